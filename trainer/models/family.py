@@ -1,0 +1,187 @@
+"""What differs between model families, and nothing else.
+
+A family says how image sizes follow from a picture, how latents are normalized and packed into tokens, how one
+forward pass is called, which modules a LoRA targets and with which sampler defaults images are drawn. Noising, loss,
+caching, checkpointing and events are written once, outside.
+"""
+
+from __future__ import annotations
+
+from abc import ABC, abstractmethod
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+
+if TYPE_CHECKING:
+    import torch
+    from PIL import Image
+
+TextConditioning = Mapping[str, "torch.Tensor"]
+"""What a text encoder makes of one caption: named tensors with a leading batch dimension, ready for safetensors."""
+
+
+class Size(NamedTuple):
+    """Pixels, width first as in PIL."""
+
+    width: int
+    height: int
+
+
+class Grid(NamedTuple):
+    """Token rows and columns of packed latents."""
+
+    height: int
+    width: int
+
+
+@dataclass(frozen=True, slots=True)
+class PackedLatents:
+    """Normalized latents as the transformer sees them: 2 x 2 latent pixels to a token."""
+
+    tokens: torch.Tensor
+    """[batch, grid.height * grid.width, 4 * latent channels]"""
+    grid: Grid
+
+
+class TextEncoder(Protocol):
+    """Port: captions and control images to conditioning."""
+
+    fingerprint: str
+    """Names the weights and the template; part of every cache key."""
+
+    def encode(self, caption: str, controls: Sequence[torch.Tensor]) -> TextConditioning:
+        """Encode one caption with its control images, each float32 [1, 3, H, W] in 0..1 as `Family.prepare_control`
+        made them. Batch dimension 1 in every result."""
+        ...
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the weights."""
+        ...
+
+
+class ImageCodec(Protocol):
+    """Port: pixels to latents and back, not normalized."""
+
+    fingerprint: str
+    """Names the weights; part of every cache key."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """[B, 3, H, W] in -1..1 to the distribution's mode [B, C, H/8, W/8]."""
+        ...
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """[B, C, h, w] to [B, 3, 8h, 8w] in -1..1."""
+        ...
+
+    def to(self, device: torch.device | str) -> None:
+        """Move the weights."""
+        ...
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Scale:
+    """What differs between a family's full-size model and its embedded tiny one."""
+
+    resolution: int
+    """Square root of the area, in pixels, that the model is made for: of targets, controls and samples."""
+    max_sample_resolution: int
+    """Square root of the largest sample area that the model can make."""
+    text_length: int
+    """Tokens that the text is padded to, where the family pads."""
+    sample_steps: int
+    sample_guidance: float
+
+
+class Family(ABC):
+    """One model family under one conditioning policy."""
+
+    name: ClassVar[str]
+    """`flux-kontext` or `qwen-image-edit`."""
+    patch: ClassVar[int] = 16
+    """Pixels along a token's side; every image size is a multiple of it."""
+    pipeline_class: ClassVar[str]
+    """The diffusers pipeline whose inference is matched."""
+
+    def __init__(self, scale: Scale, vae_config: Mapping[str, Any], policy: str = "diffusers") -> None:
+        """`vae_config`: the VAE's config.json, for the latent normalization."""
+        self.scale = scale
+        self.vae_config = vae_config
+        self.policy = policy
+
+    # sizes
+
+    @abstractmethod
+    def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
+        """Size that a control image gets; `target` is the target's final size, for control_resolution "target"."""
+
+    @abstractmethod
+    def target_size(self, target: Size, resolution: int) -> Size:
+        """The aspect-ratio bucket of a target image at an area of resolution x resolution pixels."""
+
+    @abstractmethod
+    def sample_size(self, wanted: Size) -> Size:
+        """The nearest size that the model can make."""
+
+    # images
+
+    @abstractmethod
+    def prepare_control(self, image: Image.Image, size: Size) -> torch.Tensor:
+        """Resize an RGB control image as inference does: float32 [1, 3, H, W] in 0..1."""
+
+    @abstractmethod
+    def prepare_target(self, image: Image.Image, size: Size) -> torch.Tensor:
+        """Resize an RGB target image like its control: float32 [1, 3, H, W] in 0..1."""
+
+    # latents
+
+    @abstractmethod
+    def normalize(self, latents: torch.Tensor) -> torch.Tensor:
+        """Codec latents [B, C, h, w] to what the transformer is trained on, as the pipeline does."""
+
+    @abstractmethod
+    def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
+        """The inverse of `normalize`, as the pipeline does before decoding."""
+
+    @abstractmethod
+    def pack(self, latents: torch.Tensor) -> PackedLatents:
+        """Normalized latents [B, C, h, w] to tokens."""
+
+    @abstractmethod
+    def unpack(self, packed: PackedLatents) -> torch.Tensor:
+        """Tokens to normalized latents [B, C, h, w]."""
+
+    # text
+
+    @abstractmethod
+    def collate_text(self, texts: Sequence[TextConditioning]) -> TextConditioning:
+        """Join single conditionings to a batch whose padding, if any, is masked."""
+
+    # the model
+
+    @abstractmethod
+    def predict(
+        self,
+        transformer: torch.nn.Module,
+        noisy: PackedLatents,
+        controls: Sequence[PackedLatents],
+        text: TextConditioning,
+        sigma: torch.Tensor,
+        guidance: float,
+    ) -> torch.Tensor:
+        """One forward pass: the velocity of the noisy tokens, same shape.
+
+        `sigma` is float32 [B] in 0..1. `guidance` feeds the guidance embedding of bases that have one.
+        """
+
+    @abstractmethod
+    def lora_targets(self, which: str) -> str:
+        """A regular expression of full module names, for peft's `target_modules`. `which` is
+        RunSettings.lora_targets."""
+
+    @abstractmethod
+    def negative_prompt(self, prompt: str, guidance: float) -> str | None:
+        """The caption of the second pass of classifier-free guidance, None where the family has no second pass."""
+
+    @abstractmethod
+    def combine_guidance(self, positive: torch.Tensor, negative: torch.Tensor, guidance: float) -> torch.Tensor:
+        """Classifier-free guidance of two velocities, as the pipeline combines them."""
