@@ -34,7 +34,9 @@ class SamplePrompt(BaseModel):
 
     model_config = _CONFIG
 
-    ctrl_img_url: str = Field(min_length=1, description="Address or local path of the control image.")
+    ctrl_img_url: str = Field(
+        "", description="Address or local path of the control image; empty: the dataset's first control image."
+    )
     prompt: str = Field(description="The edit to ask for.")
 
 
