@@ -21,17 +21,18 @@ TEMPORARY_PREFIX = ".writing-"
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
     """Gives a temporary path beside `path`; what was made there (a file or a folder) takes `path`'s name at the end.
 
     A folder must not exist yet under its final name. On an error the temporary is removed and `path` is as it was.
-    Raises RunFailed when the disk refuses (full, no permission).
+    `durable` makes a file survive a power cut, which takes time. Raises RunFailed when the disk refuses (full, no
+    permission).
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
         path.parent.mkdir(parents=True, exist_ok=True)
         yield temporary
-        if not temporary.is_dir():
+        if durable and temporary.is_file():
             flush_to_disk(temporary)
         os.replace(temporary, path)
     except OSError as error:
@@ -71,9 +72,11 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
 
 
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, durable: bool = True
+) -> None:
     """Write or replace a safetensors file atomically; equal content gives equal bytes. Raises RunFailed."""
-    with replacing(path) as temporary:
+    with replacing(path, durable) as temporary:
         save_tensors(temporary, tensors, metadata)
 
 
@@ -86,8 +89,8 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
         save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, dict(metadata or {}))
     except SafetensorError as error:
         raise OSError(str(error)) from error
-    _sort_metadata(path)
-    flush_to_disk(path)
+    if metadata:
+        _sort_metadata(path)
 
 
 def _sort_metadata(path: Path) -> None:
@@ -95,9 +98,8 @@ def _sort_metadata(path: Path) -> None:
     with path.open("rb+") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
-        if "__metadata__" in header:
-            header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
-            text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-            if len(text) <= length:
-                file.seek(8)
-                file.write(text.ljust(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
