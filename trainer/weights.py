@@ -33,9 +33,7 @@ class FullTransformer:
 
 
 @contextmanager
-def swapped_values(
-    parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]
-) -> Iterator[None]:
+def swapped_values(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> Iterator[None]:
     """Inside, the parameters hold `values`; afterwards what they held before, bit for bit."""
     kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     copy_values(parameters, values)
