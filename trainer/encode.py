@@ -161,7 +161,7 @@ class Texts:
             )
         return tensors
 
-    def encode(self, wanted: Iterable[tuple[Example, str]]) -> Generator[Progress, None, None]:
+    def encode(self, wanted: Iterable[tuple[Example, str]], control: RunControl) -> Generator[Progress, None, None]:
         """Encode the captions that are not there yet, each with its example's control images. In blocks: what the new
         block does not need is forgotten."""
         missing: dict[str, tuple[Example, str]] = {}
@@ -174,6 +174,8 @@ class Texts:
                 missing[key] = (example, caption)
         self._block = needed
         for done, (key, (example, caption)) in enumerate(missing.items(), 1):
+            if control.stopping and self.on_disk:
+                return
             tensors = self.encoder.encode_text(caption, self._controls(example))
             if self.on_disk:
                 self.encoder.cache.put(key, tensors)
