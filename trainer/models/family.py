@@ -97,6 +97,9 @@ class Family(ABC):
 
     name: ClassVar[str]
     """`flux-kontext` or `qwen-image-edit`."""
+    text_sees_control: ClassVar[bool]
+    """Whether the text encoder is shown the control image, so that a caption's conditioning differs from image to
+    image."""
     patch: ClassVar[int] = 16
     """Pixels along a token's side; every image size is a multiple of it."""
     pipeline_class: ClassVar[str]
