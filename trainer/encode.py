@@ -36,8 +36,6 @@ class ControlImage:
 class Example:
     """What the training loop needs to know of one row."""
 
-    index: int
-    """Place in the dataset."""
     row: int
     """Row of the parquet, from 0; addresses the example's noise."""
     caption: str
@@ -69,7 +67,7 @@ class Encoder:
         """
         examples: list[Example] = []
         bad: dict[int, tuple[str, str]] = {}
-        for index, row in enumerate(dataset):
+        for done, row in enumerate(dataset, 1):
             if control.stopping:
                 break
             column = dataset.image_column
@@ -86,8 +84,8 @@ class Encoder:
             except BadInput as error:
                 bad[row.row] = (column, str(error))
             else:
-                examples.append(Example(index, row.row, row.caption, tuple(controls), target, target_size))
-            yield Progress(phase="caching", done=index + 1, total=len(dataset), note="images")
+                examples.append(Example(row.row, row.caption, tuple(controls), target, target_size))
+            yield Progress(phase="caching", done=done, total=len(dataset), note="images")
         if bad:
             dataset.exclude(bad)
         return examples
@@ -199,7 +197,7 @@ class Texts:
         family = self.encoder.family
         if not family.text_sees_control:
             return []
-        references = self.dataset[example.index].controls
+        references = self.dataset.at_row(example.row).controls
         return [
             family.prepare_control(decode_image(self.dataset.fetch(reference)), control.size)
             for reference, control in zip(references, example.controls, strict=True)
