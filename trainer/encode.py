@@ -36,8 +36,6 @@ class ControlImage:
 class Example:
     """What the training loop needs to know of one row."""
 
-    index: int
-    """Place in the dataset."""
     row: int
     """Row of the parquet, from 0; addresses the example's noise."""
     caption: str
@@ -69,7 +67,7 @@ class Encoder:
         """
         examples: list[Example] = []
         bad: dict[int, tuple[str, str]] = {}
-        for index, row in enumerate(dataset):
+        for done, row in enumerate(dataset, 1):
             if control.stopping:
                 break
             column = dataset.image_column
@@ -86,8 +84,8 @@ class Encoder:
             except BadInput as error:
                 bad[row.row] = (column, str(error))
             else:
-                examples.append(Example(index, row.row, row.caption, tuple(controls), target, target_size))
-            yield Progress(phase="caching", done=index + 1, total=len(dataset), note="images")
+                examples.append(Example(row.row, row.caption, tuple(controls), target, target_size))
+            yield Progress(phase="caching", done=done, total=len(dataset), note="images")
         if bad:
             dataset.exclude(bad)
         return examples
@@ -161,7 +159,7 @@ class Texts:
             )
         return tensors
 
-    def encode(self, wanted: Iterable[tuple[Example, str]]) -> Generator[Progress, None, None]:
+    def encode(self, wanted: Iterable[tuple[Example, str]], control: RunControl) -> Generator[Progress, None, None]:
         """Encode the captions that are not there yet, each with its example's control images. In blocks: what the new
         block does not need is forgotten."""
         missing: dict[str, tuple[Example, str]] = {}
@@ -174,6 +172,8 @@ class Texts:
                 missing[key] = (example, caption)
         self._block = needed
         for done, (key, (example, caption)) in enumerate(missing.items(), 1):
+            if control.stopping and self.on_disk:
+                return
             tensors = self.encoder.encode_text(caption, self._controls(example))
             if self.on_disk:
                 self.encoder.cache.put(key, tensors)
@@ -197,7 +197,7 @@ class Texts:
         family = self.encoder.family
         if not family.text_sees_control:
             return []
-        references = self.dataset[example.index].controls
+        references = self.dataset.at_row(example.row).controls
         return [
             family.prepare_control(decode_image(self.dataset.fetch(reference)), control.size)
             for reference, control in zip(references, example.controls, strict=True)

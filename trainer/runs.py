@@ -72,7 +72,7 @@ class RunFolder:
             return {}
         except (OSError, ValueError) as error:
             raise RunFailed(
-                f"{self.path / 'run.json'} is damaged ({error}). Delete it to begin anew in this folder, or use another."
+                f"{self.path / 'run.json'} is damaged ({error}). Delete it to begin anew in this folder."
             ) from None
 
     def serves(self, fingerprint: str, steps: int) -> bool:
