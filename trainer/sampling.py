@@ -32,8 +32,8 @@ def denoise(
     seed: int,
     device: torch.device | str,
     dtype: torch.dtype,
-) -> Generator[tuple[int, int], None, torch.Tensor]:
-    """Yield (done, total) after every sampler step; return normalized latents [1, C, size.height/8, size.width/8].
+) -> Generator[Progress, None, torch.Tensor]:
+    """Yield Progress after every sampler step; return normalized latents [1, C, size.height/8, size.width/8].
 
     `controls` are packed normalized latents, batch 1. With `negative_text` every step has a second pass and
     `guidance` combines the two; else `guidance` feeds the guidance embedding. The noise is drawn on the CPU from
@@ -64,7 +64,7 @@ def denoise(
                 negative = family.predict(transformer, noisy, controls, negative_text, sigma, guidance)
                 velocity = family.combine_guidance(velocity, negative, guidance)
             tokens = scheduler.step(velocity, timestep, tokens, return_dict=False)[0]
-        yield step + 1, steps
+        yield Progress(phase="sampling", done=step + 1, total=steps)
     return family.unpack(PackedLatents(tokens, grid))
 
 
@@ -124,7 +124,7 @@ def edit(
         model = model.with_adapter(lora, lora_strength)
     transformer = model.load_transformer(device, dtype)
     yield Progress(phase="loading", done=3, total=3)
-    drawing = denoise(
+    latents = yield from denoise(
         family,
         transformer,
         model.load_scheduler(),
@@ -138,18 +138,6 @@ def edit(
         device,
         dtype,
     )
-    latents = yield from _as_progress(drawing)
-    del transformer, drawing
+    del transformer
     codec.to(device)
     return decode(family, codec, latents)
-
-
-def _as_progress(
-    drawing: Generator[tuple[int, int], None, torch.Tensor],
-) -> Generator[Progress, None, torch.Tensor]:
-    while True:
-        try:
-            done, total = next(drawing)
-        except StopIteration as end:
-            return end.value
-        yield Progress(phase="sampling", done=done, total=total)

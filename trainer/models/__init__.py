@@ -1,4 +1,4 @@
-"""The registry of model families. Importing it loads neither torch nor diffusers; a family's module is loaded when used.
+"""The registry of model families. Importing it loads neither torch nor diffusers.
 
 A new family is one module and one line of `FAMILIES`.
 """
@@ -12,7 +12,6 @@ from ..errors import BadInput
 
 if TYPE_CHECKING:
     from .family import Family
-    from .sources import EditModel
 
 __all__ = ["FAMILIES", "family_class", "open_model"]
 

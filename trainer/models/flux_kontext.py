@@ -12,7 +12,7 @@ from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RES
 
 from ..resize import at_area_of, nearest_aspect, scaled
 from .family import PackedLatents, Scale, Size, TextConditioning
-from .pipelines import LOCAL, PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of
+from .pipelines import PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, from_folder
 
 PREFERRED_SIZES = [Size(width, height) for width, height in PREFERRED_KONTEXT_RESOLUTIONS]
 PREFERRED_RESOLUTION = 1024
@@ -36,18 +36,18 @@ class FluxKontext(PipelineFamily):
     pipeline = FluxKontextPipeline
 
     def load_transformer(self, folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
-        return FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype, **LOCAL)
+        return FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer", **from_folder(dtype))
 
     def load_text_encoder(
         self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
     ) -> FluxTextEncoder:
-        pipeline = FluxKontextPipeline.from_pretrained(folder, transformer=None, vae=None, torch_dtype=dtype, **LOCAL)
+        pipeline = FluxKontextPipeline.from_pretrained(folder, transformer=None, vae=None, **from_folder(dtype))
         return FluxTextEncoder(pipeline, device, fingerprint, self.scale.text_length)
 
     def load_codec(
         self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
     ) -> PipelineCodec:
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **LOCAL)
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **from_folder(dtype))
         return PipelineCodec(vae, device, fingerprint)
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:

@@ -2,19 +2,21 @@
 
 from __future__ import annotations
 
-from typing import ClassVar
+from typing import Any, ClassVar
 
+import diffusers
 import torch
 from diffusers import DiffusionPipeline
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_flux_kontext import retrieve_latents
+from packaging.version import Version
 from PIL import Image
 
 from ..resize import nearest_possible
 from .family import Family, Grid, PackedLatents, Size
 
-LOCAL = {"local_files_only": True, "use_safetensors": True}
-"""How `from_pretrained` is called: nothing is fetched, nothing is unpickled."""
+DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
+"""What `from_pretrained` calls the number format."""
 
 VAE_SCALE = 8
 """Pixels along a latent pixel's side."""
@@ -44,6 +46,11 @@ class PipelineFamily(Family):
         height, width = packed.grid.height * self.patch, packed.grid.width * self.patch
         latents = self.pipeline._unpack_latents(packed.tokens, height, width, VAE_SCALE)
         return latents.reshape(latents.shape[0], latents.shape[1], *latents.shape[-2:])
+
+
+def from_folder(dtype: torch.dtype) -> dict[str, Any]:
+    """How `from_pretrained` is called: nothing is fetched, nothing is unpickled."""
+    return {DTYPE: dtype, "local_files_only": True, "use_safetensors": True}
 
 
 def image_processor(patch: int) -> VaeImageProcessor:

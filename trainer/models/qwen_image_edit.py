@@ -14,7 +14,7 @@ from transformers import ProcessorMixin, Qwen2VLProcessor
 from transformers.utils import is_torchvision_available
 
 from .family import PackedLatents, Scale, Size, TextConditioning
-from .pipelines import LOCAL, PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, to_pil
+from .pipelines import PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, from_folder, to_pil
 
 SIDE_STEP = 32
 """Pixels: `calculate_dimensions` makes sides multiples of it."""
@@ -38,7 +38,7 @@ class QwenImageEdit(PipelineFamily):
     pipeline = QwenImageEditPipeline
 
     def load_transformer(self, folder: Path, dtype: torch.dtype) -> QwenImageTransformer2DModel:
-        return QwenImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", torch_dtype=dtype, **LOCAL)
+        return QwenImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", **from_folder(dtype))
 
     def load_text_encoder(
         self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
@@ -48,13 +48,12 @@ class QwenImageEdit(PipelineFamily):
             transformer=None,
             vae=None,
             processor=load_processor(folder),
-            torch_dtype=dtype,
-            **LOCAL,
+            **from_folder(dtype),
         )
         return QwenTextEncoder(pipeline, device, fingerprint)
 
     def load_codec(self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str) -> QwenCodec:
-        vae = AutoencoderKLQwenImage.from_pretrained(folder, subfolder="vae", torch_dtype=dtype, **LOCAL)
+        vae = AutoencoderKLQwenImage.from_pretrained(folder, subfolder="vae", **from_folder(dtype))
         return QwenCodec(vae, device, fingerprint)
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
