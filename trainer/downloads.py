@@ -6,7 +6,6 @@ import concurrent.futures
 import hashlib
 import http.client
 import json
-import os
 import tempfile
 import threading
 import time
@@ -18,6 +17,7 @@ from typing import IO, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from .errors import BadImage, RunFailed
+from .files import replacing
 
 USER_AGENT = "edit-trainer (training images; Python urllib)"
 MAX_REDIRECTS = 5
@@ -199,11 +199,5 @@ def _read_stored(path: Path) -> tuple[dict[str, Any], bytes] | None:
 
 def _store(path: Path, header: dict[str, Any], body: bytes) -> None:
     """Header and body in one file, so that validators never sit beside another body."""
-    temporary = path.with_name(f"{path.name}.{os.getpid()}.{threading.get_ident()}.tmp")
-    try:
-        path.parent.mkdir(parents=True, exist_ok=True)
+    with replacing(path, durable=False) as temporary:
         temporary.write_bytes(json.dumps(header).encode() + b"\n" + body)
-        temporary.replace(path)
-    except OSError as error:
-        temporary.unlink(missing_ok=True)
-        raise RunFailed(f"Cannot store a download in {path.parent}: {error.strerror or error}.") from error

@@ -59,6 +59,7 @@ class Encoder:
         self.cache = cache
         self.settings = settings
         self.resolution = settings.resolution or self.family.scale.resolution
+        self._vae, self._text = parts.model.fingerprint("vae"), parts.model.fingerprint("text")
 
     def examples(self, dataset: EditDataset, control: RunControl) -> Generator[Progress, None, list[Example]]:
         """Encode every image that is not in the cache yet; every row is checked on the way.
@@ -102,14 +103,11 @@ class Encoder:
         return self._latents("target", digest, size, lambda: self.family.prepare_target(decode_image(data), size))
 
     def _latents(self, role: str, digest: str, size: Size, prepare: Callable[[], torch.Tensor]) -> str:
-        weights = self.parts.model.fingerprints["vae"]
-        key = cache_key("latents", self._policy, role, digest, size, weights, self.parts.dtype)
+        key = cache_key("latents", self._policy, role, digest, size, self._vae, self.parts.dtype)
         if key not in self.cache:
-            pixels = prepare() * 2 - 1
-            codec = self.parts.codec()
+            image = prepare()
             with torch.no_grad():
-                latents = codec.encode(pixels.to(self.parts.device, self.parts.dtype))
-                self.cache.put(key, {"latents": self.family.normalize(latents)})
+                self.cache.put(key, {"latents": self.family.encode(self.parts.codec(), image)})
         return key
 
     @property
@@ -129,8 +127,7 @@ class Encoder:
     def text_key(self, caption: str, controls: Sequence[ControlImage]) -> str:
         """Names the conditioning of a caption with its control images."""
         seen = [(control.digest, *control.size) for control in controls] if self.family.text_sees_control else []
-        weights = self.parts.model.fingerprints["text"]
-        return cache_key("text", self._policy, self.family.scale.text_length, caption, seen, weights, self.parts.dtype)
+        return cache_key("text", self._policy, caption, seen, self._text, self.parts.dtype)
 
     def encode_text(self, caption: str, controls: Sequence[torch.Tensor]) -> Tensors:
         """Conditioning of a caption with prepared control images, on the CPU."""

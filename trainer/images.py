@@ -5,7 +5,7 @@ from __future__ import annotations
 import io
 import re
 from dataclasses import dataclass, field
-from pathlib import Path, PureWindowsPath
+from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -22,7 +22,7 @@ from PIL import (
 )
 
 from .downloads import Downloads
-from .errors import BadImage, BadInput
+from .errors import BadImage
 from .models.family import Size
 
 try:
@@ -35,6 +35,7 @@ MAX_PIXELS = 100_000_000
 MAX_SIDE = 32_768
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?=://)|(?:file|data)(?=:)", re.IGNORECASE)
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
 _TURN = {
     2: Image.Transpose.FLIP_LEFT_RIGHT,
@@ -80,23 +81,22 @@ def image_ref(value: Any) -> ImageRef:
 
 
 def _text_ref(text: str) -> ImageRef:
-    shown = shorten(text)
     if not text.strip():
         raise BadImage("is empty text")
     if _CONTROL_CHARACTER.search(text):
-        raise BadImage(f"{shown}: control characters are not allowed in a path or an address")
+        raise BadImage(f"{shorten(text)}: control characters are not allowed in a path or an address")
     if scheme := _SCHEME.match(text):
         if scheme[0].lower() not in ("http", "https"):
-            raise BadImage(f"{shown}: {scheme[0]}: is not allowed; use a relative path or an http(s) address")
+            raise BadImage(f"{shorten(text)}: {scheme[0]}: is not allowed; use a relative path or an http(s) address")
         return ImageRef("url", _checked_url(text))
     path = text.replace("\\", "/")
-    if path.startswith("/") or PureWindowsPath(path).drive:
-        raise BadImage(f"{shown}: absolute paths are not allowed; make it relative to the images' folder")
+    if _ABSOLUTE.match(path):
+        raise BadImage(f"{shorten(text)}: absolute paths are not allowed; make it relative to the images' folder")
     depth = 0
-    for part in path.split("/"):
+    for part in path.split("/") if ".." in path else ():
         depth += {"": 0, ".": 0, "..": -1}.get(part, 1)
         if depth < 0:
-            raise BadImage(f"{shown}: leaves the images' folder")
+            raise BadImage(f"{shorten(text)}: leaves the images' folder")
     return ImageRef("path", path)
 
 
@@ -251,26 +251,23 @@ def _damaged(error: Exception) -> BadImage:
     return BadImage(f"the image is damaged or cut off ({shorten(str(error)) or type(error).__name__})")
 
 
-def load_control(url_or_path: str, base: Path | None, downloads: Downloads) -> Image.Image:
-    """An image that a person named: an http(s) address or a local path (absolute, relative to `base`, or relative to
-    the current folder). RGB. Raises BadImage naming it."""
-    shown = shorten(url_or_path)
-    scheme = _SCHEME.match(url_or_path)
-    try:
-        if scheme or not url_or_path.strip():
-            data = read_bytes(_text_ref(url_or_path), Path(), downloads)
-        else:
-            data = _read_file(_typed_file(url_or_path, base), shown)
-        return decode_image(data)
-    except BadImage as error:
-        message = str(error)
-        raise BadImage(message if message.startswith(shown) else f"{shown}: {message}") from error
-
-
-def _typed_file(text: str, base: Path | None) -> Path:
-    path = Path(text).expanduser()
+def fetch_control(url_or_path: str, downloads: Downloads, base: Path | None = None) -> bytes:
+    """The encoded bytes of an image that a person named: an http(s) address, or a local path: absolute, relative to
+    `base`, or relative to the current folder. Raises BadImage naming it."""
+    if _SCHEME.match(url_or_path) or not url_or_path.strip():
+        return read_bytes(_text_ref(url_or_path), Path(), downloads)
+    path = Path(url_or_path).expanduser()
     places = [path] if base is None or path.is_absolute() else [base / path, path]
     for place in places:
         if place.is_file():
-            return place
-    raise BadInput(f"{shorten(text)}: no such image file; tried {', '.join(str(place) for place in places)}")
+            return _read_file(place, shorten(url_or_path))
+    raise BadImage(f"{shorten(url_or_path)}: no such image file; tried {', '.join(str(place) for place in places)}")
+
+
+def load_control(url_or_path: str, base: Path | None, downloads: Downloads) -> Image.Image:
+    """The RGB image that a person named, see `fetch_control`. Raises BadImage naming it."""
+    data = fetch_control(url_or_path, downloads, base)
+    try:
+        return decode_image(data)
+    except BadImage as error:
+        raise BadImage(f"{shorten(url_or_path)}: {error}") from error

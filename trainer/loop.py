@@ -63,7 +63,8 @@ def train(
     """
     control = control or RunControl()
     steps = request.training_params.steps
-    fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), model.fingerprint)
+    weights = [model.fingerprint(part) for part in ("transformer", "vae", "text")]
+    fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights)
     run, elsewhere = open_run_folder(run_dir, fingerprint, steps)
     if elsewhere:
         yield Warning(message=elsewhere)
