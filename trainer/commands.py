@@ -11,7 +11,6 @@ from .cli import INTERRUPTED, OK, option_of, read_settings
 from .columns import guess_columns
 from .driver import consume, edit_command, load_dataset, load_model, run_training
 from .errors import BadInput
-from .files import save_image
 from .request import load_request
 from .resource import column_faults, parquet_columns
 from .schema import COLUMN_FIELDS
@@ -70,8 +69,8 @@ def inspect(options: argparse.Namespace) -> int:
 def edit(options: argparse.Namespace) -> int:
     """`edit`: one picture, one prompt, with or without a LoRA."""
     _check_numbers(options)
-    if options.out.suffix.lower() not in PICTURE_TYPES:
-        raise BadInput(f"--out {options.out}: the name must end with {' or '.join(PICTURE_TYPES)}.")
+    if options.out.suffix.lower() != ".png":
+        raise BadInput(f"--out {options.out}: the picture is written as PNG, so the name must end with .png.")
     from .downloads import Downloads
     from .images import load_control
 
@@ -79,6 +78,7 @@ def edit(options: argparse.Namespace) -> int:
     model = load_model(options.base_model, options.model)
     from .memory import default_device
     from .models.family import Size
+    from .samples import save_image
     from .sampling import edit
 
     with Terminal() as terminal:

@@ -12,10 +12,11 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .cli import INTERRUPTED, OK, read_settings
+from .dataset import drain
 from .driver import consume, edit_command, load_model, run_training
 from .errors import BadInput
 from .events import Finished, Progress
-from .files import replacing, save_image, write_text
+from .files import replacing, write_text
 from .request import load_request
 from .schema import FineTuneRequest, parse_request
 from .settings import RunSettings
@@ -63,9 +64,7 @@ def demo(options: argparse.Namespace) -> int:
             terminal.line(f'\n[{number}/{len(LESSONS)}] Teaching {base_model} to "{pairs[0].caption}"')
             request, parquet = _request(folder, base_model, edit)
             run_dir = folder / base_model.rpartition("/")[2]
-            finished = run_training(
-                terminal, request, parquet, settings, run_dir, None, None, options.command_line
-            )
+            finished = run_training(terminal, request, parquet, settings, run_dir, None, None, options.command_line)
             if finished is None:
                 return INTERRUPTED
             terminal.line(f"Editing {HELD_OUT_PAIRS} pictures that were not trained on, without and with the LoRA ...")
@@ -73,6 +72,8 @@ def demo(options: argparse.Namespace) -> int:
             scores[base_model] = score = _scores(pairs, before, after)
             panels.append(_panel(base_model, pairs, before, after, score))
             commands.append(edit_command(base_model, finished.weights))
+        from .samples import save_image
+
         save_image(folder / "samples.png", draw_sheet(panels))
         terminal.line("\nDone. Each row of the picture is one that was not trained on:")
         terminal.line(f"  {(folder / 'samples.png').resolve()}")
@@ -123,16 +124,42 @@ def _edited(
 ) -> Generator[Progress, None, list[Image.Image]]:
     """Edit the pairs' controls by their captions, each from noise of its own."""
     from .memory import Parts, base_dtype, default_device
+    from .models.family import Size
     from .sampling import decode, denoise
 
     device = default_device()
     parts = Parts(model, device, base_dtype(settings, device), settings.offload)
     family, scheduler = model.family, model.load_scheduler()
     guidance = settings.sample_guidance or family.scale.sample_guidance
-    pictures = []
-    for number, pair in enumerate(pairs):
-        ...
-    return pictures
+    picture = Size(*pairs[0].target.size)
+    size = family.target_size(picture, family.scale.resolution)
+    seen = [
+        family.prepare_control(pair.control, family.control_size(Size(*pair.control.size), size, "inference"))
+        for pair in pairs
+    ]
+    latents = [family.pack(family.encode(parts.codec(), control)) for control in seen]
+    drawn = []
+    for number, (pair, control, packed) in enumerate(zip(pairs, seen, latents, strict=True)):
+        negative = family.negative_prompt(pair.caption, guidance)
+        edited = drain(
+            denoise(
+                family,
+                parts.transformer(),
+                scheduler,
+                [packed],
+                parts.text_encoder().encode(pair.caption, [control]),
+                None if negative is None else parts.text_encoder().encode(negative, [control]),
+                size,
+                settings.sample_steps or family.scale.sample_steps,
+                guidance,
+                settings.sample_seed + number,
+                device,
+                parts.dtype,
+            )
+        )
+        drawn.append(decode(family, parts.codec(), edited))
+        yield Progress(phase="sampling", done=number + 1, total=len(pairs), note="held-out pictures")
+    return drawn
 
 
 def _panel(
@@ -150,9 +177,7 @@ def _panel(
     return Panel(title=base_model, caption=caption, rows=rows[:SHOWN_PAIRS])
 
 
-def _scores(
-    pairs: Sequence[EditPair], before: Sequence[Image.Image], after: Sequence[Image.Image]
-) -> dict[str, float]:
+def _scores(pairs: Sequence[EditPair], before: Sequence[Image.Image], after: Sequence[Image.Image]) -> dict[str, float]:
     """Mean PSNR over the pairs: of the edits, of doing nothing, and of the next pair's edit."""
     targets = [pair.target for pair in pairs]
     candidates = {

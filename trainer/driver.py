@@ -13,23 +13,27 @@ from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
 from .cli import INTERRUPTED
-from .dataset import open_dataset
+from .dataset import EditDataset, open_dataset
+from .downloads import Downloads
 from .events import Event, Finished, Progress, RunControl, Started, Step
 from .schema import COLUMN_FIELDS, FineTuneRequest
 from .settings import RunSettings
 from .terminal import Terminal
 
 if TYPE_CHECKING:
-    from .dataset import EditDataset
     from .models.sources import EditModel
 
 Result = TypeVar("Result")
+
+CACHE_FOLDER = "edit_trainer_cache"
+"""Lies beside the run folder unless the person names another."""
 
 
 def load_model(base_model: str, folder: Path | None, conditioning: str = "auto") -> EditModel:
     """A handle on a base model under the policy that RunSettings.conditioning means without a ComfyUI graph."""
     from .models import open_model
 
+    _hide_library_bars()
     return open_model(base_model, folder, "diffusers" if conditioning == "auto" else conditioning)
 
 
@@ -45,7 +49,9 @@ def run_training(
 ) -> Finished | None:
     """Train and show it. None when Ctrl-C has stopped the run: what is saved, and how to go on, is said by then."""
     columns = request.training_params.model_dump(include=set(COLUMN_FIELDS))
-    dataset = load_dataset(terminal, columns, parquet, settings.images_root, settings.bad_rows)
+    cache_dir = cache_dir or run_dir.parent / CACHE_FOLDER
+    downloads = Downloads(cache_dir / "downloads")
+    dataset = load_dataset(terminal, columns, parquet, settings.images_root, settings.bad_rows, downloads)
     terminal.line(str(dataset.report))
     terminal.line(f"Loading {request.base_model} ...")
     model = load_model(request.base_model, model_folder, settings.conditioning)
@@ -54,7 +60,7 @@ def run_training(
     control = RunControl()
     step = 0
     training = train(request, dataset, model, settings, run_dir=run_dir, cache_dir=cache_dir, control=control)
-    with _stopping_on_interrupt(control, terminal), closing(training):
+    with _stopping_on_interrupt(control), closing(training):
         for event in training:
             terminal.show(event)
             if isinstance(event, Started):
@@ -72,10 +78,16 @@ def run_training(
 
 
 def load_dataset(
-    terminal: Terminal, columns: Mapping[str, str], parquet: Path, images_root: str, bad_rows: str
+    terminal: Terminal,
+    columns: Mapping[str, str],
+    parquet: Path,
+    images_root: str,
+    bad_rows: str,
+    downloads: Downloads | None = None,
 ) -> EditDataset:
     """Open and check a dataset, showing how far it is. Raises BadInput."""
-    return consume(terminal, open_dataset(parquet, **columns, images_root=images_root, bad_rows=bad_rows))
+    opening = open_dataset(parquet, **columns, images_root=images_root, bad_rows=bad_rows, downloads=downloads)
+    return consume(terminal, opening)
 
 
 def consume(terminal: Terminal, events: Generator[Event, None, Result]) -> Result:
@@ -89,21 +101,31 @@ def consume(terminal: Terminal, events: Generator[Event, None, Result]) -> Resul
 
 def edit_command(base_model: str, lora: Path | None) -> str:
     """The command that uses a LoRA."""
-    return _quoted(
-        ["python", "-m", "trainer", "edit", "--base-model", base_model, "--lora", str(lora)]
-        + ["--image", "in.png", "--prompt", "...", "--out", "out.png"]
-    )
+    command = ["python", "-m", "trainer", "edit", "--base-model", base_model, "--lora", str(lora)]
+    return _quoted([*command, "--image", "in.png", "--prompt", "...", "--out", "out.png"])
+
+
+def _hide_library_bars() -> None:
+    """The libraries' bars for reading files from disk stay hidden; the hub's, for downloads, are shown."""
+    import diffusers.utils.logging
+    import huggingface_hub.utils
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()
 
 
 @contextmanager
-def _stopping_on_interrupt(control: RunControl, terminal: Terminal) -> Iterator[None]:
+def _stopping_on_interrupt(control: RunControl) -> Iterator[None]:
     """Inside, the first Ctrl-C asks the run to stop and save, and a second one leaves at once."""
 
     def interrupted(number: int, frame: FrameType | None) -> None:
         if control.stopping:
             os._exit(INTERRUPTED)
         control.stop()
-        terminal.line("Stopping after this step, and saving. Ctrl-C again leaves at once, without saving.")
+        # Not print(): the signal may have come in the middle of one.
+        os.write(2, b"\nStopping after this step, and saving. Ctrl-C again leaves at once, without saving.\n")
 
     before = signal.signal(signal.SIGINT, interrupted)
     try:
