@@ -67,17 +67,17 @@ def image_ref(value: Any) -> ImageRef:
 
     Raises BadImage for null, empty or other values, other schemes, absolute paths and paths that climb out with `..`.
     """
+    if isinstance(value, str):
+        return _text_ref(value)
     if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        return image_ref(value.get("path") if value.get("bytes") is None else value["bytes"])
     if value is None:
         raise BadImage("is null")
     if isinstance(value, bytes | bytearray | memoryview):
         if not value:
             raise BadImage("is empty (0 bytes)")
         return ImageRef("bytes", bytes(value))
-    if not isinstance(value, str):
-        raise BadImage(f"is {type(value).__name__}, not a path, an address or image bytes")
-    return _text_ref(value)
+    raise BadImage(f"is {type(value).__name__}, not a path, an address or image bytes")
 
 
 def _text_ref(text: str) -> ImageRef:
@@ -85,7 +85,7 @@ def _text_ref(text: str) -> ImageRef:
         raise BadImage("is empty text")
     if _CONTROL_CHARACTER.search(text):
         raise BadImage(f"{shorten(text)}: control characters are not allowed in a path or an address")
-    if scheme := _SCHEME.match(text):
+    if ":" in text and (scheme := _SCHEME.match(text)):
         if scheme[0].lower() not in ("http", "https"):
             raise BadImage(f"{shorten(text)}: {scheme[0]}: is not allowed; use a relative path or an http(s) address")
         return ImageRef("url", _checked_url(text))
