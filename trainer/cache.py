@@ -1,8 +1,8 @@
 """A content-addressed store of latents and text embeddings: what was encoded once is not encoded again.
 
 A key names everything that the tensors depend on (image bytes, size, caption, policy, weights, number format), so a
-changed image, caption or policy simply has another key. Entries are small safetensors files, written atomically; several
-runs and processes may share a store.
+changed image, caption or policy simply has another key. Entries are small safetensors files, written atomically;
+several runs and processes may share a store.
 """
 
 from __future__ import annotations

@@ -36,8 +36,6 @@ class ControlImage:
 class Example:
     """What the training loop needs to know of one row."""
 
-    index: int
-    """Place in the dataset."""
     row: int
     """Row of the parquet, from 0; addresses the example's noise."""
     caption: str
@@ -61,6 +59,7 @@ class Encoder:
         self.cache = cache
         self.settings = settings
         self.resolution = settings.resolution or self.family.scale.resolution
+        self._vae, self._text = parts.model.fingerprint("vae"), parts.model.fingerprint("text")
 
     def examples(self, dataset: EditDataset, control: RunControl) -> Generator[Progress, None, list[Example]]:
         """Encode every image that is not in the cache yet; every row is checked on the way.
@@ -69,7 +68,7 @@ class Encoder:
         """
         examples: list[Example] = []
         bad: dict[int, tuple[str, str]] = {}
-        for index, row in enumerate(dataset):
+        for done, row in enumerate(dataset, 1):
             if control.stopping:
                 break
             column = dataset.image_column
@@ -86,8 +85,8 @@ class Encoder:
             except BadInput as error:
                 bad[row.row] = (column, str(error))
             else:
-                examples.append(Example(index, row.row, row.caption, tuple(controls), target, target_size))
-            yield Progress(phase="caching", done=index + 1, total=len(dataset), note="images")
+                examples.append(Example(row.row, row.caption, tuple(controls), target, target_size))
+            yield Progress(phase="caching", done=done, total=len(dataset), note="images")
         if bad:
             dataset.exclude(bad)
         return examples
@@ -104,14 +103,11 @@ class Encoder:
         return self._latents("target", digest, size, lambda: self.family.prepare_target(decode_image(data), size))
 
     def _latents(self, role: str, digest: str, size: Size, prepare: Callable[[], torch.Tensor]) -> str:
-        weights = self.parts.model.fingerprints["vae"]
-        key = cache_key("latents", self._policy, role, digest, size, weights, self.parts.dtype)
+        key = cache_key("latents", self._policy, role, digest, size, self._vae, self.parts.dtype)
         if key not in self.cache:
-            pixels = prepare() * 2 - 1
-            codec = self.parts.codec()
+            image = prepare()
             with torch.no_grad():
-                latents = codec.encode(pixels.to(self.parts.device, self.parts.dtype))
-                self.cache.put(key, {"latents": self.family.normalize(latents)})
+                self.cache.put(key, {"latents": self.family.encode(self.parts.codec(), image)})
         return key
 
     @property
@@ -131,8 +127,7 @@ class Encoder:
     def text_key(self, caption: str, controls: Sequence[ControlImage]) -> str:
         """Names the conditioning of a caption with its control images."""
         seen = [(control.digest, *control.size) for control in controls] if self.family.text_sees_control else []
-        weights = self.parts.model.fingerprints["text"]
-        return cache_key("text", self._policy, self.family.scale.text_length, caption, seen, weights, self.parts.dtype)
+        return cache_key("text", self._policy, caption, seen, self._text, self.parts.dtype)
 
     def encode_text(self, caption: str, controls: Sequence[torch.Tensor]) -> Tensors:
         """Conditioning of a caption with prepared control images, on the CPU."""
@@ -161,7 +156,7 @@ class Texts:
             )
         return tensors
 
-    def encode(self, wanted: Iterable[tuple[Example, str]]) -> Generator[Progress, None, None]:
+    def encode(self, wanted: Iterable[tuple[Example, str]], control: RunControl) -> Generator[Progress, None, None]:
         """Encode the captions that are not there yet, each with its example's control images. In blocks: what the new
         block does not need is forgotten."""
         missing: dict[str, tuple[Example, str]] = {}
@@ -174,6 +169,8 @@ class Texts:
                 missing[key] = (example, caption)
         self._block = needed
         for done, (key, (example, caption)) in enumerate(missing.items(), 1):
+            if control.stopping and self.on_disk:
+                return
             tensors = self.encoder.encode_text(caption, self._controls(example))
             if self.on_disk:
                 self.encoder.cache.put(key, tensors)
@@ -197,7 +194,7 @@ class Texts:
         family = self.encoder.family
         if not family.text_sees_control:
             return []
-        references = self.dataset[example.index].controls
+        references = self.dataset.at_row(example.row).controls
         return [
             family.prepare_control(decode_image(self.dataset.fetch(reference)), control.size)
             for reference, control in zip(references, example.controls, strict=True)

@@ -34,7 +34,7 @@ def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
         yield temporary
         if durable and temporary.is_file():
             flush_to_disk(temporary)
-        os.replace(temporary, path)
+        temporary.replace(path)
     except OSError as error:
         raise RunFailed(f"Cannot write {path}: {error.strerror or error}.") from error
     finally:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 from functools import cache
+from itertools import pairwise
 
 import torch
 
@@ -66,7 +67,7 @@ def _weight_table() -> torch.Tensor:
     """w at t = 0..1000 (t = 0 repeats t = 1), float32 [1001], mean 1 over t = 1..1000."""
     weights = torch.empty(TIMESTEPS + 1, dtype=torch.float64)
     knots = sorted(WEIGHT_KNOTS)
-    for (t0, w0), (t1, w1) in zip(knots, knots[1:], strict=False):
+    for (t0, w0), (t1, w1) in pairwise(knots):
         steps = torch.arange(t1 - t0 + 1, dtype=torch.float64) / (t1 - t0)
         weights[t0 : t1 + 1] = w0 + (w1 - w0) * steps
     weights[0] = weights[1]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
+from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -35,6 +36,11 @@ if TYPE_CHECKING:
 
 TEXT_BLOCK = 128
 """Examples whose texts are encoded at a time when text embeddings are not cached."""
+OUT_OF_MEMORY = (
+    "The device's memory is full. Lower batch_size (and raise gradient_accumulation instead), resolution or the sample "
+    "size, set gradient_checkpointing to on and offload to phases, or close other programs that use the device. The "
+    "last finished step is saved; the same request goes on from there."
+)
 
 
 def train(
@@ -57,7 +63,8 @@ def train(
     """
     control = control or RunControl()
     steps = request.training_params.steps
-    fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), model.fingerprint)
+    weights = [model.fingerprint(part) for part in ("transformer", "vae", "text")]
+    fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights)
     run, elsewhere = open_run_folder(run_dir, fingerprint, steps)
     if elsewhere:
         yield Warning(message=elsewhere)
@@ -104,6 +111,7 @@ class Training:
         self.step = 0
         self.saved_step = 0
         self.position = Position(0, 0)
+        self._updating = False
 
     # before the first step
 
@@ -113,7 +121,7 @@ class Training:
         yield from self._warn_of_small_targets()
         yield from self.samples.prepare(self.dataset, self.texts, self.control)
         if self.texts.on_disk:
-            yield from self.texts.encode(chain.from_iterable(map(self._captions, self.examples)))
+            yield from self.texts.encode(chain.from_iterable(map(self._captions, self.examples)), self.control)
             self.parts.drop("text_encoder")
         self.parts.drop("codec")
         if self.control.stopping:
@@ -167,23 +175,26 @@ class Training:
     # the steps
 
     def run_steps(self) -> Generator[Event, None, None]:
-        """From the current step to the last. When closed or failing on the way, the last finished step is saved."""
+        """From the current step to the last. When closed or interrupted on the way, the last finished step is saved."""
         try:
-            batches = self._batches()
-            if self._sampling_due():
-                yield from self._draw_samples()
-            while self.step < self.params.steps and not self.control.stopping:
-                yield from self._one_step(batches)
-                if self._checkpoint_due():
-                    yield self._checkpoint()
-                if self._sampling_due() or self.control.take_sample_request():
+            with closing(self._batches()) as batches:
+                if self._sampling_due():
                     yield from self._draw_samples()
-            if self.step < self.params.steps:
-                yield self._checkpoint()
-                return
-            yield from self._finish()
-        except GeneratorExit:
-            self._checkpoint()
+                while self.step < self.params.steps and not self.control.stopping:
+                    yield from self._one_step(batches)
+                    if self._checkpoint_due() or self.control.stopping:
+                        yield self._checkpoint()
+                    if self._sampling_due() or self.control.take_sample_request():
+                        yield from self._draw_samples()
+            if self.step == self.params.steps:
+                yield from self._finish()
+        except RunFailed:
+            raise
+        except BaseException as error:
+            if not self._updating:
+                self._checkpoint()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise RunFailed(OUT_OF_MEMORY) from error
             raise
 
     def _one_step(self, batches: Iterator[Batch | Progress]) -> Generator[Event, None, None]:
@@ -203,8 +214,7 @@ class Training:
             yield Progress(phase="training", done=self.step * total + done, total=self.params.steps * total)
         rate = learning_rate_at(self.step + 1, self.params.steps, self.params.learning_rate, self.settings)
         grad_norm = self._optimizer_step(loss, rate)
-        self.position = micro[-1].following
-        self.step += 1
+        self.position, self.step = micro[-1].following, self.step + 1
         entry = {
             "step": self.step,
             "loss": loss.item(),
@@ -229,7 +239,9 @@ class Training:
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
+        self._updating = True
         self.optimizer.step()
+        self._updating = False
         self.optimizer.zero_grad()
         return norm.item()
 
@@ -240,9 +252,8 @@ class Training:
             yield from prefetched(stream, self._collate)
         while True:
             block = list(islice(stream, max(1, TEXT_BLOCK // self.params.batch_size)))
-            yield from self.texts.encode(
-                pair for batch in block for example in batch.examples for pair in self._captions(example)
-            )
+            examples = chain.from_iterable(batch.examples for batch in block)
+            yield from self.texts.encode(chain.from_iterable(map(self._captions, examples)), self.control)
             yield from prefetched(block, self._collate)
 
     def _collate(self, batch: MicroBatch) -> Batch:
@@ -254,7 +265,7 @@ class Training:
         every = self.settings.checkpoint_every or self.params.sample_every
         return self.step % every == 0 or self.step == self.params.steps
 
-    def _checkpoint(self) -> Checkpoint | None:
+    def _checkpoint(self) -> Checkpoint:
         """Save the current step, unless it is saved already or nothing is trained yet."""
         path = self.run.checkpoints / f"step-{self.step:06d}"
         if self.step > self.saved_step:

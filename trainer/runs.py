@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -34,14 +35,15 @@ NOT_IN_FINGERPRINT = {
 """Fields that do not change the training's course. The images root and bad rows act through the dataset's content."""
 
 
-def run_fingerprint(request: FineTuneRequest, settings: RunSettings, dataset: str, model: str) -> str:
-    """Names a training's course: equal fingerprints, equal losses. `dataset` and `model` are their fingerprints."""
+def run_fingerprint(request: FineTuneRequest, settings: RunSettings, dataset: str, model: Sequence[str]) -> str:
+    """Names a training's course: equal fingerprints, equal losses. `dataset` and `model` are the fingerprints of the
+    data and of the model's parts."""
     course = {
         "base_model": request.base_model,
         "request": request.training_params.model_dump(exclude=NOT_IN_FINGERPRINT["request"]),
         "settings": settings.model_dump(exclude=NOT_IN_FINGERPRINT["settings"]),
         "dataset": dataset,
-        "model": model,
+        "model": list(model),
     }
     return hashlib.sha256(json.dumps(course, sort_keys=True).encode()).hexdigest()
 
@@ -72,7 +74,7 @@ class RunFolder:
             return {}
         except (OSError, ValueError) as error:
             raise RunFailed(
-                f"{self.path / 'run.json'} is damaged ({error}). Delete it to begin anew in this folder, or use another."
+                f"{self.path / 'run.json'} is damaged ({error}). Delete it to begin anew in this folder."
             ) from None
 
     def serves(self, fingerprint: str, steps: int) -> bool:

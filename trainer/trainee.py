@@ -39,7 +39,7 @@ def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings) -
     """Make the transformer ready for training: frozen with a fresh LoRA, or all of it trainable in float32."""
     transformer = parts.transformer()
     if params.use_lora:
-        targets = parts.model.family.lora_targets(settings.lora_targets)
+        targets = parts.model.family.lora_targets(settings.lora_targets, transformer)
         seed = example_generator(settings.seed, "lora").initial_seed()
         trainee: Trainee = LoraAdapter(transformer, targets, params.lora_rank, params.lora_alpha, seed)
     else:

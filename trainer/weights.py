@@ -51,7 +51,7 @@ def copy_values(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[st
 
 
 def read_weights(path: Path, what: str) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, on the CPU. Raises BadInput when it is missing, cut short or another format."""
+    """All tensors of a safetensors file, on the CPU. Raises BadInput when it cannot be read."""
     from safetensors import SafetensorError
     from safetensors.torch import load_file
 

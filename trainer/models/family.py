@@ -10,14 +10,20 @@ from __future__ import annotations
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any, ClassVar, NamedTuple, Protocol
+from typing import TYPE_CHECKING, Any, ClassVar, Literal, NamedTuple, Protocol
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     import torch
     from PIL import Image
 
 TextConditioning = Mapping[str, "torch.Tensor"]
 """What a text encoder makes of one caption: named tensors with a leading batch dimension, ready for safetensors."""
+
+
+Part = Literal["transformer", "vae", "text"]
+"""What of a base model is loaded, and let go, at a time."""
 
 
 class Size(NamedTuple):
@@ -100,6 +106,10 @@ class Family(ABC):
     text_sees_control: ClassVar[bool]
     """Whether the text encoder is shown the control image, so that a caption's conditioning differs from image to
     image."""
+    scales: ClassVar[Mapping[str, Scale]]
+    """The base models of this family by name."""
+    parts: ClassVar[Mapping[Part, tuple[str, ...]]]
+    """The folders of the pipeline's layout that hold each part."""
     patch: ClassVar[int] = 16
     """Pixels along a token's side; every image size is a multiple of it."""
     pipeline_class: ClassVar[str]
@@ -110,6 +120,22 @@ class Family(ABC):
         self.scale = scale
         self.vae_config = vae_config
         self.policy = policy
+
+    # loading, from a folder in the pipeline's layout
+
+    @abstractmethod
+    def load_transformer(self, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
+        """The transformer, on the CPU."""
+
+    @abstractmethod
+    def load_text_encoder(
+        self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
+    ) -> TextEncoder:
+        """The pipeline's text encoder; `fingerprint` becomes the port's."""
+
+    @abstractmethod
+    def load_codec(self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str) -> ImageCodec:
+        """The pipeline's VAE; `fingerprint` becomes the port's."""
 
     # sizes
 
@@ -145,6 +171,10 @@ class Family(ABC):
     def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
         """The inverse of `normalize`, as the pipeline does before decoding."""
 
+    def encode(self, codec: ImageCodec, image: torch.Tensor) -> torch.Tensor:
+        """A prepared image, float32 [B, 3, H, W] in 0..1, to normalized latents [B, C, H/8, W/8]."""
+        return self.normalize(codec.encode(2.0 * image - 1.0))
+
     @abstractmethod
     def pack(self, latents: torch.Tensor) -> PackedLatents:
         """Normalized latents [B, C, h, w] to tokens."""
@@ -177,9 +207,9 @@ class Family(ABC):
         """
 
     @abstractmethod
-    def lora_targets(self, which: str) -> str:
+    def lora_targets(self, which: str, transformer: torch.nn.Module) -> str:
         """A regular expression of full module names, for peft's `target_modules`. `which` is
-        RunSettings.lora_targets."""
+        RunSettings.lora_targets. Layers of the blocks whose output reaches no prediction are left out."""
 
     @abstractmethod
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:

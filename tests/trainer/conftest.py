@@ -1,0 +1,147 @@
+"""Small random models of both families in diffusers' pipeline layout."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLQwenImage,
+    FlowMatchEulerDiscreteScheduler,
+    FluxKontextPipeline,
+    FluxTransformer2DModel,
+    QwenImageEditPipeline,
+    QwenImageTransformer2DModel,
+)
+from tokenizers import pre_tokenizers
+from transformers import (
+    CLIPTextConfig,
+    CLIPTextModel,
+    CLIPTokenizer,
+    Qwen2_5_VLConfig,
+    Qwen2_5_VLForConditionalGeneration,
+    Qwen2Tokenizer,
+    T5Config,
+    T5EncoderModel,
+    T5TokenizerFast,
+)
+from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+from trainer.models import open_model
+from trainer.models.qwen_image_edit import ImageTextProcessor
+from trainer.models.sources import EditModel
+
+SCHEDULE = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
+BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
+
+
+@pytest.fixture(scope="session")
+def kontext(tmp_path_factory: pytest.TempPathFactory) -> EditModel:
+    torch.manual_seed(0)
+    names = [*BYTES, *(f"{letter}</w>" for letter in BYTES), "<|startoftext|>", "<|endoftext|>"]
+    pieces = [
+        ("<pad>", 0.0),
+        ("</s>", 0.0),
+        ("<unk>", 0.0),
+        ("\u2581", -2.0),
+        *((letter, -3.0) for letter in "aeimnrstz"),
+    ]
+    clip = CLIPTextConfig(
+        vocab_size=len(names),
+        hidden_size=32,
+        intermediate_size=64,
+        num_hidden_layers=1,
+        num_attention_heads=2,
+        bos_token_id=len(names) - 2,
+        eos_token_id=len(names) - 1,
+    )
+    t5 = T5Config(vocab_size=len(pieces), d_model=48, d_kv=16, d_ff=64, num_layers=1, num_heads=2)
+    pipeline = FluxKontextPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULE),
+        vae=AutoencoderKL(
+            down_block_types=["DownEncoderBlock2D"] * 4,
+            up_block_types=["UpDecoderBlock2D"] * 4,
+            block_out_channels=[8] * 4,
+            latent_channels=16,
+            norm_num_groups=4,
+            mid_block_add_attention=False,
+            scaling_factor=0.3611,
+            shift_factor=0.1159,
+            use_quant_conv=False,
+            use_post_quant_conv=False,
+        ),
+        text_encoder=CLIPTextModel(clip),
+        tokenizer=CLIPTokenizer({name: i for i, name in enumerate(names)}, [], model_max_length=77),
+        text_encoder_2=T5EncoderModel(t5),
+        tokenizer_2=T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512),
+        transformer=FluxTransformer2DModel(
+            num_layers=2,
+            num_single_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            pooled_projection_dim=32,
+            guidance_embeds=True,
+            axes_dims_rope=(4, 6, 6),
+        ),
+    )
+    folder = tmp_path_factory.mktemp("kontext")
+    pipeline.save_pretrained(folder)
+    return open_model("tiny/flux-kontext", folder)
+
+
+@pytest.fixture(scope="session")
+def qwen(tmp_path_factory: pytest.TempPathFactory) -> EditModel:
+    torch.manual_seed(0)
+    special = [f"<|{name}|>" for name in ("im_start", "im_end", "vision_start", "vision_end", "image_pad", "video_pad")]
+    tokenizer = Qwen2Tokenizer({letter: i for i, letter in enumerate(BYTES)}, [])
+    tokenizer.add_special_tokens({"additional_special_tokens": special})
+    ids = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")
+    }
+    ids |= {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>") for kind in ("image", "video")}
+    language = Qwen2_5_VLConfig(
+        text_config={
+            "vocab_size": len(tokenizer),
+            "hidden_size": 48,
+            "intermediate_size": 64,
+            "num_hidden_layers": 1,
+            "num_attention_heads": 2,
+            "num_key_value_heads": 1,
+            "max_position_embeddings": 4096,
+            "rope_parameters": {"rope_type": "default", "rope_theta": 1e6, "mrope_section": [4, 4, 4]},
+        },
+        vision_config={
+            "depth": 1,
+            "hidden_size": 32,
+            "intermediate_size": 32,
+            "num_heads": 2,
+            "out_hidden_size": 48,
+            "fullatt_block_indexes": [0],
+        },
+        **ids,
+    )
+    statistics = torch.linspace(-1, 1, 16)
+    pipeline = QwenImageEditPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULE),
+        vae=AutoencoderKLQwenImage(
+            base_dim=8,
+            z_dim=16,
+            num_res_blocks=1,
+            latents_mean=statistics.tolist(),
+            latents_std=(statistics + 2).tolist(),
+        ),
+        text_encoder=Qwen2_5_VLForConditionalGeneration(language),
+        tokenizer=tokenizer,
+        processor=ImageTextProcessor(Qwen2VLImageProcessorPil(), tokenizer),
+        transformer=QwenImageTransformer2DModel(
+            num_layers=2,
+            attention_head_dim=16,
+            num_attention_heads=2,
+            joint_attention_dim=48,
+            axes_dims_rope=(4, 6, 6),
+        ),
+    )
+    folder = tmp_path_factory.mktemp("qwen")
+    pipeline.save_pretrained(folder)
+    return open_model("tiny/qwen-image-edit", folder)

@@ -1,0 +1,136 @@
+"""FLUX.1 Kontext: what FluxKontextPipeline does, taken apart for training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
+from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+
+from ..resize import at_area_of, nearest_aspect, scaled
+from .family import PackedLatents, Scale, Size, TextConditioning
+from .pipelines import PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, from_folder
+
+PREFERRED_SIZES = [Size(width, height) for width, height in PREFERRED_KONTEXT_RESOLUTIONS]
+PREFERRED_RESOLUTION = 1024
+
+FULL = Scale(resolution=1024, max_sample_resolution=2048, text_length=512, sample_steps=20, sample_guidance=2.5)
+TINY = Scale(resolution=64, max_sample_resolution=64, text_length=32, sample_steps=10, sample_guidance=1.0)
+
+
+class FluxKontext(PipelineFamily):
+    """Text: `prompt_embeds` [B, text_length, width] of T5, padded and unmasked as the model was trained, and
+    `pooled_prompt_embeds` [B, width] of CLIP."""
+
+    name = "flux-kontext"
+    text_sees_control = False
+    scales: ClassVar = {"black-forest-labs/FLUX.1-Kontext-dev": FULL, "tiny/flux-kontext": TINY}
+    parts: ClassVar = {
+        "transformer": ("transformer",),
+        "vae": ("vae",),
+        "text": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    }
+    pipeline_class = "FluxKontextPipeline"
+    pipeline = FluxKontextPipeline
+
+    def load_transformer(self, folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
+        return FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer", **from_folder(dtype))
+
+    def load_text_encoder(
+        self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
+    ) -> FluxTextEncoder:
+        pipeline = FluxKontextPipeline.from_pretrained(folder, transformer=None, vae=None, **from_folder(dtype))
+        return FluxTextEncoder(pipeline, device, fingerprint, self.scale.text_length)
+
+    def load_codec(
+        self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
+    ) -> PipelineCodec:
+        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **from_folder(dtype))
+        return PipelineCodec(vae, device, fingerprint)
+
+    def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
+        if control_resolution == "target":
+            return at_area_of(nearest_aspect(control, PREFERRED_SIZES, self.patch), target, self.patch)
+        return self.target_size(control, self.scale.resolution)
+
+    def target_size(self, target: Size, resolution: int) -> Size:
+        preferred = nearest_aspect(target, PREFERRED_SIZES, self.patch)
+        return scaled(preferred, resolution / PREFERRED_RESOLUTION, self.patch)
+
+    def normalize(self, latents: torch.Tensor) -> torch.Tensor:
+        return (latents - self.vae_config["shift_factor"]) * self.vae_config["scaling_factor"]
+
+    def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
+        return latents / self.vae_config["scaling_factor"] + self.vae_config["shift_factor"]
+
+    def collate_text(self, texts: Sequence[TextConditioning]) -> TextConditioning:
+        return {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
+
+    def predict(
+        self,
+        transformer: torch.nn.Module,
+        noisy: PackedLatents,
+        controls: Sequence[PackedLatents],
+        text: TextConditioning,
+        sigma: torch.Tensor,
+        guidance: float,
+    ) -> torch.Tensor:
+        tokens, prompt = noisy.tokens, text["prompt_embeds"]
+        images = [noisy, *controls]
+        return transformer(
+            hidden_states=torch.cat([image.tokens for image in images], dim=1),
+            # The pipeline goes through the scheduler's 0..1000 and the latents' dtype, and so do these roundings.
+            timestep=(sigma * 1000).to(tokens.dtype) / 1000,
+            guidance=torch.full_like(sigma, guidance) if transformer.config.guidance_embeds else None,
+            pooled_projections=text["pooled_prompt_embeds"],
+            encoder_hidden_states=prompt,
+            txt_ids=torch.zeros(prompt.shape[1], 3, device=prompt.device, dtype=prompt.dtype),
+            img_ids=torch.cat([_image_ids(image, index) for index, image in enumerate(images)]),
+            return_dict=False,
+        )[0][:, : tokens.shape[1]]
+
+    def lora_targets(self, which: str, transformer: torch.nn.Module) -> str:
+        double, single = r"transformer_blocks\.\d+\.", r"single_transformer_blocks\.\d+\."
+        own = any_of("to_q", "to_k", "to_v")
+        joint = any_of("to_q", "to_k", "to_v", "to_out.0", "add_q_proj", "add_k_proj", "add_v_proj", "to_add_out")
+        targets = [rf"{double}attn\.{joint}", rf"{single}attn\.{own}"]
+        if which != "attention":
+            targets += [rf"{double}{any_of('ff', 'ff_context')}\.net\.{any_of('0.proj', '2')}"]
+            targets += [rf"{single}{any_of('proj_mlp', 'proj_out')}"]
+        if which == "all-linear":
+            targets += [rf"{double}{any_of('norm1', 'norm1_context')}\.linear", rf"{single}norm\.linear"]
+        return "|".join(targets)
+
+    def negative_prompt(self, prompt: str, guidance: float) -> str | None:
+        return None
+
+    def combine_guidance(self, positive: torch.Tensor, negative: torch.Tensor, guidance: float) -> torch.Tensor:
+        return negative + guidance * (positive - negative)
+
+
+class FluxTextEncoder(PipelineTextEncoder):
+    """CLIP and T5. The control image takes no part in Kontext's text."""
+
+    def __init__(
+        self, pipeline: FluxKontextPipeline, device: torch.device | str, fingerprint: str, text_length: int
+    ) -> None:
+        super().__init__(pipeline, device, fingerprint)
+        self.text_length = text_length
+
+    @torch.no_grad()
+    def encode(self, caption: str, controls: Sequence[torch.Tensor]) -> TextConditioning:
+        prompt, pooled, _ = self.pipeline.encode_prompt(
+            caption, device=self.device, max_sequence_length=self.text_length
+        )
+        return {"prompt_embeds": prompt, "pooled_prompt_embeds": pooled}
+
+
+def _image_ids(image: PackedLatents, index: int) -> torch.Tensor:
+    """[tokens, 3]: which image (0 is the target), row, column."""
+    tokens = image.tokens
+    ids = FluxKontextPipeline._prepare_latent_image_ids(1, *image.grid, tokens.device, tokens.dtype)
+    ids[..., 0] = index
+    return ids

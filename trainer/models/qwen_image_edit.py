@@ -1,0 +1,173 @@
+"""Qwen-Image-Edit: what QwenImageEditPipeline does, taken apart for training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import ClassVar
+
+import torch
+from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImageTransformer2DModel
+from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
+from torch.nn.utils.rnn import pad_sequence
+from transformers import ProcessorMixin, Qwen2VLProcessor
+from transformers.utils import is_torchvision_available
+
+from .family import PackedLatents, Scale, Size, TextConditioning
+from .pipelines import PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, from_folder, to_pil
+
+SIDE_STEP = 32
+"""Pixels: `calculate_dimensions` makes sides multiples of it."""
+
+FULL = Scale(resolution=1024, max_sample_resolution=2048, text_length=512, sample_steps=20, sample_guidance=4.0)
+TINY = Scale(resolution=64, max_sample_resolution=64, text_length=32, sample_steps=10, sample_guidance=1.0)
+
+
+class QwenImageEdit(PipelineFamily):
+    """Text: `prompt_embeds` [B, tokens, width] of Qwen2.5-VL, which reads the caption and the control image; with
+    padding, also `prompt_embeds_mask`, bool [B, tokens], True at the tokens that count."""
+
+    name = "qwen-image-edit"
+    text_sees_control = True
+    scales: ClassVar = {"Qwen/Qwen-Image-Edit": FULL, "tiny/qwen-image-edit": TINY}
+    parts: ClassVar = {
+        "transformer": ("transformer",),
+        "vae": ("vae",),
+        "text": ("text_encoder", "tokenizer", "processor"),
+    }
+    pipeline_class = "QwenImageEditPipeline"
+    pipeline = QwenImageEditPipeline
+
+    def load_transformer(self, folder: Path, dtype: torch.dtype) -> QwenImageTransformer2DModel:
+        return QwenImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", **from_folder(dtype))
+
+    def load_text_encoder(
+        self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
+    ) -> QwenTextEncoder:
+        pipeline = QwenImageEditPipeline.from_pretrained(
+            folder,
+            transformer=None,
+            vae=None,
+            processor=load_processor(folder),
+            **from_folder(dtype),
+        )
+        return QwenTextEncoder(pipeline, device, fingerprint)
+
+    def load_codec(self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str) -> QwenCodec:
+        vae = AutoencoderKLQwenImage.from_pretrained(folder, subfolder="vae", **from_folder(dtype))
+        return QwenCodec(vae, device, fingerprint)
+
+    def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
+        if control_resolution == "target":
+            return _at_area(control, target.width * target.height)
+        return _at_area(control, self.scale.resolution**2)
+
+    def target_size(self, target: Size, resolution: int) -> Size:
+        return _at_area(target, resolution**2)
+
+    def normalize(self, latents: torch.Tensor) -> torch.Tensor:
+        return (latents - self._per_channel("latents_mean", latents)) / self._per_channel("latents_std", latents)
+
+    def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
+        # Division by the reciprocal, not a product: the pipeline's rounding.
+        return latents / (1.0 / self._per_channel("latents_std", latents)) + self._per_channel("latents_mean", latents)
+
+    def _per_channel(self, statistic: str, like: torch.Tensor) -> torch.Tensor:
+        return torch.tensor(self.vae_config[statistic]).view(1, -1, 1, 1).to(like.device, like.dtype)
+
+    def collate_text(self, texts: Sequence[TextConditioning]) -> TextConditioning:
+        prompts = [text["prompt_embeds"][0] for text in texts]
+        batch = {"prompt_embeds": pad_sequence(prompts, batch_first=True)}
+        lengths = [len(prompt) for prompt in prompts]
+        if min(lengths) < max(lengths):
+            kept = [torch.ones(length, dtype=torch.bool, device=prompts[0].device) for length in lengths]
+            batch["prompt_embeds_mask"] = pad_sequence(kept, batch_first=True)
+        return batch
+
+    def predict(
+        self,
+        transformer: torch.nn.Module,
+        noisy: PackedLatents,
+        controls: Sequence[PackedLatents],
+        text: TextConditioning,
+        sigma: torch.Tensor,
+        guidance: float,
+    ) -> torch.Tensor:
+        tokens = noisy.tokens
+        images = [noisy, *controls]
+        return transformer(
+            hidden_states=torch.cat([image.tokens for image in images], dim=1),
+            # The pipeline goes through the scheduler's 0..1000 and the latents' dtype, and so do these roundings.
+            timestep=(sigma * 1000).to(tokens.dtype) / 1000,
+            guidance=None,
+            encoder_hidden_states=text["prompt_embeds"],
+            encoder_hidden_states_mask=text.get("prompt_embeds_mask"),
+            img_shapes=[[(1, *image.grid) for image in images]] * tokens.shape[0],
+            return_dict=False,
+        )[0][:, : tokens.shape[1]]
+
+    def lora_targets(self, which: str, transformer: torch.nn.Module) -> str:
+        # The last block's text output is thrown away: what only that output depends on cannot learn.
+        last = transformer.config.num_layers - 1
+        every, but_last = r"transformer_blocks\.\d+\.", rf"transformer_blocks\.(?!{last}\.)\d+\."
+        targets = [
+            rf"{every}attn\.{any_of('to_q', 'to_k', 'to_v', 'to_out.0', 'add_k_proj', 'add_v_proj')}",
+            rf"{but_last}attn\.{any_of('add_q_proj', 'to_add_out')}",
+        ]
+        if which != "attention":
+            layers = any_of("0.proj", "2")
+            targets += [rf"{every}img_mlp\.net\.{layers}", rf"{but_last}txt_mlp\.net\.{layers}"]
+        if which == "all-linear":
+            targets += [rf"{every}{any_of('img_mod', 'txt_mod')}\.1"]
+        return "|".join(targets)
+
+    def negative_prompt(self, prompt: str, guidance: float) -> str | None:
+        return " " if guidance > 1 else None
+
+    def combine_guidance(self, positive: torch.Tensor, negative: torch.Tensor, guidance: float) -> torch.Tensor:
+        combined = negative + guidance * (positive - negative)
+        norms = [torch.norm(velocity, dim=-1, keepdim=True) for velocity in (positive, combined)]
+        return combined * (norms[0] / norms[1])
+
+
+class QwenTextEncoder(PipelineTextEncoder):
+    """Qwen2.5-VL under the pipeline's template, with the control image in the prompt."""
+
+    @torch.no_grad()
+    def encode(self, caption: str, controls: Sequence[torch.Tensor]) -> TextConditioning:
+        (control,) = controls
+        prompt, _ = self.pipeline.encode_prompt(caption, image=to_pil(control), device=self.device)
+        return {"prompt_embeds": prompt}
+
+
+class QwenCodec(PipelineCodec):
+    """A video VAE whose frame axis, always 1 for images, stays inside."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return super().encode(pixels.unsqueeze(2)).squeeze(2)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return super().decode(latents.unsqueeze(2)).squeeze(2)
+
+
+class ImageTextProcessor(Qwen2VLProcessor):
+    """Qwen2VLProcessor without its video processor, which needs torchvision."""
+
+    def __init__(self, image_processor=None, tokenizer=None, chat_template=None) -> None:
+        for kind in ("image", "video"):
+            token = f"<|{kind}_pad|>"
+            setattr(self, f"{kind}_token", token)
+            setattr(self, f"{kind}_token_id", tokenizer.convert_tokens_to_ids(token))
+        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
+
+
+def load_processor(folder: Path) -> Qwen2VLProcessor:
+    """The pipeline's processor of text and images, on a machine with torchvision or without."""
+    kind = Qwen2VLProcessor if is_torchvision_available() else ImageTextProcessor
+    return kind.from_pretrained(folder / "processor", local_files_only=True)
+
+
+def _at_area(image: Size, area: int) -> Size:
+    """The pipeline's size for an image, but never without a side, which its rounding makes of extreme strips."""
+    width, height, _ = calculate_dimensions(area, image.width / image.height)
+    return Size(max(SIDE_STEP, width), max(SIDE_STEP, height))

@@ -1,0 +1,145 @@
+"""EditModel: which weights, and how to load them. Nothing is read before it is used."""
+
+from __future__ import annotations
+
+import errno
+import json
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from huggingface_hub import snapshot_download
+from huggingface_hub.errors import GatedRepoError
+from safetensors import SafetensorError
+
+from ..errors import BadInput, RunFailed
+from . import family_class
+from .family import Family, ImageCodec, Part, TextEncoder
+from .fingerprint import fingerprint
+
+EMBEDDED = Path(__file__).parent.parent / "tiny"
+FILE_TYPES = ("json", "safetensors", "txt", "model", "jinja")
+
+
+@dataclass(frozen=True)
+class EditModel:
+    """A handle: it loads when asked, and what it loaded belongs to the caller.
+
+    Every `load_*` raises BadInput for files that are missing, damaged or not this family's, and RunFailed for a
+    download that cannot be done.
+    """
+
+    base_model: str
+    folder: Path | None
+    """A folder in diffusers' pipeline layout; None: the hub's repository of that name, by way of its cache."""
+    policy: str = "diffusers"
+    adapter: Path | None = None
+    """An exported LoRA that `load_transformer` adds to the base."""
+    adapter_strength: float = 1.0
+
+    @cached_property
+    def family(self) -> Family:
+        """The base model's family at its scale, with its VAE's latent statistics."""
+        family = family_class(self.base_model)
+        path = self._local("vae/config.json") / "vae" / "config.json"
+        with _readable(f"{self.base_model}: {path}"):
+            vae_config = json.loads(path.read_text(encoding="utf-8"))
+        return family(family.scales[self.base_model], vae_config, self.policy)
+
+    def fingerprint(self, part: Part) -> str:
+        """Names a part's weights and settings without loading it; the same as the loaded part's own."""
+        return fingerprint(self._part(part), self.family.parts[part], self.family.name, self.family.scale.text_length)
+
+    def with_adapter(self, adapter: Path, strength: float = 1.0) -> EditModel:
+        """The same base with an exported LoRA."""
+        return replace(self, adapter=adapter, adapter_strength=strength)
+
+    def load_transformer(self, device: torch.device | str, dtype: torch.dtype) -> torch.nn.Module:
+        """The transformer in eval mode without gradients, the adapter on it."""
+        folder = self._part("transformer")
+        with _readable(f"The transformer of {self.base_model} in {folder}"):
+            transformer = self.family.load_transformer(folder, dtype)
+        transformer.eval().requires_grad_(False).to(device)
+        if self.adapter is not None:
+            from ..lora import load_lora
+
+            load_lora(transformer, self.adapter, self.adapter_strength)
+        return transformer
+
+    def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
+        """The text encoder with its tokenizers."""
+        folder = self._part("text")
+        with _readable(f"The text encoder of {self.base_model} in {folder}"):
+            return self.family.load_text_encoder(folder, device, dtype, self.fingerprint("text"))
+
+    def load_codec(self, device: torch.device | str, dtype: torch.dtype) -> ImageCodec:
+        """The VAE."""
+        folder = self._part("vae")
+        with _readable(f"The VAE of {self.base_model} in {folder}"):
+            return self.family.load_codec(folder, device, dtype, self.fingerprint("vae"))
+
+    def load_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
+        """The sampler's schedule."""
+        folder = self._local("scheduler/*.json")
+        with _readable(f"The scheduler of {self.base_model} in {folder}"):
+            return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+
+    def _part(self, part: Part) -> Path:
+        """The folder of the pipeline's layout, with all files of the part in it."""
+        names = self.family.parts[part]
+        patterns = [f"{name}/*.{kind}" for name in names for kind in FILE_TYPES]
+        folder = self._local("model_index.json", "scheduler/*.json", *patterns)
+        for name in names:
+            if not (folder / name).is_dir():
+                raise BadInput(f"{self.base_model}: the folder {folder / name} is missing; the model is incomplete.")
+        return folder
+
+    def _local(self, *patterns: str) -> Path:
+        if self.folder is not None:
+            return self.folder
+        try:
+            return Path(snapshot_download(self.base_model, allow_patterns=list(patterns)))
+        except GatedRepoError as error:
+            raise BadInput(
+                f"{self.base_model} is gated: accept its licence at https://huggingface.co/{self.base_model}, "
+                "then log in with `hf auth login`."
+            ) from error
+        except Exception as error:  # A download fails in as many ways as there are networks and HTTP libraries.
+            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
+                raise RunFailed(f"The disk is too full to download {self.base_model}; free some space.") from error
+            raise RunFailed(
+                f"{self.base_model} is not complete on this machine and cannot be downloaded now: {error}\n"
+                f"Check the connection, or fetch it beforehand with `hf download {self.base_model}`."
+            ) from error
+
+
+def open_model(base_model: str, folder: Path | None = None, policy: str = "diffusers") -> EditModel:
+    """A handle on a base model: the embedded one for a tiny name, else the hub's, or any other of its family in
+    `folder` (diffusers' pipeline layout).
+
+    Raises BadInput for an unknown name, a folder that is not a pipeline's, or a policy that needs what is not here.
+    """
+    family_class(base_model)
+    if policy != "diffusers":
+        raise BadInput(
+            f'conditioning: "{policy}" needs the CLIP and VAE of a ComfyUI graph, and there is none here; '
+            'use "auto" or "diffusers".'
+        )
+    if folder is None and base_model.startswith("tiny/"):
+        folder = EMBEDDED / base_model.removeprefix("tiny/")
+    if folder is not None and not (folder / "model_index.json").is_file():
+        raise BadInput(f"{folder} is not a model in diffusers' layout: it has no model_index.json.")
+    return EditModel(base_model, folder, policy)
+
+
+@contextmanager
+def _readable(what: str) -> Iterator[None]:
+    """Failures to read model files as BadInput."""
+    try:
+        yield
+    except (OSError, ValueError, KeyError, SafetensorError) as error:
+        raise BadInput(f"{what} cannot be loaded: {error}") from error

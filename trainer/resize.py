@@ -1,0 +1,51 @@
+"""Which size a picture gets. Pure functions of sizes, width always first; no image is touched here."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+
+from .models.family import Size
+
+
+def nearest_multiple(length: float, step: int) -> int:
+    """The multiple of `step` nearest to `length` pixels, at least one step."""
+    return max(step, round(length / step) * step)
+
+
+def scaled(size: Size, factor: float, step: int) -> Size:
+    """Both sides times `factor`, rounded to multiples of `step`."""
+    return Size(nearest_multiple(size.width * factor, step), nearest_multiple(size.height * factor, step))
+
+
+def at_area_of(size: Size, other: Size, step: int) -> Size:
+    """`size` brought to the area of `other`, its aspect kept as far as multiples of `step` allow."""
+    return scaled(size, math.sqrt(other.width * other.height / (size.width * size.height)), step)
+
+
+def nearest_aspect(image: Size, sizes: Iterable[Size], step: int) -> Size:
+    """The size whose width / height is nearest to the image's: FluxKontextPipeline's choice of a preferred size.
+
+    The pipeline first cuts the image's sides down to multiples of `step`; so does this. On a tie the narrower wins.
+    """
+    aspect = max(step, image.width // step * step) / max(step, image.height // step * step)
+    return min(sizes, key=lambda size: (abs(aspect - size.width / size.height), size))
+
+
+def nearest_possible(wanted: Size, max_resolution: int, step: int) -> Size:
+    """The size nearest to `wanted`, by the relative change of both sides, among those that can be made.
+
+    Those have sides that are multiples of `step` up to twice `max_resolution`, and an area of at most
+    max_resolution x max_resolution: a size that is too large comes down with its aspect kept.
+    """
+    area, longest = max_resolution**2, 2 * max_resolution
+
+    def change(size: Size) -> float:
+        return math.log(size.width / wanted.width) ** 2 + math.log(size.height / wanted.height) ** 2
+
+    possible = []
+    for width in range(step, longest + 1, step):
+        highest = min(longest, area // width) // step * step
+        below = min(max(wanted.height // step * step, step), highest)
+        possible += [Size(width, height) for height in (below, below + step) if 0 < height <= highest]
+    return min(possible, key=change)
