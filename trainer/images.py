@@ -91,7 +91,10 @@ def _text_ref(text: str) -> ImageRef:
         return ImageRef("url", _checked_url(text))
     path = text.replace("\\", "/")
     if _ABSOLUTE.match(path):
-        raise BadImage(f"{shorten(text)}: absolute paths are not allowed; make it relative to the images' folder")
+        raise BadImage(
+            f"{shorten(text)}: absolute paths are not allowed; make it relative to the images' "
+            "folder, or embed the image's bytes"
+        )
     depth = 0
     for part in path.split("/") if ".." in path else ():
         depth += {"": 0, ".": 0, "..": -1}.get(part, 1)
@@ -172,7 +175,7 @@ def decode_image(data: bytes) -> Image.Image:
     image = _open(data)
     try:
         image.load()
-        if image.mode.startswith("I"):
+        if image.mode.startswith(("I", "F")):
             image = _eight_bits(image)
         elif image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
@@ -241,10 +244,10 @@ def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit gray (modes I;16, I) to 8 bits. PIL's own conversion clips everything above 255 to white."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise BadImage("32-bit pixels are not supported; save it with 8 or 16 bits")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    return Image.fromarray(((values.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def _damaged(error: Exception) -> BadImage:

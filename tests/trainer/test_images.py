@@ -12,6 +12,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 from PIL import Image, ImageOps
+
 from trainer import images
 from trainer.downloads import Downloads
 from trainer.errors import BadImage
@@ -171,7 +172,7 @@ def test_sixteen_bit_gray_keeps_its_brightness():
 
 def test_thirty_two_bit_pixels_are_refused():
     for values in (np.full((4, 4), 2**20, np.int32), np.full((4, 4), np.nan, np.float32)):
-        with pytest.raises(BadImage):
+        with pytest.raises(BadImage, match="32-bit"):
             decode_image(encoded(Image.fromarray(values), "TIFF"))
 
 
@@ -221,9 +222,9 @@ def test_a_huge_header_is_refused_at_once_and_in_silence(capfd):
         b"\0\0\0\x20ftypavif",
         png_header(100, 100),
         png_header(0, 5),
-        encoded(picture(200, 200), "JPEG")[:2000],
-        encoded(picture(200, 200), "PNG")[:2000],
-        encoded(picture(200, 200), "WEBP", lossless=True)[:2000],
+        encoded(picture(200, 200), "JPEG")[:1500],
+        encoded(picture(200, 200), "PNG")[:400],
+        encoded(picture(200, 200), "WEBP", lossless=True)[:100],
         encoded(picture(200, 200), "PPM"),
         encoded(picture(16, 16), "ICO"),
     ],
@@ -235,6 +236,7 @@ def test_damaged_and_foreign_data_is_refused(data):
     assert "\n" not in str(caught.value)
 
 
+@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_flipped_bytes_never_raise_anything_else(kind):
     data = encoded(picture(40, 30), kind)
