@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -125,17 +127,17 @@ def local_file(path: str, root: Path) -> Path:
     Raises BadImage when it is outside of `root`, missing, or not a regular file.
     """
     try:
-        inside = root.resolve()
-        file = (inside / path).resolve()
-        if not file.is_relative_to(inside):
+        file = os.path.realpath(root / path)
+        if not Path(file).is_relative_to(os.path.realpath(root)):
             raise BadImage(f"{shorten(path)}: leaves the images' folder")
-        if not file.exists():
-            raise BadImage(f"{shorten(path)}: no such file below {root}")
-        if not file.is_file():
-            raise BadImage(f"{shorten(path)}: is not a file")
-    except (OSError, RuntimeError) as error:
-        raise BadImage(f"{shorten(path)}: {getattr(error, 'strerror', None) or error}") from None
-    return file
+        mode = os.stat(file).st_mode  # noqa: PTH116
+    except FileNotFoundError:
+        raise BadImage(f"{shorten(path)}: no such file below {root}") from None
+    except OSError as error:
+        raise BadImage(f"{shorten(path)}: {error.strerror or error}") from None
+    if not stat.S_ISREG(mode):
+        raise BadImage(f"{shorten(path)}: is not a file")
+    return Path(file)
 
 
 def read_bytes(ref: ImageRef, root: Path, downloads: Downloads) -> bytes:
