@@ -70,7 +70,7 @@ class Samples:
             data = None
             if sample.ctrl_img_url:
                 try:
-                    data = fetch_control(sample.ctrl_img_url, dataset.downloads)
+                    data = fetch_control(sample.ctrl_img_url, dataset.downloads, dataset.path.parent)
                 except BadInput as error:
                     if sample.ctrl_img_url != DEFAULT_CONTROL_URL:
                         raise BadInput(f"training_params.samples.{number}.ctrl_img_url: {error}") from None
