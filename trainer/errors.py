@@ -7,3 +7,7 @@ class BadInput(ValueError):
 
 class RunFailed(RuntimeError):
     """A run that was well asked for could not go on (disk full, loss not finite). What it made so far is kept."""
+
+
+class BadImage(BadInput):
+    """One image cannot be used. The message says what and why; who knows the row and the column adds them."""

@@ -121,13 +121,21 @@ def read_json_file(path: Path, what: str) -> Any:
 
 
 def decode_json(text: str | bytes, what: str) -> Any:
-    """Decode JSON. Raises BadInput with line and column, also for bytes that are not UTF-8 and for repeated keys."""
+    """Decode JSON. Raises BadInput with line and column, also for text that is not Unicode and for repeated keys."""
     try:
-        return json.loads(text, object_pairs_hook=_no_repeated_keys)
+        data = json.loads(text, object_pairs_hook=_no_repeated_keys)
+        json.dumps(data, ensure_ascii=False).encode()
+        return data
+    except BadInput:
+        raise
     except json.JSONDecodeError as error:
         raise BadInput(f"{what} is not valid JSON: {error.msg} at line {error.lineno}, column {error.colno}.") from None
     except UnicodeDecodeError:
         raise BadInput(f"{what} is not valid JSON: it is not UTF-8 text.") from None
+    except UnicodeEncodeError:
+        raise BadInput(f"{what} holds an escape that is half a character (a lone surrogate); remove it.") from None
+    except ValueError as error:
+        raise BadInput(f"{what} is not valid JSON: {error}.") from None
     except RecursionError:
         raise BadInput(f"{what} is not valid JSON: it is nested too deeply.") from None
 

@@ -1,7 +1,16 @@
-"""Small random models of both families in diffusers' pipeline layout."""
+"""Small random models of both families in diffusers' pipeline layout, and runs on small datasets."""
 
 from __future__ import annotations
 
+import io
+import json
+from collections.abc import Generator
+from pathlib import Path
+from random import Random
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import (
@@ -13,6 +22,8 @@ from diffusers import (
     QwenImageEditPipeline,
     QwenImageTransformer2DModel,
 )
+from PIL import Image, ImageChops, ImageDraw
+from safetensors.torch import load_file
 from tokenizers import pre_tokenizers
 from transformers import (
     CLIPTextConfig,
@@ -27,9 +38,15 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
+from trainer.dataset import drain, open_dataset
+from trainer.events import Event, RunControl
+from trainer.loop import train
 from trainer.models import open_model
+from trainer.models.family import Size
 from trainer.models.qwen_image_edit import ImageTextProcessor
 from trainer.models.sources import EditModel
+from trainer.schema import FineTuneRequest, parse_request
+from trainer.settings import parse_settings
 
 SCHEDULE = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -146,3 +163,97 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> EditModel:
     folder = tmp_path_factory.mktemp("qwen")
     pipeline.save_pretrained(folder)
     return open_model("tiny/qwen-image-edit", folder)
+
+
+def shape_picture(seed: int, size: Size = Size(64, 64)) -> Image.Image:
+    """A plain background with one rectangle, different for every seed."""
+    random = Random(seed)
+    picture = Image.new("RGB", size, tuple(random.randrange(256) for _ in range(3)))
+    left, top = random.randrange(size.width // 2), random.randrange(size.height // 2)
+    color = tuple(random.randrange(256) for _ in range(3))
+    ImageDraw.Draw(picture).rectangle((left, top, left + size.width // 3, top + size.height // 3), fill=color)
+    return picture
+
+
+def png(picture: Image.Image) -> bytes:
+    buffer = io.BytesIO()
+    picture.save(buffer, "PNG")
+    return buffer.getvalue()
+
+
+class Runs:
+    """Makes datasets and runs in a temporary folder, as the command line does."""
+
+    def __init__(self, folder: Path) -> None:
+        self.folder = folder
+        self.parquet = folder / "pairs.parquet"
+        self.cache = folder / "cache"
+
+    def write(self, pairs: int = 6, captions: list[str] | None = None, size: Size = Size(64, 64)) -> Path:
+        """A parquet of `pairs` rows with pictures inside; the target is the control inverted."""
+        controls = [shape_picture(seed, size) for seed in range(pairs)]
+        columns = {
+            "before": [png(control) for control in controls],
+            "words": captions or [f"pair number {'one ' * (number % 3)}{number}" for number in range(pairs)],
+            "after": [png(ImageChops.invert(control)) for control in controls],
+        }
+        pq.write_table(pa.table(columns), self.parquet)
+        return self.parquet
+
+    def request(self, model: EditModel, **params: Any) -> FineTuneRequest:
+        """A request of few steps on the parquet."""
+        columns = {"caption_column": "words", "control_image_column": "before", "image_column": "after"}
+        params = columns | {"steps": 4, "sample_every": 2, "lora_rank": 4, "lora_alpha": 4, "samples": []} | params
+        return parse_request(
+            {
+                "resource": str(self.parquet),
+                "base_model": model.base_model,
+                "script_type": "image_editing",
+                "training_params": params,
+            }
+        )
+
+    def events(
+        self, model: EditModel, name: str = "run", settings: dict | None = None, control: RunControl | None = None, **params
+    ) -> Generator[Event, None, None]:
+        """The events of a run; parameters of the request by keyword."""
+        if not self.parquet.exists():
+            self.write()
+        request, options = self.request(model, **params), parse_settings({"sample_steps": 2} | (settings or {}))
+        training = request.training_params
+        dataset = drain(
+            open_dataset(
+                self.parquet,
+                caption_column=training.caption_column,
+                control_image_column=training.control_image_column,
+                image_column=training.image_column,
+                images_root=options.images_root,
+                bad_rows=options.bad_rows,
+            )
+        )
+        return train(request, dataset, model, options, run_dir=self.folder / name, cache_dir=self.cache, control=control)
+
+    def run(self, model: EditModel, name: str = "run", **rest: Any) -> list[Event]:
+        """All events of a run to its end."""
+        return list(self.events(model, name, **rest))
+
+    def losses(self, name: str = "run") -> list[float]:
+        """The losses of a run's log, in order."""
+        lines = [json.loads(line) for line in (self.folder / name / "log.jsonl").read_text().splitlines()]
+        return [line["loss"] for line in lines if line["event"] == "step"]
+
+    def weights(self, name: str = "run") -> dict[str, torch.Tensor]:
+        """The exported weights of a finished run."""
+        (file,) = (self.folder / name).glob("*.safetensors")
+        return load_file(file)
+
+
+@pytest.fixture
+def runs(tmp_path: Path) -> Runs:
+    return Runs(tmp_path)
+
+
+@pytest.fixture(params=["kontext", "qwen"])
+def model(request: pytest.FixtureRequest) -> EditModel:
+    """Both families in turn."""
+    return request.getfixturevalue(request.param)

@@ -103,6 +103,9 @@ class Family(ABC):
 
     name: ClassVar[str]
     """`flux-kontext` or `qwen-image-edit`."""
+    text_sees_control: ClassVar[bool]
+    """Whether the text encoder is shown the control image, so that a caption's conditioning differs from image to
+    image."""
     scales: ClassVar[Mapping[str, Scale]]
     """The base models of this family by name."""
     parts: ClassVar[Mapping[Part, tuple[str, ...]]]

@@ -26,6 +26,7 @@ class FluxKontext(PipelineFamily):
     `pooled_prompt_embeds` [B, width] of CLIP."""
 
     name = "flux-kontext"
+    text_sees_control = False
     scales: ClassVar = {"black-forest-labs/FLUX.1-Kontext-dev": FULL, "tiny/flux-kontext": TINY}
     parts: ClassVar = {
         "transformer": ("transformer",),

@@ -28,6 +28,7 @@ class QwenImageEdit(PipelineFamily):
     padding, also `prompt_embeds_mask`, bool [B, tokens], True at the tokens that count."""
 
     name = "qwen-image-edit"
+    text_sees_control = True
     scales: ClassVar = {"Qwen/Qwen-Image-Edit": FULL, "tiny/qwen-image-edit": TINY}
     parts: ClassVar = {
         "transformer": ("transformer",),

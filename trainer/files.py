@@ -1,0 +1,105 @@
+"""Writing files so that nothing half-written is ever seen under its final name."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import uuid
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from .errors import RunFailed
+
+if TYPE_CHECKING:
+    import torch
+
+TEMPORARY_PREFIX = ".writing-"
+"""Names of unfinished files and folders begin like this; what is left of a crash can be deleted."""
+
+
+@contextmanager
+def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+    """Gives a temporary path beside `path`; what was made there (a file or a folder) takes `path`'s name at the end.
+
+    A folder must not exist yet under its final name. On an error the temporary is removed and `path` is as it was.
+    `durable` makes a file survive a power cut, which takes time. Raises RunFailed when the disk refuses (full, no
+    permission).
+    """
+    temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        yield temporary
+        if durable and temporary.is_file():
+            flush_to_disk(temporary)
+        temporary.replace(path)
+    except OSError as error:
+        raise RunFailed(f"Cannot write {path}: {error.strerror or error}.") from error
+    finally:
+        remove(temporary)
+
+
+def remove(path: Path) -> None:
+    """Delete a file or a folder, if it is there."""
+    if path.is_dir():
+        shutil.rmtree(path, ignore_errors=True)
+    else:
+        path.unlink(missing_ok=True)
+
+
+def remove_unfinished(folder: Path) -> None:
+    """Delete what an earlier crash left half-written in `folder`."""
+    for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
+        remove(path)
+
+
+def flush_to_disk(path: Path) -> None:
+    """Make the file's content survive a power cut."""
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write or replace a text file atomically. Raises RunFailed."""
+    with replacing(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write or replace a JSON file atomically. Raises RunFailed."""
+    write_text(path, json.dumps(value, indent=2, ensure_ascii=False) + "\n")
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, durable: bool = True
+) -> None:
+    """Write or replace a safetensors file atomically; equal content gives equal bytes. Raises RunFailed."""
+    with replacing(path, durable) as temporary:
+        save_tensors(temporary, tensors, metadata)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file whose bytes depend on the content alone. Raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, dict(metadata or {}))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    if metadata:
+        _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the header's metadata in a random order: put it in order, in place."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))

@@ -1,0 +1,107 @@
+"""What is where: the number format of the base, and which of a model's parts are on the device at a time."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .settings import RunSettings
+from .weights import DTYPES
+
+if TYPE_CHECKING:
+    from .models.sources import EditModel
+
+FULL_SIZE_PARAMETERS = 1_000_000_000
+"""Models from this size on are trained with gradient checkpointing unless the settings say otherwise."""
+HEADROOM_BYTES = 6 * 2**30
+"""Device memory left for activations when all parts are kept on the device."""
+
+
+def default_device() -> torch.device:
+    """The accelerator that torch finds (CUDA, ROCm, MPS, XPU), else the CPU."""
+    return torch.accelerator.current_accelerator() or torch.device("cpu")
+
+
+def base_dtype(settings: RunSettings, device: torch.device) -> torch.dtype:
+    """Number format of the frozen base and of its computations."""
+    if settings.precision != "auto":
+        return DTYPES[settings.precision]
+    if device.type == "cpu" or (device.type == "cuda" and not torch.cuda.is_bf16_supported()):
+        return torch.float32
+    return torch.bfloat16
+
+
+def wants_checkpointing(settings: RunSettings, transformer: torch.nn.Module) -> bool:
+    """Whether activations are computed again in the backward pass."""
+    if settings.gradient_checkpointing != "auto":
+        return settings.gradient_checkpointing == "on"
+    return sum(parameter.numel() for parameter in transformer.parameters()) >= FULL_SIZE_PARAMETERS
+
+
+class Parts:
+    """Loads the parts of a model when they are first used, and lets them take turns on the device.
+
+    With offload `phases` a part that is asked for sends the others to host memory; with `none` they stay; `auto` lets
+    them stay while the device's free memory allows.
+    """
+
+    def __init__(self, model: EditModel, device: torch.device, dtype: torch.dtype, offload: str) -> None:
+        self.model = model
+        self.device = device
+        self.dtype = dtype
+        self.offload = offload
+        self._loaded: dict[str, Any] = {}
+        self._on_device: set[str] = set()
+
+    def transformer(self) -> torch.nn.Module:
+        """The transformer, on the device."""
+        return self._get("transformer", self.model.load_transformer)
+
+    def text_encoder(self) -> Any:
+        """The TextEncoder, on the device."""
+        return self._get("text_encoder", self.model.load_text_encoder)
+
+    def codec(self) -> Any:
+        """The ImageCodec, on the device."""
+        return self._get("codec", self.model.load_codec)
+
+    def drop(self, name: str) -> None:
+        """Let go of a part; it is loaded again when asked for."""
+        self._on_device.discard(name)
+        if self._loaded.pop(name, None) is not None:
+            self._free_device_memory()
+
+    def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any]) -> Any:
+        if name not in self._loaded:
+            self._make_room(name)
+            self._loaded[name] = load(torch.device("cpu"), self.dtype)
+        if name not in self._on_device:
+            self._make_room(name)
+            self._loaded[name].to(self.device)
+            self._on_device.add(name)
+        return self._loaded[name]
+
+    def _make_room(self, name: str) -> None:
+        others = self._on_device - {name}
+        if self.device.type == "cpu" or not others or self.offload == "none":
+            return
+        if self.offload == "auto" and self._free_bytes() > HEADROOM_BYTES + self._bytes(name):
+            return
+        for other in others:
+            self._loaded[other].to("cpu")
+        self._on_device -= others
+        self._free_device_memory()
+
+    def _bytes(self, name: str) -> int:
+        part = self._loaded.get(name)
+        module = part if isinstance(part, torch.nn.Module) else getattr(part, "module", None)
+        return sum(p.numel() * p.element_size() for p in module.parameters()) if module is not None else 0
+
+    def _free_bytes(self) -> int:
+        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
+
+    def _free_device_memory(self) -> None:
+        if self.device.type != "cpu":
+            torch.accelerator.empty_cache()

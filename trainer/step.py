@@ -1,0 +1,88 @@
+"""One micro-batch: from cached tensors to gradients."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from .batches import MicroBatch, Position
+from .encode import Encoder, Example, Texts
+from .flow import add_noise, draw_sigmas, example_generator, example_losses, loss_weights
+from .models.family import PackedLatents, TextConditioning
+from .schema import TimestepType
+from .settings import RunSettings
+
+if TYPE_CHECKING:
+    from .memory import Parts
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch on the CPU, noise drawn."""
+
+    examples: Sequence[Example]
+    clean: PackedLatents
+    noise: torch.Tensor
+    """Packed like `clean.tokens`."""
+    controls: tuple[PackedLatents, ...]
+    text: TextConditioning
+    sigmas: torch.Tensor
+    """float32 [B]"""
+    weights: torch.Tensor
+    """Of the losses, float32 [B]."""
+    following: Position
+
+
+def collate(
+    batch: MicroBatch, encoder: Encoder, texts: Texts, timestep_type: TimestepType, settings: RunSettings
+) -> Batch:
+    """Load a micro-batch from the cache and draw its noise, sigmas and caption dropout, each addressed by seed, epoch
+    and the example's row."""
+    family, seed = encoder.family, settings.seed
+    clean = torch.cat([encoder.latents(example.target) for example in batch.examples])
+    noises, sigmas, conditionings = [], [], []
+    for example in batch.examples:
+        address = (batch.epoch, example.row)
+        generator = example_generator(seed, "noise", *address)
+        noises.append(torch.randn(clean.shape[1:], generator=generator))
+        sigmas.append(draw_sigmas(timestep_type, 1, example_generator(seed, "timestep", *address)))
+        dropped = torch.rand((), generator=example_generator(seed, "caption", *address)) < settings.caption_dropout
+        conditionings.append(texts.get(encoder.text_key("" if dropped else example.caption, example.controls)))
+    controls = zip(*(example.controls for example in batch.examples), strict=True)
+    return Batch(
+        examples=batch.examples,
+        clean=family.pack(clean),
+        noise=family.pack(torch.stack(noises)).tokens,
+        controls=tuple(
+            family.pack(torch.cat([encoder.latents(control.latents) for control in group])) for group in controls
+        ),
+        text=family.collate_text(conditionings),
+        sigmas=torch.cat(sigmas),
+        weights=loss_weights(timestep_type, torch.cat(sigmas)),
+        following=batch.following,
+    )
+
+
+def micro_step(parts: Parts, batch: Batch, step_examples: int, guidance: float) -> torch.Tensor:
+    """Forward and backward of one micro-batch, in an optimizer step of `step_examples` examples in all.
+
+    Adds to the gradients and returns its share of the step's loss (float32, detached): over the step, the mean over
+    its examples.
+    """
+    device, dtype = parts.device, parts.dtype
+    transformer = parts.transformer()
+    with torch.enable_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
+        clean = batch.clean.tokens.to(device, non_blocking=True).float()
+        noise = batch.noise.to(device, non_blocking=True)
+        sigmas = batch.sigmas.to(device, non_blocking=True)
+        noisy = PackedLatents(add_noise(clean, noise, sigmas).to(dtype), batch.clean.grid)
+        controls = [PackedLatents(c.tokens.to(device, dtype, non_blocking=True), c.grid) for c in batch.controls]
+        text = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.text.items()}
+        velocity = parts.model.family.predict(transformer, noisy, controls, text, sigmas, guidance)
+        losses = example_losses(velocity, clean, noise, batch.weights.to(device, non_blocking=True))
+        loss = losses.sum() / step_examples
+        loss.backward()
+    return loss.detach()

@@ -1,0 +1,51 @@
+"""What is trained: a LoRA on the frozen transformer, or all of the transformer."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from contextlib import AbstractContextManager
+from pathlib import Path
+from typing import TYPE_CHECKING, Protocol
+
+import torch
+
+from .flow import example_generator
+from .lora import LoraAdapter
+from .memory import Parts, wants_checkpointing
+from .schema import TrainingParams
+from .settings import RunSettings
+from .weights import FullTransformer
+
+if TYPE_CHECKING:
+    from torch.nn import Parameter
+
+
+class Trainee(Protocol):
+    """The trained weights of a run."""
+
+    parameters: dict[str, Parameter]
+    """float32, by name."""
+
+    def export(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
+        """Write the weights file that is handed on."""
+        ...
+
+    def exported_values(self, dtype: torch.dtype) -> AbstractContextManager[None]:
+        """Inside, the model computes with the exported file's values."""
+        ...
+
+
+def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings) -> Trainee:
+    """Make the transformer ready for training: frozen with a fresh LoRA, or all of it trainable in float32."""
+    transformer = parts.transformer()
+    if params.use_lora:
+        targets = parts.model.family.lora_targets(settings.lora_targets, transformer)
+        seed = example_generator(settings.seed, "lora").initial_seed()
+        trainee: Trainee = LoraAdapter(transformer, targets, params.lora_rank, params.lora_alpha, seed)
+    else:
+        trainee = FullTransformer(transformer)
+    if wants_checkpointing(settings, transformer):
+        transformer.enable_gradient_checkpointing()
+    if settings.compile == "on":
+        transformer.compile_repeated_blocks()
+    return trainee

@@ -1,0 +1,65 @@
+"""Reading weights files safely, the full fine-tune's weights, and number formats."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import torch
+
+from .errors import BadInput
+from .files import write_tensors
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+class FullTransformer:
+    """All of a transformer's weights, trained in float32."""
+
+    def __init__(self, transformer: torch.nn.Module) -> None:
+        transformer.float().requires_grad_(True)
+        self.parameters: dict[str, torch.nn.Parameter] = dict(transformer.named_parameters())
+
+    def export(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
+        """Write the whole transformer with diffusers' key names. Raises RunFailed when the disk refuses."""
+        write_tensors(path, {name: p.detach().to(dtype) for name, p in self.parameters.items()}, metadata)
+
+    @contextmanager
+    def exported_values(self, dtype: torch.dtype) -> Iterator[None]:
+        """Inside, the transformer has the values of the exported file."""
+        with swapped_values(self.parameters, {name: p.detach().to(dtype) for name, p in self.parameters.items()}):
+            yield
+
+
+@contextmanager
+def swapped_values(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Inside, the parameters hold `values`; afterwards what they held before, bit for bit."""
+    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    copy_values(parameters, values)
+    try:
+        yield
+    finally:
+        copy_values(parameters, kept)
+
+
+def copy_values(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    """Copy named tensors into the parameters. Raises KeyError for a name that is missing."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
+
+
+def read_weights(path: Path, what: str) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, on the CPU. Raises BadInput when it cannot be read."""
+    from safetensors import SafetensorError
+    from safetensors.torch import load_file
+
+    try:
+        return load_file(path)
+    except FileNotFoundError:
+        raise BadInput(f"The {what} {path} does not exist.") from None
+    except OSError as error:
+        raise BadInput(f"Cannot read the {what} {path}: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise BadInput(f"The {what} {path} is not a readable safetensors file: {error}.") from None
