@@ -42,7 +42,6 @@ from trainer.dataset import drain, open_dataset
 from trainer.events import Event, RunControl
 from trainer.loop import train
 from trainer.models import open_model
-from trainer.models.family import Size
 from trainer.models.qwen_image_edit import ImageTextProcessor
 from trainer.models.sources import EditModel
 from trainer.schema import FineTuneRequest, parse_request
@@ -165,13 +164,14 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> EditModel:
     return open_model("tiny/qwen-image-edit", folder)
 
 
-def shape_picture(seed: int, size: Size = Size(64, 64)) -> Image.Image:
+def shape_picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
     """A plain background with one rectangle, different for every seed."""
     random = Random(seed)
     picture = Image.new("RGB", size, tuple(random.randrange(256) for _ in range(3)))
-    left, top = random.randrange(size.width // 2), random.randrange(size.height // 2)
+    width, height = size
+    left, top = random.randrange(width // 2), random.randrange(height // 2)
     color = tuple(random.randrange(256) for _ in range(3))
-    ImageDraw.Draw(picture).rectangle((left, top, left + size.width // 3, top + size.height // 3), fill=color)
+    ImageDraw.Draw(picture).rectangle((left, top, left + width // 3, top + height // 3), fill=color)
     return picture
 
 
@@ -189,7 +189,7 @@ class Runs:
         self.parquet = folder / "pairs.parquet"
         self.cache = folder / "cache"
 
-    def write(self, pairs: int = 6, captions: list[str] | None = None, size: Size = Size(64, 64)) -> Path:
+    def write(self, pairs: int = 6, captions: list[str] | None = None, size: tuple[int, int] = (64, 64)) -> Path:
         """A parquet of `pairs` rows with pictures inside; the target is the control inverted."""
         controls = [shape_picture(seed, size) for seed in range(pairs)]
         columns = {
@@ -214,7 +214,12 @@ class Runs:
         )
 
     def events(
-        self, model: EditModel, name: str = "run", settings: dict | None = None, control: RunControl | None = None, **params
+        self,
+        model: EditModel,
+        name: str = "run",
+        settings: dict | None = None,
+        control: RunControl | None = None,
+        **params,
     ) -> Generator[Event, None, None]:
         """The events of a run; parameters of the request by keyword."""
         if not self.parquet.exists():
@@ -231,7 +236,9 @@ class Runs:
                 bad_rows=options.bad_rows,
             )
         )
-        return train(request, dataset, model, options, run_dir=self.folder / name, cache_dir=self.cache, control=control)
+        return train(
+            request, dataset, model, options, run_dir=self.folder / name, cache_dir=self.cache, control=control
+        )
 
     def run(self, model: EditModel, name: str = "run", **rest: Any) -> list[Event]:
         """All events of a run to its end."""
