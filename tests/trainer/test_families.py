@@ -11,21 +11,17 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from huggingface_hub import constants
 
-from trainer.errors import BadInput
+from trainer.errors import BadInput, RunFailed
 from trainer.models import open_model
-from trainer.models.family import Family, PackedLatents, Size, TextConditioning
+from trainer.models.family import Family, Size, TextConditioning
 from trainer.models.flux_kontext import FluxKontext
 from trainer.models.qwen_image_edit import QwenImageEdit
 from trainer.models.sources import EditModel
 
 CPU, F32 = "cpu", torch.float32
 CAPTIONS = ["red", "turn the shape into a much larger circle"]
-
-
-@pytest.fixture(params=["kontext", "qwen"])
-def model(request: pytest.FixtureRequest) -> EditModel:
-    return request.getfixturevalue(request.param)
 
 
 def conditionings(model: EditModel, generator: torch.Generator) -> list[TextConditioning]:
@@ -105,9 +101,8 @@ def test_all_linear_targets_are_the_layers_of_the_blocks_that_can_learn(model: E
     generator = torch.Generator().manual_seed(3)
     transformer = model.load_transformer(CPU, F32).requires_grad_(True)
     latents = torch.randn(3, 2, 16, 8, 8, generator=generator)
-    loss_arguments = (slice(0, 1), conditionings(model, generator), latents)
+    text = conditionings(model, generator)[0]
     noisy, control, target = (model.family.pack(part[:1]) for part in latents)
-    text = model.family.collate_text(loss_arguments[1][:1])
     velocity = model.family.predict(transformer, noisy, [control], text, torch.tensor([0.5]), 1.0)
     torch.nn.functional.mse_loss(velocity, target.tokens).backward()
     learning = {
@@ -157,6 +152,13 @@ def test_models_that_cannot_be_opened_say_why(kontext: EditModel, tmp_path: Path
         open_model("tiny/flux-kontext", folder).load_codec(CPU, F32)
 
 
+def test_a_model_that_cannot_be_fetched_says_what_to_do(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+    monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
+    with pytest.raises(RunFailed, match="hf download Qwen/Qwen-Image-Edit"):
+        _ = open_model("Qwen/Qwen-Image-Edit").family
+
+
 def test_sizes_and_registry_need_no_torch():
     code = "import sys, trainer.resize, trainer.models.family; assert not {'torch', 'diffusers'} & set(sys.modules)"
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
@@ -173,4 +175,3 @@ def test_a_prediction_covers_the_target_only(model: EditModel):
     with torch.no_grad():
         velocity = model.family.predict(transformer, noisy, [control], text, torch.tensor([0.5]), 1.0)
     assert velocity.shape == noisy.tokens.shape
-    assert isinstance(noisy, PackedLatents)

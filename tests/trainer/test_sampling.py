@@ -2,22 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+from typing import Any
+
 import pytest
 import torch
 from PIL import Image
 
 from trainer.errors import BadInput
 from trainer.events import Progress
+from trainer.lora import LoraAdapter
 from trainer.models.family import Size
 from trainer.models.sources import EditModel
 from trainer.sampling import denoise, edit
 
 CPU, F32 = "cpu", torch.float32
-
-
-@pytest.fixture(params=["kontext", "qwen"])
-def model(request: pytest.FixtureRequest) -> EditModel:
-    return request.getfixturevalue(request.param)
 
 
 def run(generator) -> tuple[list[Progress], object]:
@@ -84,3 +83,20 @@ def test_a_negative_prompt_without_use_is_refused(kontext: EditModel, qwen: Edit
     plain = run(edit(qwen, control_image(), "make it red", guidance=4.0, steps=2))[1]
     guided = run(edit(qwen, control_image(), "make it red", negative_prompt="blurry", guidance=4.0, steps=2))[1]
     assert plain.tobytes() != guided.tobytes()
+
+
+def test_an_edit_wears_its_lora_at_its_strength(model: EditModel, tmp_path: Path):
+    transformer = model.load_transformer(CPU, F32)
+    targets = model.family.lora_targets("attention+mlp", transformer)
+    adapter = LoraAdapter(transformer, targets, rank=2, alpha=2, seed=0)
+    with torch.no_grad():
+        for parameter in adapter.parameters.values():
+            parameter.normal_(generator=torch.Generator().manual_seed(1))
+    adapter.export(tmp_path / "lora.safetensors", F32, {})
+
+    def edited(model: EditModel, **options: Any) -> bytes:
+        return run(edit(model, control_image(), "make it red", steps=2, **options))[1].tobytes()
+
+    plain, worn = edited(model), edited(model, lora=tmp_path / "lora.safetensors")
+    assert edited(model, lora=tmp_path / "lora.safetensors", lora_strength=0.0) == plain != worn
+    assert edited(model.with_adapter(tmp_path / "lora.safetensors")) == worn
