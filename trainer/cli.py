@@ -37,6 +37,7 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Messages for the person go to stderr when something is wrong."""
     _never_fail_to_print()
+    _quiet_libraries()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         options = build_parser().parse_args(arguments)
@@ -271,3 +272,9 @@ def _never_fail_to_print() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _quiet_libraries() -> None:
+    """Let the libraries tell of errors only, unless the person wants otherwise; read by them when imported."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")
