@@ -13,8 +13,7 @@ import numpy as np
 
 from .cli import INTERRUPTED, OK, read_settings
 from .dataset import drain
-from .driver import consume, edit_command, load_model, run_training
-from .errors import BadInput
+from .driver import check_folder, consume, edit_command, load_model, run_training
 from .events import Finished, Progress
 from .files import replacing, write_text
 from .request import load_request
@@ -50,8 +49,7 @@ def demo(options: argparse.Namespace) -> int:
     """Teach, examine, draw `samples.png`, and print the scores as JSON on the last line."""
     settings = read_settings(options, {"sample_steps": SAMPLE_STEPS})
     folder: Path = options.out
-    if folder.exists() and not folder.is_dir():
-        raise BadInput(f"--out {folder} is a file; name a folder.")
+    check_folder(folder)
     panels, scores, commands = [], {}, []
     with Terminal() as terminal:
         terminal.line(

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, TypeVar
 from .cli import INTERRUPTED
 from .dataset import EditDataset, open_dataset
 from .downloads import Downloads
+from .errors import BadInput
 from .events import Event, Finished, Progress, RunControl, Started, Step
 from .schema import COLUMN_FIELDS, FineTuneRequest
 from .settings import RunSettings
@@ -48,6 +49,7 @@ def run_training(
     command_line: Sequence[str],
 ) -> Finished | None:
     """Train and show it. None when Ctrl-C has stopped the run: what is saved, and how to go on, is said by then."""
+    check_folder(run_dir)
     columns = request.training_params.model_dump(include=set(COLUMN_FIELDS))
     cache_dir = cache_dir or run_dir.parent / CACHE_FOLDER
     downloads = Downloads(cache_dir / "downloads")
@@ -75,6 +77,15 @@ def run_training(
     done = f"after step {step} of {steps}, which is saved" if step else "before the first step was done"
     terminal.line(f"Stopped {done}. To go on:\n  {_quoted(command_line)}")
     return None
+
+
+def check_folder(folder: Path) -> None:
+    """Raises BadInput where a file is in the way of a folder that is to be made."""
+    for place in (folder, *folder.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise BadInput(f"--out {folder}: {place} is a file; name a folder.")
+            return
 
 
 def load_dataset(
