@@ -120,17 +120,17 @@ class EditDataset:
         self._blocks.close()
 
     def _compute_fingerprint(self) -> str:
-        digests = [hashlib.sha256() for _ in range(len(self._blocks.columns) * 4)]
-        files = hashlib.sha256()
+        cells_digests = [[hashlib.sha256() for _ in range(4)] for _ in range(3)]
+        files_digests = [hashlib.sha256() for _ in range(2)]
         for block in self._blocks:
             first, end = np.searchsorted(self._checked_rows, (block.first, block.first + block.rows))
             good = self._checked_rows[first:end] - block.first
-            for number, cells in enumerate(block.columns):
-                _hash_cells(cells, digests[number * 4 : number * 4 + 4])
-            for cells in block.columns[1:]:
-                for path in _local_paths(cells, good):
-                    files.update(f"{path}\0{_file_state(self.images_root, path)}\n".encode())
-        return hashlib.sha256(b"".join(digest.digest() for digest in [*digests, files])).hexdigest()
+            for cells, digests in zip(block.columns, cells_digests, strict=True):
+                _hash_cells(cells, digests)
+            for cells, digest in zip(block.columns[1:], files_digests, strict=True):
+                digest.update(_file_states(cells, good, self.images_root))
+        every = [*(digest for digests in cells_digests for digest in digests), *files_digests]
+        return hashlib.sha256(b"".join(digest.digest() for digest in every)).hexdigest()
 
 
 def open_dataset(
@@ -246,15 +246,17 @@ def _hash_cells(cells: Cells, digests: list[Any]) -> None:
                 content.update(memoryview(buffer)[ends[0] : ends[-1]])
 
 
-def _local_paths(cells: Cells, good: np.ndarray) -> Iterator[str]:
-    """The distinct relative paths in some rows of a column."""
+def _file_states(cells: Cells, good: np.ndarray, root: Path) -> bytes:
+    """Size and modification time of the local files that some rows of a column name."""
     if cells.text is None:
-        return
+        return b""
     kept = np.zeros(len(cells), dtype=bool)
     kept[good] = True
-    for path in pc.unique(cells.text.filter(pa.array(kept & ~cells.has_data))).to_pylist():
-        if "://" not in path:
-            yield path.replace("\\", "/")
+    paths = cells.text.filter(pa.array(kept & ~cells.has_data)).dictionary_encode()
+    states = [
+        "" if "://" in path else _file_state(root, path.replace("\\", "/")) for path in paths.dictionary.to_pylist()
+    ]
+    return "".join([f"{states[index]}\n" for index in paths.indices.to_pylist()]).encode()
 
 
 def _file_state(root: Path, path: str) -> str:

@@ -23,7 +23,7 @@ from .models.family import Size
 from .rows import Block, Cells, RowBlocks
 
 SAMPLED_ROWS = 256
-LOOKED_UP_ROWS = 20_000
+LOOKED_UP_ROWS = 10_000
 """Datasets up to this size have the existence of every file checked; of larger ones, that of the sample."""
 DECODERS = 4
 

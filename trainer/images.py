@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import io
+import os
 import re
+import stat
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -67,17 +69,17 @@ def image_ref(value: Any) -> ImageRef:
 
     Raises BadImage for null, empty or other values, other schemes, absolute paths and paths that climb out with `..`.
     """
+    if isinstance(value, str):
+        return _text_ref(value)
     if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
-        value = value.get("path") if value.get("bytes") is None else value["bytes"]
+        return image_ref(value.get("path") if value.get("bytes") is None else value["bytes"])
     if value is None:
         raise BadImage("is null")
     if isinstance(value, bytes | bytearray | memoryview):
         if not value:
             raise BadImage("is empty (0 bytes)")
         return ImageRef("bytes", bytes(value))
-    if not isinstance(value, str):
-        raise BadImage(f"is {type(value).__name__}, not a path, an address or image bytes")
-    return _text_ref(value)
+    raise BadImage(f"is {type(value).__name__}, not a path, an address or image bytes")
 
 
 def _text_ref(text: str) -> ImageRef:
@@ -85,13 +87,16 @@ def _text_ref(text: str) -> ImageRef:
         raise BadImage("is empty text")
     if _CONTROL_CHARACTER.search(text):
         raise BadImage(f"{shorten(text)}: control characters are not allowed in a path or an address")
-    if scheme := _SCHEME.match(text):
+    if ":" in text and (scheme := _SCHEME.match(text)):
         if scheme[0].lower() not in ("http", "https"):
             raise BadImage(f"{shorten(text)}: {scheme[0]}: is not allowed; use a relative path or an http(s) address")
         return ImageRef("url", _checked_url(text))
     path = text.replace("\\", "/")
     if _ABSOLUTE.match(path):
-        raise BadImage(f"{shorten(text)}: absolute paths are not allowed; make it relative to the images' folder")
+        raise BadImage(
+            f"{shorten(text)}: absolute paths are not allowed; make it relative to the images' "
+            "folder, or embed the image's bytes"
+        )
     depth = 0
     for part in path.split("/") if ".." in path else ():
         depth += {"": 0, ".": 0, "..": -1}.get(part, 1)
@@ -122,17 +127,17 @@ def local_file(path: str, root: Path) -> Path:
     Raises BadImage when it is outside of `root`, missing, or not a regular file.
     """
     try:
-        inside = root.resolve()
-        file = (inside / path).resolve()
-        if not file.is_relative_to(inside):
+        file = os.path.realpath(root / path)
+        if not Path(file).is_relative_to(os.path.realpath(root)):
             raise BadImage(f"{shorten(path)}: leaves the images' folder")
-        if not file.exists():
-            raise BadImage(f"{shorten(path)}: no such file below {root}")
-        if not file.is_file():
-            raise BadImage(f"{shorten(path)}: is not a file")
-    except (OSError, RuntimeError) as error:
-        raise BadImage(f"{shorten(path)}: {getattr(error, 'strerror', None) or error}") from None
-    return file
+        mode = os.stat(file).st_mode  # noqa: PTH116
+    except FileNotFoundError:
+        raise BadImage(f"{shorten(path)}: no such file below {root}") from None
+    except OSError as error:
+        raise BadImage(f"{shorten(path)}: {error.strerror or error}") from None
+    if not stat.S_ISREG(mode):
+        raise BadImage(f"{shorten(path)}: is not a file")
+    return Path(file)
 
 
 def read_bytes(ref: ImageRef, root: Path, downloads: Downloads) -> bytes:
@@ -172,7 +177,7 @@ def decode_image(data: bytes) -> Image.Image:
     image = _open(data)
     try:
         image.load()
-        if image.mode.startswith("I"):
+        if image.mode.startswith(("I", "F")):
             image = _eight_bits(image)
         elif image.mode == "P" and "transparency" in image.info:
             image = image.convert("RGBA")
@@ -241,10 +246,10 @@ def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """16-bit gray (modes I;16, I) to 8 bits. PIL's own conversion clips everything above 255 to white."""
-    values = np.asarray(image).astype(np.int64)
-    if values.min() < 0 or values.max() > 65535:
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise BadImage("32-bit pixels are not supported; save it with 8 or 16 bits")
-    return Image.fromarray(((values * 255 + 32767) // 65535).astype(np.uint8))
+    return Image.fromarray(((values.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
 
 
 def _damaged(error: Exception) -> BadImage:

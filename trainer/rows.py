@@ -80,7 +80,8 @@ class RowBlocks:
         self._block_rows = [_block_rows(group, self.columns) for group in groups]
         self._kept: OrderedDict[int, Block] = OrderedDict()
         self._lock = threading.Lock()
-        self._ahead: tuple[int, Iterator[Block]] = (-1, iter(()))
+        self._ahead: tuple[int, int, Iterator[Block]] = (-1, 0, iter(()))
+        """Row group being read, the row that comes next, and the blocks from there on."""
 
     def __iter__(self) -> Iterator[Block]:
         """All blocks in order, none kept. Raises BadInput where the file is damaged."""
@@ -98,11 +99,11 @@ class RowBlocks:
             if first in self._kept:
                 self._kept.move_to_end(first)
                 return self._kept[first]
-            following, blocks = self._ahead
-            if not self._starts[group] < following <= first:
+            ahead, following, blocks = self._ahead
+            if ahead != group or following > first:
                 blocks = self._read(self._file, group)
             block = next(block for block in blocks if block.first == first)
-            self._ahead = (first + size, blocks)
+            self._ahead = (group, first + size, blocks)
             self._kept[first] = block
             while len(self._kept) > KEPT_BLOCKS:
                 self._kept.popitem(last=False)
@@ -112,7 +113,7 @@ class RowBlocks:
         """Close the file."""
         with self._lock:
             self._kept.clear()
-            self._ahead = (-1, iter(()))
+            self._ahead = (-1, 0, iter(()))
             self._file.close()
 
     def _read(self, file: pq.ParquetFile, group: int) -> Iterator[Block]:

@@ -1,0 +1,278 @@
+from __future__ import annotations
+
+import io
+import struct
+import subprocess
+import sys
+import time
+import warnings
+import zlib
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image, ImageOps
+
+from trainer import images
+from trainer.downloads import Downloads
+from trainer.errors import BadImage
+from trainer.images import ImageRef, decode_image, image_ref, image_size, load_control, read_bytes
+from trainer.models.family import Size
+
+
+def picture(width: int = 12, height: int = 8, mode: str = "RGB") -> Image.Image:
+    """A picture without symmetry, so that every turn of it looks different."""
+    y, x = np.mgrid[0:height, 0:width]
+    values = np.stack([x * 255 // (width - 1), y * 255 // (height - 1), (x + 2 * y) * 4 % 256], axis=-1)
+    return Image.fromarray(values.astype(np.uint8)).convert(mode)
+
+
+def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
+    stream = io.BytesIO()
+    image.save(stream, kind, **options)
+    return stream.getvalue()
+
+
+def png_header(width: int, height: int) -> bytes:
+    """A PNG that claims a size and holds next to nothing."""
+    chunks = [(b"IHDR", struct.pack(">IIBBBBB", width, height, 8, 2, 0, 0, 0)), (b"IDAT", zlib.compress(b"\0" * 100))]
+    body = b"".join(
+        struct.pack(">I", len(data)) + name + data + struct.pack(">I", zlib.crc32(name + data))
+        for name, data in [*chunks, (b"IEND", b"")]
+    )
+    return b"\x89PNG\r\n\x1a\n" + body
+
+
+# references
+
+
+@pytest.mark.parametrize(
+    ("value", "kind", "expected"),
+    [
+        ("inputs/001.jpg", "path", "inputs/001.jpg"),
+        ("inputs\\sub\\001.jpg", "path", "inputs/sub/001.jpg"),
+        ("./a/../b.png", "path", "./a/../b.png"),
+        ("日本 語/写真.png", "path", "日本 語/写真.png"),
+        ("..hidden/..png", "path", "..hidden/..png"),
+        ("https://example.org/a b.png?x=1", "url", "https://example.org/a b.png?x=1"),
+        ("HTTP://EXAMPLE.ORG/a.png", "url", "HTTP://EXAMPLE.ORG/a.png"),
+        (b"\x89PNG", "bytes", b"\x89PNG"),
+        ({"bytes": b"abc", "path": "/absolute/ignored.png"}, "bytes", b"abc"),
+        ({"bytes": None, "path": "a.png"}, "path", "a.png"),
+        ({"path": "a.png"}, "path", "a.png"),
+        ({"bytes": b"abc"}, "bytes", b"abc"),
+    ],
+)
+def test_references_of_every_form(value, kind, expected):
+    assert image_ref(value) == ImageRef(kind, expected)
+
+
+@pytest.mark.parametrize(
+    ("value", "says"),
+    [
+        (None, "is null"),
+        ({"bytes": None, "path": None}, "is null"),
+        ({"bytes": b"", "path": "a.png"}, "0 bytes"),
+        (b"", "0 bytes"),
+        ("", "empty text"),
+        ("  \t", "empty text"),
+        (17, "int"),
+        (["a.png"], "list"),
+        ({"url": "a.png"}, "dict"),
+        ("/etc/passwd", "absolute"),
+        ("\\windows\\win.ini", "absolute"),
+        ("C:\\images\\a.png", "absolute"),
+        ("c:a.png", "absolute"),
+        ("C:/images/a.png", "absolute"),
+        ("\\\\server\\share\\a.png", "absolute"),
+        ("//server/share/a.png", "absolute"),
+        ({"bytes": None, "path": "/home/me/a.png"}, "absolute"),
+        ("../../etc/passwd", "leaves the images' folder"),
+        ("a/../../b.png", "leaves the images' folder"),
+        ("a\\..\\..\\b.png", "leaves the images' folder"),
+        ("file:///etc/passwd", "file: is not allowed"),
+        ("FILE:/etc/passwd", "FILE: is not allowed"),
+        ("ftp://example.org/a.png", "ftp: is not allowed"),
+        ("data:image/png;base64,AAAA", "data: is not allowed"),
+        ("http:///a.png", "no host"),
+        ("http://[::1/a.png", "not a valid address"),
+        ("a\0b.png", "control characters"),
+        ("a\nb.png", "control characters"),
+    ],
+)
+def test_references_that_are_refused(value, says):
+    with pytest.raises(BadImage, match=says.replace("(", "\\(")):
+        image_ref(value)
+
+
+def test_files_below_the_root_are_read_and_no_others(tmp_path):
+    root = tmp_path / "data"
+    (root / "in").mkdir(parents=True)
+    (root / "in" / "ä b.png").write_bytes(b"here")
+    (tmp_path / "secret.png").write_bytes(b"secret")
+    (root / "link.png").symlink_to(tmp_path / "secret.png")
+    (root / "out").symlink_to(tmp_path)
+    downloads = Downloads()
+    assert read_bytes(image_ref("in\\ä b.png"), root, downloads) == b"here"
+    for path in ("link.png", "out/secret.png"):
+        with pytest.raises(BadImage, match="leaves the images' folder"):
+            read_bytes(image_ref(path), root, downloads)
+    with pytest.raises(BadImage, match=r"none\.png: no such file below"):
+        read_bytes(image_ref("none.png"), root, downloads)
+    with pytest.raises(BadImage, match="not a file"):
+        read_bytes(image_ref("in"), root, downloads)
+    (root / "zero.png").touch()
+    with pytest.raises(BadImage, match=r"zero\.png: is empty \(0 bytes\)"):
+        read_bytes(image_ref("zero.png"), root, downloads)
+
+
+def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path, monkeypatch):
+    monkeypatch.setattr(images, "MAX_FILE_BYTES", 2**20)
+    (tmp_path / "big.png").write_bytes(bytes(2**20 + 1))
+    (tmp_path / "fits.png").write_bytes(bytes(2**20))
+    with pytest.raises(BadImage, match="larger than 1 MB"):
+        read_bytes(image_ref("big.png"), tmp_path, Downloads())
+    with pytest.raises(BadImage, match="larger than 1 MB"):
+        read_bytes(image_ref(bytes(2**20 + 1)), tmp_path, Downloads())
+    assert len(read_bytes(image_ref("fits.png"), tmp_path, Downloads())) == 2**20
+
+
+# decoding
+
+
+@pytest.mark.parametrize("kind", ["PNG", "BMP", "TIFF", "WEBP", "GIF", "JPEG", "AVIF"])
+def test_formats(kind):
+    image = picture()
+    options = {"WEBP": {"lossless": True}, "JPEG": {"quality": 100, "subsampling": 0}}.get(kind, {})
+    data = encoded(image, kind, **options)
+    decoded = decode_image(data)
+    assert decoded.mode == "RGB"
+    assert image_size(data) == Size(12, 8) == decoded.size
+    difference = np.abs(np.asarray(decoded, dtype=int) - np.asarray(image, dtype=int)).mean()
+    assert difference <= {"GIF": 12, "JPEG": 4, "AVIF": 12}.get(kind, 0)
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "TIFF", "AVIF"])
+@pytest.mark.parametrize("orientation", range(1, 9))
+def test_orientation_is_applied_and_the_size_says_so(kind, orientation):
+    exif = Image.Exif()
+    exif[0x0112] = orientation
+    data = encoded(picture(), kind, exif=exif.tobytes() if kind != "TIFF" else exif)
+    expected = ImageOps.exif_transpose(Image.open(io.BytesIO(data))).convert("RGB")
+    assert decode_image(data).tobytes() == expected.tobytes()
+    assert image_size(data) == decode_image(data).size == ((8, 12) if orientation >= 5 else (12, 8))
+
+
+def test_sixteen_bit_gray_keeps_its_brightness():
+    ramp = np.linspace(0, 65535, 256).astype(np.uint16).reshape(16, 16)
+    for kind in ("PNG", "TIFF"):
+        decoded = np.asarray(decode_image(encoded(Image.fromarray(ramp), kind)))
+        assert np.array_equal(decoded[..., 0].ravel(), np.arange(256))
+
+
+def test_thirty_two_bit_pixels_are_refused():
+    for values in (np.full((4, 4), 2**20, np.int32), np.full((4, 4), np.nan, np.float32)):
+        with pytest.raises(BadImage, match="32-bit"):
+            decode_image(encoded(Image.fromarray(values), "TIFF"))
+
+
+@pytest.mark.parametrize("mode", ["L", "LA", "RGBA", "P", "1", "CMYK"])
+def test_other_modes_come_out_as_rgb(mode):
+    image = picture(mode=mode)
+    kind = "TIFF" if mode == "CMYK" else "PNG"
+    options = {"transparency": b"\x00\x80\xff"} if mode == "P" else {}
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        decoded = decode_image(encoded(image, kind, **options))
+    assert np.array_equal(np.asarray(decoded), np.asarray(image.convert("RGB")))
+
+
+def test_the_first_frame_of_an_animation_is_taken():
+    frames = [Image.new("RGB", (6, 6), colour) for colour in ("red", "blue")]
+    for kind in ("GIF", "WEBP", "PNG"):
+        options = {"lossless": True} if kind == "WEBP" else {}
+        data = encoded(frames[0], kind, save_all=True, append_images=frames[1:], **options)
+        assert decode_image(data).getpixel((3, 3)) == (255, 0, 0)
+
+
+def test_a_huge_header_is_refused_at_once_and_in_silence(capfd):
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for width, height in [(60_000, 60_000), (40_000, 10), (10, 40_000), (11_000, 9_100), (2**31 - 1, 2**31 - 1)]:
+            for look in (decode_image, image_size):
+                start = time.perf_counter()
+                with pytest.raises(BadImage, match=rf"{width} x {height} pixels is too large"):
+                    look(png_header(width, height))
+                assert time.perf_counter() - start < 1
+    assert capfd.readouterr() == ("", "")
+
+
+@pytest.mark.parametrize(
+    "data",
+    [
+        b"",
+        b"hello",
+        b"<!DOCTYPE html><html></html>",
+        b"\xff\xd8\xff",
+        b"\x89PNG\r\n\x1a\n",
+        b"GIF89a",
+        b"BM",
+        b"II*\0",
+        b"RIFF\0\0\0\0WEBP",
+        b"\0\0\0\x20ftypavif",
+        png_header(100, 100),
+        png_header(0, 5),
+        encoded(picture(200, 200), "JPEG")[:1500],
+        encoded(picture(200, 200), "PNG")[:400],
+        encoded(picture(200, 200), "WEBP", lossless=True)[:100],
+        encoded(picture(200, 200), "PPM"),
+        encoded(picture(16, 16), "ICO"),
+    ],
+    ids=lambda data: repr(data[:12]),
+)
+def test_damaged_and_foreign_data_is_refused(data):
+    with pytest.raises(BadImage) as caught:
+        decode_image(data)
+    assert "\n" not in str(caught.value)
+
+
+@pytest.mark.filterwarnings("ignore::UserWarning")
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
+def test_flipped_bytes_never_raise_anything_else(kind):
+    data = encoded(picture(40, 30), kind)
+    random = np.random.default_rng(3)
+    for _ in range(60):
+        broken = bytearray(data)
+        for place in random.integers(0, len(data), 4):
+            broken[place] = random.integers(0, 256)
+        for look in (decode_image, image_size):
+            try:
+                look(bytes(broken))
+            except BadImage:
+                continue
+
+
+def test_images_a_person_names(tmp_path, monkeypatch):
+    picture().save(tmp_path / "a.png")
+    monkeypatch.chdir(tmp_path)
+    downloads = Downloads()
+    for name, base in [("a.png", None), (str(tmp_path / "a.png"), None), ("a.png", tmp_path / "elsewhere")]:
+        assert load_control(name, base, downloads).tobytes() == picture().tobytes()
+    monkeypatch.chdir(Path(sys.prefix))
+    assert load_control("a.png", tmp_path, downloads).size == (12, 8)
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG\r\n\x1a\nrest")
+    for name, says in [("none.png", "no such image file"), ("broken.png", "broken.png: the image is damaged")]:
+        with pytest.raises(BadImage, match=says):
+            load_control(name, tmp_path, downloads)
+    with pytest.raises(BadImage, match="not allowed"):
+        load_control("file:///etc/hostname", None, downloads)
+
+
+def test_no_heavy_library_is_imported():
+    code = (
+        "import sys; import trainer.images, trainer.dataset, trainer.request, trainer.schema; "
+        "print(sorted({'torch', 'diffusers', 'transformers', 'pandas'} & set(sys.modules)))"
+    )
+    root = Path(images.__file__).parents[1]
+    done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
