@@ -15,7 +15,7 @@ from pathlib import Path
 import torch
 
 from .batches import Position
-from .files import flush_to_disk, remove, replacing, save_tensors
+from .files import TEMPORARY_PREFIX, flush_to_disk, remove, replacing, save_tensors
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
@@ -46,7 +46,8 @@ def save_checkpoint(folder: Path, state: TrainingState, keep: int) -> Path:
             for file in temporary.iterdir():
                 flush_to_disk(file)
     for old in checkpoint_folders(folder)[:-keep]:
-        remove(old)
+        # Out of sight first: a kill in the middle leaves no checkpoint that lacks files.
+        remove(old.replace(old.with_name(f"{TEMPORARY_PREFIX}{old.name}")))
     return path
 
 

@@ -37,9 +37,12 @@ class _Parser(argparse.ArgumentParser):
 def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code. Messages for the person go to stderr when something is wrong."""
     _never_fail_to_print()
+    _quiet_libraries()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
-        options = build_parser().parse_args(arguments)
+        options, unknown = build_parser().parse_known_args(arguments)
+        if unknown:
+            raise BadInput(f"unknown option or value: {' '.join(unknown)}\nSee: {options.prog} --help")
         options.command_line = [*_PROG.split(), *arguments]
         module, function = options.run
         return getattr(import_module(f".{module}", __package__), function)(options)
@@ -65,7 +68,7 @@ def build_parser() -> argparse.ArgumentParser:
         description="Teach an image-editing model a new edit from before-and-after pictures.",
         epilog=f"New here? Start with: {_PROG} demo\n\n{_EXIT_CODES}",
     )
-    parser.set_defaults(run=(__name__.rpartition(".")[2], "show_help"))
+    parser.set_defaults(run=("cli", "show_help"), prog=_PROG)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
     _add_inspect(commands)
@@ -107,7 +110,7 @@ def _add_command(
         description=f"{summary}\n\n{text}",
         epilog=f"example:\n  {_PROG} {example}\n\n{_EXIT_CODES}",
     )
-    command.set_defaults(run=run)
+    command.set_defaults(run=run, prog=command.prog)
     return command
 
 
@@ -271,3 +274,9 @@ def _never_fail_to_print() -> None:
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
+
+
+def _quiet_libraries() -> None:
+    """Let the libraries tell of errors only, unless the person wants otherwise; read by them when imported."""
+    for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
+        os.environ.setdefault(name, "error")

@@ -36,16 +36,18 @@ def nearest_possible(wanted: Size, max_resolution: int, step: int) -> Size:
     """The size nearest to `wanted`, by the relative change of both sides, among those that can be made.
 
     Those have sides that are multiples of `step` up to twice `max_resolution`, and an area of at most
-    max_resolution x max_resolution: a size that is too large comes down with its aspect kept.
+    max_resolution x max_resolution; a size that is larger is first brought down to that area with its aspect kept.
     """
     area, longest = max_resolution**2, 2 * max_resolution
+    factor = min(1.0, math.sqrt(area / (wanted.width * wanted.height)))
+    width, height = wanted.width * factor, wanted.height * factor
 
     def change(size: Size) -> float:
-        return math.log(size.width / wanted.width) ** 2 + math.log(size.height / wanted.height) ** 2
+        return math.log(size.width / width) ** 2 + math.log(size.height / height) ** 2
 
     possible = []
-    for width in range(step, longest + 1, step):
-        highest = min(longest, area // width) // step * step
-        below = min(max(wanted.height // step * step, step), highest)
-        possible += [Size(width, height) for height in (below, below + step) if 0 < height <= highest]
+    for multiple in range(step, longest + 1, step):
+        highest = min(longest, area // multiple) // step * step
+        below = min(max(int(height) // step * step, step), highest)
+        possible += [Size(multiple, side) for side in (below, below + step) if 0 < side <= highest]
     return min(possible, key=change)

@@ -15,8 +15,10 @@ from PIL import Image
 
 from .errors import BadInput
 from .events import Progress
+from .memory import Parts, base_dtype
 from .models.family import Family, Grid, ImageCodec, PackedLatents, Size, TextConditioning
 from .models.sources import EditModel
+from .settings import RunSettings
 
 
 def denoise(
@@ -100,29 +102,28 @@ def edit(
     the control. One part of the model is on the device at a time. Raises BadInput for a negative prompt that the
     family, or the guidance, has no use for, and what `EditModel.load_*` raises.
     """
-    family, device = model.family, torch.device(device)
-    dtype = torch.bfloat16 if device.type == "cuda" and torch.cuda.is_bf16_supported() else torch.float32
+    family = model.family
     steps, guidance = steps or family.scale.sample_steps, guidance or family.scale.sample_guidance
     negative = family.negative_prompt(prompt, guidance)
     if negative_prompt and negative is None:
         raise BadInput(f"negative prompt: {family.name} does not use one at guidance {guidance:g}; leave it empty.")
-    source = Size(*image.size)
-    size = family.sample_size(size or family.target_size(source, family.scale.resolution))
-    control = family.prepare_control(image, family.control_size(source, size, "inference"))
+    size = family.sample_size(size or family.target_size(Size(*image.size), family.scale.resolution))
+    control = family.prepare_control(image, family.control_size(Size(*image.size), size, "inference"))
+    if lora is not None:
+        model = model.with_adapter(lora, lora_strength)
+    device = torch.device(device)
+    parts = Parts(model, device, base_dtype(RunSettings(), device), "phases")
 
     yield Progress(phase="loading", done=0, total=3, note="text encoder")
-    encoder = model.load_text_encoder(device, dtype)
+    encoder = parts.text_encoder()
     text = encoder.encode(prompt, [control])
     negative_text = None if negative is None else encoder.encode(negative_prompt or negative, [control])
     del encoder
+    parts.drop("text_encoder")
     yield Progress(phase="loading", done=1, total=3, note="VAE")
-    codec = model.load_codec(device, dtype)
-    packed = family.pack(family.encode(codec, control))
-    codec.to("cpu")
+    packed = family.pack(family.encode(parts.codec(), control))
     yield Progress(phase="loading", done=2, total=3, note="transformer")
-    if lora is not None:
-        model = model.with_adapter(lora, lora_strength)
-    transformer = model.load_transformer(device, dtype)
+    transformer = parts.transformer()
     yield Progress(phase="loading", done=3, total=3)
     latents = yield from denoise(
         family,
@@ -136,8 +137,6 @@ def edit(
         guidance,
         seed,
         device,
-        dtype,
+        parts.dtype,
     )
-    del transformer
-    codec.to(device)
-    return decode(family, codec, latents)
+    return decode(family, parts.codec(), latents)

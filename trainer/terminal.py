@@ -133,8 +133,9 @@ class Terminal:
         label = _PHASES[event.phase]
         if self._has_bar:
             self._draw(label, event.done, event.total, event.note)
-        elif (begins and event.phase != "sampling") or self._is_due():
-            self.line(f"{label} {event.done} of {event.total}" + (f": {event.note}" if event.note else ""))
+        elif self._is_due() or (begins and event.phase in ("loading", "caching")):
+            what = f"{label} {event.note}".strip()
+            self.line(f"{what}: {event.done} of {event.total}" if event.done else f"{what} ...")
 
     def _is_due(self) -> bool:
         return self._clock() - self._said >= self._quiet_seconds

@@ -141,7 +141,8 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> EditModel:
     pipeline = QwenImageEditPipeline(
         scheduler=FlowMatchEulerDiscreteScheduler(**SCHEDULE),
         vae=AutoencoderKLQwenImage(
-            base_dim=8,
+            base_dim=4,
+            dim_mult=[1, 1, 1, 1],
             z_dim=16,
             num_res_blocks=1,
             latents_mean=statistics.tolist(),

@@ -215,17 +215,16 @@ def test_kontext_equals_its_pipeline_at_full_size(kontext, kontext_pipeline, con
     assert_same(ours, theirs, None)
 
 
-@pytest.mark.parametrize("control", [Size(300, 300), Size(1000, 700), Size(700, 1000), Size(1900, 650)])
+@pytest.mark.parametrize("control", [Size(1000, 700), Size(700, 1000)])
 def test_qwen_equals_its_pipeline_at_full_size(qwen, qwen_pipeline, control):
     family = full_size(qwen, FULL_QWEN)
     with captured(qwen_pipeline.transformer, stop=True) as theirs:
         qwen_pipeline(
             picture(control),
             PROMPT,
-            negative_prompt=" ",
             num_inference_steps=3,
-            true_cfg_scale=4.0,
+            true_cfg_scale=1.0,
             generator=torch.Generator().manual_seed(0),
         )
     size = family.target_size(control, 1024)
-    assert_same(draw(qwen, family, picture(control), size, 4.0, stop=True), theirs, None)
+    assert_same(draw(qwen, family, picture(control), size, 1.0, stop=True), theirs, None)

@@ -69,11 +69,16 @@ class PipelineTextEncoder:
     def __init__(self, pipeline: DiffusionPipeline, device: torch.device | str, fingerprint: str) -> None:
         self.fingerprint = fingerprint
         self.pipeline = pipeline
+        self.module = torch.nn.ModuleList(
+            part.eval().requires_grad_(False)
+            for part in pipeline.components.values()
+            if isinstance(part, torch.nn.Module)
+        )
         self.to(device)
 
     def to(self, device: torch.device | str) -> None:
         self.device = torch.device(device)
-        self.pipeline.to(self.device)
+        self.module.to(self.device)
 
 
 class PipelineCodec:
@@ -81,22 +86,22 @@ class PipelineCodec:
 
     def __init__(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> None:
         self.fingerprint = fingerprint
-        self.vae = vae.eval().requires_grad_(False)
+        self.module = vae.eval().requires_grad_(False)
         self.to(device)
 
     def to(self, device: torch.device | str) -> None:
-        self.vae.to(device)
+        self.module.to(device)
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        return retrieve_latents(self.vae.encode(self._place(pixels)), sample_mode="argmax")
+        return retrieve_latents(self.module.encode(self._place(pixels)), sample_mode="argmax")
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.vae.decode(self._place(latents), return_dict=False)[0]
+        return self.module.decode(self._place(latents), return_dict=False)[0]
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
-        return tensor.to(self.vae.device, self.vae.dtype)
+        return tensor.to(self.module.device, self.module.dtype)
 
 
 def any_of(*names: str) -> str:

@@ -1,0 +1,101 @@
+"""What the loop costs on top of the bare work: `python -m tests.benchmarks.loop_overhead`.
+
+Trains a LoRA on `tiny/flux-kontext` through `train()`. After every few steps it does forward, backward and optimizer
+step once more in a bare loop, on the same transformer and the same tensors. Prints both medians and their ratio; the
+aim is at most 1.05 at a bare step of 200 ms or more.
+"""
+
+from __future__ import annotations
+
+import argparse
+import statistics
+import tempfile
+import time
+from pathlib import Path
+
+import torch
+
+from trainer import loop
+from trainer.dataset import drain, open_dataset
+from trainer.events import Step
+from trainer.models import open_model
+from trainer.models.family import PackedLatents
+from trainer.request import load_request
+from trainer.settings import RunSettings
+from trainer.tiny.shapes import TAUGHT_EDITS, write_parquet
+
+BLOCK = 6
+"""Steps of the run between two pieces of the bare loop."""
+
+
+def bare_step(parts, batch, optimizer) -> float:
+    """Seconds of forward, backward and optimizer step on tensors that are ready."""
+    sigmas = batch.sigmas.view(-1, 1, 1)
+    clean = batch.clean.tokens
+    noisy = PackedLatents((1 - sigmas) * clean + sigmas * batch.noise, batch.clean.grid)
+    target = batch.noise - clean
+    begun = time.perf_counter()
+    velocity = parts.model.family.predict(parts.transformer(), noisy, batch.controls, batch.text, batch.sigmas, 1.0)
+    ((velocity - target) ** 2).mean().backward()
+    optimizer.step()
+    optimizer.zero_grad()
+    return time.perf_counter() - begun
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("--batch-size", type=int, default=48)
+    parser.add_argument("--steps", type=int, default=48)
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    seen = []
+    real = loop.micro_step
+
+    def watch(parts, batch, *rest):
+        seen.append((parts, batch))
+        return real(parts, batch, *rest)
+
+    loop.micro_step = watch
+    with tempfile.TemporaryDirectory() as folder:
+        parquet = Path(folder) / "pairs.parquet"
+        write_parquet(parquet, TAUGHT_EDITS[:1], 1, 4 * options.batch_size)
+        columns = {"caption_column": "caption", "control_image_column": "control", "image_column": "target"}
+        params = {
+            "batch_size": options.batch_size,
+            "steps": options.steps,
+            "sample_every": options.steps,
+            "samples": [],
+            "cache_text_embeddings": True,
+        }
+        request, _ = load_request(
+            {
+                "resource": str(parquet),
+                "base_model": "tiny/flux-kontext",
+                "script_type": "image_editing",
+                "training_params": columns | params,
+            }
+        )
+        dataset = drain(open_dataset(parquet, **columns))
+        settings = RunSettings(checkpoint_every=options.steps)
+        model = open_model(request.base_model)
+        ours, bare = [], []
+        begun, optimizer = 0.0, None
+        for event in loop.train(request, dataset, model, settings, run_dir=Path(folder) / "run"):
+            if not isinstance(event, Step) or event.step % BLOCK:
+                continue
+            if optimizer is None:  # the first block warms up
+                trained = [p for p in seen[0][0].transformer().parameters() if p.requires_grad]
+                optimizer = torch.optim.AdamW(trained, lr=0.0, weight_decay=0.0)
+                bare_step(*seen[0], optimizer)
+            else:
+                ours.append((time.perf_counter() - begun) / BLOCK)
+                bare.append(statistics.mean(bare_step(parts, batch, optimizer) for parts, batch in seen[-BLOCK:]))
+            begun = time.perf_counter()
+        dataset.close()
+    ours, bare = map(statistics.median, (ours, bare))
+    print(f"step of the loop {1000 * ours:.1f} ms, bare step {1000 * bare:.1f} ms, ratio {ours / bare:.3f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,105 @@
+"""Trains in child processes that are killed: run as a script by test_kill.py.
+
+One process imports everything and forks a child an attempt, because importing takes much longer than training.
+Arguments: run folder, parquet, number of kills. Prints one line an attempt: how it was killed, and the newest
+checkpoint that could be read afterwards.
+"""
+
+import os
+import random
+import signal
+import sys
+import time
+from pathlib import Path
+
+from trainer.checkpoint import checkpoint_folders, last_step, load_checkpoint
+from trainer.dataset import drain, open_dataset
+from trainer.files import TEMPORARY_PREFIX
+from trainer.loop import train
+from trainer.models import open_model
+from trainer.request import load_request
+from trainer.settings import parse_settings
+
+STEPS = 50
+
+
+def run(folder: Path, parquet: Path) -> None:
+    """One training to its end, or until killed."""
+    import torch
+
+    torch.set_num_threads(1)
+    columns = {"caption_column": "words", "control_image_column": "before", "image_column": "after"}
+    params = {"steps": STEPS, "sample_every": 10, "samples": [{"ctrl_img_url": "", "prompt": "x"}], "lora_rank": 4}
+    request, path = load_request(
+        {
+            "resource": str(parquet),
+            "base_model": "tiny/flux-kontext",
+            "script_type": "image_editing",
+            "training_params": columns | params,
+        }
+    )
+    settings = parse_settings({"checkpoint_every": 1, "sample_steps": 2, "keep_checkpoints": 2})
+    dataset = drain(open_dataset(path, **columns))
+    for _ in train(request, dataset, open_model(request.base_model), settings, run_dir=folder):
+        pass
+
+
+def fork(folder: Path, parquet: Path) -> int:
+    """Start a child that trains; its process id."""
+    child = os.fork()
+    if child == 0:
+        try:
+            run(folder, parquet)
+            os._exit(0)
+        except BaseException as error:
+            print(f"failed: {error!r}", flush=True)
+            os._exit(1)
+    return child
+
+
+def newest(folder: Path) -> int:
+    """Step of the newest checkpoint; every one of them must be readable."""
+    steps = [0]
+    for path in checkpoint_folders(folder / "checkpoints"):
+        state = load_checkpoint(path)
+        if state is None:
+            print(f"failed: {path} is damaged", flush=True)
+        else:
+            steps.append(state.step)
+    return max(steps)
+
+
+def wait_for_write(folder: Path, deadline: float) -> bool:
+    """Whether a half-written checkpoint was seen before the deadline."""
+    while time.monotonic() < deadline:
+        if any((folder / "checkpoints").glob(f"{TEMPORARY_PREFIX}*")):
+            return True
+    return False
+
+
+def main() -> None:
+    folder, parquet, kills = Path(sys.argv[1]), Path(sys.argv[2]), int(sys.argv[3])
+    chance = random.Random(0)
+    before = 0
+    for attempt in range(kills):
+        child = fork(folder, parquet)
+        begun = time.monotonic()
+        while last_step(folder / "checkpoints") <= before and time.monotonic() < begun + 60:
+            time.sleep(0.02)
+        if attempt % 2:
+            inside = wait_for_write(folder, time.monotonic() + 5)
+        else:
+            inside = False
+            time.sleep(chance.random() * 0.3)
+        os.kill(child, signal.SIGKILL)
+        _, status = os.waitpid(child, 0)
+        after = newest(folder)
+        killed = os.WIFSIGNALED(status)
+        print(f"killed={killed} inside={inside} before={before} after={after}", flush=True)
+        before = after
+    _, status = os.waitpid(fork(folder, parquet), 0)
+    print(f"finished={os.waitstatus_to_exitcode(status) == 0}", flush=True)
+
+
+if __name__ == "__main__":
+    main()

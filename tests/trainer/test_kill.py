@@ -1,0 +1,34 @@
+"""Twenty times killed without warning, some inside the writing of a checkpoint: nothing but the last step is lost."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+REPO = Path(__file__).parents[2]
+
+
+def start(folder: Path, parquet: Path, kills: int) -> str:
+    command = [sys.executable, "-m", "tests.trainer.killed_run", str(folder), str(parquet), str(kills)]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=400, env=environment)
+    assert done.returncode == 0, done.stderr
+    return done.stdout
+
+
+def test_twenty_kills_lose_nothing(runs):
+    runs.write()
+    told = start(runs.folder / "killed", runs.parquet, 20)
+    assert "failed" not in told, told
+    kills = re.findall(r"killed=(\w+) inside=(\w+) before=(\d+) after=(\d+)", told)
+    assert len(kills) == 20
+    assert all(int(after) >= int(before) for _, _, before, after in kills), told
+    assert sum(killed == "True" for killed, *_ in kills) >= 18, told
+    assert sum(inside == "True" for _, inside, *_ in kills) >= 3, told
+    assert told.endswith("finished=True\n"), told
+    assert "finished=True" in start(runs.folder / "whole", runs.parquet, 0)
+    killed = runs.folder / "killed" / "killed-000050.safetensors"
+    assert killed.read_bytes() == (runs.folder / "whole" / "whole-000050.safetensors").read_bytes()
+    assert runs.losses("killed") == runs.losses("whole")
+    assert not list((runs.folder / "killed").rglob(".writing-*"))

@@ -1,0 +1,133 @@
+"""The embedded models put together: transformer configurations, schedules, and folders in diffusers' layout."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from .encoders import TEXT_WIDTH, clip_encoder, qwen_encoder, t5_encoder
+from .tokenizers import clip_tokenizer, qwen_tokenizer, t5_tokenizer
+from .vae import LATENT_CHANNELS, flux_vae, qwen_vae
+
+if TYPE_CHECKING:
+    from diffusers import DiffusionPipeline, FluxTransformer2DModel, QwenImageTransformer2DModel
+
+FAMILIES: tuple[str, ...] = ("flux-kontext", "qwen-image-edit")
+"""Names of the folders; with `tiny/` in front, of the base models."""
+TOKEN_CHANNELS = 4 * LATENT_CHANNELS
+
+
+def flux_transformer() -> FluxTransformer2DModel:
+    """Flux with the head size and rope axes of the real one, by which its weights are recognized."""
+    from diffusers import FluxTransformer2DModel
+
+    return FluxTransformer2DModel(
+        in_channels=TOKEN_CHANNELS,
+        num_layers=2,
+        num_single_layers=4,
+        attention_head_dim=128,
+        num_attention_heads=1,
+        joint_attention_dim=TEXT_WIDTH,
+        pooled_projection_dim=TEXT_WIDTH,
+        guidance_embeds=True,
+        axes_dims_rope=(16, 56, 56),
+    )
+
+
+def qwen_transformer() -> QwenImageTransformer2DModel:
+    """Qwen-Image's double-stream blocks."""
+    from diffusers import QwenImageTransformer2DModel
+
+    return QwenImageTransformer2DModel(
+        in_channels=TOKEN_CHANNELS,
+        out_channels=LATENT_CHANNELS,
+        num_layers=4,
+        attention_head_dim=32,
+        num_attention_heads=4,
+        joint_attention_dim=TEXT_WIDTH,
+        axes_dims_rope=(8, 12, 12),
+    )
+
+
+def flux_pipeline(seed: int) -> DiffusionPipeline:
+    """Kontext with a VAE and a transformer that have yet to be trained."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline
+
+    clip, t5 = clip_tokenizer(), t5_tokenizer()
+    torch.manual_seed(seed)
+    return FluxKontextPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            shift=3.0,
+            base_shift=0.5,
+            max_shift=1.15,
+            base_image_seq_len=256,
+            max_image_seq_len=4096,
+        ),
+        vae=flux_vae(),
+        text_encoder=clip_encoder(clip, seed),
+        tokenizer=clip,
+        text_encoder_2=t5_encoder(t5, seed),
+        tokenizer_2=t5,
+        transformer=flux_transformer(),
+    )
+
+
+def qwen_pipeline(seed: int) -> DiffusionPipeline:
+    """Qwen-Image-Edit with a VAE and a transformer that have yet to be trained."""
+    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPipeline
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+
+    from ..models.qwen_image_edit import ImageTextProcessor
+
+    tokenizer = qwen_tokenizer()
+    torch.manual_seed(seed)
+    return QwenImageEditPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(
+            use_dynamic_shifting=True,
+            shift=1.0,
+            base_shift=0.5,
+            max_shift=0.9,
+            base_image_seq_len=256,
+            max_image_seq_len=8192,
+            shift_terminal=0.02,
+            time_shift_type="exponential",
+        ),
+        vae=qwen_vae(),
+        text_encoder=qwen_encoder(tokenizer, seed),
+        tokenizer=tokenizer,
+        processor=ImageTextProcessor(Qwen2VLImageProcessorPil(), tokenizer),
+        transformer=qwen_transformer(),
+    )
+
+
+def write_parts(family: str, folder: Path, seed: int) -> None:
+    """Write a whole untrained model of the family, half precision, in diffusers' layout."""
+    pipeline = {"flux-kontext": flux_pipeline, "qwen-image-edit": qwen_pipeline}[family](seed)
+    pipeline.to(torch.float16).save_pretrained(folder)
+    if family == "qwen-image-edit":
+        _name_plain_processor(folder)
+
+
+def _name_plain_processor(folder: Path) -> None:
+    """Describe the processor as the real model does: a Qwen2VLProcessor with its image and its video half in a file
+    each, whichever halves the machine that made it could load."""
+    half = json.loads((folder / "processor" / "processor_config.json").read_text(encoding="utf-8"))["image_processor"]
+    (folder / "processor" / "processor_config.json").unlink()
+    image = {**half, "processor_class": "Qwen2VLProcessor"}
+    video = {**image, "video_processor_type": "Qwen2VLVideoProcessor"}
+    del video["image_processor_type"]
+    _write_json(folder / "processor" / "preprocessor_config.json", image)
+    _write_json(folder / "processor" / "video_preprocessor_config.json", video)
+    for path, key, value in (
+        (folder / "processor" / "tokenizer_config.json", "processor_class", "Qwen2VLProcessor"),
+        (folder / "model_index.json", "processor", ["transformers", "Qwen2VLProcessor"]),
+    ):
+        _write_json(path, {**json.loads(path.read_text(encoding="utf-8")), key: value})
+
+
+def _write_json(path: Path, content: dict[str, Any]) -> None:
+    path.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")
