@@ -16,6 +16,7 @@ from pathlib import Path
 import torch
 
 from .files import write_tensors
+from .weights import load_tensors
 
 Tensors = dict[str, torch.Tensor]
 
@@ -46,14 +47,13 @@ class TensorCache:
     def get(self, key: str) -> Tensors | None:
         """The entry's tensors on the CPU, None when there is none or its file is damaged."""
         from safetensors import SafetensorError
-        from safetensors.torch import load_file
 
         with self._lock:
             if key in self._memory:
                 self._memory.move_to_end(key)
                 return self._memory[key]
         try:
-            tensors = load_file(self._path(key))
+            tensors = load_tensors(self._path(key))
         except (OSError, SafetensorError):
             return None
         self._remember(key, tensors)

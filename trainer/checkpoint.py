@@ -16,6 +16,7 @@ import torch
 
 from .batches import Position
 from .files import TEMPORARY_PREFIX, flush_to_disk, remove, replacing, save_tensors
+from .weights import load_tensors
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
@@ -68,7 +69,6 @@ def _step_of(path: Path) -> int:
 def load_checkpoint(path: Path) -> TrainingState | None:
     """Read a checkpoint; None when it is damaged."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
         about = json.loads((path / STATE).read_text(encoding="utf-8"))
@@ -76,8 +76,8 @@ def load_checkpoint(path: Path) -> TrainingState | None:
             step=about["step"],
             position=Position(about["epoch"], about["batch"]),
             seed=about["seed"],
-            weights=load_file(path / WEIGHTS),
-            optimizer=load_file(path / OPTIMIZER),
+            weights=load_tensors(path / WEIGHTS),
+            optimizer=load_tensors(path / OPTIMIZER),
         )
     except (OSError, ValueError, KeyError, SafetensorError):
         return None

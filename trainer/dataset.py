@@ -253,15 +253,15 @@ def _file_states(cells: Cells, good: np.ndarray, root: Path) -> bytes:
     kept = np.zeros(len(cells), dtype=bool)
     kept[good] = True
     paths = cells.text.filter(pa.array(kept & ~cells.has_data)).dictionary_encode()
-    states = [
-        "" if "://" in path else _file_state(root, path.replace("\\", "/")) for path in paths.dictionary.to_pylist()
-    ]
+    start = os.path.join(root, "")  # noqa: PTH118
+    names = paths.dictionary.to_pylist()
+    states = ["" if "://" in name else _file_state(start + name.replace("\\", "/")) for name in names]
     return "".join([f"{states[index]}\n" for index in paths.indices.to_pylist()]).encode()
 
 
-def _file_state(root: Path, path: str) -> str:
+def _file_state(path: str) -> str:
     try:
-        state = os.stat(os.path.join(root, path))  # noqa: PTH116, PTH118
+        state = os.stat(path)  # noqa: PTH116
     except OSError:
         return "missing"
     return f"{state.st_size} {state.st_mtime_ns}"

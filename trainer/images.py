@@ -117,7 +117,9 @@ def _checked_url(url: str) -> str:
 
 def shorten(text: str, limit: int = 200) -> str:
     """Text for a message: printable, at most `limit` characters."""
-    text = "".join(character if character.isprintable() else "?" for character in text[: limit + 1])
+    text = text[: limit + 1]
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else "?" for character in text)
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 

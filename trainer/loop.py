@@ -188,8 +188,8 @@ class Training:
                         yield from self._draw_samples()
             if self.step == self.params.steps:
                 yield from self._finish()
-        except RunFailed:
-            raise
+        except RunFailed as error:
+            raise RunFailed(f"{error}\n{self._how_to_go_on()}") from error
         except BaseException as error:
             if not self._updating:
                 self._checkpoint()
@@ -231,11 +231,9 @@ class Training:
         norm = torch.nn.utils.clip_grad_norm_(parameters, limit)
         if not torch.isfinite(loss + norm):
             self.optimizer.zero_grad()
-            last = checkpoint_folders(self.run.checkpoints)
             raise RunFailed(
                 f"The loss is no longer a finite number at step {self.step + 1} (loss {loss.item()}, gradient norm "
-                f"{norm.item()}). The last good checkpoint is {last[-1] if last else 'none: no step was saved yet'}. "
-                "Lower learning_rate, or train with precision fp32, and start again."
+                f"{norm.item()}). Lower learning_rate, or train with precision fp32."
             )
         for group in self.optimizer.param_groups:
             group["lr"] = rate
@@ -279,6 +277,12 @@ class Training:
             path = save_checkpoint(self.run.checkpoints, state, self.settings.keep_checkpoints)
             self.saved_step = self.step
         return Checkpoint(step=self.step, path=path)
+
+    def _how_to_go_on(self) -> str:
+        last = checkpoint_folders(self.run.checkpoints)
+        if not last:
+            return "No step was saved yet."
+        return f"The last good checkpoint is {last[-1]}; the same request goes on from there."
 
     def _sampling_due(self) -> bool:
         if self.step % self.params.sample_every and self.step != self.params.steps:

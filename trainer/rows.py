@@ -18,7 +18,7 @@ import pyarrow.parquet as pq
 from .errors import BadInput
 from .resource import arrow_reason, open_parquet
 
-BLOCK_BYTES = 32 * 2**20
+BLOCK_BYTES = 16 * 2**20
 KEPT_BLOCKS = 4
 
 

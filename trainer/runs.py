@@ -69,10 +69,11 @@ class RunFolder:
     def state(self) -> dict[str, Any]:
         """What run.json says: fingerprint, finished_step, weights; empty for a folder that is no run yet."""
         try:
-            return json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            return state if "fingerprint" in state else {}
         except FileNotFoundError:
             return {}
-        except (OSError, ValueError) as error:
+        except (OSError, ValueError, TypeError) as error:
             raise RunFailed(
                 f"{self.path / 'run.json'} is damaged ({error}). Delete it to begin anew in this folder."
             ) from None

@@ -50,13 +50,20 @@ def copy_values(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[st
             parameter.copy_(values[name])
 
 
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, on the CPU and in memory of their own: the library's share the file's, which
+    Windows then does not let go of. Raises OSError and SafetensorError."""
+    from safetensors.torch import load_file
+
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
 def read_weights(path: Path, what: str) -> dict[str, torch.Tensor]:
     """All tensors of a safetensors file, on the CPU. Raises BadInput when it cannot be read."""
     from safetensors import SafetensorError
-    from safetensors.torch import load_file
 
     try:
-        return load_file(path)
+        return load_tensors(path)
     except FileNotFoundError:
         raise BadInput(f"The {what} {path} does not exist.") from None
     except OSError as error:

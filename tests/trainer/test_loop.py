@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(kontext, runs,
         return loss * float("nan") if len(calls) > 2 else loss
 
     monkeypatch.setattr(loop, "micro_step", explode)
-    with pytest.raises(RunFailed, match=r"finite number at step 3 .*step-000002"):
+    with pytest.raises(RunFailed, match=r"(?s)finite number at step 3 .*step-000002"):
         runs.run(kontext, steps=4)
     monkeypatch.undo()
     assert [event.step for event in runs.run(kontext, steps=4) if isinstance(event, Step)] == [3, 4]

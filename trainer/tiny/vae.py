@@ -184,4 +184,3 @@ def _unsqueeze(vae: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
 
 def _squeeze(images: torch.Tensor) -> torch.Tensor:
     return images.squeeze(2) if images.ndim == 5 else images
-

@@ -1,0 +1,32 @@
+"""The package as others import it."""
+
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import trainer
+
+REPO = Path(__file__).parents[2]
+
+
+def test_every_public_name_is_there():
+    for name in trainer.__all__:
+        assert getattr(trainer, name).__name__ == name
+
+
+def test_importing_is_cheap_and_knows_no_host():
+    code = (
+        "import sys, trainer, trainer.cli, trainer.schema, trainer.dataset, trainer.events, trainer.models.family;"
+        "heavy = ('torch', 'diffusers', 'transformers', 'peft', 'comfy', 'folder_paths');"
+        "print([name for name in heavy if name in sys.modules])"
+    )
+    done = subprocess.run([sys.executable, "-c", code], cwd=REPO, capture_output=True, text=True, check=True)
+    assert done.stdout.strip() == "[]"
+
+
+def test_the_trainer_imports_nothing_of_comfyui():
+    host = re.compile(r"^\s*(import|from) (comfy\w*|folder_paths|server|nodes|execution)\b", re.MULTILINE)
+    sources = list((REPO / "trainer").rglob("*.py"))
+    assert len(sources) > 20
+    assert [path.name for path in sources if host.search(path.read_text(encoding="utf-8"))] == []
