@@ -46,9 +46,7 @@ def clip_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
         for name, parameter in model.named_parameters():
             if name.endswith("token_embedding.weight"):
                 parameter[tokenizer.eos_token_id] *= 0.1
-            elif name.endswith("position_embedding.weight"):
-                parameter *= 0.3
-            elif name.endswith("q_proj.weight"):
+            elif name.endswith(("position_embedding.weight", "q_proj.weight")):
                 parameter *= 0.3
     return model.eval()
 
@@ -80,7 +78,9 @@ def qwen_encoder(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForCondition
     """Qwen2.5-VL: reads caption and control image; its last hidden states [B, tokens, TEXT_WIDTH] are the text."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    ids = {f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")}
+    ids = {
+        f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")
+    }
     ids |= {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>") for kind in ("image", "video")}
     config = Qwen2_5_VLConfig(
         text_config={
@@ -117,9 +117,7 @@ def randomize(model: torch.nn.Module, seed: int) -> None:
     Norms keep their ones. The same seed gives the same weights.
     """
     generator = torch.Generator().manual_seed(seed)
-    embeddings = {
-        name for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)
-    }
+    embeddings = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if parameter.ndim > 1:

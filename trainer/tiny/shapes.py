@@ -88,7 +88,20 @@ def _outline(scene: Scene) -> list[tuple[float, float]]:
         return [(cx - h, cy - h), (cx + h, cy - h), (cx + h, cy + h), (cx - h, cy + h)]
     if scene.shape == "cross":
         a, b = r, r / 3
-        turn = [(-b, -a), (b, -a), (b, -b), (a, -b), (a, b), (b, b), (b, a), (-b, a), (-b, b), (-a, b), (-a, -b), (-b, -b)]
+        turn = [
+            (-b, -a),
+            (b, -a),
+            (b, -b),
+            (a, -b),
+            (a, b),
+            (b, b),
+            (b, a),
+            (-b, a),
+            (-b, b),
+            (-a, b),
+            (-a, -b),
+            (-b, -b),
+        ]
         return [(cx + dx, cy + dy) for dx, dy in turn]
     corners, inner = {"circle": (48, 1.0), "triangle": (3, 1.0), "diamond": (4, 1.0), "star": (10, 0.45)}[scene.shape]
     radii = [r * (inner if k % 2 else 1.0) for k in range(corners)]
