@@ -19,7 +19,7 @@ PICTURES = 24_000
 VAE_STEPS, VAE_DECODER_STEPS = 3200, 2000
 VAE_BATCH = 8
 PAIRS = 6_000
-TRANSFORMER_STEPS = {"flux-kontext": 3000, "qwen-image-edit": 4500}
+TRANSFORMER_STEPS = {"flux-kontext": 4200, "qwen-image-edit": 4200}
 TRAINING = {
     "batch_size": 32,
     "learning_rate": 1.5e-3,
