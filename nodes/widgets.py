@@ -30,7 +30,9 @@ def field_input(model: type[BaseModel], name: str) -> io.Input:
     bounds = {type(bound): bound for bound in field.metadata}
     if field.annotation is int:
         top = min(bounds[Le].le if Le in bounds else GREATEST_INT, GREATEST_INT)
-        return io.Int.Input(min=bounds[Ge].ge, max=top, step=1, control_after_generate=False, **common)
+        # The page would give a widget of this name another value after every run.
+        kept = {"control_after_generate": False} if name == "seed" else {}
+        return io.Int.Input(min=bounds[Ge].ge, max=top, step=1, **kept, **common)
     step = STEPS.get(name, 0.1)
     least = step / 100 if Gt in bounds else bounds[Ge].ge
     top = float(bounds[Le].le) if Le in bounds else GREATEST_FLOAT
