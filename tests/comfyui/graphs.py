@@ -53,9 +53,9 @@ SETTINGS = {
 }
 
 
-def node(kind: str, **inputs: Any) -> dict[str, Any]:
+def node(class_type: str, /, **inputs: Any) -> dict[str, Any]:
     """One node; a link is `[node id, output index]`."""
-    return {"class_type": kind, "inputs": inputs}
+    return {"class_type": class_type, "inputs": inputs}
 
 
 def training(
