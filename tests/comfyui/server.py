@@ -102,6 +102,7 @@ class Server:
                 return
             except OSError:
                 time.sleep(0.5)
+        self.close()
         raise RuntimeError(f"ComfyUI did not start:\n{self.log.read_text(errors='replace')[-4000:]}")
 
     def close(self) -> None:

@@ -4,37 +4,9 @@ from __future__ import annotations
 
 import json
 import re
-from pathlib import Path
-from typing import Any
 
 from .server import PACK, Server
-
-SNAPSHOT = Path(__file__).parent / "object_info.json"
-PUBLIC_OPTIONS = ("default", "min", "max", "step", "round", "options", "multiline", "control_after_generate")
-
-
-def public_part(info: dict[str, Any]) -> dict[str, Any]:
-    """Of one node's info what a saved workflow depends on."""
-    inputs = {
-        group: {
-            name: [kind, {key: options[key] for key in PUBLIC_OPTIONS if key in options}]
-            for name, (kind, options) in info["input"].get(group, {}).items()
-        }
-        for group in ("required", "optional")
-    }
-    order = {group: info["input_order"].get(group, []) for group in ("required", "optional")}
-    outputs = [list(pair) for pair in zip(info["output_name"], info["output"], strict=True)]
-    return {
-        "display_name": info["display_name"],
-        "inputs": inputs,
-        "input_order": order,
-        "outputs": outputs,
-        "output_node": info["output_node"],
-    }
-
-
-def our_nodes(server: Server) -> dict[str, Any]:
-    return {name: info for name, info in server.get("/object_info").items() if name.startswith("EditTrainer")}
+from .snapshot import LOCALE, SNAPSHOT, locale_part, our_nodes, public_part
 
 
 def test_nothing_public_has_changed(server: Server) -> None:
@@ -49,6 +21,19 @@ def test_every_node_and_input_explains_itself(server: Server) -> None:
         for group in ("required", "optional"):
             for field, (_, options) in info["input"].get(group, {}).items():
                 assert options.get("tooltip"), f"{name}.{field}"
+
+
+def test_the_english_texts_are_the_nodes_own(server: Server) -> None:
+    ours = {name: locale_part(info) for name, info in our_nodes(server).items()}
+    assert ours == json.loads(LOCALE.read_text(encoding="utf-8"))
+
+
+def test_every_node_has_a_help_page_that_names_its_inputs_and_outputs(server: Server) -> None:
+    for name, info in our_nodes(server).items():
+        page = (PACK / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        inputs = [field for group in info["input"].values() for field in group if field not in ("unique_id", "prompt")]
+        for field in [*inputs, *info["output_name"]]:
+            assert field == "extra_pnginfo" or f"`{field}`" in page, f"{name}: {field}"
 
 
 def test_every_number_has_bounds_and_a_step_that_keeps_its_default(server: Server) -> None:
