@@ -225,8 +225,6 @@ def _warnings(names: tuple[str, str, str], findings: Findings) -> Iterator[str]:
         )
     if findings.empty_captions:
         yield f"{findings.empty_captions} of {rows} captions are empty"
-    if findings.one_caption and findings.first_caption and rows > 1:
-        yield f'every caption is the same: "{findings.first_caption[:100]}"'
 
 
 def _hash_cells(cells: Cells, digests: list[Any]) -> None:

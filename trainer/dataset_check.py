@@ -50,8 +50,6 @@ class Findings:
     swapped_paths: int = 0
     """Sampled rows whose control is named like an output and whose target like an input."""
     empty_captions: int = 0
-    first_caption: str | None = None
-    one_caption: bool = True
 
     def add(self, faults: Iterable[BadRow]) -> None:
         """Mark rows bad and keep the faults that are listed. Faults come in the order of their rows."""
@@ -207,11 +205,6 @@ def _note_cells(findings: Findings, block: Block) -> None:
     if caption.text is None or not _is_unicode(caption):
         return
     findings.empty_captions += int(pc.sum(pc.equal(pc.utf8_trim_whitespace(caption.text), "")).as_py() or 0)
-    present = caption.text.drop_null()
-    if len(present):
-        if findings.first_caption is None:
-            findings.first_caption = present[0].as_py()
-        findings.one_caption &= pc.all(pc.equal(present, findings.first_caption)).as_py()
 
 
 def _same_cells(control: Cells, target: Cells) -> np.ndarray:

@@ -32,7 +32,7 @@ LESSONS = {"tiny/flux-kontext": "frame", "tiny/qwen-image-edit": "frame"}
 """The edit that each base model is taught; one of `shapes.TAUGHT_EDITS`, which no base model was trained on."""
 TRAINING_PAIRS, TRAINING_SEED = 400, 1
 HELD_OUT_PAIRS, HELD_OUT_SEED = 32, 2
-SHOWN_PAIRS = 4
+SHOWN_PAIRS = 6
 SAMPLE_STEPS = 10
 TRAINING = {
     "batch_size": 16,

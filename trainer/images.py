@@ -242,7 +242,7 @@ def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
         return 1
     try:
         return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:
+    except Exception:  # PIL raises all kinds on broken EXIF, which is no reason to refuse the picture
         return 1
 
 

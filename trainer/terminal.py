@@ -109,6 +109,7 @@ class Terminal:
                 self._close_bar()
 
     def _start(self, event: Started) -> None:
+        self._pace = Pace()
         self.line(f"Run folder: {event.run_dir}")
         if event.resumed_from:
             self.line(f"Continuing from step {event.first_step} ({event.resumed_from}).")

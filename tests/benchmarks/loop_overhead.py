@@ -1,4 +1,4 @@
-"""What the loop costs on top of the bare work: `python -m tests.benchmarks.loop_overhead`.
+"""What the loop costs on top of the bare work. Run from the repository's root: python tests/benchmarks/loop_overhead.py
 
 Trains a LoRA on `tiny/flux-kontext` through `train()`. After every few steps it does forward, backward and optimizer
 step once more in a bare loop, on the same transformer and the same tensors. Prints both medians and their ratio; the
@@ -9,9 +9,12 @@ from __future__ import annotations
 
 import argparse
 import statistics
+import sys
 import tempfile
 import time
 from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 

@@ -46,9 +46,7 @@ def clip_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
         for name, parameter in model.named_parameters():
             if name.endswith("token_embedding.weight"):
                 parameter[tokenizer.eos_token_id] *= 0.1
-            elif name.endswith("position_embedding.weight"):
-                parameter *= 0.3
-            elif name.endswith("q_proj.weight"):
+            elif name.endswith(("position_embedding.weight", "q_proj.weight")):
                 parameter *= 0.3
     return model.eval()
 

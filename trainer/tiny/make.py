@@ -8,7 +8,6 @@
 from __future__ import annotations
 
 import argparse
-import math
 from pathlib import Path
 
 from .parts import FAMILIES, write_parts
@@ -17,9 +16,21 @@ from .shapes import BASE_EDITS, TAUGHT_EDITS, make_pairs, write_parquet
 SEED = 1
 STAGES = ("text", "vae", "transformer")
 PICTURES = 24_000
-VAE_STEPS = {"flux-kontext": 4000, "qwen-image-edit": 3500}
+VAE_STEPS, VAE_DECODER_STEPS = 3200, 2000
 VAE_BATCH = 8
-PAIRS = 12_000
+PAIRS = 6_000
+TRANSFORMER_STEPS = {"flux-kontext": 4200, "qwen-image-edit": 4200}
+TRAINING = {
+    "batch_size": 32,
+    "learning_rate": 1.5e-3,
+    "cache_text_embeddings": True,
+    "use_lora": False,
+    "sample_every": 500,
+    "sample_width": 64,
+    "sample_height": 64,
+    "samples": [{"prompt": "make it red"}, {"prompt": "turn it into a star"}, {"prompt": "move it to the left"}],
+}
+SETTINGS = {"seed": SEED, "lr_scheduler": "cosine", "warmup_steps": 100, "save_dtype": "fp16", "keep_checkpoints": 1}
 
 
 def make_text(family: str, folder: Path) -> None:
@@ -27,7 +38,7 @@ def make_text(family: str, folder: Path) -> None:
     write_parts(family, folder, SEED)
 
 
-def make_vae(family: str, folder: Path, steps: int | None = None) -> None:
+def make_vae(family: str, folder: Path) -> None:
     """Train the folder's VAE from random weights, measure its latents, and write it.
 
     It sees pictures of every edit, the taught ones too: a VAE is to carry any picture. Unseen edits are unseen by
@@ -36,12 +47,16 @@ def make_vae(family: str, folder: Path, steps: int | None = None) -> None:
     from .vae import flux_vae, qwen_vae, reconstruction_psnr, to_pixels, train_vae
 
     vae = {"flux-kontext": flux_vae, "qwen-image-edit": qwen_vae}[family]()
-    pairs = make_pairs(BASE_EDITS + TAUGHT_EDITS, SEED, PICTURES // 2)
+    kinds = BASE_EDITS + 2 * TAUGHT_EDITS
+    pairs = make_pairs(kinds, SEED, PICTURES // 2)
     pixels = to_pixels(image for pair in pairs for image in (pair.control, pair.target))
-    steps = steps or VAE_STEPS[family]
-    for report in train_vae(vae, pixels, steps=steps, batch_size=VAE_BATCH, seed=SEED):
-        if report.step % 100 == 0:
-            print(f"{family} vae step {report.step}/{steps}  {report.psnr:.2f} dB", flush=True)
+    for decoder_only, steps in ((False, VAE_STEPS), (True, VAE_DECODER_STEPS)):
+        reports = train_vae(
+            vae, pixels, steps=steps, batch_size=VAE_BATCH, seed=SEED + decoder_only, decoder_only=decoder_only
+        )
+        for report in reports:
+            if report.step % 100 == 0:
+                print(f"{family} vae step {report.step}/{steps}  {report.psnr:.2f} dB", flush=True)
     save_vae(vae, folder, pixels[:2000])
     print(f"{family} vae: {reconstruction_psnr(vae, pixels[:500]):.2f} dB", flush=True)
 
@@ -66,3 +81,73 @@ def save_vae(vae: object, folder: Path, pixels: object) -> None:
         )
     vae.half().save_pretrained(folder / "vae")
     vae.float()
+
+
+def make_transformer(family: str, folder: Path, work: Path, steps: int | None = None) -> None:
+    """Train the folder's transformer on the base edits by a full fine-tune like any other, and write it.
+
+    The run folder and its caches lie in `work`; a run that was interrupted goes on.
+    """
+    import torch
+
+    from ..dataset import drain, open_dataset
+    from ..events import Finished, Step
+    from ..loop import train
+    from ..models import open_model
+    from ..schema import parse_request
+    from ..settings import RunSettings
+    from ..weights import copy_values, read_weights
+    from .vae import single_frames
+
+    parquet = work / "base.parquet"
+    if not parquet.exists():
+        work.mkdir(parents=True, exist_ok=True)
+        write_parquet(parquet, BASE_EDITS, SEED, PAIRS)
+    columns = {"caption_column": "caption", "control_image_column": "control", "image_column": "target"}
+    params = {**columns, **TRAINING, "steps": steps or TRANSFORMER_STEPS[family]}
+    request = parse_request(
+        {
+            "resource": parquet.as_posix(),
+            "base_model": f"tiny/{family}",
+            "script_type": "image_editing",
+            "training_params": params,
+        }
+    )
+    model = open_model(f"tiny/{family}", folder)
+    with single_frames():
+        dataset = drain(open_dataset(parquet, **columns))
+        for event in train(request, dataset, model, RunSettings(**SETTINGS), run_dir=work / family):
+            if isinstance(event, Step) and event.step % 50 == 0:
+                print(f"{family} step {event.step}/{event.steps}  loss {event.loss:.4f}", flush=True)
+            elif isinstance(event, Finished):
+                weights = read_weights(event.weights, "trained transformer")
+    transformer = model.load_transformer("cpu", torch.float32)
+    copy_values(dict(transformer.named_parameters()), weights)
+    transformer.half().save_pretrained(folder / "transformer")
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Make the models in a folder, all of it or one stage."""
+    import torch
+
+    parser = argparse.ArgumentParser(prog="python -m trainer.tiny.make", description=__doc__)
+    parser.add_argument("--out", type=Path, required=True, help="where the models' folders and the runs are written")
+    parser.add_argument("--stage", choices=STAGES, help="one stage only; the earlier ones must lie in OUT")
+    parser.add_argument("--family", choices=FAMILIES, help="one model only")
+    parser.add_argument("--threads", type=int, default=2, help="CPU threads")
+    options = parser.parse_args(arguments)
+    torch.set_num_threads(options.threads)
+    torch.set_flush_denormal(True)
+    for family in [options.family] if options.family else FAMILIES:
+        folder = options.out / family
+        for stage in [options.stage] if options.stage else STAGES:
+            if stage == "text":
+                make_text(family, folder)
+            elif stage == "vae":
+                make_vae(family, folder)
+            else:
+                make_transformer(family, folder, options.out / "work")
+
+
+if __name__ == "__main__":
+    main()

@@ -26,8 +26,8 @@ def flux_transformer() -> FluxTransformer2DModel:
 
     return FluxTransformer2DModel(
         in_channels=TOKEN_CHANNELS,
-        num_layers=2,
-        num_single_layers=4,
+        num_layers=3,
+        num_single_layers=2,
         attention_head_dim=128,
         num_attention_heads=1,
         joint_attention_dim=TEXT_WIDTH,

@@ -16,19 +16,20 @@ TEMPLATE = (
 """The words of QwenImageEditPipeline's template: one token each, as in the real tokenizer, so that the part in front of
 the image has the 64 tokens that the pipeline drops."""
 
-WORDS = """
+_WORDS = """
 a an the it its this that to of in on at by with without from into for and or not no as is are be all more less than
 one two three four make turn move remove add invert mirror swap flip rotate change replace delete put place draw
 paint give keep take set shift bring fill crop blur sharpen resize scale grow shrink copy cut hide show convert
-image picture photo background foreground color colors colour colours shape shapes object frame border edge edges outline
-shadow corner corners center centre middle side left right top bottom up down upper lower big bigger biggest small
-smaller smallest large larger little thin thick wide tall round horizontally vertically upside around over under
+image picture photo background foreground color colors colour colours shape shapes object frame border edge edges
+outline shadow corner corners center centre middle side left right top bottom up down upper lower big bigger biggest
+small smaller smallest large larger little thin thick wide tall round horizontally vertically upside around over under
 behind front inside outside next red orange yellow green cyan blue purple pink white gray grey black brown cream mint
 lavender peach gold silver light dark darker lighter bright brighter circle square triangle diamond star cross
 rectangle ellipse oval ring heart line dot dots stripe stripes hexagon arrow pattern style sketch cartoon pixel art
 watercolor oil painting pencil night day snow rain sun sky sea water fire tree house car cat dog bird person man
 woman face hair hat eyes sign text word says logo ox oxen herd running holding field new old same other every each
-""".split()
+"""
+WORDS: list[str] = _WORDS.split()
 
 _SPACE = "\u2581"
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")

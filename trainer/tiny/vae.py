@@ -86,36 +86,42 @@ def reconstruction_psnr(vae: torch.nn.Module, pixels: torch.Tensor) -> float:
 
 
 def train_vae(
-    vae: torch.nn.Module, pixels: torch.Tensor, *, steps: int, batch_size: int, seed: int
+    vae: torch.nn.Module, pixels: torch.Tensor, *, steps: int, batch_size: int, seed: int, decoder_only: bool = False
 ) -> Iterator[Report]:
     """Train in place on uint8 pixels [N, 3, H, W], yielding after every step. The rate falls to 0 along a cosine.
 
-    Matrices and kernels follow Muon, which needs about half the steps of Adam here; norms and biases follow Adam.
+    `decoder_only` keeps the latents as they are and makes more of them.
+    Matrices and kernels follow Muon, which gets further in the same time than Adam; norms and biases follow Adam.
     """
     generator = torch.Generator().manual_seed(seed)
-    matrices = [parameter for parameter in vae.parameters() if parameter.ndim > 1]
-    vectors = [parameter for parameter in vae.parameters() if parameter.ndim <= 1]
-    adam = torch.optim.Adam(vectors, ADAM_RATE, betas=(0.9, 0.99))
+    peak = 0.5 if decoder_only else 1.0
+    vae.requires_grad_(not decoder_only)
+    vae.decoder.requires_grad_(True)
+    trained = [parameter for parameter in vae.parameters() if parameter.requires_grad]
+    matrices = [parameter for parameter in trained if parameter.ndim > 1]
+    adam = torch.optim.Adam([parameter for parameter in trained if parameter.ndim <= 1], betas=(0.9, 0.99))
     momenta = [torch.zeros_like(parameter) for parameter in matrices]
     if not _is_video(vae):
         vae.to(memory_format=torch.channels_last)
     for step in range(1, steps + 1):
-        rate = min(1.0, step / WARMUP) * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
+        rate = peak * min(1.0, step / WARMUP) * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
         images = _scaled(pixels[torch.randint(len(pixels), (batch_size,), generator=generator)])
         with single_frames():
-            posterior = vae.encode(_unsqueeze(vae, images)).latent_dist
-            noise = torch.randn(posterior.mean.shape, generator=generator)
+            with torch.set_grad_enabled(not decoder_only):
+                posterior = vae.encode(_unsqueeze(vae, images)).latent_dist
+            noise = peak * torch.randn(posterior.mean.shape, generator=generator)
             decoded = _squeeze(vae.decode(posterior.mean + posterior.std * noise).sample)
         error = (decoded - images).square().mean()
         divergence = (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean() / 2
         loss = error + KL_WEIGHT * divergence
         loss.backward()
-        torch.nn.utils.clip_grad_norm_(vae.parameters(), 1.0)
+        torch.nn.utils.clip_grad_norm_(trained, 1.0)
         adam.param_groups[0]["lr"] = ADAM_RATE * rate
         adam.step()
         _muon_step(matrices, momenta, MUON_RATE * rate)
         vae.zero_grad()
         yield Report(step, loss.item(), 10 * math.log10(4 / error.item()))
+    vae.requires_grad_(False)
 
 
 @torch.no_grad()

@@ -1,0 +1,36 @@
+"""That a LoRA learns: the demo, shortened, on the embedded models."""
+
+import json
+
+import pytest
+from PIL import Image
+
+from trainer import demo
+from trainer.cli import main
+from trainer.tiny.shapes import BASE_EDITS, TAUGHT_EDITS
+
+BASES = ("tiny/flux-kontext", "tiny/qwen-image-edit")
+
+
+def taught(capsys, folder) -> dict:
+    assert main(["demo", "--out", str(folder)]) == 0
+    return json.loads(capsys.readouterr().out.splitlines()[-1])
+
+
+@pytest.mark.parametrize("base_model", BASES)
+def test_a_lora_teaches_an_edit_that_the_base_has_never_seen(base_model, tmp_path, capsys, monkeypatch):
+    assert demo.LESSONS[base_model] in set(TAUGHT_EDITS) - set(BASE_EDITS)
+    monkeypatch.setattr(demo, "LESSONS", {base_model: demo.LESSONS[base_model]})
+    monkeypatch.setattr(demo, "HELD_OUT_PAIRS", 8)
+    monkeypatch.setattr(demo, "TRAINING", demo.TRAINING | {"steps": 120})
+    folder = tmp_path / "demo"
+    (score,) = taught(capsys, folder).values()
+    assert score["psnr_after"] > 20
+    assert score["psnr_after"] > max(score["psnr_before"], score["psnr_copy"]) + 5
+    assert score["psnr_after"] > score["psnr_swapped"] + 4
+    with Image.open(folder / "samples.png") as picture:
+        assert picture.width > 700
+    log = folder / base_model.rpartition("/")[2] / "log.jsonl"
+    before = log.read_bytes()
+    assert list(taught(capsys, folder).values()) == [score]
+    assert log.read_bytes() == before

@@ -1,0 +1,179 @@
+"""The embedded models: their data, their parts, and that each is a whole pipeline in diffusers' layout."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import FluxKontextPipeline, QwenImageEditPipeline
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as qwen_module
+from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
+
+from trainer.models import open_model
+from trainer.models.qwen_image_edit import load_processor
+from trainer.models.sources import EMBEDDED
+from trainer.tiny.parts import FAMILIES, flux_transformer, qwen_transformer
+from trainer.tiny.shapes import BASE_EDITS, SIZE, TAUGHT_EDITS, make_pair, make_pairs, write_parquet
+from trainer.tiny.vae import flux_vae, qwen_vae, reconstruction_psnr, to_pixels
+
+CAPTIONS = [
+    "",
+    "make it red",
+    "Make it red",
+    "make it red ",
+    "make it blue",
+    "turn it into a star",
+    "invert the colors",
+    "größer",
+    "größe",
+    "сделай красным",
+    "把它变成红色",
+    "把它变成蓝色",
+    "🦊",
+    "🐻",
+    "xylophone, 3.5%",
+]
+TOKENIZERS = {
+    ("flux-kontext", "tokenizer"): CLIPTokenizer,
+    ("flux-kontext", "tokenizer_2"): T5TokenizerFast,
+    ("qwen-image-edit", "tokenizer"): Qwen2Tokenizer,
+}
+
+
+@pytest.mark.parametrize("edit", BASE_EDITS + TAUGHT_EDITS)
+def test_pairs_are_deterministic_and_distinct(edit: str) -> None:
+    pairs = [make_pair(edit, 5, index) for index in range(20)]
+    again = make_pair(edit, 5, 3)
+    assert again.caption == pairs[3].caption
+    assert again.control.tobytes() == pairs[3].control.tobytes()
+    assert again.target.tobytes() == pairs[3].target.tobytes()
+    assert len({pair.control.tobytes() for pair in pairs}) == 20
+    assert make_pair(edit, 6, 3).control.tobytes() != again.control.tobytes()
+    assert {image.size for pair in pairs for image in (pair.control, pair.target)} == {(SIZE, SIZE)}
+    assert sum(pair.control.tobytes() != pair.target.tobytes() for pair in pairs) == 20
+
+
+def test_taught_edits_are_no_base_edits() -> None:
+    captions = {
+        edits: {pair.caption for pair in make_pairs(edits, 1, 50 * len(edits))} for edits in (BASE_EDITS, TAUGHT_EDITS)
+    }
+    assert not captions[BASE_EDITS] & captions[TAUGHT_EDITS]
+    assert len(captions[TAUGHT_EDITS]) == len(TAUGHT_EDITS)
+
+
+def test_parquet(tmp_path: Path) -> None:
+    path = write_parquet(tmp_path / "pairs.parquet", ["recolor", "frame"], seed=1, count=6, start=2)
+    rows = pq.read_table(path).to_pylist()
+    assert [row["caption"] for row in rows] == [p.caption for p in make_pairs(["recolor", "frame"], 1, 6, start=2)]
+    assert rows[0]["control"]["bytes"].startswith(b"\x89PNG")
+    assert rows[0]["control"]["path"] is None
+
+
+@pytest.mark.parametrize(("place", "kind"), TOKENIZERS.items())
+def test_common_words_are_one_token_and_nothing_is_lost(place: tuple[str, str], kind: type) -> None:
+    family, name = place
+    tokenizer = kind.from_pretrained(EMBEDDED / family / name, local_files_only=True)
+    plain = len(tokenizer("").input_ids)
+    assert len(tokenizer("make it red").input_ids) == plain + 3
+    assert len(tokenizer("turn it into a circle").input_ids) == plain + 5
+    for caption in ("größer", "xylophone, 3.5%", "сделай красным"):
+        ids = tokenizer(caption).input_ids
+        assert name == "tokenizer" or tokenizer.unk_token_id not in ids
+        decoded = tokenizer.decode(ids, skip_special_tokens=True)
+        assert decoded.replace(" ", "") == caption.replace(" ", "")
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_captions_are_told_apart(family: str) -> None:
+    encoder = open_model(f"tiny/{family}").load_text_encoder("cpu", torch.float32)
+    control = torch.full((1, 3, SIZE, SIZE), 0.5)
+    seen: list[torch.Tensor] = []
+    for caption in CAPTIONS:
+        text = encoder.encode(caption, [control])
+        code = torch.cat([torch.nn.functional.pad(t.flatten(), (0, 8192))[:8192] for t in text.values()])
+        # Capitals and spaces at the end are nothing to CLIP and T5.
+        same = [caption == "make it red ", caption == "Make it red"][: 2 if family == "flux-kontext" else 0]
+        if not any(same):
+            assert all((code - other).norm() > 1 for other in seen), caption
+        seen.append(code)
+
+
+def test_qwen_template_is_as_long_as_the_real_one() -> None:
+    folder = EMBEDDED / "qwen-image-edit"
+    pipeline = QwenImageEditPipeline.from_pretrained(
+        folder, transformer=None, vae=None, processor=load_processor(folder), local_files_only=True
+    )
+    prefix = pipeline.prompt_template_encode.split("<|vision_start|>")[0]
+    assert len(pipeline.tokenizer(prefix).input_ids) == pipeline.prompt_template_encode_start_idx == 64
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_vae_carries_pictures_of_every_edit(family: str) -> None:
+    codec = open_model(f"tiny/{family}").load_codec("cpu", torch.float32)
+    kinds = BASE_EDITS + TAUGHT_EDITS
+    pairs = make_pairs(kinds, 777, 4 * len(kinds))
+    pixels = to_pixels(image for pair in pairs for image in (pair.control, pair.target))
+    assert reconstruction_psnr(codec.vae, pixels) >= 33
+
+
+@pytest.mark.parametrize("family", FAMILIES)
+def test_latents_are_about_standard_normal(family: str) -> None:
+    model = open_model(f"tiny/{family}")
+    codec = model.load_codec("cpu", torch.float32)
+    pixels = to_pixels(pair.target for pair in make_pairs(BASE_EDITS, 778, 32)).float() / 255
+    latents = model.family.encode(codec, pixels)
+    assert abs(latents.mean().item()) < 0.3
+    assert 0.7 < latents.std().item() < 1.3
+
+
+def test_everything_is_small_and_safe() -> None:
+    files = [path for path in EMBEDDED.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
+    assert sum(path.stat().st_size for path in files) < 15 * 2**20
+    assert {path.suffix for path in files} <= {".py", ".json", ".safetensors", ".txt", ".jinja"}
+
+
+def test_configurations_are_the_code_s() -> None:
+    for family, part, made in (
+        ("flux-kontext", "transformer", flux_transformer()),
+        ("flux-kontext", "vae", flux_vae()),
+        ("qwen-image-edit", "transformer", qwen_transformer()),
+        ("qwen-image-edit", "vae", qwen_vae()),
+    ):
+        stored = type(made).from_pretrained(EMBEDDED / family, subfolder=part, local_files_only=True)
+        shapes = [{name: p.shape for name, p in module.named_parameters()} for module in (stored, made)]
+        assert shapes[0] == shapes[1]
+
+
+def test_kontext_is_a_whole_pipeline() -> None:
+    folder = EMBEDDED / "flux-kontext"
+    pipeline = FluxKontextPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    pair = make_pair("recolor", 9, 0)
+    image = pipeline(
+        image=pair.control,
+        prompt=pair.caption,
+        height=SIZE,
+        width=SIZE,
+        num_inference_steps=2,
+        max_sequence_length=32,
+        max_area=SIZE**2,
+        _auto_resize=False,
+    ).images[0]
+    assert image.size == (SIZE, SIZE)
+    assert np.asarray(image).std() > 0
+
+
+def test_qwen_is_a_whole_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(qwen_module, "calculate_dimensions", lambda area, ratio: (SIZE, SIZE, None))
+    folder = EMBEDDED / "qwen-image-edit"
+    pipeline = QwenImageEditPipeline.from_pretrained(
+        folder, torch_dtype=torch.float32, processor=load_processor(folder), local_files_only=True
+    )
+    pair = make_pair("recolor", 9, 0)
+    image = pipeline(
+        image=pair.control, prompt=pair.caption, height=SIZE, width=SIZE, num_inference_steps=2, true_cfg_scale=1.0
+    ).images[0]
+    assert image.size == (SIZE, SIZE)
+    assert np.asarray(image).std() > 0
