@@ -11,7 +11,7 @@ from ..trainer.schema import COLUMN_FIELDS, FineTuneRequest, TrainingParams
 from ..trainer.settings import RunSettings
 from .folders import cache_folder, file_state, find_parquet
 from .host import NodeDisplay, follow, readable_errors
-from .pictures import grid, to_images
+from .pictures import grid, small, to_images
 from .types import EditDataset
 from .widgets import field_inputs
 
@@ -63,7 +63,7 @@ class LoadDataset(io.ComfyNode):
         )
         dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
         pairs = [
-            grid([[decode_image(dataset.fetch(image)) for image in (*row.controls, row.target)]])
+            grid([[small(decode_image(dataset.fetch(image))) for image in (*row.controls, row.target)]])
             for row in islice(dataset, PREVIEW_ROWS)
         ]
         return io.NodeOutput(dataset, to_images(pairs), str(dataset.report))

@@ -81,6 +81,8 @@ class RunFeed:
             self.whole["warnings"].append(event.message)
         elif isinstance(event, Finished):
             self.finished = event
+            if not self.whole["points"]:
+                self._earlier(event.run_dir)
             self.whole |= {"run": event.run_dir.name, "step": event.step, "steps": event.steps, "seconds_left": 0}
         if self._pace.due():
             self._send(wait=False)
@@ -99,16 +101,20 @@ class RunFeed:
             self._status(progress_line(event))
 
     def _started(self, event: Started) -> None:
-        run = RunFolder(event.run_dir)
         self.whole |= {"run": event.run_dir.name, "step": event.first_step, "steps": event.steps}
+        self._earlier(event.run_dir)
+        if event.resumed_from:
+            self._status(f"resumed at step {event.first_step}/{event.steps}")
+
+    def _earlier(self, folder: Path) -> None:
+        """What the run's folder holds already."""
+        run = RunFolder(folder)
         self.whole["points"] += [list(point) for point in run.losses()]
         prompts = json.loads((run.path / "request.json").read_text(encoding="utf-8"))["training_params"]["samples"]
         for step, files in run.drawn_samples().items():
             for index, file in files.items():
                 if index < len(prompts):
                     self._sample(step, index, prompts[index]["prompt"], file)
-        if event.resumed_from:
-            self._status(f"resumed at step {event.first_step}/{event.steps}")
 
     def _step(self, event: Step) -> None:
         self._seconds.append(event.seconds)

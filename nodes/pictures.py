@@ -8,6 +8,9 @@ import numpy as np
 import torch
 from PIL import Image
 
+SMALL = 512
+"""Pixels along a side of the pictures in an overview."""
+
 
 def to_pictures(images: torch.Tensor) -> list[Image.Image]:
     """RGB pictures of an IMAGE, float [B, H, W, C] in 0..1; an alpha channel is dropped."""
@@ -30,6 +33,13 @@ def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
         for x, picture in enumerate(row):
             sheet.paste(pad(picture, width, height), (x * width, y * height))
     return sheet
+
+
+def small(picture: Image.Image) -> Image.Image:
+    """The picture, made smaller where it is more than SMALL pixels wide or high."""
+    copy = picture.copy()
+    copy.thumbnail((SMALL, SMALL))
+    return copy
 
 
 def largest(pictures: Sequence[Image.Image]) -> tuple[int, int]:

@@ -10,7 +10,7 @@ from PIL import Image
 from ..trainer.errors import BadInput
 from ..trainer.runs import RunFolder
 from .host import readable_errors
-from .pictures import grid, to_images
+from .pictures import grid, small, to_images
 from .types import EditRun, FinishedRun
 
 
@@ -28,7 +28,7 @@ class PreviewSamples(io.ComfyNode):
             is_output_node=True,
             inputs=[EditRun.Input("run", tooltip="From Train Edit LoRA.")],
             outputs=[
-                io.Image.Output("grid", tooltip="All samples in one picture."),
+                io.Image.Output("grid", tooltip="All samples in one picture, each at most 512 pixels wide and high."),
                 io.Image.Output("images", tooltip="The last step's samples as a batch."),
             ],
         )
@@ -45,7 +45,7 @@ class PreviewSamples(io.ComfyNode):
             [_open(folder.control_path(index)), *(_open(files[index]) for files in drawn.values() if index in files)]
             for index in indices
         ]
-        sheet = to_images([grid(rows)])
+        sheet = to_images([grid([[small(picture) for picture in row] for row in rows])])
         return io.NodeOutput(sheet, to_images([row[-1] for row in rows]), ui=ui.PreviewImage(sheet, cls=cls))
 
 

@@ -113,10 +113,13 @@ def test_a_finished_graph_executes_nothing(server: Server) -> None:
 def test_a_finished_run_is_found_again_when_the_cache_is_gone(server: Server) -> None:
     ok(server.run(training(run_name="found")))
     before = lora(server, "found-000004")
+    log = server.output / "edit_trainer" / "found" / "log.jsonl"
+    written = log.stat().st_mtime_ns
     server.post("/free", {"unload_models": True, "free_memory": True})
     (server.output / "loras" / "found-000004.safetensors").unlink()
     again = ok(server.run(training(run_name="found")))
-    assert not [point for event in again.events() for point in event["points"]], "not trained again"
+    assert log.stat().st_mtime_ns == written, "not trained again"
+    assert [point[0] for event in again.events() for point in event["points"]] == [1, 2, 3, 4]
     assert same(before, lora(server, "found-000004"))
 
 
