@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import numpy as np
@@ -17,7 +18,7 @@ from trainer.models.qwen_image_edit import load_processor
 from trainer.models.sources import EMBEDDED
 from trainer.tiny.parts import FAMILIES, flux_transformer, qwen_transformer
 from trainer.tiny.shapes import BASE_EDITS, SIZE, TAUGHT_EDITS, make_pair, make_pairs, write_parquet
-from trainer.tiny.vae import flux_vae, qwen_vae, reconstruction_psnr, to_pixels
+from trainer.tiny.vae import encode, flux_vae, qwen_vae, reconstruction_psnr, single_frames, to_pixels, train_vae
 
 CAPTIONS = [
     "",
@@ -127,6 +128,28 @@ def test_latents_are_about_standard_normal(family: str) -> None:
     latents = model.family.encode(codec, pixels)
     assert abs(latents.mean().item()) < 0.3
     assert 0.7 < latents.std().item() < 1.3
+
+
+def test_single_frames_are_encoded_alike() -> None:
+    codec = open_model("tiny/qwen-image-edit").load_codec("cpu", torch.float32)
+    pixels = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
+    with single_frames():
+        fast = codec.encode(pixels)
+    torch.testing.assert_close(fast, codec.encode(pixels), rtol=0, atol=1e-4)
+
+
+@pytest.mark.parametrize("make", [flux_vae, qwen_vae])
+def test_vae_training_and_that_of_the_decoder_alone(make: Callable[[], torch.nn.Module]) -> None:
+    torch.manual_seed(0)
+    vae = make()
+    pixels = to_pixels(pair.target for pair in make_pairs(BASE_EDITS, 779, 8))
+    before = encode(vae, pixels)
+    reports = list(train_vae(vae, pixels, steps=4, batch_size=4, seed=1, decoder_only=True))
+    torch.testing.assert_close(encode(vae, pixels), before)
+    assert [report.step for report in reports] == [1, 2, 3, 4]
+    reports += train_vae(vae, pixels, steps=4, batch_size=4, seed=1)
+    assert (encode(vae, pixels) - before).abs().max() > 1e-3
+    assert np.isfinite([report.loss for report in reports]).all()
 
 
 def test_everything_is_small_and_safe() -> None:

@@ -9,9 +9,14 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
+from typing import TYPE_CHECKING
 
-from .parts import FAMILIES, write_parts
+from .parts import FAMILIES, write_part, write_parts
 from .shapes import BASE_EDITS, TAUGHT_EDITS, make_pairs, write_parquet
+
+if TYPE_CHECKING:
+    import torch
+    from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 
 SEED = 1
 STAGES = ("text", "vae", "transformer")
@@ -57,12 +62,13 @@ def make_vae(family: str, folder: Path) -> None:
         for report in reports:
             if report.step % 100 == 0:
                 print(f"{family} vae step {report.step}/{steps}  {report.psnr:.2f} dB", flush=True)
-    save_vae(vae, folder, pixels[:2000])
     print(f"{family} vae: {reconstruction_psnr(vae, pixels[:500]):.2f} dB", flush=True)
+    save_vae(vae, folder, pixels[:2000])
 
 
-def save_vae(vae: object, folder: Path, pixels: object) -> None:
-    """Write a trained VAE with the statistics by which its latents of `pixels` have mean 0 and variance 1."""
+def save_vae(vae: AutoencoderKL | AutoencoderKLQwenImage, folder: Path, pixels: torch.Tensor) -> None:
+    """Write a trained VAE with the statistics by which its latents of uint8 `pixels` [N, 3, H, W] have mean 0 and
+    variance 1."""
     import torch
 
     from .vae import drop_empty_taps, encode
@@ -79,11 +85,10 @@ def save_vae(vae: object, folder: Path, pixels: object) -> None:
         vae.register_to_config(
             shift_factor=round(latents.mean().item(), 4), scaling_factor=round(1 / latents.std().item(), 4)
         )
-    vae.half().save_pretrained(folder / "vae")
-    vae.float()
+    write_part(vae, folder / "vae")
 
 
-def make_transformer(family: str, folder: Path, work: Path, steps: int | None = None) -> None:
+def make_transformer(family: str, folder: Path, work: Path) -> None:
     """Train the folder's transformer on the base edits by a full fine-tune like any other, and write it.
 
     The run folder and its caches lie in `work`; a run that was interrupted goes on.
@@ -104,7 +109,7 @@ def make_transformer(family: str, folder: Path, work: Path, steps: int | None = 
         work.mkdir(parents=True, exist_ok=True)
         write_parquet(parquet, BASE_EDITS, SEED, PAIRS)
     columns = {"caption_column": "caption", "control_image_column": "control", "image_column": "target"}
-    params = {**columns, **TRAINING, "steps": steps or TRANSFORMER_STEPS[family]}
+    params = {**columns, **TRAINING, "steps": TRANSFORMER_STEPS[family]}
     request = parse_request(
         {
             "resource": parquet.as_posix(),
@@ -123,7 +128,7 @@ def make_transformer(family: str, folder: Path, work: Path, steps: int | None = 
                 weights = read_weights(event.weights, "trained transformer")
     transformer = model.load_transformer("cpu", torch.float32)
     copy_values(dict(transformer.named_parameters()), weights)
-    transformer.half().save_pretrained(folder / "transformer")
+    write_part(transformer, folder / "transformer")
 
 
 def main(arguments: list[str] | None = None) -> None:

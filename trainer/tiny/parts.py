@@ -13,7 +13,7 @@ from .tokenizers import clip_tokenizer, qwen_tokenizer, t5_tokenizer
 from .vae import LATENT_CHANNELS, flux_vae, qwen_vae
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, FluxTransformer2DModel, QwenImageTransformer2DModel
+    from diffusers import DiffusionPipeline, FluxTransformer2DModel, ModelMixin, QwenImageTransformer2DModel
 
 FAMILIES: tuple[str, ...] = ("flux-kontext", "qwen-image-edit")
 """Names of the folders; with `tiny/` in front, of the base models."""
@@ -110,6 +110,14 @@ def write_parts(family: str, folder: Path, seed: int) -> None:
     pipeline.to(torch.float16).save_pretrained(folder)
     if family == "qwen-image-edit":
         _name_plain_processor(folder)
+
+
+def write_part(module: ModelMixin, folder: Path) -> None:
+    """Write a trained part in half precision, without a trace of where it was made."""
+    module.half().save_pretrained(folder)
+    config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("_name_or_path", None)
+    _write_json(folder / "config.json", config)
 
 
 def _name_plain_processor(folder: Path) -> None:
