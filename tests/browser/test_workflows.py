@@ -23,6 +23,7 @@ LOADED = """async (workflow) => {
     id: node.id,
     type: node.type,
     known: Boolean(LiteGraph.registered_node_types[node.type]),
+    values: node.serialize().widgets_values ?? [],
     links: (node.inputs ?? []).filter((input) => input.link != null).map((input) => input.name),
     widgets: (node.widgets ?? [])
       .filter((widget) => widget.options?.serialize !== false && widget.serialize !== false)
@@ -40,7 +41,7 @@ LOADED = """async (workflow) => {
 def load(page: Page, path: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
     """The workflow as it lies in its file, and its nodes by id as the page has made them."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
-    return workflow, {node["id"]: node for node in page.evaluate(LOADED, workflow)}
+    return workflow, {int(node["id"]): node for node in page.evaluate(LOADED, workflow)}
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
@@ -52,7 +53,7 @@ def test_a_workflow_loads_whole(page: Page, path: Path) -> None:
         assert shown["known"], f"missing node {node['type']}"
         linked = [slot["name"] for slot in node["inputs"] if slot["link"] is not None]
         assert sorted(linked) == sorted(shown["links"]), f"{node['type']}: missing link"
-        values = [widget["value"] for widget in shown["widgets"]]
+        values = shown["values"]
         assert values[: len(node["widgets_values"])] == node["widgets_values"], node["type"]
         for widget in shown["widgets"]:
             place, value = f"{node['type']}.{widget['name']}", widget["value"]

@@ -14,7 +14,7 @@ from .graphs import Prompt, node, training
 from .server import Result, Server
 
 
-def request_graph(request: str) -> Prompt:
+def request_graph(request: str, run_name: str = "by-request") -> Prompt:
     """A request node and what hangs on it."""
     return {
         "request": node("EditTrainerLoadRequest", request=request),
@@ -24,7 +24,7 @@ def request_graph(request: str) -> Prompt:
             model=["model", 0],
             dataset=["request", 0],
             params=["request", 1],
-            run_name="by-request",
+            run_name=run_name,
             seed=42,
             resume=True,
             samples=["request", 2],

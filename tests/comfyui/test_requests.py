@@ -17,9 +17,9 @@ from .test_faults import request_graph, request_json
 
 
 def test_a_pasted_request_trains_what_it_says(server: Server) -> None:
-    result = server.run(request_graph(json.dumps(request_json(base_model="tiny/qwen-image-edit"))))
+    result = server.run(request_graph(json.dumps(request_json(base_model="tiny/qwen-image-edit")), "pasted"))
     assert result.status == "execution_success", result.details
-    written = json.loads((server.output / "edit_trainer" / "by-request" / "request.json").read_text(encoding="utf-8"))
+    written = json.loads((server.output / "edit_trainer" / "pasted" / "request.json").read_text(encoding="utf-8"))
     asked = request_json(base_model="tiny/qwen-image-edit")
     assert written["base_model"] == "tiny/qwen-image-edit"
     assert written["training_params"] | asked["training_params"] == written["training_params"]
@@ -28,10 +28,10 @@ def test_a_pasted_request_trains_what_it_says(server: Server) -> None:
 def test_a_changed_request_file_is_read_again(server: Server) -> None:
     file = server.base / "input" / "request.json"
     for steps in (1, 2):
-        request = request_json()
+        request = request_json(resource=str(PACK / "example_workflows" / "edit_trainer_example.parquet"))
         request["training_params"]["steps"] = steps
         file.write_text(json.dumps(request), encoding="utf-8")
-        result = server.run(request_graph("request.json"))
+        result = server.run(request_graph("request.json", "from-file"))
         assert result.status == "execution_success", result.details
         assert result.text("train").startswith(f"{steps} steps done")
 
