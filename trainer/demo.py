@@ -30,16 +30,16 @@ if TYPE_CHECKING:
 
 LESSONS = {"tiny/flux-kontext": "frame", "tiny/qwen-image-edit": "frame"}
 """The edit that each base model is taught; one of `shapes.TAUGHT_EDITS`, which no base model was trained on."""
-TRAINING_PAIRS, TRAINING_SEED = 400, 1
+TRAINING_PAIRS, TRAINING_SEED = 320, 1
 HELD_OUT_PAIRS, HELD_OUT_SEED = 32, 2
 SHOWN_PAIRS = 6
-SAMPLE_STEPS = 10
+SETTINGS = {"sample_steps": 10, "lr_scheduler": "cosine", "warmup_steps": 20}
 TRAINING = {
     "batch_size": 16,
     "cache_text_embeddings": True,
-    "steps": 500,
-    "learning_rate": 0.002,
-    "sample_every": 250,
+    "steps": 320,
+    "learning_rate": 0.008,
+    "sample_every": 160,
     "sample_width": 64,
     "sample_height": 64,
 }
@@ -47,7 +47,7 @@ TRAINING = {
 
 def demo(options: argparse.Namespace) -> int:
     """Teach, examine, draw `samples.png`, and print the scores as JSON on the last line."""
-    settings = read_settings(options, {"sample_steps": SAMPLE_STEPS})
+    settings = read_settings(options, SETTINGS)
     folder: Path = options.out
     check_folder(folder)
     panels, scores, commands = [], {}, []

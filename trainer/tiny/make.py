@@ -49,8 +49,11 @@ def make_vae(family: str, folder: Path) -> None:
     It sees pictures of every edit, the taught ones too: a VAE is to carry any picture. Unseen edits are unseen by
     the transformer.
     """
+    import torch
+
     from .vae import flux_vae, qwen_vae, reconstruction_psnr, to_pixels, train_vae
 
+    torch.manual_seed(SEED)
     vae = {"flux-kontext": flux_vae, "qwen-image-edit": qwen_vae}[family]()
     kinds = BASE_EDITS + 2 * TAUGHT_EDITS
     pairs = make_pairs(kinds, SEED, PICTURES // 2)
