@@ -60,7 +60,7 @@ class EditDataset:
         self.images_root = root
         self.downloads = downloads
         self.report = report
-        self._bad_rows = bad_rows
+        self.bad_rows = bad_rows
         self._blocks = blocks
         self._checked_rows = np.flatnonzero(good)
         self._rows = self._checked_rows
@@ -104,7 +104,7 @@ class EditDataset:
             bad_rows=self.report.rows - len(self._rows),
             bad=tuple(first_bad_rows(sorted([*self.report.bad, *faults]))),
         )
-        if bad and (self._bad_rows == "stop" or not len(self._rows)):
+        if bad and (self.bad_rows == "stop" or not len(self._rows)):
             raise BadInput(bad_rows_message(self.report))
 
     def fingerprint(self) -> str:

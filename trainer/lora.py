@@ -65,12 +65,13 @@ class LoraAdapter:
         return self.scale if ".lora_B." in name else 1.0
 
 
-def load_lora(transformer: torch.nn.Module, path: Path, strength: float = 1.0) -> None:
-    """Load a portable LoRA file into a diffusers transformer, to draw with it.
+def load_lora(transformer: torch.nn.Module, source: Path | Mapping[str, torch.Tensor], strength: float = 1.0) -> None:
+    """Load a portable LoRA, a file or its tensors, into a diffusers transformer, to draw with it.
 
-    Raises BadInput when the file is not a LoRA of this transformer.
+    Raises BadInput when it is not a LoRA of this transformer.
     """
-    state = read_weights(path, "LoRA file")
+    state = read_weights(source, "LoRA file") if isinstance(source, Path) else source
+    path = source if isinstance(source, Path) else "The LoRA"
     pairs = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
     if not pairs or not all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in pairs):
         raise BadInput(

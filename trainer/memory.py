@@ -21,7 +21,9 @@ HEADROOM_BYTES = 6 * 2**30
 
 def default_device() -> torch.device:
     """The accelerator that torch finds (CUDA, ROCm, MPS, XPU), else the CPU."""
-    return torch.accelerator.current_accelerator() or torch.device("cpu")
+    # A CUDA build of torch names its accelerator on machines without a GPU too.
+    available = torch.accelerator.is_available()
+    return torch.accelerator.current_accelerator() if available else torch.device("cpu")
 
 
 def base_dtype(settings: RunSettings, device: torch.device) -> torch.dtype:

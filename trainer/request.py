@@ -11,14 +11,14 @@ from .schema import FineTuneRequest, decode_json, parse_request, read_json_file
 
 
 def load_request(
-    source: Path | str | bytes | dict[str, Any], input_folder: Path | None = None
+    source: Path | str | bytes | dict[str, Any], input_folder: Path | None = None, beside: Path | None = None
 ) -> tuple[FineTuneRequest, Path]:
     """The request of a JSON file (a Path), of JSON text, or of decoded JSON, and the parquet that it names.
 
-    A relative `resource` starts in the current folder, in the request file's folder, or in `input_folder`. Raises
-    BadInput naming every fault at once: fields, the resource, columns that the parquet lacks or that cannot serve.
+    A relative `resource` starts in the current folder, in the request file's folder (in `beside`, for one that is not
+    in a file), or in `input_folder`. Raises BadInput naming every fault at once: fields, the resource, columns that
+    the parquet lacks or that cannot serve.
     """
-    beside = None
     if isinstance(source, Path):
         beside = source.parent
         data = read_json_file(source, "the request")

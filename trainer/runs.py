@@ -99,6 +99,24 @@ class RunFolder:
         write_json(self.path / "settings.json", settings.model_dump())
         write_json(self.path / "run.json", {**self.state(), "fingerprint": fingerprint})
 
+    def control_path(self, index: int) -> Path:
+        """Where a sample's control image is saved."""
+        return self.samples / f"control-{index:02d}.png"
+
+    def sample_path(self, step: int, index: int) -> Path:
+        """Where a sample is saved."""
+        return self.samples / f"step-{step:06d}-{index:02d}.png"
+
+    def drawn_samples(self) -> dict[int, dict[int, Path]]:
+        """The files of the samples that are there: by step, then by index, both in order."""
+        drawn: dict[int, dict[int, Path]] = {}
+        numbered = (
+            ([int(part) for part in file.stem.split("-")[1:]], file) for file in self.samples.glob("step-*.png")
+        )
+        for (step, index), file in sorted(numbered):
+            drawn.setdefault(step, {})[index] = file
+        return drawn
+
     def weights_path(self, step: int) -> Path:
         """Where the weights of a step are exported to."""
         return self.path / f"{self.path.name}-{step:06d}.safetensors"
@@ -127,6 +145,10 @@ class RunFolder:
         kept = [line for line in self._log_lines() if line["step"] <= step]
         with replacing(self.log) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+
+    def losses(self) -> list[tuple[int, float]]:
+        """Step and loss of every step in the log."""
+        return [(line["step"], line["loss"]) for line in self._log_lines() if line["event"] == "step"]
 
     def _log_lines(self) -> list[dict[str, Any]]:
         lines = []

@@ -101,7 +101,7 @@ class Samples:
 
     def missing(self, step: int) -> bool:
         """Whether samples of this step are still to be drawn."""
-        return not all(self._path(step, index).is_file() for index in range(len(self.prepared)))
+        return not all(self.run.sample_path(step, index).is_file() for index in range(len(self.prepared)))
 
     def draw(self, parts: Parts, step: int) -> Generator[Progress | Sample, None, None]:
         """Draw all samples, save them, and tell of each."""
@@ -125,16 +125,13 @@ class Samples:
             drawn.append(latents)
         for index, (sample, latents) in enumerate(zip(self.prepared, drawn, strict=True)):
             image = decode(family, parts.codec(), latents)
-            path = self._path(step, index)
-            save_image(self.run.samples / f"control-{index:02d}.png", sample.control)
+            path = self.run.sample_path(step, index)
+            save_image(self.run.control_path(index), sample.control)
             save_image(path, image)
             self.run.append_log(
                 {"event": "sample", "step": step, "index": index, "prompt": sample.prompt, "file": path.name}
             )
             yield Sample(step=step, index=index, prompt=sample.prompt, image=image, control=sample.control, path=path)
-
-    def _path(self, step: int, index: int) -> Path:
-        return self.run.samples / f"step-{step:06d}-{index:02d}.png"
 
     def _control_latents(self, sample: PreparedSample) -> PackedLatents:
         return self.encoder.family.pack(self.encoder.latents(sample.control_image.latents))

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 
 import numpy as np
@@ -92,7 +92,7 @@ def edit(
     steps: int = 0,
     guidance: float = 0.0,
     size: Size | None = None,
-    lora: Path | None = None,
+    lora: Path | Mapping[str, torch.Tensor] | None = None,
     lora_strength: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> Generator[Progress, None, Image.Image]:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 import json
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -17,6 +17,7 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 
 from ..errors import BadInput, RunFailed
+from ..weights import copy_values, read_weights
 from . import family_class
 from .family import Family, ImageCodec, Part, TextEncoder
 from .fingerprint import fingerprint
@@ -37,8 +38,10 @@ class EditModel:
     folder: Path | None
     """A folder in diffusers' pipeline layout; None: the hub's repository of that name, by way of its cache."""
     policy: str = "diffusers"
-    adapter: Path | None = None
-    """An exported LoRA that `load_transformer` adds to the base."""
+    weights: Path | None = None
+    """An exported transformer whose weights `load_transformer` takes in place of the folder's."""
+    adapter: Path | Mapping[str, torch.Tensor] | None = None
+    """An exported LoRA, its file or its tensors, that `load_transformer` adds to the base."""
     adapter_strength: float = 1.0
 
     @cached_property
@@ -54,15 +57,26 @@ class EditModel:
         """Names a part's weights and settings without loading it; the same as the loaded part's own."""
         return fingerprint(self._part(part), self.family.parts[part], self.family.name, self.family.scale.text_length)
 
-    def with_adapter(self, adapter: Path, strength: float = 1.0) -> EditModel:
-        """The same base with an exported LoRA."""
+    def with_adapter(self, adapter: Path | Mapping[str, torch.Tensor], strength: float = 1.0) -> EditModel:
+        """The same base with an exported LoRA, and no other."""
         return replace(self, adapter=adapter, adapter_strength=strength)
+
+    def with_weights(self, weights: Path) -> EditModel:
+        """The same base with the transformer that a full fine-tune has exported."""
+        return replace(self, weights=weights)
+
+    @property
+    def is_trained(self) -> bool:
+        """Whether it is more than a base: it carries the result of a training."""
+        return self.adapter is not None or self.weights is not None
 
     def load_transformer(self, device: torch.device | str, dtype: torch.dtype) -> torch.nn.Module:
         """The transformer in eval mode without gradients, the adapter on it."""
         folder = self._part("transformer")
         with _readable(f"The transformer of {self.base_model} in {folder}"):
             transformer = self.family.load_transformer(folder, dtype)
+            if self.weights is not None:
+                copy_values(dict(transformer.named_parameters()), read_weights(self.weights, "transformer file"))
         transformer.eval().requires_grad_(False).to(device)
         if self.adapter is not None:
             from ..lora import load_lora

@@ -1,0 +1,69 @@
+"""Load Edit Dataset: a parquet, checked."""
+
+from __future__ import annotations
+
+from itertools import islice
+
+from comfy_api.latest import io
+
+from ..trainer.errors import BadInput
+from ..trainer.schema import COLUMN_FIELDS, FineTuneRequest, TrainingParams
+from ..trainer.settings import RunSettings
+from .folders import cache_folder, file_state, find_parquet
+from .host import NodeDisplay, follow, readable_errors
+from .pictures import grid, small, to_images
+from .types import EditDataset
+from .widgets import field_inputs
+
+PREVIEW_ROWS = 4
+
+
+class LoadDataset(io.ComfyNode):
+    """From a parquet to EDIT_DATASET."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EditTrainerLoadDataset",
+            display_name="Load Edit Dataset (Parquet)",
+            category="edit trainer",
+            description="Opens a parquet of control image, caption and target image, and checks its rows.",
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                *field_inputs(FineTuneRequest, ("resource",)),
+                *field_inputs(TrainingParams, COLUMN_FIELDS),
+                *field_inputs(RunSettings, ("images_root", "bad_rows")),
+            ],
+            outputs=[
+                EditDataset.Output("dataset", tooltip="For Train Edit LoRA."),
+                io.Image.Output("preview", tooltip="Control and target of the first rows, side by side."),
+                io.String.Output("report", tooltip="What is in the dataset, and what looks wrong."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, resource: str | None = None, **others: object) -> str | float:
+        if resource is None:
+            return float("nan")
+        try:
+            return file_state(find_parquet(resource))
+        except (BadInput, OSError):
+            return "not there"
+
+    @classmethod
+    @readable_errors()
+    def execute(cls, resource: str, images_root: str, bad_rows: str, **columns: str) -> io.NodeOutput:
+        from ..trainer.dataset import open_dataset
+        from ..trainer.downloads import Downloads
+        from ..trainer.images import decode_image
+
+        downloads = Downloads(cache_folder() / "downloads")
+        opening = open_dataset(
+            find_parquet(resource), **columns, images_root=images_root, bad_rows=bad_rows, downloads=downloads
+        )
+        dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
+        pairs = [
+            grid([[small(decode_image(dataset.fetch(image))) for image in (*row.controls, row.target)]])
+            for row in islice(dataset, PREVIEW_ROWS)
+        ]
+        return io.NodeOutput(dataset, to_images(pairs), str(dataset.report))

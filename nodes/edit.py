@@ -1,0 +1,96 @@
+"""Edit Image: the model at work, trained or not."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from comfy_api.latest import io
+
+from .host import NodeDisplay, borrowed_device, follow, readable_errors
+from .pictures import to_images, to_pictures
+from .types import EditModel
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..trainer.models.family import Size
+    from ..trainer.models.sources import EditModel as Model
+
+
+class EditImage(io.ComfyNode):
+    """From an image and a prompt to the edited image."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EditTrainerEditImage",
+            display_name="Edit Image",
+            category="edit trainer",
+            description="Edits an image as the training's own samples are drawn.",
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                EditModel.Input("model", tooltip="A base, or the trained model of Train Edit LoRA."),
+                io.Image.Input("image", tooltip="The image to edit."),
+                io.String.Input("prompt", multiline=True, tooltip="The edit to ask for."),
+                io.String.Input(
+                    "negative_prompt",
+                    multiline=True,
+                    tooltip="What to keep away from. Qwen-Image-Edit alone has a use for it, at a guidance above 1.",
+                ),
+                io.Int.Input(
+                    "seed", default=42, min=0, max=2**53 - 1, control_after_generate=True, tooltip="Seed of the noise."
+                ),
+                io.Int.Input("steps", default=0, min=0, max=1000, tooltip="Sampler steps; 0: the family's own."),
+                io.Float.Input(
+                    "guidance", default=0.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance; 0: the family's own."
+                ),
+                io.Int.Input("width", default=0, min=0, max=16384, tooltip="Pixels; 0: follows from the image."),
+                io.Int.Input("height", default=0, min=0, max=16384, tooltip="Pixels; 0: follows from the image."),
+                io.Float.Input(
+                    "lora_strength",
+                    default=1.0,
+                    min=-100.0,
+                    max=100.0,
+                    step=0.01,
+                    tooltip="How strongly the LoRA acts.",
+                ),
+                io.LoraModel.Input("lora", optional=True, tooltip="A LoRA; it takes the place of the model's own."),
+            ],
+            outputs=[io.Image.Output("image", tooltip="The edited image.")],
+        )
+
+    @classmethod
+    @readable_errors()
+    def execute(
+        cls,
+        model: Model,
+        image: torch.Tensor,
+        width: int,
+        height: int,
+        lora_strength: float,
+        lora: dict[str, torch.Tensor] | None = None,
+        **how: object,
+    ) -> io.NodeOutput:
+        from ..trainer.sampling import edit
+
+        adapter = lora or model.adapter
+        if adapter:
+            model = model.with_adapter(adapter, lora_strength)
+        display = NodeDisplay(cls.hidden.unique_id)
+        with borrowed_device() as device:
+            edited = [
+                follow(edit(model, picture, size=_size(picture, width, height), device=device, **how), display.show)
+                for picture in to_pictures(image)
+            ]
+        return io.NodeOutput(to_images(edited))
+
+
+def _size(picture: Image.Image, width: int, height: int) -> Size | None:
+    """The size asked for; one side that is left open keeps the image's aspect, None leaves both open."""
+    from ..trainer.models.family import Size
+
+    if not width and not height:
+        return None
+    aspect = picture.width / picture.height
+    return Size(width or max(1, round(height * aspect)), height or max(1, round(width / aspect)))

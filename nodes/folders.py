@@ -1,0 +1,113 @@
+"""Where the pack reads and writes: ComfyUI's folders, never outside of them."""
+
+from __future__ import annotations
+
+import hashlib
+import re
+import shutil
+from pathlib import Path
+
+import folder_paths
+from PIL import Image
+
+from ..trainer.errors import BadInput
+from ..trainer.files import replacing
+
+EXAMPLES = Path(__file__).parent.parent / "example_workflows"
+"""The example parquet and request lie here, and are found by their bare names."""
+CACHE = "edit_trainer_cache"
+_NOT_A_NAME = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^[. ]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
+
+
+def input_folder() -> Path:
+    """ComfyUI's input folder."""
+    return Path(folder_paths.get_input_directory())
+
+
+def output_folder() -> Path:
+    """ComfyUI's output folder."""
+    return Path(folder_paths.get_output_directory())
+
+
+def runs_folder() -> Path:
+    """The folder of all runs."""
+    return output_folder() / "edit_trainer"
+
+
+def cache_folder() -> Path:
+    """Encoded images and texts, and downloads, shared by all runs."""
+    return runs_folder() / CACHE
+
+
+def run_folder(name: str, resume: bool) -> Path:
+    """The folder of the run of this name; without `resume` the first of `<name>`, `<name>-2`, ... that is not there
+    yet. Raises BadInput for a name that is not one plain folder's name on every system."""
+    if not name or len(name) > 100 or _NOT_A_NAME.search(name) or name == CACHE:
+        raise BadInput(
+            f'run_name: "{name}" cannot be used; give one folder name of at most 100 characters, without any of '
+            '< > : " / \\ | ? * and not beginning or ending with a dot or a space.'
+        )
+    folder = runs_folder() / name
+    number = 1
+    while not resume and folder.exists():
+        number += 1
+        folder = folder.with_name(f"{name}-{number}")
+    return folder
+
+
+def find_parquet(resource: str) -> Path:
+    """The parquet that a person named. Raises BadInput naming every place tried."""
+    from ..trainer.resource import resolve_resource
+
+    if not resource.strip():
+        raise BadInput("resource: is required but empty; name a parquet file.")
+    return resolve_resource(resource.strip(), input_folder(), EXAMPLES)
+
+
+def find_request(text: str) -> Path | str:
+    """A request's JSON as it was pasted, or the file that was named. Raises BadInput when there is no such file."""
+    text = text.strip()
+    if not text:
+        raise BadInput("request: is empty; paste a fine-tune request's JSON, or name a file that holds it.")
+    if text[0] in "{[" or "\n" in text:
+        return text
+    places = [Path(text), input_folder() / text, EXAMPLES / text]
+    for place in places:
+        if place.is_file():
+            return place
+    tried = ", ".join(str(place.absolute()) for place in places)
+    raise BadInput(f'request: "{text}" is neither JSON nor a file; tried {tried}.')
+
+
+def file_state(path: Path) -> str:
+    """Path, size and modification time, for ComfyUI to see whether a file has changed."""
+    state = path.stat()
+    return f"{path.absolute()} {state.st_size} {state.st_mtime_ns}"
+
+
+def keep_control(picture: Image.Image) -> Path:
+    """A picture as a PNG in ComfyUI's temporary folder, named by its content."""
+    digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
+    path = _kept_controls() / f"{digest[:32]}.png"
+    if not path.is_file():
+        with replacing(path, durable=False) as temporary:
+            picture.save(temporary, "PNG")
+    return path
+
+
+def is_kept_control(path: str) -> bool:
+    """Whether an image's path is one that `keep_control` gave."""
+    return Path(path).parent == _kept_controls()
+
+
+def publish_lora(weights: Path) -> Path:
+    """A copy of a run's LoRA where ComfyUI's loaders list it. Raises RunFailed when the disk refuses."""
+    path = output_folder() / "loras" / weights.name
+    if not path.is_file() or path.stat().st_size != weights.stat().st_size or path.read_bytes() != weights.read_bytes():
+        with replacing(path) as temporary:
+            shutil.copyfile(weights, temporary)
+    return path
+
+
+def _kept_controls() -> Path:
+    return Path(folder_paths.get_temp_directory()).absolute() / "edit_trainer"

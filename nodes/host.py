@@ -1,0 +1,122 @@
+"""What running inside ComfyUI takes: its Cancel button, its progress bar, its memory, its way of showing errors."""
+
+from __future__ import annotations
+
+import gc
+import time
+import traceback
+from collections.abc import Callable, Generator, Iterator
+from contextlib import closing, contextmanager
+from typing import TypeVar
+
+import comfy.model_management as memory
+import torch
+from comfy.utils import ProgressBar
+from PIL import Image
+from server import PromptServer
+
+from ..trainer.errors import BadInput, RunFailed
+from ..trainer.events import Event, Progress
+
+T = TypeVar("T")
+
+MESSAGE_SECONDS = 0.125
+"""Between two messages of a kind to the page: eight a second."""
+PREVIEW_PIXELS = 512
+
+
+def follow(events: Generator[Event, None, T], show: Callable[[Event], None]) -> T:
+    """Go through a generator of events, show each, and give what it returns.
+
+    ComfyUI's Cancel is looked for at every event; it closes the generator, which saves, and then goes up. ComfyUI runs
+    nodes in inference mode, where nothing can be trained: here it is off.
+    """
+    with torch.inference_mode(False), torch.enable_grad(), closing(events):
+        while True:
+            memory.throw_exception_if_processing_interrupted()
+            try:
+                event = next(events)
+            except StopIteration as end:
+                return end.value
+            show(event)
+
+
+@contextmanager
+def readable_errors() -> Iterator[None]:
+    """What a person is meant to read goes to ComfyUI as a plain error of one message."""
+    try:
+        yield
+    except BadInput as error:
+        raise ValueError(str(error)) from None
+    except RunFailed as error:
+        raise RuntimeError(str(error)) from None
+
+
+@contextmanager
+def borrowed_device() -> Iterator[torch.device]:
+    """ComfyUI's device with its models moved out of the way. What was loaded inside is gone from it at the end, even
+    while an error is on its way up with the frames that held it."""
+    memory.unload_all_models()
+    memory.soft_empty_cache()
+    try:
+        yield memory.get_torch_device()
+    except BaseException as error:
+        traceback.clear_frames(error.__traceback__)
+        raise
+    finally:
+        gc.collect()
+        memory.soft_empty_cache()
+
+
+class Pace:
+    """Lets something happen at most once in a while."""
+
+    def __init__(self, seconds: float = MESSAGE_SECONDS) -> None:
+        self.seconds = seconds
+        self._next = 0.0
+
+    def due(self) -> bool:
+        """Whether it is time again; if so, the time is taken."""
+        now = time.monotonic()
+        if now < self._next:
+            return False
+        self._next = now + self.seconds
+        return True
+
+    def wait(self) -> None:
+        """Sleep until it is time again, and take the time."""
+        while not self.due():
+            time.sleep(max(0.0, self._next - time.monotonic()))
+
+
+class NodeDisplay:
+    """A node's progress bar, preview and line of text."""
+
+    def __init__(self, node_id: str) -> None:
+        self.node_id = node_id
+        self._bar = ProgressBar(1, node_id=node_id)
+        self._bar_pace, self._text_pace = Pace(), Pace()
+
+    def progress(self, done: int, total: int, preview: Image.Image | None = None) -> None:
+        """Move the bar, and show the picture in the node."""
+        if preview is not None or done == total or self._bar_pace.due():
+            self._bar.update_absolute(done, total, None if preview is None else ("JPEG", preview, PREVIEW_PIXELS))
+
+    def text(self, line: str, *, last: bool = False) -> None:
+        """Show the line, unless one was shown just now and this is not the `last`."""
+        if last:
+            self._text_pace.wait()
+        if last or self._text_pace.due():
+            server = PromptServer.instance
+            server.send_progress_text(line, self.node_id, server.client_id)
+
+    def show(self, event: Event) -> None:
+        """Show the progress of something that is not a training."""
+        if isinstance(event, Progress):
+            self.progress(event.done, event.total)
+            self.text(progress_line(event))
+
+
+def progress_line(event: Progress) -> str:
+    """`caching texts 3/400`."""
+    return f"{' '.join(filter(None, (event.phase, event.note)))} {event.done}/{event.total}"

@@ -1,0 +1,87 @@
+"""Edit Training Params, and the advanced settings: widgets only."""
+
+from __future__ import annotations
+
+from comfy_api.latest import io
+
+from ..trainer.schema import TrainingParams
+from ..trainer.settings import RunSettings
+from .types import EditParams, EditSettings
+from .widgets import field_inputs
+
+# The order of the widgets is what saved workflows count by: append, never insert or reorder.
+PARAMS = (
+    "batch_size",
+    "cache_text_embeddings",
+    "gradient_accumulation",
+    "learning_rate",
+    "lora_alpha",
+    "lora_rank",
+    "sample_every",
+    "sample_height",
+    "sample_width",
+    "steps",
+    "timestep_type",
+    "use_lora",
+)
+SETTINGS = (
+    "resolution",
+    "control_resolution",
+    "conditioning",
+    "precision",
+    "offload",
+    "gradient_checkpointing",
+    "compile",
+    "lora_targets",
+    "optimizer",
+    "weight_decay",
+    "max_grad_norm",
+    "lr_scheduler",
+    "warmup_steps",
+    "caption_dropout",
+    "training_guidance",
+    "sample_steps",
+    "sample_guidance",
+    "sample_seed",
+    "checkpoint_every",
+    "keep_checkpoints",
+    "save_dtype",
+)
+
+
+class Params(io.ComfyNode):
+    """The request's training_params."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EditTrainerParams",
+            display_name="Edit Training Params",
+            category="edit trainer",
+            description="The training parameters of a fine-tune request.",
+            inputs=field_inputs(TrainingParams, PARAMS),
+            outputs=[EditParams.Output("params", tooltip="For Train Edit LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, **params: object) -> io.NodeOutput:
+        return io.NodeOutput(params)
+
+
+class Settings(io.ComfyNode):
+    """The run settings that the request does not have."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EditTrainerSettings",
+            display_name="Training Settings (advanced)",
+            category="edit trainer",
+            description="What a fine-tune request does not say. Leave the node out to take the defaults.",
+            inputs=field_inputs(RunSettings, SETTINGS),
+            outputs=[EditSettings.Output("settings", tooltip="For Train Edit LoRA.")],
+        )
+
+    @classmethod
+    def execute(cls, **settings: object) -> io.NodeOutput:
+        return io.NodeOutput(settings)

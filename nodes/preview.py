@@ -1,0 +1,54 @@
+"""Preview Training Samples: what a run has drawn, from first step to last."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from comfy_api.latest import io, ui
+from PIL import Image
+
+from ..trainer.errors import BadInput
+from ..trainer.runs import RunFolder
+from .host import readable_errors
+from .pictures import grid, small, to_images
+from .types import EditRun, FinishedRun
+
+
+class PreviewSamples(io.ComfyNode):
+    """From a run's folder to pictures."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EditTrainerPreviewSamples",
+            display_name="Preview Training Samples",
+            category="edit trainer",
+            description="The samples of a run: a row for each prompt, its control image first, then one column for "
+            "each step at which samples were drawn.",
+            is_output_node=True,
+            inputs=[EditRun.Input("run", tooltip="From Train Edit LoRA.")],
+            outputs=[
+                io.Image.Output("grid", tooltip="All samples in one picture, each at most 512 pixels wide and high."),
+                io.Image.Output("images", tooltip="The last step's samples as a batch."),
+            ],
+        )
+
+    @classmethod
+    @readable_errors()
+    def execute(cls, run: FinishedRun) -> io.NodeOutput:
+        folder = RunFolder(run.folder)
+        drawn = {step: files for step, files in folder.drawn_samples().items() if step <= run.steps}
+        indices = [index for index in range(run.samples) if index in drawn.get(run.steps, {})]
+        if not indices:
+            raise BadInput(f"The run {run.folder} has no samples at its last step: connect Sample Prompt nodes to it.")
+        rows = [
+            [_open(folder.control_path(index)), *(_open(files[index]) for files in drawn.values() if index in files)]
+            for index in indices
+        ]
+        sheet = to_images([grid([[small(picture) for picture in row] for row in rows])])
+        return io.NodeOutput(sheet, to_images([row[-1] for row in rows]), ui=ui.PreviewImage(sheet, cls=cls))
+
+
+def _open(file: Path) -> Image.Image:
+    with Image.open(file) as picture:
+        return picture.convert("RGB")

@@ -1,0 +1,152 @@
+"""A fine-tune request's JSON, made into the other nodes' wires and back."""
+
+from __future__ import annotations
+
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import folder_paths
+from comfy_api.latest import io, ui
+
+from ..trainer.errors import BadInput
+from ..trainer.files import write_text
+from ..trainer.schema import BASE_MODELS, COLUMN_FIELDS, FineTuneRequest, SamplePrompt, parse_request
+from .folders import EXAMPLES, cache_folder, file_state, find_request, input_folder, is_kept_control, output_folder
+from .host import NodeDisplay, follow, readable_errors
+from .params import PARAMS
+from .types import EditDataset, EditModel, EditParams, EditSamples
+
+if TYPE_CHECKING:
+    from ..trainer.dataset import EditDataset as Dataset
+    from ..trainer.models.sources import EditModel as Model
+
+
+def build_request(
+    dataset: Dataset, params: dict[str, Any], model: Model, samples: tuple[SamplePrompt, ...] | None
+) -> FineTuneRequest:
+    """The request that the nodes' inputs amount to; without samples the published ones.
+
+    Raises BadInput naming every fault, and for a model that is trained already.
+    """
+    if model.is_trained:
+        raise BadInput("model: is trained already; connect Load Edit Base Model.")
+    columns = {field: getattr(dataset, field) for field in COLUMN_FIELDS}
+    drawn = {} if samples is None else {"samples": [sample.model_dump() for sample in samples]}
+    return parse_request(
+        {
+            "resource": dataset.path.absolute().as_posix(),
+            "base_model": model.base_model,
+            "script_type": "image_editing",
+            "training_params": columns | params | drawn,
+        }
+    )
+
+
+class LoadRequest(io.ComfyNode):
+    """From JSON to EDIT_DATASET, EDIT_PARAMS, EDIT_SAMPLES and a base model's name."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EditTrainerLoadRequest",
+            display_name="Fine-tune Request (JSON)",
+            category="edit trainer",
+            description="Takes a whole image_editing fine-tune request, as the hosted service takes it.",
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                io.String.Input(
+                    "request", multiline=True, tooltip="The request's JSON, or a file that holds it (input folder)."
+                )
+            ],
+            outputs=[
+                EditDataset.Output("dataset", tooltip="For Train Edit LoRA."),
+                EditParams.Output("params", tooltip="For Train Edit LoRA."),
+                EditSamples.Output("samples", tooltip="For Train Edit LoRA."),
+                io.Combo.Output("base_model", options=list(BASE_MODELS), tooltip="For Load Edit Base Model."),
+            ],
+        )
+
+    @classmethod
+    def fingerprint_inputs(cls, request: str | None = None) -> str | float:
+        if request is None:
+            return float("nan")
+        from ..trainer.request import load_request
+
+        try:
+            source = find_request(request)
+            states = [file_state(source)] if isinstance(source, Path) else []
+            return " ".join([*states, file_state(load_request(source, input_folder(), EXAMPLES)[1])])
+        except (BadInput, OSError):
+            return "not there"
+
+    @classmethod
+    @readable_errors()
+    def execute(cls, request: str) -> io.NodeOutput:
+        from ..trainer.dataset import open_dataset
+        from ..trainer.downloads import Downloads
+        from ..trainer.request import load_request
+
+        parsed, parquet = load_request(find_request(request), input_folder(), EXAMPLES)
+        params = parsed.training_params
+        downloads = Downloads(cache_folder() / "downloads")
+        opening = open_dataset(parquet, **params.model_dump(include=set(COLUMN_FIELDS)), downloads=downloads)
+        dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
+        return io.NodeOutput(dataset, params.model_dump(include=set(PARAMS)), tuple(params.samples), parsed.base_model)
+
+
+class SaveRequest(io.ComfyNode):
+    """From the other nodes' wires to JSON."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EditTrainerSaveRequest",
+            display_name="Save Fine-tune Request",
+            category="edit trainer",
+            description="Writes the request that the connected nodes amount to, for `python -m trainer train`.",
+            is_output_node=True,
+            inputs=[
+                EditDataset.Input("dataset", tooltip="What is trained on."),
+                EditParams.Input("params", tooltip="How it is trained."),
+                EditModel.Input("model", tooltip="What is trained."),
+                io.String.Input(
+                    "filename_prefix", default="edit_trainer/request", tooltip="File name, in the output folder."
+                ),
+                EditSamples.Input("samples", optional=True, tooltip="What is drawn to show progress."),
+            ],
+            outputs=[io.String.Output("request", tooltip="The request's JSON.")],
+        )
+
+    @classmethod
+    @readable_errors()
+    def execute(
+        cls,
+        dataset: Dataset,
+        params: dict[str, Any],
+        model: Model,
+        filename_prefix: str,
+        samples: tuple[SamplePrompt, ...] | None = None,
+    ) -> io.NodeOutput:
+        folder, name, number, _, _ = folder_paths.get_save_image_path(filename_prefix, str(output_folder()))
+        file = Path(folder) / f"{name}_{number:05}_.json"
+        request = build_request(dataset, params, model, samples and _lasting(samples, file))
+        write_text(file, request.to_json() + "\n")
+        command = f'python -m trainer train "{file}"'
+        if dataset.images_root != dataset.path.parent:
+            command += f' --images-root "{dataset.images_root.absolute()}"'
+        if dataset.bad_rows != "stop":
+            command += f" --bad-rows {dataset.bad_rows}"
+        return io.NodeOutput(request.to_json(), ui=ui.PreviewText(f"{file}\n{command}"))
+
+
+def _lasting(samples: tuple[SamplePrompt, ...], file: Path) -> tuple[SamplePrompt, ...]:
+    """The samples with those control images beside the request that ComfyUI will delete."""
+    kept = []
+    for index, sample in enumerate(samples):
+        if is_kept_control(sample.ctrl_img_url):
+            path = file.with_name(f"{file.stem}control-{index:02d}.png")
+            shutil.copyfile(sample.ctrl_img_url, path)
+            sample = sample.model_copy(update={"ctrl_img_url": path.absolute().as_posix()})
+        kept.append(sample)
+    return tuple(kept)

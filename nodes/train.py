@@ -1,0 +1,113 @@
+"""Train Edit LoRA: the run itself."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from comfy_api.latest import io, ui
+
+from ..trainer.errors import BadInput
+from ..trainer.schema import SamplePrompt
+from ..trainer.settings import RunSettings, parse_settings
+from .feed import RunFeed
+from .folders import cache_folder, publish_lora, run_folder
+from .host import borrowed_device, follow, readable_errors
+from .request import build_request
+from .types import EditDataset, EditModel, EditParams, EditRun, EditSamples, EditSettings, FinishedRun
+from .widgets import field_input
+
+if TYPE_CHECKING:
+    from ..trainer.dataset import EditDataset as Dataset
+    from ..trainer.models.sources import EditModel as Model
+    from ..trainer.schema import FineTuneRequest
+
+
+class Train(io.ComfyNode):
+    """From a dataset and a base to a trained model."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="EditTrainerTrain",
+            display_name="Train Edit LoRA",
+            category="edit trainer",
+            description="Trains. Cancel saves, and queueing the same graph again goes on from there.",
+            is_output_node=True,
+            hidden=[io.Hidden.unique_id],
+            inputs=[
+                EditModel.Input("model", tooltip="The base, from Load Edit Base Model."),
+                EditDataset.Input("dataset", tooltip="From Load Edit Dataset or Fine-tune Request."),
+                EditParams.Input("params", tooltip="From Edit Training Params or Fine-tune Request."),
+                io.String.Input(
+                    "run_name",
+                    default="edit-lora",
+                    tooltip="Folder of the run, in output/edit_trainer; names the LoRA.",
+                ),
+                field_input(RunSettings, "seed"),
+                io.Boolean.Input(
+                    "resume",
+                    default=True,
+                    tooltip="Go on with the run of this name, when it is this very training; off: begin a new one.",
+                ),
+                EditSamples.Input("samples", optional=True, tooltip="What is drawn to show progress."),
+                EditSettings.Input("settings", optional=True, tooltip="From Training Settings (advanced)."),
+            ],
+            outputs=[
+                EditModel.Output("model", tooltip="The trained model, for Edit Image."),
+                io.LoraModel.Output("lora", tooltip="For Load LoRA Model; empty after a full fine-tune."),
+                EditRun.Output("run", tooltip="For Preview Training Samples."),
+                io.String.Output("path", tooltip="The saved file."),
+                io.LossMap.Output("loss", tooltip="For Plot Loss Graph."),
+            ],
+        )
+
+    @classmethod
+    @readable_errors()
+    def execute(
+        cls,
+        model: Model,
+        dataset: Dataset,
+        params: dict[str, Any],
+        run_name: str,
+        seed: int,
+        resume: bool,
+        samples: tuple[SamplePrompt, ...] | None = None,
+        settings: dict[str, Any] | None = None,
+    ) -> io.NodeOutput:
+        from ..trainer.loop import train
+
+        folder = run_folder(run_name, resume)
+        request = build_request(dataset, params, model, samples)
+        run_settings = _run_settings(model, dataset, seed, settings or {})
+        feed = RunFeed(cls.hidden.unique_id)
+        with feed.shown(), borrowed_device() as device:
+            training = train(
+                request, dataset, model, run_settings, run_dir=folder, cache_dir=cache_folder(), device=device
+            )
+            follow(training, feed.show)
+        return _results(model, request, feed)
+
+
+def _run_settings(model: Model, dataset: Dataset, seed: int, settings: dict[str, Any]) -> RunSettings:
+    root, policy = str(dataset.images_root), settings.get("conditioning", "auto")
+    if policy not in ("auto", model.policy):
+        raise BadInput(f'conditioning: "{policy}" needs the clip and vae of the base model, which cannot be used yet.')
+    return parse_settings(settings | {"seed": seed, "images_root": root, "bad_rows": dataset.bad_rows})
+
+
+def _results(model: Model, request: FineTuneRequest, feed: RunFeed) -> io.NodeOutput:
+    """The outputs, and the last line of text."""
+    from ..trainer.runs import RunFolder
+    from ..trainer.weights import read_weights
+
+    finished = feed.finished
+    losses = [loss for _, loss in RunFolder(finished.run_dir).losses()]
+    run = FinishedRun(finished.run_dir, finished.step, len(request.training_params.samples))
+    if request.training_params.use_lora:
+        path = publish_lora(finished.weights)
+        trained, lora = model.with_adapter(path), read_weights(path, "LoRA file")
+    else:
+        path, lora = finished.weights, {}
+        trained = model.with_weights(path)
+    line = feed.end(f"{finished.step} steps done, loss {losses[-1]:.4f}, saved as {path}")
+    return io.NodeOutput(trained, lora, run, str(path), {"loss": losses}, ui=ui.PreviewText(line))

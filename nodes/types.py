@@ -1,0 +1,31 @@
+"""What goes over the wires between the pack's nodes."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+
+from comfy_api.latest import io
+
+EditDataset = io.Custom("EDIT_DATASET")
+"""A `trainer.dataset.EditDataset`."""
+EditParams = io.Custom("EDIT_PARAMS")
+"""A dict: the request's training_params without columns and samples."""
+EditSamples = io.Custom("EDIT_SAMPLES")
+"""A tuple of `trainer.schema.SamplePrompt`."""
+EditModel = io.Custom("EDIT_MODEL")
+"""A `trainer.models.sources.EditModel`: a handle that holds no weights, so that a cached output pins no memory."""
+EditSettings = io.Custom("EDIT_SETTINGS")
+"""A dict: RunSettings without seed, images_root and bad_rows."""
+EditRun = io.Custom("EDIT_RUN")
+"""A `FinishedRun`."""
+
+
+@dataclass(frozen=True, slots=True)
+class FinishedRun:
+    """A run that is done, by its folder."""
+
+    folder: Path
+    steps: int
+    samples: int
+    """How many sample prompts it has drawn."""

@@ -1,0 +1,44 @@
+"""Node inputs made from the trainer's fields: name, type, default, bounds and tooltip are written once."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args, get_origin
+
+from annotated_types import Ge, Gt, Le
+from comfy_api.latest import io
+from pydantic import BaseModel
+from pydantic_core import PydanticUndefined
+
+GREATEST_INT = 2**53 - 1
+"""The page computes with doubles: beyond this, whole numbers change on their way."""
+GREATEST_FLOAT = 1e6
+STEPS = {"learning_rate": 1e-6, "weight_decay": 1e-4, "caption_dropout": 0.01}
+"""Step of a FLOAT widget where 0.1 is too coarse; the page rounds what is typed to a hundredth of it."""
+
+
+def field_input(model: type[BaseModel], name: str) -> io.Input:
+    """The widget of one field."""
+    field = model.model_fields[name]
+    default = "" if field.default is PydanticUndefined else field.default
+    common: dict[str, Any] = {"id": name, "default": default, "tooltip": field.description}
+    if get_origin(field.annotation) is Literal:
+        return io.Combo.Input(options=list(get_args(field.annotation)), **common)
+    if field.annotation is bool:
+        return io.Boolean.Input(**common)
+    if field.annotation is str:
+        return io.String.Input(**common)
+    bounds = {type(bound): bound for bound in field.metadata}
+    if field.annotation is int:
+        top = min(bounds[Le].le if Le in bounds else GREATEST_INT, GREATEST_INT)
+        # The page would give a widget of this name another value after every run.
+        kept = {"control_after_generate": False} if name == "seed" else {}
+        return io.Int.Input(min=bounds[Ge].ge, max=top, step=1, **kept, **common)
+    step = STEPS.get(name, 0.1)
+    least = step / 100 if Gt in bounds else bounds[Ge].ge
+    top = float(bounds[Le].le) if Le in bounds else GREATEST_FLOAT
+    return io.Float.Input(min=float(least), max=top, step=step, round=step / 100, **common)
+
+
+def field_inputs(model: type[BaseModel], names: tuple[str, ...]) -> list[io.Input]:
+    """The widgets of several fields, in this order."""
+    return [field_input(model, name) for name in names]

@@ -1,0 +1,44 @@
+"""A real ComfyUI page in headless Chromium, or the reason why there is none."""
+
+from __future__ import annotations
+
+import os
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page, sync_playwright
+
+from ..comfyui.server import Server, find_comfyui
+
+NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with ComfyUI's own example picture in its input folder, as every installation has it."""
+    comfyui = find_comfyui()
+    if comfyui is None:
+        pytest.skip("no ComfyUI found: set COMFYUI_PATH to its folder (and COMFYUI_PYTHON to its interpreter)")
+    server = Server(comfyui, tmp_path_factory.mktemp("comfyui"))
+    shutil.copy(comfyui / "input" / "example.png", server.base / "input")
+    yield server
+    server.close()
+
+
+@pytest.fixture
+def page(server: Server) -> Iterator[Page]:
+    """The page of the server, ready."""
+    browser_path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
+    if browser_path is None or not Path(browser_path).exists():
+        pytest.skip("no Chromium found: install it, or set CHROMIUM to its program")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
+        page = browser.new_page(viewport={"width": 1800, "height": 1100})
+        page.set_default_timeout(180_000)
+        page.goto(f"http://127.0.0.1:{server.port}/")
+        page.wait_for_function("window.app?.graph && window.app.canvas && window.LiteGraph")
+        page.wait_for_function("Object.keys(LiteGraph.registered_node_types).includes('EditTrainerTrain')")
+        yield page
+        browser.close()

@@ -1,0 +1,135 @@
+"""What is wrong with a graph reaches the person as one clear error on the right node."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from .graphs import Prompt, node, training
+from .server import Result, Server
+
+
+def request_graph(request: str, run_name: str = "by-request") -> Prompt:
+    """A request node and what hangs on it."""
+    return {
+        "request": node("EditTrainerLoadRequest", request=request),
+        "model": node("EditTrainerBaseModel", base_model=["request", 3], transformer="auto"),
+        "train": node(
+            "EditTrainerTrain",
+            model=["model", 0],
+            dataset=["request", 0],
+            params=["request", 1],
+            run_name=run_name,
+            seed=42,
+            resume=True,
+            samples=["request", 2],
+        ),
+    }
+
+
+def request_json(**changes: Any) -> dict[str, Any]:
+    """A whole request on the example."""
+    columns = {"caption_column": "caption", "control_image_column": "control", "image_column": "target"}
+    params = {"steps": 2, "sample_every": 2, "lora_rank": 2, "sample_width": 64, "sample_height": 64}
+    params |= {"samples": [{"ctrl_img_url": "", "prompt": "add a red frame"}]}
+    return {
+        "resource": "main/edit_trainer_example.parquet",
+        "base_model": "tiny/flux-kontext",
+        "script_type": "image_editing",
+        "training_params": columns | params,
+    } | changes
+
+
+def refused(result: Result, at: str, *said: str) -> None:
+    assert result.status == "execution_error", result.details
+    assert result.details["node_id"] == at
+    assert result.details["exception_type"] in ("ValueError", "RuntimeError")
+    for part in said:
+        assert part in result.details["exception_message"]
+
+
+@pytest.mark.parametrize(
+    "change, said",
+    [
+        ({"resource": "nowhere.parquet"}, ["nowhere.parquet", "is not found", "tried"]),
+        ({"resource": ""}, ["resource", "empty"]),
+        ({"control_image_column": "contrl"}, ["control_image_column", "contrl", "did you mean", '"target"']),
+        ({"caption_column": ""}, ["caption_column", "is required"]),
+        ({"images_root": "nowhere"}, ["images_root", "nowhere", "not a folder"]),
+    ],
+)
+def test_dataset_faults(server: Server, change: dict[str, str], said: list[str]) -> None:
+    refused(server.run(training(dataset=change)), "dataset", *said)
+
+
+def test_bad_rows_are_named_and_can_be_skipped(server: Server) -> None:
+    columns = {"a": ["no.png", "no.png"], "b": ["x", "y"], "c": ["no.png", "no.png"]}
+    pq.write_table(pa.table(columns), server.base / "input" / "bad.parquet")
+    change = {"resource": "bad.parquet", "caption_column": "b", "control_image_column": "a", "image_column": "c"}
+    refused(server.run(training(dataset=change)), "dataset", "row 0", '"a"', "no such file")
+
+    example = pq.read_table(Path(__file__).parents[2] / "example_workflows" / "edit_trainer_example.parquet")
+    rows = example.slice(0, 3).to_pylist()
+    rows[1]["caption"] = None
+    pq.write_table(pa.Table.from_pylist(rows, example.schema), server.base / "input" / "one_bad.parquet")
+    refused(server.run(training(dataset={"resource": "one_bad.parquet"})), "dataset", "row 1", '"caption"', "skip")
+    skipped = server.run(training(run_name="skips", dataset={"resource": "one_bad.parquet", "bad_rows": "skip"}))
+    assert skipped.status == "execution_success"
+
+
+@pytest.mark.parametrize(
+    "request_text, said",
+    [
+        ("{not json", ["not valid JSON", "line 1"]),
+        ("", ["request", "empty"]),
+        ("nowhere.json", ["nowhere.json", "neither JSON nor a file"]),
+        (json.dumps(request_json() | {"colour": 1}), ["colour", "unknown field"]),
+        (json.dumps(request_json(base_model="gpt")), ["base_model", "gpt", "tiny/flux-kontext"]),
+        (json.dumps(request_json(resource="main/none.parquet")), ["resource", "none.parquet", "not found"]),
+    ],
+)
+def test_request_faults(server: Server, request_text: str, said: list[str]) -> None:
+    refused(server.run(request_graph(request_text)), "request", *said)
+
+
+@pytest.mark.parametrize("name", ["../out", "a/b", "a\\b", "", "con", "..", "C:x", "edit_trainer_cache"])
+def test_a_run_name_cannot_leave_its_folder(server: Server, name: str) -> None:
+    refused(server.run(training(run_name=name)), "train", "run_name")
+
+
+def test_what_cannot_be_used_yet_says_so(server: Server) -> None:
+    refused(server.run(training(settings={"conditioning": "comfyui"})), "train", "conditioning", "clip and vae")
+    chained = training() | {"again": node("EditTrainerTrain", **training()["train"]["inputs"])}
+    chained["again"]["inputs"] |= {"model": ["train", 0], "run_name": "again"}
+    refused(server.run(chained), "again", "trained already")
+
+
+def test_a_lora_of_another_model_is_refused(server: Server) -> None:
+    prompt = training(run_name="kontext-lora") | {
+        "qwen": node("EditTrainerBaseModel", base_model="tiny/qwen-image-edit", transformer="auto"),
+        "edit": node(
+            "EditTrainerEditImage",
+            model=["qwen", 0],
+            image=["dataset", 1],
+            prompt="add a red frame",
+            negative_prompt="",
+            seed=1,
+            steps=2,
+            guidance=0.0,
+            width=0,
+            height=0,
+            lora_strength=1.0,
+            lora=["train", 1],
+        ),
+        "shown": node("PreviewImage", images=["edit", 0]),
+    }
+    refused(server.run(prompt), "edit", "made for another model")
+
+
+def test_the_server_goes_on_after_all_that(server: Server) -> None:
+    assert server.run(request_graph(json.dumps(request_json()))).status == "execution_success"

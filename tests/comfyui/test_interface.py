@@ -1,0 +1,56 @@
+"""What is public for ever: ids, inputs, their order, types, bounds and combo strings, as /object_info tells them."""
+
+from __future__ import annotations
+
+import json
+import re
+
+from .server import PACK, Server
+from .snapshot import LOCALE, SNAPSHOT, locale_part, our_nodes, public_part
+
+
+def test_nothing_public_has_changed(server: Server) -> None:
+    ours = {name: public_part(info) for name, info in our_nodes(server).items()}
+    assert ours == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
+
+
+def test_every_node_and_input_explains_itself(server: Server) -> None:
+    for name, info in our_nodes(server).items():
+        assert info["description"], name
+        assert all(info["output_tooltips"]), name
+        for group in ("required", "optional"):
+            for field, (_, options) in info["input"].get(group, {}).items():
+                assert options.get("tooltip"), f"{name}.{field}"
+
+
+def test_the_english_texts_are_the_nodes_own(server: Server) -> None:
+    ours = {name: locale_part(info) for name, info in our_nodes(server).items()}
+    assert ours == json.loads(LOCALE.read_text(encoding="utf-8"))
+
+
+def test_every_node_has_a_help_page_that_names_its_inputs_and_outputs(server: Server) -> None:
+    for name, info in our_nodes(server).items():
+        page = (PACK / "web" / "docs" / f"{name}.md").read_text(encoding="utf-8")
+        inputs = [field for group in info["input"].values() for field in group if field not in ("unique_id", "prompt")]
+        for field in [*inputs, *info["output_name"]]:
+            assert field == "extra_pnginfo" or f"`{field}`" in page, f"{name}: {field}"
+
+
+def test_every_number_has_bounds_and_a_step_that_keeps_its_default(server: Server) -> None:
+    for name, info in our_nodes(server).items():
+        for field, (kind, options) in info["input"]["required"].items():
+            if kind in ("INT", "FLOAT"):
+                assert options["min"] <= options["default"] <= options["max"], f"{name}.{field}"
+                rounding = options.get("round", options.get("step", 1))
+                assert abs(options["default"] / rounding - round(options["default"] / rounding)) < 1e-6, (
+                    f"{name}.{field}"
+                )
+
+
+def test_the_pack_loads_in_under_a_second_and_without_a_warning(server: Server) -> None:
+    log = server.log.read_text(encoding="utf-8", errors="replace")
+    seconds = re.search(rf"([\d.]+) seconds( \(IMPORT FAILED\))?: \S*{PACK.name}\s", log)
+    assert seconds, log
+    assert not seconds[2]
+    assert float(seconds[1]) < 1
+    assert "comfy_entrypoint" not in log
