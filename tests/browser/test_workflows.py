@@ -87,13 +87,13 @@ def test_a_tiny_workflow_runs_when_run_is_pressed(page: Page, server: Server, pa
     assert list((server.output / "loras").glob(f"{run_name(entry)}-*.safetensors"))
 
 
-def run_name(entry: dict[str, Any]) -> str:
+def run_name(entry: dict[str, Any]) -> str | None:
     """Of the training in a finished prompt."""
-    train = next(node for node in entry["prompt"][2].values() if node["class_type"] == "EditTrainerTrain")
-    return train["inputs"]["run_name"]
+    kinds = {node["class_type"]: node for node in entry["prompt"][2].values()}
+    return kinds["EditTrainerTrain"]["inputs"]["run_name"] if "EditTrainerTrain" in kinds else None
 
 
 def path_of(entry: dict[str, Any]) -> Path | None:
     """The workflow file that a finished prompt came from."""
-    names = {"tiny-frame": TINY[0], "tiny-request": TINY[1]}
+    names: dict[str | None, Path] = {"tiny-frame": TINY[0], "tiny-request": TINY[1]}
     return names.get(run_name(entry))
