@@ -95,4 +95,4 @@ def test_every_key_of_a_full_size_lora_finds_its_weight(server: Server, tmp_path
     report = json.loads(result.text("keys"))
     assert not report["unknown"]
     assert not report["misfits"]
-    assert report["loaded"] == report["modules"] > 500
+    assert report["loaded"] == report["modules"] == len(state) // 2 > 400
