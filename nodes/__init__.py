@@ -1,4 +1,4 @@
-"""The nodes of the pack, and its routes."""
+"""The nodes of the pack."""
 
 from __future__ import annotations
 
@@ -10,17 +10,12 @@ from .edit import EditImage
 from .params import Params, Settings
 from .preview import PreviewSamples
 from .request import LoadRequest, SaveRequest
-from .routes import add_routes
 from .samples import Sample
 from .train import Train
 
 
 class EditTrainerExtension(ComfyExtension):
     """What ComfyUI asks the pack for."""
-
-    async def on_load(self) -> None:
-        """Add the pack's routes to the server."""
-        add_routes()
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         """Every node, in the order of a graph."""
