@@ -35,7 +35,7 @@ def load_model(base_model: str, folder: Path | None, conditioning: str = "auto")
     from .models import open_model
 
     _hide_library_bars()
-    return open_model(base_model, folder, "diffusers" if conditioning == "auto" else conditioning)
+    return open_model(base_model, folder, conditioning)
 
 
 def run_training(

@@ -10,6 +10,8 @@ import torch
 
 from .errors import BadInput
 from .files import write_tensors
+from .models.layout import Layout, to_stored
+from .models.quantized import dequantize_layers
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -17,13 +19,17 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class FullTransformer:
     """All of a transformer's weights, trained in float32."""
 
-    def __init__(self, transformer: torch.nn.Module) -> None:
+    def __init__(self, transformer: torch.nn.Module, layout: Layout) -> None:
+        """`layout` is that of the file that it is exported to."""
+        dequantize_layers(transformer, torch.float32)
         transformer.float().requires_grad_(True)
+        self.layout = layout
         self.parameters: dict[str, torch.nn.Parameter] = dict(transformer.named_parameters())
 
     def export(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
-        """Write the whole transformer with diffusers' key names. Raises RunFailed when the disk refuses."""
-        write_tensors(path, {name: p.detach().to(dtype) for name, p in self.parameters.items()}, metadata)
+        """Write the whole transformer as ComfyUI's single files hold it. Raises RunFailed when the disk refuses."""
+        state = {name: parameter.detach().to("cpu", dtype) for name, parameter in self.parameters.items()}
+        write_tensors(path, dict(to_stored(self.layout, state)), metadata)
 
     @contextmanager
     def exported_values(self, dtype: torch.dtype) -> Iterator[None]:

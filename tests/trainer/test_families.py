@@ -156,7 +156,7 @@ def test_a_model_that_cannot_be_fetched_says_what_to_do(tmp_path: Path, monkeypa
     monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
     monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path))
     with pytest.raises(RunFailed, match="hf download Qwen/Qwen-Image-Edit"):
-        _ = open_model("Qwen/Qwen-Image-Edit").family
+        open_model("Qwen/Qwen-Image-Edit").fingerprint("transformer")
 
 
 def test_sizes_and_registry_need_no_torch():

@@ -18,6 +18,8 @@ if TYPE_CHECKING:
     import torch
     from PIL import Image
 
+    from .layout import Layout, Shapes
+
 TextConditioning = Mapping[str, "torch.Tensor"]
 """What a text encoder makes of one caption: named tensors with a leading batch dimension, ready for safetensors."""
 
@@ -84,6 +86,15 @@ class ImageCodec(Protocol):
         ...
 
 
+@dataclass(frozen=True, slots=True, eq=False)
+class Ports:
+    """Text encoder and VAE that a host has loaded itself, to be used in the place of a family's own. The images that
+    they are given are prepared under the policy `comfyui`."""
+
+    text_encoder: TextEncoder
+    codec: ImageCodec
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Scale:
     """What differs between a family's full-size model and its embedded tiny one."""
@@ -126,6 +137,19 @@ class Family(ABC):
     @abstractmethod
     def load_transformer(self, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
         """The transformer, on the CPU."""
+
+    @abstractmethod
+    def empty_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
+        """The transformer of this diffusers config without storage, on the meta device."""
+
+    @abstractmethod
+    def transformer_config(self, shapes: Shapes) -> dict[str, Any]:
+        """diffusers' config of the transformer whose single file has these tensors. Raises KeyError where one is
+        missing that every transformer of this family has."""
+
+    @abstractmethod
+    def layout(self, transformer: torch.nn.Module) -> Layout:
+        """How single files name and join the transformer's modules."""
 
     @abstractmethod
     def load_text_encoder(

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 WHOLE_BELOW = 64 * 2**20
@@ -18,12 +18,19 @@ def fingerprint(folder: Path, names: Iterable[str], *extra: object) -> str:
     Of a file of 64 MiB or more its size and 16 evenly spaced chunks of 1 MiB stand for the rest; the first holds a
     safetensors header, the last ends with the file. Same files, same digest, wherever the folder is.
     """
-    digest = hashlib.sha256(repr(extra).encode())
+    files: dict[str, Path] = {}
     for name in names:
-        files = {path.relative_to(folder).as_posix(): path for path in (folder / name).rglob("*") if path.is_file()}
-        for relative in sorted(files):
-            digest.update(f"{relative}\0{files[relative].stat().st_size}\0".encode())
-            _update(digest, files[relative])
+        found = {path.relative_to(folder).as_posix(): path for path in (folder / name).rglob("*") if path.is_file()}
+        files |= {relative: found[relative] for relative in sorted(found)}
+    return fingerprint_files(files, *extra)
+
+
+def fingerprint_files(files: Mapping[str, Path], *extra: object) -> str:
+    """The same of files under the names that they are known by."""
+    digest = hashlib.sha256(repr(extra).encode())
+    for name, path in files.items():
+        digest.update(f"{name}\0{path.stat().st_size}\0".encode())
+        _update(digest, path)
     return digest.hexdigest()[:32]
 
 

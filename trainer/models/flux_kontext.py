@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
@@ -12,6 +12,8 @@ from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RES
 
 from ..resize import at_area_of, nearest_aspect, scaled
 from .family import PackedLatents, Scale, Size, TextConditioning
+from .flux_layout import flux_config, flux_layout
+from .layout import Layout, Shapes
 from .pipelines import PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, from_folder
 
 PREFERRED_SIZES = [Size(width, height) for width, height in PREFERRED_KONTEXT_RESOLUTIONS]
@@ -35,9 +37,14 @@ class FluxKontext(PipelineFamily):
     }
     pipeline_class = "FluxKontextPipeline"
     pipeline = FluxKontextPipeline
+    transformer = FluxTransformer2DModel
 
-    def load_transformer(self, folder: Path, dtype: torch.dtype) -> FluxTransformer2DModel:
-        return FluxTransformer2DModel.from_pretrained(folder, subfolder="transformer", **from_folder(dtype))
+    def transformer_config(self, shapes: Shapes) -> dict[str, Any]:
+        return flux_config(shapes)
+
+    def layout(self, transformer: FluxTransformer2DModel) -> Layout:
+        config = transformer.config
+        return flux_layout(config.num_layers, config.num_single_layers, config.guidance_embeds)
 
     def load_text_encoder(
         self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str

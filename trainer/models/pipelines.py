@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from pathlib import Path
 from typing import Any, ClassVar
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline
+from diffusers import DiffusionPipeline, ModelMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_flux_kontext import retrieve_latents
 from packaging.version import Version
@@ -27,6 +29,14 @@ class PipelineFamily(Family):
 
     pipeline: ClassVar[type[DiffusionPipeline]]
     """Its static methods pack and unpack."""
+    transformer: ClassVar[type[ModelMixin]]
+
+    def load_transformer(self, folder: Path, dtype: torch.dtype) -> ModelMixin:
+        return self.transformer.from_pretrained(folder, subfolder="transformer", **from_folder(dtype))
+
+    def empty_transformer(self, config: Mapping[str, Any]) -> ModelMixin:
+        with torch.device("meta"):
+            return self.transformer.from_config(config)
 
     def sample_size(self, wanted: Size) -> Size:
         return nearest_possible(wanted, self.scale.max_sample_resolution, self.patch)

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import ClassVar
+from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImageTransformer2DModel
+from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 from torch.nn.utils.rnn import pad_sequence
 from transformers import ProcessorMixin, Qwen2VLProcessor
-from transformers.utils import is_torchvision_available
 
 from .family import PackedLatents, Scale, Size, TextConditioning
+from .layout import AXES, HEAD_SIZE, Layout, Shapes, count_blocks, same_names
 from .pipelines import PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, from_folder, to_pil
 
 SIDE_STEP = 32
@@ -37,9 +38,29 @@ class QwenImageEdit(PipelineFamily):
     }
     pipeline_class = "QwenImageEditPipeline"
     pipeline = QwenImageEditPipeline
+    transformer = QwenImageTransformer2DModel
 
-    def load_transformer(self, folder: Path, dtype: torch.dtype) -> QwenImageTransformer2DModel:
-        return QwenImageTransformer2DModel.from_pretrained(folder, subfolder="transformer", **from_folder(dtype))
+    def empty_transformer(self, config: Mapping[str, Any]) -> QwenImageTransformer2DModel:
+        transformer = super().empty_transformer(config)
+        # Its tables of rotations are neither parameters nor buffers: no weights file fills them in.
+        transformer.pos_embed = QwenEmbedRope(10000, list(config["axes_dims_rope"]), scale_rope=True)
+        return transformer
+
+    def transformer_config(self, shapes: Shapes) -> dict[str, Any]:
+        width, tokens = shapes["img_in.weight"]
+        return {
+            "patch_size": 2,
+            "in_channels": tokens,
+            "out_channels": shapes["proj_out.weight"][0] // 4,
+            "num_layers": count_blocks(shapes, "transformer_blocks"),
+            "attention_head_dim": HEAD_SIZE,
+            "num_attention_heads": width // HEAD_SIZE,
+            "joint_attention_dim": shapes["txt_in.weight"][1],
+            "axes_dims_rope": AXES,
+        }
+
+    def layout(self, transformer: QwenImageTransformer2DModel) -> Layout:
+        return same_names(transformer)
 
     def load_text_encoder(
         self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
@@ -151,7 +172,7 @@ class QwenCodec(PipelineCodec):
 
 
 class ImageTextProcessor(Qwen2VLProcessor):
-    """Qwen2VLProcessor without its video processor, which needs torchvision."""
+    """Qwen2VLProcessor without its video processor, which needs torchvision, and not every release of it will do."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None) -> None:
         for kind in ("image", "video"):
@@ -162,9 +183,8 @@ class ImageTextProcessor(Qwen2VLProcessor):
 
 
 def load_processor(folder: Path) -> Qwen2VLProcessor:
-    """The pipeline's processor of text and images, on a machine with torchvision or without."""
-    kind = Qwen2VLProcessor if is_torchvision_available() else ImageTextProcessor
-    return kind.from_pretrained(folder / "processor", local_files_only=True)
+    """The pipeline's processor of text and images."""
+    return ImageTextProcessor.from_pretrained(folder / "processor", local_files_only=True)
 
 
 def _at_area(image: Size, area: int) -> Size:

@@ -9,6 +9,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
@@ -17,13 +18,34 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 
 from ..errors import BadInput, RunFailed
-from ..weights import copy_values, read_weights
 from . import family_class
-from .family import Family, ImageCodec, Part, TextEncoder
-from .fingerprint import fingerprint
+from .family import Family, ImageCodec, Part, Ports, TextEncoder
+from .fingerprint import fingerprint, fingerprint_files
+from .single_file import check_single_file, doubts_of, load_single_file
 
 EMBEDDED = Path(__file__).parent.parent / "tiny"
+CONFIGS = Path(__file__).parent / "configs"
+"""The published models' folders in the pipeline's layout, without any weights."""
 FILE_TYPES = ("json", "safetensors", "txt", "model", "jinja")
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class ModelFiles:
+    """Single files that take the place of parts of a base model's folder."""
+
+    transformer: Path | None = None
+    vae: Path | None = None
+    text_encoder: Path | None = None
+    """CLIP-L for Flux, Qwen2.5-VL for Qwen."""
+    text_encoder_2: Path | None = None
+    """T5-XXL for Flux."""
+    tokenizers: Path | None = None
+    """A ComfyUI installation, whose tokenizers are taken; None: those in the Hugging Face cache."""
+
+    def of(self, part: Part) -> dict[str, Path]:
+        """The weights files of a part, by field; empty when it comes from the folder."""
+        fields = {"transformer": ("transformer",), "vae": ("vae",), "text": ("text_encoder", "text_encoder_2")}
+        return {name: path for name in fields[part] if (path := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -43,19 +65,32 @@ class EditModel:
     adapter: Path | Mapping[str, torch.Tensor] | None = None
     """An exported LoRA, its file or its tensors, that `load_transformer` adds to the base."""
     adapter_strength: float = 1.0
+    files: ModelFiles = ModelFiles()
+    ports: Ports | None = None
+    """What a host has loaded itself, in the place of the folder's text encoder and VAE."""
 
     @cached_property
     def family(self) -> Family:
         """The base model's family at its scale, with its VAE's latent statistics."""
         family = family_class(self.base_model)
-        path = self._local("vae/config.json") / "vae" / "config.json"
+        own_vae = self.folder is not None and not self.files.vae and self.ports is None
+        path = (self.folder if own_vae else CONFIGS / family.name) / "vae" / "config.json"
         with _readable(f"{self.base_model}: {path}"):
             vae_config = json.loads(path.read_text(encoding="utf-8"))
         return family(family.scales[self.base_model], vae_config, self.policy)
 
     def fingerprint(self, part: Part) -> str:
         """Names a part's weights and settings without loading it; the same as the loaded part's own."""
-        return fingerprint(self._part(part), self.family.parts[part], self.family.name, self.family.scale.text_length)
+        if self.ports is not None and part != "transformer":
+            return (self.ports.codec if part == "vae" else self.ports.text_encoder).fingerprint
+        settings = (self.family.name, self.family.scale.text_length)
+        if files := self.files.of(part):
+            return fingerprint_files(files, *settings)
+        return fingerprint(self._part(part), self.family.parts[part], *settings)
+
+    def doubts(self) -> list[str]:
+        """What about the files makes one doubt that they are what they should be, in sentences."""
+        return doubts_of(self.files.transformer, self.base_model) if self.files.transformer else []
 
     def with_adapter(self, adapter: Path | Mapping[str, torch.Tensor], strength: float = 1.0) -> EditModel:
         """The same base with an exported LoRA, and no other."""
@@ -72,11 +107,13 @@ class EditModel:
 
     def load_transformer(self, device: torch.device | str, dtype: torch.dtype) -> torch.nn.Module:
         """The transformer in eval mode without gradients, the adapter on it."""
-        folder = self._part("transformer")
-        with _readable(f"The transformer of {self.base_model} in {folder}"):
-            transformer = self.family.load_transformer(folder, dtype)
-            if self.weights is not None:
-                copy_values(dict(transformer.named_parameters()), read_weights(self.weights, "transformer file"))
+        if file := self.weights or self.files.transformer:
+            with _readable(f"The transformer {file}"):
+                transformer = load_single_file(self.family, file, dtype, self._known_config())
+        else:
+            folder = self._part("transformer")
+            with _readable(f"The transformer of {self.base_model} in {folder}"):
+                transformer = self.family.load_transformer(folder, dtype)
         transformer.eval().requires_grad_(False).to(device)
         if self.adapter is not None:
             from ..lora import load_lora
@@ -85,22 +122,32 @@ class EditModel:
         return transformer
 
     def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
-        """The text encoder with its tokenizers."""
+        """The text encoder with its tokenizers; a host's port decides on its device and number format itself."""
+        if self.ports is not None:
+            return self.ports.text_encoder
         folder = self._part("text")
         with _readable(f"The text encoder of {self.base_model} in {folder}"):
             return self.family.load_text_encoder(folder, device, dtype, self.fingerprint("text"))
 
     def load_codec(self, device: torch.device | str, dtype: torch.dtype) -> ImageCodec:
-        """The VAE."""
+        """The VAE; a host's port decides on its device and number format itself."""
+        if self.ports is not None:
+            return self.ports.codec
         folder = self._part("vae")
         with _readable(f"The VAE of {self.base_model} in {folder}"):
             return self.family.load_codec(folder, device, dtype, self.fingerprint("vae"))
 
     def load_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         """The sampler's schedule."""
-        folder = self._local("scheduler/*.json")
+        folder = self.folder or CONFIGS / self.family.name
         with _readable(f"The scheduler of {self.base_model} in {folder}"):
             return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+
+    def _known_config(self) -> dict[str, Any] | None:
+        """The transformer's config where the base is a folder; else it follows from the file's shapes."""
+        if self.folder is None or self.files.transformer is not None:
+            return None
+        return json.loads((self.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
 
     def _part(self, part: Part) -> Path:
         """The folder of the pipeline's layout, with all files of the part in it."""
@@ -131,23 +178,36 @@ class EditModel:
             ) from error
 
 
-def open_model(base_model: str, folder: Path | None = None, policy: str = "diffusers") -> EditModel:
+def open_model(
+    base_model: str,
+    folder: Path | None = None,
+    policy: str = "auto",
+    files: ModelFiles | None = None,
+    ports: Ports | None = None,
+) -> EditModel:
     """A handle on a base model: the embedded one for a tiny name, else the hub's, or any other of its family in
-    `folder` (diffusers' pipeline layout).
+    `folder` (diffusers' pipeline layout); single files and ports take the place of their parts of it.
 
-    Raises BadInput for an unknown name, a folder that is not a pipeline's, or a policy that needs what is not here.
+    The policy `auto` is `comfyui` with ports, else `diffusers`; with `diffusers` ports are left alone. Raises BadInput
+    for an unknown name, a folder that is not a pipeline's, a file that is not this model's, or a policy that needs what
+    is not here.
     """
     family_class(base_model)
-    if policy != "diffusers":
+    if policy == "comfyui" and ports is None:
         raise BadInput(
-            f'conditioning: "{policy}" needs the CLIP and VAE of a ComfyUI graph, and there is none here; '
+            'conditioning: "comfyui" needs the CLIP and VAE of a ComfyUI graph, and there are none here; '
             'use "auto" or "diffusers".'
         )
+    ports = None if policy == "diffusers" else ports
     if folder is None and base_model.startswith("tiny/"):
         folder = EMBEDDED / base_model.removeprefix("tiny/")
     if folder is not None and not (folder / "model_index.json").is_file():
         raise BadInput(f"{folder} is not a model in diffusers' layout: it has no model_index.json.")
-    return EditModel(base_model, folder, policy)
+    files = files or ModelFiles()
+    model = EditModel(base_model, folder, "comfyui" if ports else "diffusers", files=files, ports=ports)
+    if files.transformer:
+        check_single_file(model.family, files.transformer)
+    return model
 
 
 @contextmanager

@@ -1,0 +1,164 @@
+"""Files of weights, opened by their headers; tensors are read one at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+MAX_HEADER = 100 * 2**20
+"""Bytes; safetensors itself reads no longer header."""
+GGUF_MAGIC = b"GGUF"
+_NOT_WEIGHTS = {
+    b"PK\x03\x04": "a PyTorch pickle (.pt, .ckpt), which can run any code when it is opened",
+    b"\x80": "a Python pickle, which can run any code when it is opened",
+    b"<": "an HTML or XML page, as a download that needed a login or a licence leaves behind",
+    b"version https://git-lfs": "a Git LFS pointer; the file itself was not downloaded",
+}
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """safetensors' name (`BF16`, `F8_E4M3`, ...), or `GGUF:` and ggml's (`GGUF:Q4_K`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A safetensors or GGUF file by its header."""
+
+    path: Path
+    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]
+
+    @contextmanager
+    def opened(self) -> Iterator[Reader]:
+        """Inside, tensors can be read. Raises BadInput for what cannot be."""
+        from safetensors import SafetensorError
+
+        try:
+            if self.is_gguf:
+                yield _GgufReader(self.path)
+            else:
+                from safetensors import safe_open
+
+                with safe_open(self.path, framework="pt") as file:
+                    yield _SafetensorsReader(file)
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"{self.path} cannot be read: {error}") from error
+
+    @property
+    def is_gguf(self) -> bool:
+        return any(tensor.dtype.startswith("GGUF:") for tensor in self.tensors.values())
+
+
+class Reader:
+    """Reads the tensors of an open file."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor on the CPU. Its memory may be the file's: copy what is kept."""
+        raise NotImplementedError
+
+
+class _SafetensorsReader(Reader):
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._file.get_tensor(name)
+
+
+class _GgufReader(Reader):
+    def __init__(self, path: Path) -> None:
+        from gguf import GGUFReader
+
+        self._tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
+
+    def read(self, name: str) -> torch.Tensor:
+        """Unquantized as numbers in their shape, quantized as the rows' bytes, uint8 [rows, bytes of a row]."""
+        import torch
+
+        return torch.from_numpy(self._tensors[name].copy())
+
+
+def open_weights(path: Path, what: str) -> WeightFile:
+    """Read a file's header. Raises BadInput saying what the file is when it is no safetensors or GGUF file, or cut
+    short. `what` is what a person expects of it, such as "transformer"."""
+    if path.is_dir():
+        raise BadInput(f"The {what} {path} is a folder; name the file.")
+    try:
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(64)
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
+            header = file.read(length) if 1 < length <= min(MAX_HEADER, size - 8) else b""
+    except FileNotFoundError:
+        raise BadInput(f"The {what} {path} does not exist.") from None
+    except OSError as error:
+        raise BadInput(f"Cannot read the {what} {path}: {error.strerror or error}.") from None
+    if size == 0:
+        raise BadInput(f"The {what} {path} is empty (0 bytes); download it again.")
+    if start.startswith(GGUF_MAGIC):
+        return _open_gguf(path, what)
+    for magic, kind in _NOT_WEIGHTS.items():
+        if start.lstrip().startswith(magic):
+            raise BadInput(f"The {what} {path} is not a safetensors file: it is {kind}.")
+    if not header and 1 < length <= MAX_HEADER and start[8:9] == b"{":
+        raise BadInput(f"The {what} {path} is cut short: its header alone is longer. Download it again.")
+    if not header.startswith(b"{"):
+        raise BadInput(f"The {what} {path} is not a safetensors file: it has no header of one.")
+    return _parse_header(path, what, header, size)
+
+
+def _parse_header(path: Path, what: str, header: bytes, size: int) -> WeightFile:
+    try:
+        entries = json.loads(header)
+        metadata = entries.pop("__metadata__", {})
+        tensors = {name: StoredTensor(tuple(entry["shape"]), entry["dtype"]) for name, entry in entries.items()}
+        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
+        whole = 8 + len(header) + end
+    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
+        raise BadInput(f"The {what} {path} is not a safetensors file: its header is damaged.") from None
+    if size < whole:
+        raise BadInput(f"The {what} {path} is cut short: it has {size:,} of {whole:,} bytes. Download it again.")
+    return WeightFile(path, tensors, {str(key): str(value) for key, value in metadata.items()})
+
+
+def _open_gguf(path: Path, what: str) -> WeightFile:
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise BadInput(
+            f"The {what} {path} is a GGUF file, and the package that reads those is not installed: "
+            "`python -m pip install gguf`, or take a safetensors file."
+        ) from None
+    try:
+        reader = GGUFReader(path)
+    except (ValueError, KeyError, IndexError, OSError) as error:
+        raise BadInput(f"The {what} {path} is damaged or cut short: {error}") from None
+    tensors = {}
+    for tensor in reader.tensors:
+        # ggml names the fastest dimension first.
+        shape = tuple(int(length) for length in reversed(tensor.shape))
+        tensors[tensor.name] = StoredTensor(
+            _original_shape(reader, tensor.name, shape), f"GGUF:{tensor.tensor_type.name}"
+        )
+    return WeightFile(path, tensors, {})
+
+
+def _original_shape(reader: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape before a converter has flattened it, which city96's converter writes beside such a tensor."""
+    field = reader.get_field(f"comfy.gguf.orig_shape.{name}")
+    return shape if field is None else tuple(int(field.parts[index][0]) for index in field.data)
