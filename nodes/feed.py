@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-import json
 import logging
+import uuid
 from collections import OrderedDict, deque
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -14,15 +14,18 @@ from comfy.model_management import InterruptProcessingException
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..trainer.events import Event, Finished, Progress, Sample, Started, Step, Warning
+from ..trainer.checkpoint import checkpoint_steps
+from ..trainer.events import Checkpoint, Event, Finished, Progress, RunControl, Sample, Started, Step, Warning
 from ..trainer.runs import RunFolder
-from .folders import output_folder
-from .host import NodeDisplay, Pace, progress_line
+from .archive import sample_entries, sample_entry
+from .host import NodeDisplay, Pace, card_memory, progress_line
 
 EVENT = "edit_trainer.run"
 KEPT_RUNS = 32
-LISTS = ("points", "samples", "warnings")
-"""What grows: a message has only what is new, a snapshot has all."""
+LISTS = ("points", "samples", "checkpoints", "warnings")
+"""What grows: a message has only what is new, and under `from` where that begins; a snapshot has all."""
+MEMORY_SECONDS = 1.0
+"""Between two looks at the card's memory."""
 SPEED_STEPS = 20
 """The last steps, whose mean duration gives the speed."""
 
@@ -30,34 +33,47 @@ SPEED_STEPS = 20
 class RunFeed:
     """One run of one node, as the page and the node show it."""
 
-    def __init__(self, node_id: str) -> None:
+    def __init__(self, node_id: str, plan: str = "") -> None:
         self.display = NodeDisplay(node_id)
+        self.control = RunControl()
+        """What the panel's buttons press; for `train`."""
         self.finished: Finished | None = None
         context = get_executing_context()
         self.whole: dict[str, Any] = {
+            "id": uuid.uuid4().hex,
             "node_id": node_id,
             "prompt_id": context.prompt_id if context else "",
             "run": "",
             "state": "running",
             "status": "",
+            "plan": plan,
+            "phase": "loading",
+            "done": 0,
+            "total": 0,
+            "note": "",
             "step": 0,
             "steps": 0,
+            "seconds": None,
             "seconds_left": None,
+            "memory": None,
             **{name: [] for name in LISTS},
         }
         self._sent = dict.fromkeys(LISTS, 0)
-        self._pace = Pace()
+        self._pace, self._memory_pace = Pace(), Pace(MEMORY_SECONDS)
         self._seconds: deque[float] = deque(maxlen=SPEED_STEPS)
         RECENT.add(self)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
-        """Inside, the run goes; at the end the page is told how it ended."""
+        """Inside, the run goes; at the end the page is told how it ended. A run that was asked to stop ends as one
+        that was cancelled: there is nothing yet for the nodes that come after it."""
         try:
             yield
+            if self.finished is None or self.finished.stopped:
+                raise InterruptProcessingException
             self.whole["state"] = "finished"
         except InterruptProcessingException:
-            self.whole |= {"state": "stopped", "status": "stopped; what is done is saved"}
+            self.whole |= {"state": "stopped", "status": "stopped; what is done is saved", "seconds_left": None}
             raise
         except BaseException as error:
             self.whole |= {"state": "failed", "status": str(error)}
@@ -66,7 +82,8 @@ class RunFeed:
             self._send()
 
     def show(self, event: Event) -> None:
-        """Take in one event."""
+        """Take in one event. Raises InterruptProcessingException where a run that was asked to stop would not by
+        itself come to an end soon."""
         if isinstance(event, Progress):
             self._progress(event)
         elif isinstance(event, Started):
@@ -74,18 +91,25 @@ class RunFeed:
         elif isinstance(event, Step):
             self._step(event)
         elif isinstance(event, Sample):
-            self._sample(event.step, event.index, event.prompt, event.path)
+            self.whole["samples"].append(sample_entry(event.step, event.index, event.prompt, event.path))
             self.display.progress(self.whole["step"], self.whole["steps"], event.image)
         elif isinstance(event, Warning):
             logging.warning("%s", event.message)
             self.whole["warnings"].append(event.message)
+        elif isinstance(event, Checkpoint):
+            if event.step not in self.whole["checkpoints"]:
+                self.whole["checkpoints"].append(event.step)
         elif isinstance(event, Finished):
             self.finished = event
             if not self.whole["points"]:
                 self._earlier(event.run_dir)
             self.whole |= {"run": event.run_dir.name, "step": event.step, "steps": event.steps, "seconds_left": 0}
+        if self._memory_pace.due():
+            self.whole["memory"] = card_memory()
         if self._pace.due():
             self._send(wait=False)
+        if self.control.stopping and isinstance(event, Progress) and event.phase not in ("training", "saving"):
+            raise InterruptProcessingException
 
     def end(self, line: str) -> str:
         """Show the last line, below what there was to warn of; the text of both."""
@@ -95,6 +119,7 @@ class RunFeed:
         return text
 
     def _progress(self, event: Progress) -> None:
+        self.whole |= {"phase": event.phase, "done": event.done, "total": event.total, "note": event.note}
         if event.phase == "training" or not self.whole["steps"]:
             self.display.progress(event.done, event.total)
         if event.phase != "training":
@@ -110,26 +135,18 @@ class RunFeed:
         """What the run's folder holds already."""
         run = RunFolder(folder)
         self.whole["points"] += [list(point) for point in run.losses()]
-        prompts = json.loads((run.path / "request.json").read_text(encoding="utf-8"))["training_params"]["samples"]
-        for step, files in run.drawn_samples().items():
-            for index, file in files.items():
-                if index < len(prompts):
-                    self._sample(step, index, prompts[index]["prompt"], file)
+        self.whole["samples"] += sample_entries(run)
+        self.whole["checkpoints"] += checkpoint_steps(run.checkpoints)
 
     def _step(self, event: Step) -> None:
         self._seconds.append(event.seconds)
         seconds = sum(self._seconds) / len(self._seconds)
         left = round((event.steps - event.step) * seconds)
-        self.whole |= {"step": event.step, "seconds_left": left}
+        self.whole |= {"step": event.step, "seconds": seconds, "seconds_left": left}
         self.whole["points"].append([event.step, event.loss])
         speed = f"{1 / seconds:.2f} steps/s" if seconds < 1 else f"{seconds:.2f} s/step"
         minutes = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         self._status(f"step {event.step}/{event.steps} · loss {event.loss:.4f} · {speed} · {minutes} left")
-
-    def _sample(self, step: int, index: int, prompt: str, file: Path) -> None:
-        control = RunFolder(file.parent.parent).control_path(index)
-        images = {"image": _viewable(file), "control": _viewable(control)}
-        self.whole["samples"].append({"step": step, "index": index, "prompt": prompt, **images})
 
     def _status(self, line: str) -> None:
         self.whole["status"] = line
@@ -138,10 +155,10 @@ class RunFeed:
     def _send(self, wait: bool = True) -> None:
         if wait:
             self._pace.wait()
-        message = self.whole | {name: self.whole[name][self._sent[name] :] for name in LISTS}
+        message = self.whole | {name: self.whole[name][self._sent[name] :] for name in LISTS} | {"from": self._sent}
         self._sent = {name: len(self.whole[name]) for name in LISTS}
-        server = PromptServer.instance
-        server.send_sync(EVENT, message, server.client_id)
+        # To every page: the one that queued the run may be closed, and another one open.
+        PromptServer.instance.send_sync(EVENT, message)
 
 
 class RecentRuns:
@@ -161,13 +178,16 @@ class RecentRuns:
     def snapshot(self, node_id: str) -> dict[str, Any] | None:
         """All there is to know of the node's last run."""
         feed = self._feeds.get(node_id)
-        return None if feed is None else dict(feed.whole)
+        return None if feed is None else feed.whole | {name: list(feed.whole[name]) for name in LISTS}
+
+    def control(self, node_id: str) -> RunControl | None:
+        """What stops the node's run, or has it draw samples; None when it is not running."""
+        feed = self._feeds.get(node_id)
+        return feed.control if feed is not None and feed.whole["state"] == "running" else None
+
+    def running(self) -> set[str]:
+        """The names of the runs that are going on."""
+        return {feed.whole["run"] for feed in list(self._feeds.values()) if feed.whole["state"] == "running"}
 
 
 RECENT = RecentRuns()
-
-
-def _viewable(file: Path) -> dict[str, str]:
-    """An image of the output folder as ComfyUI's /view takes it."""
-    folder = file.parent.relative_to(output_folder()).as_posix()
-    return {"filename": file.name, "subfolder": folder, "type": "output"}

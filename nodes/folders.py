@@ -16,6 +16,8 @@ from ..trainer.files import replacing
 EXAMPLES = Path(__file__).parent.parent / "example_workflows"
 """The example parquet and request lie here, and are found by their bare names."""
 CACHE = "edit_trainer_cache"
+LONGEST_LIST = 1000
+"""Files that are listed."""
 _NOT_A_NAME = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^[. ]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 
 
@@ -42,7 +44,7 @@ def cache_folder() -> Path:
 def run_folder(name: str, resume: bool) -> Path:
     """The folder of the run of this name; without `resume` the first of `<name>`, `<name>-2`, ... that is not there
     yet. Raises BadInput for a name that is not one plain folder's name on every system."""
-    if not name or len(name) > 100 or _NOT_A_NAME.search(name) or name == CACHE:
+    if not is_folder_name(name) or name == CACHE:
         raise BadInput(
             f'run_name: "{name}" cannot be used; give one folder name of at most 100 characters, without any of '
             '< > : " / \\ | ? * and not beginning or ending with a dot or a space.'
@@ -55,6 +57,11 @@ def run_folder(name: str, resume: bool) -> Path:
     return folder
 
 
+def is_folder_name(name: str) -> bool:
+    """Whether this is one plain name of a folder or file on every system."""
+    return 0 < len(name) <= 100 and not _NOT_A_NAME.search(name)
+
+
 def find_parquet(resource: str) -> Path:
     """The parquet that a person named. Raises BadInput naming every place tried."""
     from ..trainer.resource import resolve_resource
@@ -62,6 +69,28 @@ def find_parquet(resource: str) -> Path:
     if not resource.strip():
         raise BadInput("resource: is required but empty; name a parquet file.")
     return resolve_resource(resource.strip(), input_folder(), EXAMPLES)
+
+
+def find_contained_parquet(resource: str) -> Path:
+    """The parquet that `find_parquet` finds, for a page: only in ComfyUI's input and output folder and among the
+    examples. Raises BadInput, in the same words whether there is something outside of them or not."""
+    name = Path(resource.strip())
+    roots = [folder.resolve() for folder in (input_folder(), output_folder(), EXAMPLES)]
+    names = [name] if name.is_absolute() or len(name.parts) < 2 else [name, Path(*name.parts[1:])]
+    try:
+        for place in (start / name for name in names for start in (EXAMPLES, input_folder())):
+            path = place.resolve()
+            if any(path.is_relative_to(root) for root in roots) and path.is_file():
+                return path
+    except (OSError, ValueError):
+        pass
+    raise BadInput(f'"{resource}" is not found in ComfyUI\'s input folder.')
+
+
+def list_parquets() -> list[str]:
+    """The parquets of the input folder, by their path in it, and then the examples."""
+    inside = sorted(path.relative_to(input_folder()).as_posix() for path in input_folder().rglob("*.parquet"))
+    return inside[:LONGEST_LIST] + sorted(path.name for path in EXAMPLES.glob("*.parquet"))
 
 
 def find_request(text: str) -> Path | str:

@@ -68,6 +68,15 @@ def borrowed_device() -> Iterator[torch.device]:
         memory.soft_empty_cache()
 
 
+def card_memory() -> list[int] | None:
+    """Bytes of the card's memory that are in use, by anyone, and how many there are; None on the CPU."""
+    device = memory.get_torch_device()
+    if device.type == "cpu":
+        return None
+    total = int(memory.get_total_memory(device))
+    return [max(0, total - int(memory.get_free_memory(device))), total]
+
+
 class Pace:
     """Lets something happen at most once in a while."""
 

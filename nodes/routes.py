@@ -1,31 +1,50 @@
-"""What the page asks for: the columns of a parquet, and the state of a run after a reload."""
+"""What the page asks for: runs that go on and runs that lie on the disk, and what is in a parquet."""
 
 from __future__ import annotations
 
 import asyncio
+import uuid
 from typing import Any
 
 from aiohttp import web
 from server import PromptServer
 
 from ..trainer.errors import BadInput
+from .archive import list_runs, sample_file, shrunk, thumbnail, whole_run
 from .feed import RECENT
-from .folders import find_parquet
+from .folders import EXAMPLES, find_contained_parquet, input_folder, is_folder_name, list_parquets
+from .page import own_page
+
+THUMBNAIL_PIXELS = (32, 512)
+"""The least and the most on a side."""
+LONGEST_TEXT = 300
+"""Characters of a first row's text."""
+GREATEST_REQUEST = 4 * 2**20
+"""Bytes of a pasted request."""
+GREATEST_UPLOAD = 1 << 40
+UPLOAD_CHUNK = 1 << 20
 
 
 def add_routes() -> None:
     """Add the pack's routes to ComfyUI's server."""
     routes = PromptServer.instance.routes
-    routes.get("/edit_trainer/columns")(columns)
-    routes.get("/edit_trainer/runs/{node_id}")(snapshot)
-
-
-async def columns(request: web.Request) -> web.Response:
-    """`?resource=`: the parquet's columns with their types, and which of them are probably the request's."""
-    try:
-        return web.json_response(await asyncio.to_thread(_columns, request.query.get("resource", "")))
-    except BadInput as error:
-        return web.json_response({"error": str(error)}, status=400)
+    for path, handler in {
+        "/edit_trainer/runs/{node_id}": snapshot,
+        "/edit_trainer/archive": archive,
+        "/edit_trainer/archive/{run}": archived,
+        "/edit_trainer/archive/{run}/{file}": picture,
+        "/edit_trainer/parquets": parquets,
+        "/edit_trainer/columns": columns,
+        "/edit_trainer/cell": cell,
+    }.items():
+        routes.get(path)(own_page(handler))
+    for path, handler in {
+        "/edit_trainer/runs/{node_id}/stop": stop,
+        "/edit_trainer/runs/{node_id}/sample": sample_now,
+        "/edit_trainer/upload": upload,
+        "/edit_trainer/request": read_request,
+    }.items():
+        routes.post(path)(own_page(handler))
 
 
 async def snapshot(request: web.Request) -> web.Response:
@@ -34,9 +53,156 @@ async def snapshot(request: web.Request) -> web.Response:
     return web.json_response({"error": "no run"}, status=404) if run is None else web.json_response(run)
 
 
-def _columns(resource: str) -> dict[str, Any]:
-    from ..trainer.columns import guess_columns
-    from ..trainer.resource import parquet_columns
+async def stop(request: web.Request) -> web.Response:
+    """Have the node's run save after the current step, and end."""
+    return _told(request, "stop")
 
-    path = find_parquet(resource)
-    return {"columns": parquet_columns(path), "guess": guess_columns(path)}
+
+async def sample_now(request: web.Request) -> web.Response:
+    """Have the node's run draw its samples after the current step."""
+    return _told(request, "sample_now")
+
+
+async def archive(request: web.Request) -> web.Response:
+    """All runs of the output folder, one line each."""
+    return web.json_response(await asyncio.to_thread(list_runs, RECENT.running()))
+
+
+async def archived(request: web.Request) -> web.Response:
+    """One run of the output folder, whole."""
+    return web.json_response(await asyncio.to_thread(whole_run, request.match_info["run"], RECENT.running()))
+
+
+async def picture(request: web.Request) -> web.StreamResponse:
+    """A picture of a run; `?px=`: as a thumbnail of at most so many pixels on a side."""
+    path = sample_file(request.match_info["run"], request.match_info["file"])
+    headers = {"Cache-Control": "private, max-age=60"}
+    if "px" not in request.query:
+        return web.FileResponse(path, headers=headers)
+    data = await asyncio.to_thread(thumbnail, path, _pixels(request))
+    return web.Response(body=data, content_type="image/jpeg", headers=headers)
+
+
+async def parquets(request: web.Request) -> web.Response:
+    """The parquets that can be chosen."""
+    return web.json_response(await asyncio.to_thread(list_parquets))
+
+
+async def columns(request: web.Request) -> web.Response:
+    """`?resource=`: the parquet's columns with types, what they can serve as, which of them are probably the
+    request's, how many rows there are, and the texts of the first ones."""
+    return web.json_response(await asyncio.to_thread(_columns, request.query.get("resource", "")))
+
+
+async def cell(request: web.Request) -> web.Response:
+    """`?resource=&column=&row=&px=`: the picture in a cell, as a thumbnail. Pictures at addresses are not fetched."""
+    row = request.query.get("row", "0")
+    if not row.isdecimal() or len(row) > 12:
+        raise BadInput("row: is not a whole number.")
+    names = (request.query.get("resource", ""), request.query.get("column", ""), request.query.get("images_root", ""))
+    data = await asyncio.to_thread(_cell, *names, int(row), _pixels(request))
+    return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
+
+
+async def upload(request: web.Request) -> web.Response:
+    """`?name=`: the body is a parquet for the input folder; an other file of this name is never written over. The
+    answer has the name it got."""
+    name = request.query.get("name", "")
+    if not is_folder_name(name) or not name.lower().endswith(".parquet"):
+        raise BadInput(
+            f'"{name}" cannot be used; a parquet\'s name ends in .parquet and has none of < > : " / \\ | ? *'
+        )
+    folder = input_folder()
+    temporary = folder / f".uploading-{uuid.uuid4().hex}"
+    try:
+        size = 0
+        with temporary.open("wb") as file:
+            async for chunk in request.content.iter_chunked(UPLOAD_CHUNK):
+                size += len(chunk)
+                if size > GREATEST_UPLOAD:
+                    raise BadInput("The parquet is too large to be uploaded; copy it into ComfyUI's input folder.")
+                await asyncio.to_thread(file.write, chunk)
+        from ..trainer.resource import read_schema
+
+        try:
+            await asyncio.to_thread(read_schema, temporary)
+        except BadInput:
+            raise BadInput(f'"{name}" is not a parquet file, or was cut off on its way.') from None
+        path, number = folder / name, 1
+        while path.exists():
+            number += 1
+            path = folder / f"{name[: -len('.parquet')]}-{number}.parquet"
+        temporary.replace(path)
+    finally:
+        temporary.unlink(missing_ok=True)
+    return web.json_response({"name": path.name})
+
+
+async def read_request(request: web.Request) -> web.Response:
+    """The body is a fine-tune request's JSON; the answer is the request with every default written out, and where its
+    parquet was found, or all that is wrong with it."""
+    from ..trainer.schema import parse_request
+
+    text = await request.content.read(GREATEST_REQUEST + 1)
+    if len(text) > GREATEST_REQUEST:
+        raise BadInput("The request is too large.")
+    return web.json_response(parse_request(text).model_dump())
+
+
+def _told(request: web.Request, what: str) -> web.Response:
+    control = RECENT.control(request.match_info["node_id"])
+    if control is None:
+        return web.json_response({"error": "the run is not going on"}, status=409)
+    getattr(control, what)()
+    return web.json_response({})
+
+
+def _pixels(request: web.Request) -> int:
+    least, most = THUMBNAIL_PIXELS
+    pixels = request.query.get("px", str(most))
+    if not pixels.isdecimal() or len(pixels) > 6:
+        raise BadInput("px: is not a whole number.")
+    return min(max(int(pixels), least), most)
+
+
+def _columns(resource: str) -> dict[str, Any]:
+    from ..trainer.columns import column_kinds, first_texts, guess_columns
+    from ..trainer.resource import open_parquet, parquet_columns
+
+    path = find_contained_parquet(resource)
+    kinds = column_kinds(path)
+    with open_parquet(path) as parquet:
+        rows = parquet.metadata.num_rows
+    texts = first_texts(path, [name for name, kind in kinds.items() if kind == "text"])
+    return {
+        "columns": parquet_columns(path),
+        "kinds": kinds,
+        "guess": guess_columns(path),
+        "rows": rows,
+        "texts": {name: [text[:LONGEST_TEXT] for text in values[:3]] for name, values in texts.items()},
+    }
+
+
+def _cell(resource: str, column: str, images_root: str, row: int, pixels: int) -> bytes:
+    from ..trainer.columns import column_kinds
+    from ..trainer.downloads import Downloads
+    from ..trainer.images import image_ref, read_bytes
+    from ..trainer.rows import RowBlocks
+
+    path = find_contained_parquet(resource)
+    if column_kinds(path).get(column, "other") == "other":
+        raise BadInput(f'"{column}" is not a column of pictures.')
+    root = (path.parent / images_root).resolve()
+    if not any(root.is_relative_to(folder.resolve()) for folder in (input_folder(), EXAMPLES)):
+        raise BadInput("images_root: is not in ComfyUI's input folder.")
+    blocks = RowBlocks(path, [column])
+    try:
+        if row >= blocks.rows:
+            raise BadInput(f"The parquet has {blocks.rows} rows.")
+        block = blocks.block(row)
+        reference = image_ref(block.columns[0][row - block.first])
+    finally:
+        blocks.close()
+    if reference.kind == "url":
+        raise BadInput("The picture is at an address.")
+    return shrunk(read_bytes(reference, root, Downloads()), pixels)

@@ -82,7 +82,14 @@ class Train(io.ComfyNode):
         feed = RunFeed(cls.hidden.unique_id)
         with feed.shown(), borrowed_device() as device:
             training = train(
-                request, dataset, model, run_settings, run_dir=folder, cache_dir=cache_folder(), device=device
+                request,
+                dataset,
+                model,
+                run_settings,
+                run_dir=folder,
+                cache_dir=cache_folder(),
+                control=feed.control,
+                device=device,
             )
             follow(training, feed.show)
         return _results(model, request, feed)

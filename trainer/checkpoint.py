@@ -57,6 +57,11 @@ def checkpoint_folders(folder: Path) -> list[Path]:
     return sorted((path for path in folder.glob("step-*") if path.is_dir()), key=_step_of)
 
 
+def checkpoint_steps(folder: Path) -> list[int]:
+    """The steps that there are checkpoints of, in order."""
+    return [_step_of(path) for path in checkpoint_folders(folder)]
+
+
 def last_step(folder: Path) -> int:
     """The newest checkpoint's step, 0 when there is none."""
     return max(map(_step_of, checkpoint_folders(folder)), default=0)

@@ -1,0 +1,39 @@
+"""Who may ask the pack's routes, and how they answer what is wrong."""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Awaitable, Callable
+from urllib.parse import urlsplit
+
+from aiohttp import web
+
+from ..trainer.errors import BadInput
+
+Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
+
+
+def own_page(handler: Handler) -> Handler:
+    """The handler for ComfyUI's own page, and for programs that are no browsers: requests that another site's page
+    makes are refused, whatever ComfyUI allows. What the person can mend is answered as `{"error": …}`."""
+
+    @functools.wraps(handler)
+    async def guarded(request: web.Request) -> web.StreamResponse:
+        if _foreign(request):
+            return web.json_response({"error": "another site's page may not ask this"}, status=403)
+        try:
+            answer = await handler(request)
+        except BadInput as error:
+            answer = web.json_response({"error": str(error)}, status=400)
+        answer.headers["X-Content-Type-Options"] = "nosniff"
+        answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
+        return answer
+
+    return guarded
+
+
+def _foreign(request: web.Request) -> bool:
+    if request.headers.get("Sec-Fetch-Site", "same-origin") not in ("same-origin", "none"):
+        return True
+    origin = request.headers.get("Origin")
+    return origin is not None and urlsplit(origin).netloc.lower() != request.headers.get("Host", "").lower()

@@ -1,0 +1,167 @@
+"""What the page asks for: runs on the disk, pictures, columns, uploads, and who may ask."""
+
+from __future__ import annotations
+
+import json
+import threading
+import urllib.error
+import urllib.parse
+import urllib.request
+from io import BytesIO
+from pathlib import Path
+
+import pytest
+from PIL import Image
+
+from .graphs import edited, training
+from .server import PACK, Server
+
+EXAMPLE = PACK / "example_workflows" / "edit_trainer_example.parquet"
+
+
+def ask(server: Server, path: str, data: bytes | None = None, **headers: str) -> tuple[int, bytes]:
+    """Status and body of any answer."""
+    request = urllib.request.Request(f"http://127.0.0.1:{server.port}{path}", data, headers)
+    try:
+        with urllib.request.urlopen(request, timeout=60) as answer:
+            return answer.status, answer.read()
+    except urllib.error.HTTPError as error:
+        return error.code, error.read()
+
+
+@pytest.fixture(scope="module")
+def run_name(server: Server) -> str:
+    """A finished run."""
+    assert server.run(training(run_name="shown")).status == "execution_success"
+    return "shown"
+
+
+def test_the_list_of_runs_and_one_run_whole(server: Server, run_name: str) -> None:
+    line = next(line for line in server.get("/edit_trainer/archive") if line["run"] == run_name)
+    assert (line["state"], line["base_model"], line["step"], line["steps"]) == ("finished", "tiny/flux-kontext", 4, 4)
+    assert line["lora"] == "shown-000004.safetensors"
+    whole = server.get(f"/edit_trainer/archive/{run_name}")
+    live = server.get("/edit_trainer/runs/train")
+    assert whole["points"] == live["points"]
+    assert whole["samples"] == live["samples"]
+    assert whole["checkpoints"] == live["checkpoints"] == [4]
+    assert whole["loss"] == line["loss"] == whole["points"][-1][1]
+
+
+def test_pictures_whole_and_as_thumbnails(server: Server, run_name: str) -> None:
+    status, whole = ask(server, f"/edit_trainer/archive/{run_name}/step-000004-00.png")
+    assert status == 200
+    assert Image.open(BytesIO(whole)).size == (64, 64)
+    status, small = ask(server, f"/edit_trainer/archive/{run_name}/step-000004-00.png?px=32")
+    assert status == 200
+    assert Image.open(BytesIO(small)).size == (32, 32)
+
+
+@pytest.mark.parametrize(
+    "path",
+    [
+        "archive/..",
+        "archive/%2e%2e",
+        "archive/..%2f..",
+        "archive/edit_trainer_cache/x.png",
+        "archive/shown/..%2frequest.json",
+        "archive/shown/request.json",
+        "archive/shown/..%2f..%2f..%2fsecret.png",
+        "archive/%2fetc",
+        "columns?resource=/etc/passwd",
+        "columns?resource=../secret.parquet",
+        "columns?resource=x/../../secret.parquet",
+        "cell?column=control&resource=../secret.parquet",
+        "cell?column=control&resource=edit_trainer_example.parquet&images_root=/etc",
+        "cell?column=nothing&resource=edit_trainer_example.parquet",
+        "cell?column=control&resource=edit_trainer_example.parquet&row=99999999",
+    ],
+)
+def test_nothing_outside_is_shown(server: Server, run_name: str, path: str) -> None:
+    (server.base / "secret.parquet").write_bytes(EXAMPLE.read_bytes())
+    Image.new("RGB", (8, 8)).save(server.base / "secret.png")
+    status, body = ask(server, f"/edit_trainer/{path}")
+    assert status in (400, 404)
+    assert b"PAR1" not in body
+
+
+def test_a_folder_that_is_a_link_to_elsewhere_is_no_run(server: Server, run_name: str, tmp_path: Path) -> None:
+    (tmp_path / "samples").mkdir()
+    Image.new("RGB", (8, 8)).save(tmp_path / "samples" / "step-000001-00.png")
+    (server.output / "edit_trainer" / "link").symlink_to(tmp_path, target_is_directory=True)
+    assert ask(server, "/edit_trainer/archive/link/step-000001-00.png")[0] == 400
+
+
+@pytest.mark.parametrize("path", ["archive", "archive/shown", "archive/shown/step-000004-00.png", "runs/train"])
+@pytest.mark.parametrize("header", [{"Origin": "http://evil.example"}, {"Sec-Fetch-Site": "same-site"}])
+def test_another_sites_page_is_refused(server: Server, run_name: str, path: str, header: dict[str, str]) -> None:
+    assert ask(server, f"/edit_trainer/{path}")[0] == 200
+    assert ask(server, f"/edit_trainer/{path}", None, **header)[0] == 403
+    assert ask(server, "/edit_trainer/runs/train/stop", b"", **header)[0] == 403
+    assert ask(server, "/edit_trainer/upload?name=a.parquet", EXAMPLE.read_bytes(), **header)[0] == 403
+    assert not (server.base / "input" / "a.parquet").exists()
+
+
+def test_columns_with_kinds_rows_and_cells(server: Server) -> None:
+    found = server.get("/edit_trainer/columns", resource="main/edit_trainer_example.parquet")
+    assert found["rows"] == 128
+    assert found["kinds"] == {"control": "image", "caption": "text", "target": "image"}
+    assert found["texts"]["caption"][0]
+    status, body = ask(server, "/edit_trainer/cell?resource=edit_trainer_example.parquet&column=control&row=0&px=64")
+    assert status == 200
+    assert Image.open(BytesIO(body)).size == (64, 64)
+
+
+def test_an_uploaded_parquet_lands_in_the_input_folder_and_overwrites_nothing(server: Server) -> None:
+    data = EXAMPLE.read_bytes()
+    names = [json.loads(ask(server, "/edit_trainer/upload?name=mine.parquet", data)[1])["name"] for _ in range(2)]
+    assert names == ["mine.parquet", "mine-2.parquet"]
+    assert (server.base / "input" / "mine-2.parquet").read_bytes() == data
+    assert {*names, "edit_trainer_example.parquet"} <= set(server.get("/edit_trainer/parquets"))
+    before = sorted((server.base / "input").iterdir())
+    for name, body in (("../x.parquet", data), ("x.exe", data), ("", data), ("x.parquet", b"no parquet")):
+        assert ask(server, f"/edit_trainer/upload?name={urllib.parse.quote(name, safe='')}", body)[0] == 400
+    assert sorted((server.base / "input").iterdir()) == before
+
+
+def test_a_request_is_read_and_its_faults_are_named(server: Server) -> None:
+    request = {
+        "resource": "edit_trainer_example.parquet",
+        "base_model": "tiny/flux-kontext",
+        "script_type": "image_editing",
+        "training_params": {"caption_column": "a", "control_image_column": "b", "image_column": "c"},
+    }
+    status, body = ask(server, "/edit_trainer/request", json.dumps(request).encode())
+    assert status == 200
+    assert json.loads(body)["training_params"]["steps"] == 3000
+    request["training_params"]["steps"] = -1
+    status, body = ask(server, "/edit_trainer/request", json.dumps(request).encode())
+    assert status == 400
+    assert "steps" in json.loads(body)["error"]
+
+
+def test_stop_and_save_and_sample_now(server: Server) -> None:
+    pressed: list[str] = []
+
+    def press(kind: str, data: dict) -> None:
+        if kind != "edit_trainer.run":
+            return
+        if data["step"] >= 2 and not pressed:
+            pressed.append("sample")
+            assert server.post("/edit_trainer/runs/train/sample", {}) == {}
+        elif pressed == ["sample"] and any(sample["step"] > 0 for sample in data["samples"]):
+            pressed.append("stop")
+            threading.Thread(target=server.post, args=("/edit_trainer/runs/train/stop", {})).start()
+
+    prompt = edited(training(run_name="stopped", params={"steps": 2000, "sample_every": 2000}))
+    result = server.run(prompt, press)
+    assert pressed == ["sample", "stop"]
+    assert result.status == "execution_interrupted"
+    assert "edit" not in result.executed(), "there is nothing yet to edit with"
+    last = result.events()[-1]
+    assert last["state"] == "stopped"
+    assert 2 < last["step"] < 2000
+    assert last["checkpoints"][-1:] == [last["step"]] or server.get("/edit_trainer/runs/train")["checkpoints"]
+    assert json.loads(ask(server, "/edit_trainer/runs/train/stop", b"")[1])["error"]
+    line = next(line for line in server.get("/edit_trainer/archive") if line["run"] == "stopped")
+    assert (line["state"], line["step"]) == ("stopped", last["step"])

@@ -1,0 +1,114 @@
+"""Columns are guessed from names, types and first rows."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+
+from trainer.columns import column_kinds, guess_columns
+
+IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+PATHS = ["a/1.jpg", "a/2.png"]
+DATASETS = {
+    "instruct-pix2pix": (
+        "edit_prompt",
+        "original_image",
+        "edited_image",
+        {
+            "original_prompt": "a",
+            "original_image": IMAGE,
+            "edit_prompt": "b",
+            "edited_prompt": "c",
+            "edited_image": IMAGE,
+        },
+    ),
+    "magicbrush": (
+        "instruction",
+        "source_img",
+        "target_img",
+        {
+            "img_id": "7",
+            "turn_index": 1,
+            "source_img": IMAGE,
+            "mask_img": IMAGE,
+            "instruction": "b",
+            "target_img": IMAGE,
+        },
+    ),
+    "kontext": ("caption", "control", "target", {"control": PATHS, "caption": "b", "target": PATHS}),
+    "plain": ("prompt", "before", "after", {"before": PATHS, "prompt": "b", "after": PATHS}),
+    "toolkit": ("text", "control_image", "image", {"image": PATHS, "text": "b", "control_image": PATHS}),
+    "camel": ("editPrompt", "srcImage", "tgtImage", {"srcImage": PATHS, "tgtImage": PATHS, "editPrompt": "b"}),
+    "in-out": ("description", "in", "out", {"in": pa.binary(), "out": pa.binary(), "description": "b"}),
+    "urls": (
+        "command",
+        "input_url",
+        "output_url",
+        {"input_url": ["https://a.b/c"], "output_url": ["https://a.b/d"], "command": "b", "source_caption": "x"},
+    ),
+    "one-named": ("task", "photo", "result", {"photo": PATHS, "result": PATHS, "task": "b", "score": 1}),
+    "captions": (
+        "instruction",
+        "input_image",
+        "output_image",
+        {
+            "input_image": IMAGE,
+            "input_caption": "x",
+            "output_image": IMAGE,
+            "output_caption": "y",
+            "instruction": "z",
+            "control_depth": IMAGE,
+        },
+    ),
+    "twelve": (
+        "Edit Instruction",
+        "Image (before)",
+        "Image (after)",
+        {
+            "id": 1,
+            "sha256": "ff",
+            "width": 3,
+            "height": 4,
+            "is_test": True,
+            "score": 0.5,
+            "tags": pa.list_(pa.string()),
+            "license": "CC0",
+            "thumbnail": IMAGE,
+            "Image (before)": IMAGE,
+            "Image (after)": IMAGE,
+            "Edit Instruction": "make it red",
+        },
+    ),
+}
+
+
+def write(path: Path, columns: dict[str, object]) -> Path:
+    """Two rows; a type stands for a column of nulls of it, a list for its texts, anything else for one value."""
+    arrays = {
+        name: pa.nulls(2, value)
+        if isinstance(value, pa.DataType)
+        else pa.array((value * 2)[:2] if isinstance(value, list) else [value] * 2)
+        for name, value in columns.items()
+    }
+    pq.write_table(pa.table(arrays), path)
+    return path
+
+
+@pytest.mark.parametrize("name", DATASETS)
+def test_the_guess_is_right(tmp_path: Path, name: str) -> None:
+    caption, control, target, columns = DATASETS[name]
+    guess = guess_columns(write(tmp_path / "data.parquet", columns))
+    assert guess == {"caption_column": caption, "control_image_column": control, "image_column": target}
+
+
+def test_image_columns_are_told_from_text_columns(tmp_path: Path) -> None:
+    columns = {"a": PATHS, "b": "make it red", "c": IMAGE, "d": 1, "e": pa.string(), "f": pa.binary()}
+    kinds = column_kinds(write(tmp_path / "data.parquet", columns))
+    assert kinds == {"a": "image", "b": "text", "c": "image", "d": "other", "e": "either", "f": "image"}
+
+
+def test_what_nothing_tells_is_left_open(tmp_path: Path) -> None:
+    assert guess_columns(write(tmp_path / "data.parquet", {"x": PATHS, "y": PATHS, "z": 1})) == {}
