@@ -50,7 +50,15 @@ def whole_run(name: str, running: set[str]) -> dict[str, Any]:
         "samples": sample_entries(run),
         "checkpoints": checkpoint_steps(run.checkpoints),
         "warnings": [],
+        "plan": "",
+        "phase": "",
+        "done": 0,
+        "total": 0,
+        "status": "",
+        "seconds_left": None,
+        "memory": None,
         "request": _json(run.path / "request.json"),
+        "settings": _json(run.path / "settings.json"),
     }
 
 

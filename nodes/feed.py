@@ -33,7 +33,7 @@ SPEED_STEPS = 20
 class RunFeed:
     """One run of one node, as the page and the node show it."""
 
-    def __init__(self, node_id: str, plan: str = "") -> None:
+    def __init__(self, node_id: str, run: str, plan: str = "") -> None:
         self.display = NodeDisplay(node_id)
         self.control = RunControl()
         """What the panel's buttons press; for `train`."""
@@ -43,7 +43,7 @@ class RunFeed:
             "id": uuid.uuid4().hex,
             "node_id": node_id,
             "prompt_id": context.prompt_id if context else "",
-            "run": "",
+            "run": run,
             "state": "running",
             "status": "",
             "plan": plan,

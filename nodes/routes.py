@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import asyncio
+import base64
 import uuid
+from pathlib import Path
 from typing import Any
 
 from aiohttp import web
@@ -12,11 +14,13 @@ from server import PromptServer
 from ..trainer.errors import BadInput
 from .archive import list_runs, sample_file, shrunk, thumbnail, whole_run
 from .feed import RECENT
-from .folders import EXAMPLES, find_contained_parquet, input_folder, is_folder_name, list_parquets
+from .folders import EXAMPLES, find_contained_parquet, input_folder, is_folder_name, list_parquets, output_folder
 from .page import own_page
 
 THUMBNAIL_PIXELS = (32, 512)
 """The least and the most on a side."""
+FIRST_ROWS, FIRST_ROW_PIXELS, MOST_COLUMNS = 3, 96, 4
+"""Rows of a parquet that are shown, the size of their pictures, and of how many columns."""
 LONGEST_TEXT = 300
 """Characters of a first row's text."""
 GREATEST_REQUEST = 4 * 2**20
@@ -35,7 +39,7 @@ def add_routes() -> None:
         "/edit_trainer/archive/{run}/{file}": picture,
         "/edit_trainer/parquets": parquets,
         "/edit_trainer/columns": columns,
-        "/edit_trainer/cell": cell,
+        "/edit_trainer/first_rows": first_rows,
     }.items():
         routes.get(path)(own_page(handler))
     for path, handler in {
@@ -48,9 +52,8 @@ def add_routes() -> None:
 
 
 async def snapshot(request: web.Request) -> web.Response:
-    """The last run of a node, as its events have told it."""
-    run = RECENT.snapshot(request.match_info["node_id"])
-    return web.json_response({"error": "no run"}, status=404) if run is None else web.json_response(run)
+    """The last run of a node, as its events have told it; null when there is none."""
+    return web.json_response(RECENT.snapshot(request.match_info["node_id"]))
 
 
 async def stop(request: web.Request) -> web.Response:
@@ -90,18 +93,20 @@ async def parquets(request: web.Request) -> web.Response:
 
 async def columns(request: web.Request) -> web.Response:
     """`?resource=`: the parquet's columns with types, what they can serve as, which of them are probably the
-    request's, how many rows there are, and the texts of the first ones."""
-    return web.json_response(await asyncio.to_thread(_columns, request.query.get("resource", "")))
+    request's, how many rows there are, and the texts of the first ones. While a name is being typed most are not
+    there: that is answered as `{"error": …}`, but is no error of the page's."""
+    try:
+        return web.json_response(await asyncio.to_thread(_columns, request.query.get("resource", "")))
+    except BadInput as error:
+        return web.json_response({"error": str(error)})
 
 
-async def cell(request: web.Request) -> web.Response:
-    """`?resource=&column=&row=&px=`: the picture in a cell, as a thumbnail. Pictures at addresses are not fetched."""
-    row = request.query.get("row", "0")
-    if not row.isdecimal() or len(row) > 12:
-        raise BadInput("row: is not a whole number.")
-    names = (request.query.get("resource", ""), request.query.get("column", ""), request.query.get("images_root", ""))
-    data = await asyncio.to_thread(_cell, *names, int(row), _pixels(request))
-    return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
+async def first_rows(request: web.Request) -> web.Response:
+    """`?resource=&column=&column=&images_root=`: for each column the pictures of the first rows as small data
+    addresses, null for those that cannot be shown. Pictures at addresses are not fetched."""
+    names = request.query.getall("column", [])[:MOST_COLUMNS]
+    where = request.query.get("resource", ""), request.query.get("images_root", "")
+    return web.json_response(await asyncio.to_thread(_first_rows, *where, names))
 
 
 async def upload(request: web.Request) -> web.Response:
@@ -139,14 +144,17 @@ async def upload(request: web.Request) -> web.Response:
 
 
 async def read_request(request: web.Request) -> web.Response:
-    """The body is a fine-tune request's JSON; the answer is the request with every default written out, and where its
-    parquet was found, or all that is wrong with it."""
+    """The body is a fine-tune request's JSON; the answer is `{"request": …}` with every default written out, or all
+    that is wrong with it as `{"error": …}`."""
     from ..trainer.schema import parse_request
 
     text = await request.content.read(GREATEST_REQUEST + 1)
     if len(text) > GREATEST_REQUEST:
         raise BadInput("The request is too large.")
-    return web.json_response(parse_request(text).model_dump())
+    try:
+        return web.json_response({"request": parse_request(text).model_dump()})
+    except BadInput as error:
+        return web.json_response({"error": str(error)})
 
 
 def _told(request: web.Request, what: str) -> web.Response:
@@ -183,26 +191,37 @@ def _columns(resource: str) -> dict[str, Any]:
     }
 
 
-def _cell(resource: str, column: str, images_root: str, row: int, pixels: int) -> bytes:
+def _first_rows(resource: str, images_root: str, names: list[str]) -> dict[str, list[str | None]]:
     from ..trainer.columns import column_kinds
-    from ..trainer.downloads import Downloads
-    from ..trainer.images import image_ref, read_bytes
     from ..trainer.rows import RowBlocks
 
     path = find_contained_parquet(resource)
-    if column_kinds(path).get(column, "other") == "other":
-        raise BadInput(f'"{column}" is not a column of pictures.')
     root = (path.parent / images_root).resolve()
-    if not any(root.is_relative_to(folder.resolve()) for folder in (input_folder(), EXAMPLES)):
+    if not any(root.is_relative_to(folder.resolve()) for folder in (input_folder(), output_folder(), EXAMPLES)):
         raise BadInput("images_root: is not in ComfyUI's input folder.")
-    blocks = RowBlocks(path, [column])
+    kinds = column_kinds(path)
+    names = [name for name in names if kinds.get(name) in ("image", "either")]
+    blocks = RowBlocks(path, names)
     try:
-        if row >= blocks.rows:
-            raise BadInput(f"The parquet has {blocks.rows} rows.")
-        block = blocks.block(row)
-        reference = image_ref(block.columns[0][row - block.first])
+        cells = blocks.block(0).columns if names and blocks.rows else ()
+        return {
+            name: [_small(column[row], root) for row in range(min(FIRST_ROWS, len(column)))]
+            for name, column in zip(blocks.columns, cells, strict=False)
+        }
     finally:
         blocks.close()
-    if reference.kind == "url":
-        raise BadInput("The picture is at an address.")
-    return shrunk(read_bytes(reference, root, Downloads()), pixels)
+
+
+def _small(value: str | bytes | None, root: Path) -> str | None:
+    """A cell's picture as a data address; None where there is none to show."""
+    from ..trainer.downloads import Downloads
+    from ..trainer.images import image_ref, read_bytes
+
+    try:
+        reference = image_ref(value)
+        if reference.kind == "url":
+            return None
+        data = shrunk(read_bytes(reference, root, Downloads()), FIRST_ROW_PIXELS)
+    except (BadInput, UnicodeDecodeError):
+        return None
+    return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"

@@ -79,7 +79,7 @@ class Train(io.ComfyNode):
         folder = run_folder(run_name, resume)
         request = build_request(dataset, params, model, samples)
         run_settings = _run_settings(model, dataset, seed, settings or {})
-        feed = RunFeed(cls.hidden.unique_id)
+        feed = RunFeed(cls.hidden.unique_id, folder.name)
         with feed.shown(), borrowed_device() as device:
             training = train(
                 request,

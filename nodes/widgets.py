@@ -16,6 +16,10 @@ STEPS = {"learning_rate": 1e-6, "weight_decay": 1e-4, "caption_dropout": 0.01}
 """Step of a FLOAT widget where 0.1 is too coarse; the page rounds what is typed to a hundredth of it."""
 
 
+CHOICES = {"resource", "caption_column", "control_image_column", "image_column"}
+"""Texts for which the page offers a menu beside what can be typed."""
+
+
 def field_input(model: type[BaseModel], name: str) -> io.Input:
     """The widget of one field."""
     field = model.model_fields[name]
@@ -26,7 +30,8 @@ def field_input(model: type[BaseModel], name: str) -> io.Input:
     if field.annotation is bool:
         return io.Boolean.Input(**common)
     if field.annotation is str:
-        return io.String.Input(**common)
+        menu = {"extra_dict": {"widgetType": "EDIT_TRAINER_CHOICE"}} if name in CHOICES else {}
+        return io.String.Input(**menu, **common)
     bounds = {type(bound): bound for bound in field.metadata}
     if field.annotation is int:
         top = min(bounds[Le].le if Le in bounds else GREATEST_INT, GREATEST_INT)

@@ -5,10 +5,8 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-import urllib.error
 from pathlib import Path
 
-import pytest
 from PIL import Image
 
 from .graphs import node, training
@@ -79,7 +77,4 @@ def test_the_page_can_ask_for_columns(server: Server) -> None:
     answer = server.get("/edit_trainer/columns", resource="edit_trainer_example.parquet")
     assert list(answer["columns"]) == ["control", "caption", "target"]
     assert answer["guess"]["image_column"] == "target"
-    with pytest.raises(urllib.error.HTTPError) as refused:
-        server.get("/edit_trainer/columns", resource="nowhere.parquet")
-    assert refused.value.code == 400
-    assert "not found" in json.loads(refused.value.read())["error"]
+    assert "not found" in server.get("/edit_trainer/columns", resource="nowhere.parquet")["error"]
