@@ -18,6 +18,7 @@ from ..trainer.checkpoint import checkpoint_steps
 from ..trainer.events import Checkpoint, Event, Finished, Progress, RunControl, Sample, Started, Step, Warning
 from ..trainer.runs import RunFolder
 from .archive import sample_entries, sample_entry
+from .folders import runs_folder
 from .host import NodeDisplay, Pace, card_memory, progress_line
 
 EVENT = "edit_trainer.run"
@@ -73,6 +74,8 @@ class RunFeed:
                 raise InterruptProcessingException
             self.whole["state"] = "finished"
         except InterruptProcessingException:
+            saved = checkpoint_steps(RunFolder(runs_folder() / self.whole["run"]).checkpoints)
+            self.whole["checkpoints"] += [step for step in saved if step not in self.whole["checkpoints"]]
             self.whole |= {"state": "stopped", "status": "stopped; what is done is saved", "seconds_left": None}
             raise
         except BaseException as error:
@@ -92,7 +95,6 @@ class RunFeed:
             self._step(event)
         elif isinstance(event, Sample):
             self.whole["samples"].append(sample_entry(event.step, event.index, event.prompt, event.path))
-            self.display.progress(self.whole["step"], self.whole["steps"], event.image)
         elif isinstance(event, Warning):
             logging.warning("%s", event.message)
             self.whole["warnings"].append(event.message)
@@ -112,24 +114,22 @@ class RunFeed:
             raise InterruptProcessingException
 
     def end(self, line: str) -> str:
-        """Show the last line, below what there was to warn of; the text of both."""
-        text = "\n".join([line, *(f"Warning: {warning}" for warning in self.whole["warnings"])])
+        """Take the last line in; its text with what there was to warn of."""
         self.whole["status"] = line
-        self.display.text(text, last=True)
-        return text
+        return "\n".join([line, *(f"Warning: {warning}" for warning in self.whole["warnings"])])
 
     def _progress(self, event: Progress) -> None:
         self.whole |= {"phase": event.phase, "done": event.done, "total": event.total, "note": event.note}
         if event.phase == "training" or not self.whole["steps"]:
             self.display.progress(event.done, event.total)
         if event.phase != "training":
-            self._status(progress_line(event))
+            self.whole["status"] = progress_line(event)
 
     def _started(self, event: Started) -> None:
         self.whole |= {"run": event.run_dir.name, "step": event.first_step, "steps": event.steps}
         self._earlier(event.run_dir)
         if event.resumed_from:
-            self._status(f"resumed at step {event.first_step}/{event.steps}")
+            self.whole["status"] = f"resumed at step {event.first_step}/{event.steps}"
 
     def _earlier(self, folder: Path) -> None:
         """What the run's folder holds already."""
@@ -146,11 +146,7 @@ class RunFeed:
         self.whole["points"].append([event.step, event.loss])
         speed = f"{1 / seconds:.2f} steps/s" if seconds < 1 else f"{seconds:.2f} s/step"
         minutes = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
-        self._status(f"step {event.step}/{event.steps} · loss {event.loss:.4f} · {speed} · {minutes} left")
-
-    def _status(self, line: str) -> None:
-        self.whole["status"] = line
-        self.display.text(line)
+        self.whole["status"] = f"step {event.step}/{event.steps} · loss {event.loss:.4f} · {speed} · {minutes} left"
 
     def _send(self, wait: bool = True) -> None:
         if wait:

@@ -12,8 +12,6 @@ from typing import TypeVar
 import comfy.model_management as memory
 import torch
 from comfy.utils import ProgressBar
-from PIL import Image
-from server import PromptServer
 
 from ..trainer.errors import BadInput, RunFailed
 from ..trainer.events import Event, Progress
@@ -22,7 +20,6 @@ T = TypeVar("T")
 
 MESSAGE_SECONDS = 0.125
 """Between two messages of a kind to the page: eight a second."""
-PREVIEW_PIXELS = 512
 
 
 def follow(events: Generator[Event, None, T], show: Callable[[Event], None]) -> T:
@@ -99,31 +96,21 @@ class Pace:
 
 
 class NodeDisplay:
-    """A node's progress bar, preview and line of text."""
+    """A node's progress bar."""
 
     def __init__(self, node_id: str) -> None:
-        self.node_id = node_id
         self._bar = ProgressBar(1, node_id=node_id)
-        self._bar_pace, self._text_pace = Pace(), Pace()
+        self._pace = Pace()
 
-    def progress(self, done: int, total: int, preview: Image.Image | None = None) -> None:
-        """Move the bar, and show the picture in the node."""
-        if preview is not None or done == total or self._bar_pace.due():
-            self._bar.update_absolute(done, total, None if preview is None else ("JPEG", preview, PREVIEW_PIXELS))
-
-    def text(self, line: str, *, last: bool = False) -> None:
-        """Show the line, unless one was shown just now and this is not the `last`."""
-        if last:
-            self._text_pace.wait()
-        if last or self._text_pace.due():
-            server = PromptServer.instance
-            server.send_progress_text(line, self.node_id, server.client_id)
+    def progress(self, done: int, total: int) -> None:
+        """Move the bar."""
+        if done == total or self._pace.due():
+            self._bar.update_absolute(done, total)
 
     def show(self, event: Event) -> None:
         """Show the progress of something that is not a training."""
         if isinstance(event, Progress):
             self.progress(event.done, event.total)
-            self.text(progress_line(event))
 
 
 def progress_line(event: Progress) -> str:

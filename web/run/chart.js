@@ -125,7 +125,7 @@ export class LossChart {
     this.#curves.forEach((curve, index) => {
       const color = colors.curves[index % colors.curves.length];
       const columns = Math.max(2, Math.round(width - MARGIN.left - MARGIN.right));
-      this.#stroke(context, decimate(curve.points, scale.first, scale.last, columns), color, 0.35, 1);
+      this.#stroke(context, decimate(curve.points, scale.first, scale.last, columns), color, 0.5, 1);
       const smooth = curve.points.map(([step], at) => [step, curve.smoothed[at]]);
       this.#stroke(context, decimate(smooth, scale.first, scale.last, columns), color, 1, 2);
     });

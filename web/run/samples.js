@@ -6,6 +6,7 @@ import { openViewer } from "./viewer.js";
 
 const SMALL = 96;
 const LARGE = 512;
+const MOST_IN_SIGHT = 2;
 
 /**
  * The samples of a run: a row a prompt with its control image, the chosen step large, and a strip of all steps; a slider
@@ -79,6 +80,7 @@ export class SampleGrid {
     this.slider.disabled = this.#steps.length < 2;
     this.slider.setAttribute("aria-valuetext", t("atStep", { n: step }));
     setText(this.label, t("atStep", { n: step }));
+    this.list.style.setProperty("--et-rows", Math.min(this.#rows.length, MOST_IN_SIGHT));
     for (const row of this.#rows) this.#drawRow(row, step);
   }
 
@@ -104,7 +106,8 @@ export class SampleGrid {
       const current = small.dataset.step === String(shown.step);
       if (current !== small.classList.contains("edit-trainer-current")) {
         small.classList.toggle("edit-trainer-current", current);
-        if (current) small.scrollIntoView?.({ block: "nearest", inline: "nearest" });
+        // Not scrollIntoView, which would also scroll what is around the strip.
+        if (current) view.strip.scrollTop = small.offsetTop;
       }
     }
   }

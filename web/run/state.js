@@ -37,12 +37,12 @@ export class RunState {
     return this.smoothed.at(-1);
   }
 
-  /** An exponential mean over the points that came since; a share of the run, so that short ones are smoothed too. */
+  /** An exponential mean that looks back further the longer the run is. */
   #smooth() {
     const points = this.run.points;
     for (let index = this.smoothed.length; index < points.length; index++) {
       const before = index ? this.smoothed[index - 1] : points[0][1];
-      const weight = 1 / Math.min(index + 1, SMOOTHING_STEPS);
+      const weight = Math.max(1 / SMOOTHING_STEPS, 1 / (1 + 0.15 * index));
       this.smoothed.push(before + (points[index][1] - before) * weight);
     }
   }
