@@ -50,8 +50,7 @@ export function choiceWidget(node, name, [, options = {}]) {
   widget.computeSize = (width) => [width ?? 0, HEIGHT + 2 * MARGIN];
   widget.computeLayoutSize = undefined;
   widget.offers = (function_) => (offers = function_);
-  widget.element = element;
-  widget.input = input;
+  widget.named = (label) => (caption.textContent = label);
   const removed = widget.onRemove;
   widget.onRemove = function () {
     close();

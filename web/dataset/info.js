@@ -23,6 +23,7 @@ export function addInfo(node) {
   infos.set(node, info);
 
   const resource = widgetOf(node, "resource");
+  for (const widget of [resource, ...Object.keys(FIELDS).map((name) => widgetOf(node, name))]) widget.named?.(widget.label ?? widget.name);
   resource.offers?.(async () => (await ask("/parquets")).map((value) => ({ value })));
   resource.onChoice = (value, done) => {
     clearTimeout(info.timer);

@@ -44,7 +44,14 @@ export function asOneChange(change) {
 /** The middle of what is seen of the graph. */
 export function middle() {
   const [x, y, width, height] = app.canvas.visible_area;
-  return [x + width / 2 - 400, y + height / 2 - 300];
+  return [x + width / 2, y + height / 2];
+}
+
+/** A place below all nodes of the graph. */
+export function freePlace() {
+  const nodes = app.canvas.graph.nodes;
+  if (!nodes.length) return middle();
+  return [Math.min(...nodes.map(({ pos }) => pos[0])), Math.max(...nodes.map(({ pos, size }) => pos[1] + size[1])) + 3 * GAP];
 }
 
 /** A fine-tune request as a graph of filled nodes, from `pos` to the right. `settings` are a run's settings.json. */
@@ -70,6 +77,7 @@ export function addRequestGraph(request, pos, { runName = "edit-lora", settings 
     if (advanced) connect(advanced, "settings", train, "settings");
     const preview = addNode(`${PREFIX}PreviewSamples`, [train.pos[0] + train.size[0] + GAP, top]);
     connect(train, "run", preview, "run");
+    app.canvas.centerOnNode(train);
     return { dataset, train };
   });
 }

@@ -213,9 +213,11 @@ export class LossChart {
       context.fill();
     }
     context.strokeStyle = this.colors.checkpoint;
+    context.globalAlpha = 0.6;
     context.setLineDash([2, 3]);
     for (const step of this.#checkpoints) line(context, scale.x(step), MARGIN.top, scale.x(step), bottom - 8);
     context.setLineDash([]);
+    context.globalAlpha = 1;
   }
 
   #drawHover(context, width, height) {

@@ -99,6 +99,7 @@ export class RunPanel {
     this.element.dataset.state = run?.state ?? "empty";
     const running = run?.state === RUNNING;
     for (const button of [this.stop, this.sample]) button.disabled = !running || button.dataset.pressed === run?.id;
+    this.cells.memory.cell.hidden = !run?.memory;
     if (!run) {
       setText(this.phase, t("notStarted"));
       this.#say(t("notStartedYet"), false);
@@ -113,10 +114,13 @@ export class RunPanel {
     this.#numbers(run);
     setText(this.plan, run.plan ?? "");
     this.plan.hidden = !run.plan;
-    const failed = run.state === "failed";
-    const lines = [...(failed || run.state === "stopped" ? [run.status] : []), ...run.warnings];
-    this.#say(run.state === "stopped" ? [t("stoppedSaved", { n: count(run.step) }), ...run.warnings].join("\n") : lines.join("\n"), failed);
+    this.#say([...this.#end(run), ...run.warnings].join("\n"), run.state === "failed");
     this.#pictures(run);
+  }
+
+  #end(run) {
+    if (run.state === "failed") return [run.status];
+    return run.state === "stopped" ? [t("stoppedSaved", { n: count(run.step) })] : [];
   }
 
   #phase(run) {
@@ -143,7 +147,6 @@ export class RunPanel {
     setText(now.value, loss(run.points.at(-1)?.[1]));
     setText(smoothed.value, loss(this.state.smoothedLoss));
     setText(pace.value, speed(run.seconds));
-    used.cell.hidden = !run.memory;
     if (run.memory) setText(used.value, memory(run.memory));
   }
 

@@ -1,9 +1,10 @@
 import { app } from "../../../scripts/app.js";
-import { addNode, addRequestGraph, asOneChange, middle } from "../graph/build.js";
+import { addNode, addRequestGraph, asOneChange, freePlace, middle } from "../graph/build.js";
 import { refreshInfo } from "../dataset/info.js";
 import { el } from "../lib/dom.js";
 import { ask, picture } from "../lib/server.js";
 import { count, loss, t } from "../lib/text.js";
+import { showAll } from "../run/node.js";
 import { openRuns } from "./compare.js";
 
 const LORA = "application/x-edit-trainer-lora";
@@ -119,8 +120,8 @@ async function open(names) {
 
 async function resume(name) {
   const { request, settings } = await ask(`/archive/${encodeURIComponent(name)}`);
-  const { dataset } = addRequestGraph(request, middle(), { runName: name, settings });
-  await refreshInfo(dataset);
+  const { dataset } = addRequestGraph(request, freePlace(), { runName: name, settings });
+  await Promise.all([refreshInfo(dataset), showAll()]);
 }
 
 function dropLora(event) {
