@@ -10,6 +10,7 @@ import torch
 from torch import nn
 
 from ..errors import BadInput
+from . import family_class
 from .identify import describe_other, doubts_about
 from .layout import Layout
 from .module_file import ModuleFile, check_keys, fill_module, open_module
@@ -34,8 +35,9 @@ def check_single_file(family: Family, path: Path) -> None:
 
 def doubts_of(path: Path, base_model: str) -> list[str]:
     """What in the file speaks against its being the weights of `base_model`, in sentences."""
+    family = family_class(base_model)
     file = open_weights(path, "transformer")
-    return doubts_about(path, file.metadata, base_model)
+    return doubts_about(path, file.metadata, base_model, family.said_in_name, family.siblings)
 
 
 def load_single_file(
@@ -55,11 +57,12 @@ def load_single_file(
 def _empty_for(family: Family, source: ModuleFile, config: Mapping[str, Any] | None) -> tuple[nn.Module, Layout]:
     """The transformer without weights, and the file's layout, every key and shape of it checked."""
     path, shapes = source.file.path, source.shapes
-    if other := describe_other(source.file, shapes, family.name):
+    other = describe_other(source.tensors, family.kind, source.file.tensors) or family.other_model(shapes)
+    if other:
         raise BadInput(f"{path} is not a transformer of {family.name}: it is {other}.")
     try:
         transformer = family.empty_transformer(config or family.transformer_config(shapes))
-    except (KeyError, IndexError, ValueError, ZeroDivisionError):
+    except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError):
         raise BadInput(
             f"{path} is not a transformer of {family.name}: it has {len(source.file.tensors)} tensors such as "
             f"{next(iter(source.file.tensors), 'none')!r}."
