@@ -212,8 +212,9 @@ def open_model(
         folder = EMBEDDED / base_model.removeprefix("tiny/")
     if folder is not None and not (folder / "model_index.json").is_file():
         raise BadInput(f"{folder} is not a model in diffusers' layout: it has no model_index.json.")
-    model = EditModel(base_model, folder, "comfyui" if ports else "diffusers", ports=ports)
-    if files is None or files == NO_FILES:
+    files = files or NO_FILES
+    model = EditModel(base_model, folder, "comfyui" if ports else "diffusers", files=files, ports=ports)
+    if files == NO_FILES:
         return model
     return replace(model, files=check_files(model.family, base_model, files, folder))
 
