@@ -66,8 +66,8 @@ def train(
     weights = [model.fingerprint(part) for part in ("transformer", "vae", "text")]
     fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights)
     run, elsewhere = open_run_folder(run_dir, fingerprint, steps)
-    if elsewhere:
-        yield Warning(message=elsewhere)
+    for message in (*model.doubts(), *([elsewhere] if elsewhere else [])):
+        yield Warning(message=message)
     if weights := run.finished_weights(steps):
         yield Finished(step=steps, steps=steps, stopped=False, weights=weights, run_dir=run.path)
         return
