@@ -111,8 +111,7 @@ def comfy_int8(state: Tensors, rows: bool = True, rotation: int = 0) -> Tensors:
         return {
             f"{module}.weight": (weight / scale).round().to(torch.int8),
             f"{module}.weight_scale": scale,
-            # Without this, ComfyUI also rounds what goes into the layer to int8.
-            f"{module}.comfy_quant": marker(format="int8_tensorwise", full_precision_matrix_mult=True, **entries),
+            f"{module}.comfy_quant": marker(format="int8_tensorwise", **entries),
         }
 
     return _each(state, make)
