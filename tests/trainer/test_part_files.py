@@ -341,6 +341,8 @@ def test_another_vae_is_refused(flux: Small, tmp_path: Path):
 
 def test_training_from_files_alone(small: Small, runs: Runs, tmp_path: Path):
     runs.write(2)
+    files = replace(small.files, transformer=tmp_path / "unnamed.safetensors")
+    shutil.copy(small.files.transformer, files.transformer)
     columns = {"caption_column": "words", "control_image_column": "before", "image_column": "after"}
     params = columns | {"steps": 1, "lora_rank": 2, "samples": [], "sample_width": 64, "sample_height": 64}
     request = {"resource": str(runs.parquet), "base_model": small.base_model, "script_type": "image_editing"}
@@ -348,10 +350,10 @@ def test_training_from_files_alone(small: Small, runs: Runs, tmp_path: Path):
     options = [
         text
         for name in ("transformer", "vae", "text_encoder", "text_encoder_2")
-        if (path := getattr(small.files, name))
+        if (path := getattr(files, name))
         for text in (f"--{name.replace('_', '-')}", str(path))
     ]
-    options += ["--comfyui", str(small.files.tokenizers), "--resolution", "64", "--control-resolution", "target"]
+    options += ["--comfyui", str(files.tokenizers), "--resolution", "64", "--control-resolution", "target"]
     command = [sys.executable, "-m", "trainer", "train", str(tmp_path / "request.json"), "--out", str(tmp_path / "run")]
     unreachable = {"HF_HUB_CACHE": str(tmp_path / "none"), "HF_ENDPOINT": "http://127.0.0.1:9"}
     done = subprocess.run(
@@ -363,4 +365,5 @@ def test_training_from_files_alone(small: Small, runs: Runs, tmp_path: Path):
     )
     assert done.returncode == 0, done.stdout + done.stderr
     assert list((tmp_path / "run").glob("*.safetensors"))
-    assert f"--vae {small.files.vae}" in done.stdout, "the command that uses the LoRA names the files"
+    assert done.stdout.count("unnamed.safetensors may not be") == 1
+    assert f"--vae {files.vae}" in done.stdout, "the command that uses the LoRA names the files"
