@@ -22,7 +22,7 @@ from . import CONFIGS, family_class
 from .family import Family, ImageCodec, Part, Ports, TextEncoder
 from .fingerprint import files_in, fingerprint_files
 from .given_files import NO_FILES, ModelFiles, check_files, doubts_about_files
-from .single_file import load_single_file
+from .single_file import load_single_file, open_transformer
 from .text_files import load_encoder
 from .tokenizers import find_tokenizers, load_tokenizers
 from .vae_files import load_vae
@@ -76,6 +76,18 @@ class EditModel:
         """What about the files makes one doubt that they are what they should be, in sentences."""
         return doubts_about_files(self.family, self.base_model, self.files)
 
+    def transformer_config(self) -> Mapping[str, Any]:
+        """diffusers' config of the base's transformer: by its file's shapes, from its folder, or as published."""
+        if file := self.files.transformer:
+            return self.family.transformer_config(open_transformer(file).shapes)
+        path = (self.folder or CONFIGS / self.family.name) / "transformer" / "config.json"
+        with _readable(f"{self.base_model}: {path}"):
+            return json.loads(path.read_text(encoding="utf-8"))
+
+    def transformer_parameters(self) -> int:
+        """How many weights the transformer has, without loading it."""
+        return sum(p.numel() for p in self.family.empty_transformer(self.transformer_config()).parameters())
+
     def with_adapter(self, adapter: Path | Mapping[str, torch.Tensor], strength: float = 1.0) -> EditModel:
         """The same base with an exported LoRA, and no other."""
         return replace(self, adapter=adapter, adapter_strength=strength)
@@ -93,7 +105,8 @@ class EditModel:
         """The transformer in eval mode without gradients, the adapter on it."""
         if file := self.weights or self.files.transformer:
             with _readable(f"The transformer {file}"):
-                transformer = load_single_file(self.family, file, dtype, self._known_config())
+                config = self.transformer_config() if self.weights else None
+                transformer = load_single_file(self.family, file, dtype, config)
         else:
             folder = self._part("transformer")
             with _readable(f"The transformer of {self.base_model} in {folder}"):
@@ -132,12 +145,6 @@ class EditModel:
         folder = self.folder or CONFIGS / self.family.name
         with _readable(f"The scheduler of {self.base_model} in {folder}"):
             return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
-
-    def _known_config(self) -> dict[str, Any] | None:
-        """The transformer's config where the base is a folder; else it follows from the file's shapes."""
-        if self.folder is None or self.files.transformer is not None:
-            return None
-        return json.loads((self.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
 
     def _loaded_text(self, dtype: torch.dtype, alone: bool) -> dict[str, Any]:
         """The text encoders that are files, and, where nothing of the text comes from a folder, the tokenizers."""
