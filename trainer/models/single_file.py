@@ -154,6 +154,11 @@ def check_single_file(family: Family, path: Path) -> None:
     _empty_for(family, open_transformer(path), None)
 
 
+def empty_single_file(family: Family, path: Path, config: Mapping[str, Any] | None = None) -> nn.Module:
+    """The transformer that `load_single_file` fills, on the meta device, from the header alone."""
+    return _empty_for(family, open_transformer(path), config)[0]
+
+
 def doubts_of(path: Path, base_model: str) -> list[str]:
     """What in the file speaks against its being the weights of `base_model`, in sentences."""
     file = open_weights(path, "transformer")

@@ -21,7 +21,7 @@ from ..errors import BadInput, RunFailed
 from . import family_class
 from .family import Family, ImageCodec, Part, Ports, TextEncoder
 from .fingerprint import fingerprint, fingerprint_files
-from .single_file import check_single_file, doubts_of, load_single_file
+from .single_file import check_single_file, doubts_of, empty_single_file, load_single_file
 
 EMBEDDED = Path(__file__).parent.parent / "tiny"
 CONFIGS = Path(__file__).parent / "configs"
@@ -118,8 +118,17 @@ class EditModel:
         if self.adapter is not None:
             from ..lora import load_lora
 
-            load_lora(transformer, self.adapter, self.adapter_strength)
+            load_lora(transformer, self.family, self.adapter, self.adapter_strength)
         return transformer
+
+    def empty_transformer(self) -> torch.nn.Module:
+        """The transformer's modules without storage, on the meta device."""
+        if file := self.weights or self.files.transformer:
+            with _readable(f"The transformer {file}"):
+                return empty_single_file(self.family, file, self._known_config())
+        path = self._part("transformer") / "transformer" / "config.json"
+        with _readable(f"The transformer of {self.base_model}: {path}"):
+            return self.family.empty_transformer(json.loads(path.read_text(encoding="utf-8")))
 
     def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
         """The text encoder with its tokenizers; a host's port decides on its device and number format itself."""
