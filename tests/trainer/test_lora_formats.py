@@ -286,16 +286,12 @@ def test_a_damaged_note_of_the_alphas_is_refused(model):
             to_portable(first_pair(model), model.family, empty(model), "it", {"lora_adapter_metadata": note})
 
 
-@pytest.mark.parametrize("first", [0x80, ord("<"), ord("P")])
-def test_a_header_as_long_as_a_pickle_begins_is_read(model, tmp_path, first):
-    """The first byte of a safetensors file is its header's length's last."""
+def test_a_header_whose_length_begins_like_a_pickle_is_read(model, tmp_path):
     state = first_pair(model)
     file = tmp_path / "lora.safetensors"
-    for padding in range(0, 512):
+    padding = 0
+    while not file.is_file() or file.read_bytes()[0] != 0x80:
+        padding += 8
         save_file(state, file, {"padding": "x" * padding})
-        if file.read_bytes()[0] == first:
-            break
-    else:
-        pytest.skip("safetensors pads headers to multiples of 8")
     assert left_out(file) is None
     load_lora(model.load_transformer("cpu", torch.float32), model.family, file)
