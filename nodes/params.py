@@ -49,6 +49,8 @@ SETTINGS = (
     "keep_checkpoints",
     "save_dtype",
 )
+NEWER_SETTINGS = ("save_layout",)
+"""Come after the others, and may be missing."""
 
 
 class Params(io.ComfyNode):
@@ -82,6 +84,7 @@ class Settings(io.ComfyNode):
             description="What a fine-tune request does not say. Leave the node out to take the defaults.",
             inputs=[
                 *field_inputs(RunSettings, SETTINGS),
+                *field_inputs(RunSettings, NEWER_SETTINGS, optional=True),
                 io.Combo.Input(
                     "init_lora",
                     options=lora_options(),

@@ -46,7 +46,9 @@ def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings) -
         start = read_init_lora(parts.model.family, transformer, params, settings)
         trainee: Trainee = LoraAdapter(transformer, targets, params.lora_rank, params.lora_alpha, seed, start)
     else:
-        trainee = FullTransformer(transformer, parts.model.family.layout(transformer))
+        trainee = FullTransformer(
+            transformer, parts.model.family.layout(transformer), settings.save_layout == "single_file+diffusers"
+        )
     if wants_checkpointing(settings, transformer):
         transformer.enable_gradient_checkpointing()
     if settings.compile == "on":

@@ -112,13 +112,14 @@ def open_weights(path: Path, what: str) -> WeightFile:
         raise BadInput(f"The {what} {path} is empty (0 bytes); download it again.")
     if start.startswith(GGUF_MAGIC):
         return _open_gguf(path, what)
+    for magic, kind in _NOT_WEIGHTS.items():
+        # A safetensors file may begin like one of them: its first eight bytes are a number.
+        if start.lstrip().startswith(magic) and not header.startswith(b"{"):
+            raise BadInput(f"The {what} {path} is not a safetensors file: it is {kind}.")
     if not header and 1 < length <= MAX_HEADER and start[8:9] == b"{":
         raise BadInput(f"The {what} {path} is cut short: its header alone is longer. Download it again.")
     if not header.startswith(b"{"):
-        # Only now: a header's length may begin with the byte that a pickle or a page begins with.
-        kind = next((kind for magic, kind in _NOT_WEIGHTS.items() if start.lstrip().startswith(magic)), None)
-        said = f"it is {kind}" if kind else "it has no header of one"
-        raise BadInput(f"The {what} {path} is not a safetensors file: {said}.")
+        raise BadInput(f"The {what} {path} is not a safetensors file: it has no header of one.")
     return _parse_header(path, what, header, size)
 
 
