@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -16,8 +17,12 @@ from ..trainer.files import replacing
 EXAMPLES = Path(__file__).parent.parent / "example_workflows"
 """The example parquet and request lie here, and are found by their bare names."""
 CACHE = "edit_trainer_cache"
+<<<<<<< HEAD
 LONGEST_LIST = 1000
 """Files that are listed."""
+=======
+NO_LORA = "none"
+>>>>>>> main
 _NOT_A_NAME = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^[. ]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 
 
@@ -108,6 +113,33 @@ def find_request(text: str) -> Path | str:
     raise BadInput(f'request: "{text}" is neither JSON nor a file; tried {tried}.')
 
 
+def lora_options() -> list[str]:
+    """The LoRA files that ComfyUI lists, after `NO_LORA`."""
+    return [NO_LORA, *folder_paths.get_filename_list("loras")]
+
+
+def find_lora(name: str) -> Path | None:
+    """The file of one of `lora_options`; None for `NO_LORA`. Raises BadInput when it is not there any more."""
+    if name == NO_LORA:
+        return None
+    # ComfyUI looks inside its LoRA folders alone, whatever the name.
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise BadInput(f'There is no LoRA "{name}" in ComfyUI\'s LoRA folders any more; choose another.')
+    return Path(path)
+
+
+def lora_state(name: str | None) -> str | float:
+    """For ComfyUI to see whether the LoRA of this name has changed; None is a name that is not known yet."""
+    if name is None:
+        return float("nan")
+    try:
+        path = find_lora(name)
+        return file_state(path) if path else ""
+    except (BadInput, OSError):
+        return "not there"
+
+
 def file_state(path: Path) -> str:
     """Path, size and modification time, for ComfyUI to see whether a file has changed."""
     state = path.stat()
@@ -135,6 +167,19 @@ def publish_lora(weights: Path) -> Path:
     if not path.is_file() or path.stat().st_size != weights.stat().st_size or path.read_bytes() != weights.read_bytes():
         with replacing(path) as temporary:
             shutil.copyfile(weights, temporary)
+    return path
+
+
+def publish_transformer(weights: Path) -> Path:
+    """A run's whole transformer where ComfyUI's loaders list it: the same file under a second name where the disk has
+    such, else a copy. Raises RunFailed when the disk refuses."""
+    path = output_folder() / "diffusion_models" / weights.name
+    if not path.is_file() or not path.samefile(weights):
+        with replacing(path, durable=False) as temporary:
+            try:
+                os.link(weights, temporary)
+            except OSError:
+                shutil.copyfile(weights, temporary)
     return path
 
 

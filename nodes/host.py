@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
@@ -14,7 +15,7 @@ import torch
 from comfy.utils import ProgressBar
 
 from ..trainer.errors import BadInput, RunFailed
-from ..trainer.events import Event, Progress
+from ..trainer.events import Event, Progress, Warning
 
 T = TypeVar("T")
 
@@ -111,6 +112,8 @@ class NodeDisplay:
         """Show the progress of something that is not a training."""
         if isinstance(event, Progress):
             self.progress(event.done, event.total)
+        if isinstance(event, Warning):
+            logging.warning("%s", event.message)
 
 
 def progress_line(event: Progress) -> str:

@@ -7,15 +7,17 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImageTransformer2DModel
+from diffusers import QwenImageEditPipeline, QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 from torch.nn.utils.rnn import pad_sequence
-from transformers import ProcessorMixin, Qwen2VLProcessor
+from transformers import AutoImageProcessor, ProcessorMixin, Qwen2Tokenizer, Qwen2VLProcessor
 
+from . import CONFIGS
 from .family import PackedLatents, Scale, Size, TextConditioning
 from .layout import AXES, HEAD_SIZE, Layout, Shapes, count_blocks, same_names
-from .pipelines import PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, from_folder, to_pil
+from .pipelines import PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, to_pil
+from .qwen_files import TEXT_ENCODERS, TOKENIZERS, VAE
 
 SIDE_STEP = 32
 """Pixels: `calculate_dimensions` makes sides multiples of it."""
@@ -39,6 +41,12 @@ class QwenImageEdit(PipelineFamily):
     pipeline_class = "QwenImageEditPipeline"
     pipeline = QwenImageEditPipeline
     transformer = QwenImageTransformer2DModel
+    kind = "qwen-image"
+    said_in_name = "edit"
+    siblings = "2509|2511|2512|layered|plus"
+    text_encoders: ClassVar = TEXT_ENCODERS
+    tokenizers: ClassVar = TOKENIZERS
+    vae_file = VAE
 
     def empty_transformer(self, config: Mapping[str, Any]) -> QwenImageTransformer2DModel:
         transformer = super().empty_transformer(config)
@@ -62,20 +70,27 @@ class QwenImageEdit(PipelineFamily):
     def layout(self, transformer: QwenImageTransformer2DModel) -> Layout:
         return same_names(transformer)
 
-    def load_text_encoder(
-        self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
-    ) -> QwenTextEncoder:
-        pipeline = QwenImageEditPipeline.from_pretrained(
-            folder,
-            transformer=None,
-            vae=None,
-            processor=load_processor(folder),
-            **from_folder(dtype),
-        )
-        return QwenTextEncoder(pipeline, device, fingerprint)
+    def other_model(self, shapes: Shapes) -> str | None:
+        if any(name.endswith("__index_timestep_zero__") for name in shapes):
+            return "Qwen-Image-Edit-2511, which sees its control images in another way"
+        if "time_text_embed.addition_t_embedding.weight" in shapes:
+            return "Qwen-Image-Layered"
+        return None
 
-    def load_codec(self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str) -> QwenCodec:
-        vae = AutoencoderKLQwenImage.from_pretrained(folder, subfolder="vae", **from_folder(dtype))
+    def load_text_encoder(
+        self,
+        folder: Path | None,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        fingerprint: str,
+        loaded: Mapping[str, Any] | None = None,
+    ) -> QwenTextEncoder:
+        loaded = dict(loaded or {})
+        tokenizer = loaded.get("tokenizer")
+        loaded["processor"] = processor_of(tokenizer) if tokenizer else load_processor(folder)
+        return QwenTextEncoder(self.text_pipeline(folder, dtype, **loaded), device, fingerprint)
+
+    def codec_of(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> QwenCodec:
         return QwenCodec(vae, device, fingerprint)
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
@@ -142,6 +157,10 @@ class QwenImageEdit(PipelineFamily):
             targets += [rf"{every}{any_of('img_mod', 'txt_mod')}\.1"]
         return "|".join(targets)
 
+    def idle_layers(self, transformer: torch.nn.Module) -> str:
+        last = rf"transformer_blocks\.{transformer.config.num_layers - 1}\."
+        return rf"{last}(attn\.{any_of('add_q_proj', 'to_add_out')}|txt_mlp\.net\.{any_of('0.proj', '2')})"
+
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:
         return " " if guidance > 1 else None
 
@@ -185,6 +204,12 @@ class ImageTextProcessor(Qwen2VLProcessor):
 def load_processor(folder: Path) -> Qwen2VLProcessor:
     """The pipeline's processor of text and images."""
     return ImageTextProcessor.from_pretrained(folder / "processor", local_files_only=True)
+
+
+def processor_of(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
+    """The published model's processor with this tokenizer."""
+    folder = CONFIGS / QwenImageEdit.name / "processor"
+    return ImageTextProcessor(AutoImageProcessor.from_pretrained(folder, local_files_only=True), tokenizer)
 
 
 def _at_area(image: Size, area: int) -> Size:

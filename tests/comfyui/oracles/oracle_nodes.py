@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import comfy.lora
@@ -17,15 +14,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file
 
 from .comfy_models import FULL_SIZE, empty_model, load_model, merged, native, read_transformer
+from .file_nodes import FullSizeLayout, SingleFile
+from .trainer_access import trainer
 
 EditModel = io.Custom("EDIT_MODEL")
 PREFIX = "diffusion_model."
-
-
-def trainer(module: str) -> ModuleType:
-    """A module of the pack under test, as ComfyUI has loaded it."""
-    pack = next(name for name in sys.modules if name.endswith(".trainer.schema")).removesuffix(".trainer.schema")
-    return importlib.import_module(f"{pack}.trainer.{module}")
 
 
 def folder_of(model: Any) -> Path:
@@ -44,6 +37,23 @@ class ComfyModel(io.ComfyNode):
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
         return io.NodeOutput(load_model(*read_transformer(folder_of(model))))
+
+
+class Converted(io.ComfyNode):
+    """A LoRA file as it is, and what we make of it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OracleConverted",
+            inputs=[EditModel.Input("model"), io.String.Input("file")],
+            outputs=[io.LoraModel.Output("as_it_is"), io.LoraModel.Output("converted")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, file: str) -> io.NodeOutput:
+        converted = trainer("lora").read_lora(Path(file), model.family, model.empty_transformer())
+        return io.NodeOutput(load_file(file), converted)
 
 
 class Patches(io.ComfyNode):
@@ -212,4 +222,4 @@ class Difference(io.ComfyNode):
 
 class Oracles(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ComfyModel, Patches, FullSizeKeys, OurEdit, Difference]
+        return [ComfyModel, Converted, Patches, FullSizeKeys, OurEdit, Difference, FullSizeLayout, SingleFile]
