@@ -17,12 +17,9 @@ from ..trainer.files import replacing
 EXAMPLES = Path(__file__).parent.parent / "example_workflows"
 """The example parquet and request lie here, and are found by their bare names."""
 CACHE = "edit_trainer_cache"
-<<<<<<< HEAD
 LONGEST_LIST = 1000
 """Files that are listed."""
-=======
 NO_LORA = "none"
->>>>>>> main
 _NOT_A_NAME = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^[. ]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 
 

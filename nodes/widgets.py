@@ -14,8 +14,6 @@ GREATEST_INT = 2**53 - 1
 GREATEST_FLOAT = 1e6
 STEPS = {"learning_rate": 1e-6, "weight_decay": 1e-4, "caption_dropout": 0.01}
 """Step of a FLOAT widget where 0.1 is too coarse; the page rounds what is typed to a hundredth of it."""
-
-
 CHOICES = {"resource", "caption_column", "control_image_column", "image_column"}
 """Texts for which the page offers a menu beside what can be typed."""
 
