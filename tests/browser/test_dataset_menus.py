@@ -1,0 +1,136 @@
+"""Column menus, files that are dropped, and requests that are pasted, in the real page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from playwright.sync_api import Page
+
+from ..comfyui.server import PACK, Server
+from .watch import Said, choose_renderer, load, look_at, short_workflow, until
+
+RENDERERS = ["classic", "vue"]
+VALUES = """() => Object.fromEntries(app.graph.nodes.find((node) => node.type === 'EditTrainerLoadDataset').widgets
+  .map((widget) => [widget.name, widget.value]))"""
+DROP = """([name, bytes]) => {
+  const node = app.graph.nodes.find((node) => node.type === 'EditTrainerLoadDataset')
+  const data = new DataTransfer()
+  data.items.add(new File([new Uint8Array(bytes)], name))
+  return node.onDragDrop(new DragEvent('drop', { dataTransfer: data }))
+}"""
+
+
+def twelve_columns(path: Path) -> None:
+    """A parquet of twelve columns of mixed types."""
+    image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
+    columns: dict[str, Any] = {f"number_{index}": [index, index] for index in range(4)}
+    columns |= {"score": [0.5, 0.1], "is_test": [True, False], "license": ["CC0", "CC0"], "<b>tag</b>": ["x", "y"]}
+    columns |= {"instruction": ["make it red", "make it blue"]}
+    table = pa.table(columns)
+    for name in ("source_img", "mask_img", "target_img"):
+        table = table.append_column(name, pa.nulls(2, image))
+    pq.write_table(table, path)
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_columns_are_menus_and_any_value_can_be_typed(page: Page, server: Server, renderer: str) -> None:
+    choose_renderer(page, renderer)
+    said = Said(page)
+    twelve_columns(server.base / "input" / "twelve.parquet")
+    workflow = short_workflow("menus", 4, 4)
+    dataset = next(node for node in workflow["nodes"] if node["type"] == "EditTrainerLoadDataset")
+    dataset["widgets_values"][:4] = ["twelve.parquet", "typed by hand", "", ""]
+    load(page, workflow)
+    look_at(page, "EditTrainerLoadDataset")
+    until(lambda: page.get_by_text("2 rows, 12 columns").is_visible(), 30)
+    values = page.evaluate(VALUES)
+    assert [values[name] for name in ("caption_column", "control_image_column")] == ["typed by hand", ""], "as saved"
+
+    field = page.locator(".edit-trainer-choice input").nth(2)
+    field.focus()
+    page.keyboard.press("ArrowDown")
+    menu = page.locator(".edit-trainer-menu:popover-open")
+    menu.wait_for()
+    offered = menu.locator(".edit-trainer-option span").all_inner_texts()
+    assert set(offered[:3]) == {"source_img", "mask_img", "target_img"}
+    assert "<b>tag</b>" in offered
+    assert len(offered) == 12
+    page.keyboard.press("ArrowDown")
+    page.keyboard.press("Enter")
+    assert page.evaluate(VALUES)["control_image_column"] == "source_img"
+    field.fill("anything at all")
+    page.keyboard.press("Enter")
+    saved = page.evaluate(
+        "() => app.graph.serialize().nodes.find((node) => node.type === 'EditTrainerLoadDataset').widgets_values"
+    )
+    assert saved[:6] == ["twelve.parquet", "typed by hand", "anything at all", "", "", "stop"]
+
+    resource = page.locator(".edit-trainer-choice input").nth(0)
+    for index in (1, 2, 3):
+        page.locator(".edit-trainer-choice input").nth(index).fill("")
+    resource.fill("main/twelve.parquet")
+    until(lambda: page.evaluate(VALUES)["image_column"] == "target_img", 30)
+    values = page.evaluate(VALUES)
+    assert (values["caption_column"], values["control_image_column"]) == ("instruction", "source_img")
+    assert not said.lines
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_dropped_parquet_is_uploaded_and_shown(page: Page, server: Server, renderer: str) -> None:
+    choose_renderer(page, renderer)
+    said = Said(page)
+    load(page, short_workflow("dropped", 4, 4))
+    look_at(page, "EditTrainerLoadDataset")
+    data = (PACK / "example_workflows" / "edit_trainer_example.parquet").read_bytes()
+    name = f"dropped {renderer} <i>.parquet".replace("<i>", "(1)")
+    assert page.evaluate(DROP, [name, list(data)])
+    until(lambda: page.evaluate(VALUES)["resource"] == name, 60)
+    assert (server.base / "input" / name).read_bytes() == data
+    until(lambda: page.locator(".edit-trainer-first img[src]").count() == 6, 30)
+    assert page.evaluate(VALUES)["control_image_column"] == "control"
+    assert not said.lines
+
+
+def test_a_pasted_request_becomes_a_graph(page: Page, server: Server) -> None:
+    choose_renderer(page, "classic")
+    page.evaluate("() => app.graph.clear()")
+    request = {
+        "resource": "main/edit_trainer_example.parquet",
+        "base_model": "tiny/qwen-image-edit",
+        "script_type": "image_editing",
+        "training_params": {
+            "caption_column": "caption",
+            "control_image_column": "control",
+            "image_column": "target",
+            "steps": 33,
+            "learning_rate": 0.00005,
+            "samples": [{"ctrl_img_url": "", "prompt": "<b>one</b>"}, {"ctrl_img_url": "", "prompt": "two"}],
+        },
+    }
+    paste = """(text) => {
+      const data = new DataTransfer()
+      data.setData('text/plain', text)
+      document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true }))
+    }"""
+    page.evaluate(paste, json.dumps(request))
+    until(lambda: page.evaluate("() => app.graph.nodes.some((node) => node.type === 'EditTrainerPreviewSamples')"), 30)
+    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    kinds: dict[str, list[dict[str, Any]]] = {}
+    for node in prompt.values():
+        kinds.setdefault(node["class_type"], []).append(node["inputs"])
+    assert kinds["EditTrainerParams"][0]["steps"] == 33
+    assert kinds["EditTrainerParams"][0]["learning_rate"] == 0.00005
+    assert kinds["EditTrainerLoadDataset"][0]["control_image_column"] == "control"
+    assert kinds["EditTrainerBaseModel"][0]["base_model"] == "tiny/qwen-image-edit"
+    assert {sample["prompt"] for sample in kinds["EditTrainerSample"]} == {"<b>one</b>", "two"}
+    assert {"model", "dataset", "params", "samples"} <= {
+        name for name, value in kinds["EditTrainerTrain"][0].items() if isinstance(value, list)
+    }
+    request["training_params"]["steps"] = -1
+    page.evaluate(paste, json.dumps(request))
+    page.get_by_text("The request cannot be used").wait_for()

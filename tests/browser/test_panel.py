@@ -1,0 +1,184 @@
+"""The training panel in the real page, in both renderers, while a tiny model really trains."""
+
+from __future__ import annotations
+
+import os
+import time
+from pathlib import Path
+
+import pytest
+from playwright.sync_api import Page
+
+from ..comfyui.server import Server
+from .watch import PANEL, Said, choose_renderer, load, look_at, ours, panel, short_workflow, until
+
+SHOTS = os.environ.get("EDIT_TRAINER_SHOTS")
+"""Where pictures of the page are put, when they are wanted."""
+RENDERERS = ["classic", "vue"]
+RELOADED_SECONDS = 2
+
+
+def shoot(page: Page, name: str) -> None:
+    if SHOTS:
+        page.locator(PANEL).screenshot(path=Path(SHOTS) / f"{name}.png")
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_run_is_seen_from_caching_to_the_final_grid(page: Page, server: Server, renderer: str) -> None:
+    choose_renderer(page, renderer)
+    said = Said(page)
+    load(page, short_workflow(f"seen-{renderer}", 24, 8))
+    until(lambda: page.locator(PANEL).is_visible())
+    assert panel(page)["state"] == "empty"
+    before = page.evaluate("() => JSON.stringify(app.graph.serialize())")
+    page.get_by_test_id("queue-button").click() if page.get_by_test_id("queue-button").count() else page.evaluate(
+        "() => app.queuePrompt(0, 1)"
+    )
+    first = until(lambda: (shown := panel(page))["state"] == "running" and shown)
+    shoot(page, f"{renderer}-1")
+    middle = until(lambda: (shown := panel(page))["step"] >= 10 and shown["small"] >= 4 and shown)
+    shoot(page, f"{renderer}-2")
+    assert middle["left"] and 0 < middle["bar"] < 1
+
+    page.reload()
+    page.wait_for_selector(PANEL, state="attached")
+    begun = time.monotonic()
+    reloaded = until(lambda: (shown := panel(page))["step"] and shown, 60)
+    assert time.monotonic() - begun < RELOADED_SECONDS
+    assert reloaded["step"] >= middle["step"]
+    assert reloaded["small"] >= middle["small"]
+    look_at(page, "EditTrainerTrain")
+
+    last = until(lambda: (shown := panel(page))["state"] == "finished" and shown)
+    shoot(page, f"{renderer}-3")
+    assert (last["step"], last["bar"], last["small"]) == (24, 1, 8), "two prompts, steps 0, 8, 16 and 24"
+    snapshot = server.get("/edit_trainer/runs/6")
+    assert [step for step, _ in snapshot["points"]] == list(range(1, 25))
+    assert first["phase"] != middle["phase"] != last["phase"]
+    after = page.evaluate("() => JSON.stringify(app.graph.serialize())")
+    assert ours(before) == ours(after)
+    assert not said.lines
+    assert not said.hosts
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_sample_now_stop_and_cancel(page: Page, server: Server, renderer: str) -> None:
+    choose_renderer(page, renderer)
+    said = Said(page)
+    load(page, short_workflow(f"pressed-{renderer}", 5000, 5000))
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    until(lambda: panel(page)["step"] >= 2)
+    page.get_by_role("button", name="Sample now").click()
+    until(lambda: panel(page)["small"] == 4)
+    page.get_by_role("button", name="Stop and save").click()
+    stopped = until(lambda: (shown := panel(page))["state"] == "stopped" and shown)
+    assert f"step {stopped['step']} is saved" in stopped["message"]
+    folder = server.output / "edit_trainer" / f"pressed-{renderer}"
+    assert (folder / "checkpoints" / f"step-{stopped['step']:06d}").is_dir()
+    until(lambda: not server.get("/queue")["queue_running"])
+
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    until(lambda: (shown := panel(page))["state"] == "running" and shown["step"] > stopped["step"])
+    server.interrupt()
+    cancelled = until(lambda: (shown := panel(page))["state"] == "stopped" and shown)
+    assert cancelled["step"] > stopped["step"]
+    assert not said.lines
+
+
+def test_names_are_text_and_never_markup(page: Page, server: Server) -> None:
+    choose_renderer(page, "classic")
+    load(page, short_workflow("named", 10, 10))
+    page.evaluate(
+        """() => {
+          window.harmed = 0
+          const bad = '<img src=x onerror="harmed++"><script>harmed++</' + 'script>'
+          const { api } = window.comfyAPI.api
+          const node = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
+          node.widgets.find((widget) => widget.name === 'run_name').value = bad
+          const image = { filename: bad, subfolder: bad, type: 'output' }
+          const message = {
+            id: 'bad', node_id: String(node.id), run: bad, state: 'failed', status: bad, plan: bad,
+            phase: bad, note: bad, done: 1, total: 2, step: 1, steps: 2, seconds: 1, seconds_left: 1, memory: [1, 2],
+            points: [[1, 1]], samples: [{ step: 0, index: 0, prompt: bad, image, control: image }],
+            checkpoints: [1], warnings: [bad], from: { points: 0, samples: 0, checkpoints: 0, warnings: 0 },
+          }
+          api.dispatchCustomEvent('edit_trainer.run', message)
+          const data = app.graph.nodes.find((node) => node.type === 'EditTrainerLoadDataset')
+          for (const name of ['resource', 'caption_column']) {
+            const widget = data.widgets.find((widget) => widget.name === name)
+            widget.value = bad
+            widget.onChoice(bad, true)
+          }
+        }"""
+    )
+    until(lambda: panel(page)["state"] == "failed")
+    page.locator(".edit-trainer-picture").first.dispatch_event("click")
+    page.wait_for_selector("dialog.edit-trainer-viewer")
+    time.sleep(1)
+    assert page.evaluate("harmed") == 0
+    assert page.evaluate("document.querySelectorAll('.edit-trainer script').length") == 0
+    assert "<img src=x" in page.locator(".edit-trainer-viewer h2").inner_text()
+    assert "<img src=x" in panel(page)["message"]
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_many_points_and_samples_stay_light(page: Page, server: Server, renderer: str) -> None:
+    """20 000 loss points and 60 samples: what the pack's own code takes when it is drawn, hovered and scrubbed."""
+    choose_renderer(page, renderer)
+    load(page, short_workflow("many", 10, 10))
+    until(lambda: page.locator(PANEL).is_visible())
+    figures = page.evaluate(
+        """async () => {
+          const { api } = window.comfyAPI.api
+          const node = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
+          const image = { filename: 'step-000000-00.png', subfolder: '', type: 'output' }
+          const points = Array.from({ length: 20000 }, (_, index) =>
+            [index + 1, 1 / (1 + index / 500) + Math.random() / 5])
+          const samples = Array.from({ length: 60 }, (_, index) =>
+            ({ step: Math.floor(index / 2) * 600, index: index % 2, prompt: 'p', image, control: image }))
+          const lists = (points, samples) => ({ points, samples, checkpoints: [], warnings: [] })
+          const from = (points, samples) => ({ points, samples, checkpoints: 0, warnings: 0 })
+          const base = { id: 'many', node_id: String(node.id), run: 'many', state: 'running', status: '', plan: '',
+            phase: 'training', note: '', done: 1, total: 1, step: 20000, steps: 30000, seconds: 1,
+            seconds_left: 9, memory: null }
+          const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))
+          // All the work of an interaction: the handler, and the callbacks of the next frame that it asked for.
+          const asked = []
+          const request = window.requestAnimationFrame
+          const times = []
+          const measured = async (act) => {
+            asked.length = 0
+            window.requestAnimationFrame = (callback) => (asked.push(callback), 0)
+            const begun = performance.now()
+            act()
+            window.requestAnimationFrame = request
+            for (const callback of asked.splice(0)) callback(performance.now())
+            times.push(performance.now() - begun)
+            await frame()
+          }
+          api.dispatchCustomEvent('edit_trainer.run', { ...base, ...lists(points, samples), from: from(0, 0) })
+          await frame(); await frame()
+          const canvas = document.querySelector('.edit-trainer-chart-canvas')
+          const slider = document.querySelector('.edit-trainer-scrub input')
+          for (let index = 0; index < 60; index++) {
+            await measured(() => {
+              const event = new PointerEvent('pointermove', { bubbles: false, clientX: 300 + index * 4, clientY: 500 })
+              canvas.dispatchEvent(event)
+            })
+            await measured(() => { slider.value = index % 30; slider.dispatchEvent(new Event('input')) })
+            await measured(() => {
+              const next = { ...base, step: 20001 + index,
+                ...lists([[20001 + index, 0.3]], []), from: from(20000 + index, 60) }
+              api.dispatchCustomEvent('edit_trainer.run', next)
+            })
+          }
+          times.sort((a, b) => a - b)
+          return { p95: times[Math.floor(times.length * 0.95)], most: times.at(-1),
+            pictures: document.querySelectorAll('.edit-trainer-small img').length,
+            label: document.querySelector('.edit-trainer-panel .edit-trainer-step dd').textContent }
+        }"""
+    )
+    print(renderer, figures)
+    assert figures["pictures"] == 60
+    assert figures["label"].startswith("20,060")
+    assert figures["p95"] <= 8
