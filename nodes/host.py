@@ -75,6 +75,14 @@ def card_memory() -> list[int] | None:
     return [max(0, total - int(memory.get_free_memory(device))), total]
 
 
+def device_line() -> str:
+    """What is trained on: the card and its memory, or the CPU."""
+    device = memory.get_torch_device()
+    if device.type == "cpu":
+        return "on the CPU"
+    return f"on {memory.get_torch_device_name(device)}, {memory.get_total_memory(device) / 2**30:.0f} GiB"
+
+
 class Pace:
     """Lets something happen at most once in a while."""
 

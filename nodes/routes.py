@@ -13,6 +13,7 @@ from server import PromptServer
 
 from ..trainer.errors import BadInput
 from .archive import list_runs, sample_file, shrunk, thumbnail, whole_run
+from .base_model import AUTO
 from .feed import RECENT
 from .folders import EXAMPLES, find_contained_parquet, input_folder, is_folder_name, list_parquets, output_folder
 from .page import own_page
@@ -40,6 +41,7 @@ def add_routes() -> None:
         "/edit_trainer/parquets": parquets,
         "/edit_trainer/columns": columns,
         "/edit_trainer/first_rows": first_rows,
+        "/edit_trainer/base_model": base_model,
     }.items():
         routes.get(path)(own_page(handler))
     for path, handler in {
@@ -107,6 +109,15 @@ async def first_rows(request: web.Request) -> web.Response:
     names = request.query.getall("column", [])[:MOST_COLUMNS]
     where = request.query.get("resource", ""), request.query.get("images_root", "")
     return web.json_response(await asyncio.to_thread(_first_rows, *where, names))
+
+
+async def base_model(request: web.Request) -> web.Response:
+    """`?base_model=&transformer=`: what will be loaded from where, as `{"lines": […]}`, or `{"error": …}`."""
+    choice = request.query.get("base_model", ""), request.query.get("transformer", AUTO)
+    try:
+        return web.json_response({"lines": await asyncio.to_thread(_base_model, *choice)})
+    except BadInput as error:
+        return web.json_response({"error": str(error)})
 
 
 async def upload(request: web.Request) -> web.Response:
@@ -189,6 +200,14 @@ def _columns(resource: str) -> dict[str, Any]:
         "rows": rows,
         "texts": {name: [text[:LONGEST_TEXT] for text in values[:3]] for name, values in texts.items()},
     }
+
+
+def _base_model(name: str, transformer: str) -> list[str]:
+    from ..trainer.models import open_model
+    from .model_info import describe
+
+    lines = describe(open_model(name))
+    return lines if transformer == AUTO else [f"transformer: {transformer}", *lines]
 
 
 def _first_rows(resource: str, images_root: str, names: list[str]) -> dict[str, list[str | None]]:

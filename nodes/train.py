@@ -11,7 +11,7 @@ from ..trainer.schema import SamplePrompt
 from ..trainer.settings import RunSettings, parse_settings
 from .feed import RunFeed
 from .folders import cache_folder, publish_lora, publish_transformer, run_folder
-from .host import borrowed_device, follow, readable_errors
+from .host import borrowed_device, device_line, follow, readable_errors
 from .request import build_request
 from .types import EditDataset, EditModel, EditParams, EditRun, EditSamples, EditSettings, FinishedRun
 from .widgets import field_input
@@ -79,7 +79,7 @@ class Train(io.ComfyNode):
         folder = run_folder(run_name, resume)
         request = build_request(dataset, params, model, samples)
         run_settings = _run_settings(model, dataset, seed, settings or {})
-        feed = RunFeed(cls.hidden.unique_id, folder.name)
+        feed = RunFeed(cls.hidden.unique_id, folder.name, f"{model.base_model} {device_line()}")
         with feed.shown(), borrowed_device() as device:
             training = train(
                 request,

@@ -3,6 +3,7 @@ import { api } from "../../scripts/api.js";
 import { choiceWidget } from "./dataset/choice.js";
 import { addInfo, refreshInfo } from "./dataset/info.js";
 import { addRequestButton, pasteRequest } from "./graph/paste.js";
+import { addModelInfo, showModelInfo } from "./model/info.js";
 import { el } from "./lib/dom.js";
 import { t, useTexts } from "./lib/text.js";
 import { addPanel, makeRoom, onMessage, showAll } from "./run/node.js";
@@ -31,12 +32,14 @@ app.registerExtension({
   nodeCreated(node) {
     if (node.comfyClass === "EditTrainerTrain") addPanel(node);
     if (node.comfyClass === "EditTrainerLoadDataset") addInfo(node);
+    if (node.comfyClass === "EditTrainerBaseModel") addModelInfo(node);
     if (node.comfyClass === "EditTrainerLoadRequest") addRequestButton(node);
   },
 
   loadedGraphNode(node) {
     if (node.comfyClass === "EditTrainerTrain") makeRoom(node);
     if (node.comfyClass === "EditTrainerLoadDataset") refreshInfo(node);
+    if (node.comfyClass === "EditTrainerBaseModel") showModelInfo(node);
   },
 
   afterConfigureGraph: showAll,

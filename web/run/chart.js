@@ -16,6 +16,7 @@ export class LossChart {
   #checkpoints = [];
   #steps = 0;
   #hover = null;
+  #size = [0, 0];
   #base = null;
   #frame = onFrame(() => this.#draw());
 
@@ -42,8 +43,19 @@ export class LossChart {
     });
     this.value = el("output", { class: "edit-trainer-visually-hidden", "aria-live": "polite" });
     this.element = el("div", { class: "edit-trainer-chart" }, this.canvas, this.logSwitch, this.value);
-    this.observer = new ResizeObserver(() => this.#refresh());
-    this.observer.observe(this.canvas);
+    this.resizes = new ResizeObserver(([{ contentRect }]) => {
+      this.#size = [contentRect.width, contentRect.height];
+      this.#refresh();
+    });
+    this.resizes.observe(this.canvas);
+    // ComfyUI's themes are variables and classes of these two.
+    this.themes = new MutationObserver(() => {
+      this.colors = null;
+      this.#refresh();
+    });
+    for (const themed of [document.documentElement, document.body]) {
+      this.themes.observe(themed, { attributeFilter: ["class", "style"] });
+    }
   }
 
   /** Show these curves and marks. `steps` is how far the axis goes. */
@@ -56,7 +68,8 @@ export class LossChart {
   }
 
   destroy() {
-    this.observer.disconnect();
+    this.resizes.disconnect();
+    this.themes.disconnect();
     this.#curves = [];
     this.#base = null;
   }
@@ -82,19 +95,20 @@ export class LossChart {
     if (!way || !this.#curves.length) return;
     event.preventDefault();
     event.stopPropagation();
-    const width = this.canvas.clientWidth;
+    const width = this.#size[0];
     const x = (this.#hover ?? width - MARGIN.right) + way * (event.shiftKey ? 20 : 2);
     this.#point(Math.min(Math.max(x, MARGIN.left), width - MARGIN.right));
     this.announce = true;
   }
 
   #draw() {
-    const [width, height] = [this.canvas.clientWidth, this.canvas.clientHeight];
+    const [width, height] = this.#size;
     if (!width || !height) return;
     const ratio = Math.max(window.devicePixelRatio || 1, 2);
-    if (this.canvas.width !== width * ratio || this.canvas.height !== height * ratio) {
-      this.canvas.width = width * ratio;
-      this.canvas.height = height * ratio;
+    const [columns, lines] = [Math.round(width * ratio), Math.round(height * ratio)];
+    if (this.canvas.width !== columns || this.canvas.height !== lines) {
+      this.canvas.width = columns;
+      this.canvas.height = lines;
       this.#base = null;
     }
     if (!this.#base) {
@@ -112,7 +126,7 @@ export class LossChart {
   }
 
   #drawBase(context, width, height) {
-    const colors = (this.colors = readColors(this.canvas));
+    const colors = (this.colors ??= readColors(this.canvas));
     context.font = FONT;
     if (!this.#curves.length) {
       context.fillStyle = colors.muted;
@@ -126,8 +140,7 @@ export class LossChart {
       const color = colors.curves[index % colors.curves.length];
       const columns = Math.max(2, Math.round(width - MARGIN.left - MARGIN.right));
       this.#stroke(context, decimate(curve.points, scale.first, scale.last, columns), color, 0.5, 1);
-      const smooth = curve.points.map(([step], at) => [step, curve.smoothed[at]]);
-      this.#stroke(context, decimate(smooth, scale.first, scale.last, columns), color, 1, 2);
+      this.#stroke(context, decimate(curve.points, scale.first, scale.last, columns, curve.smoothed), color, 1, 2);
     });
     this.#drawMarks(context, scale, height);
   }
@@ -137,7 +150,8 @@ export class LossChart {
     for (const { points } of this.#curves) {
       first = Math.min(first, points[0][0]);
       last = Math.max(last, points.at(-1)[0]);
-      for (const [, value] of points) {
+      for (let index = 0; index < points.length; index++) {
+        const value = points[index][1];
         if (value > most) most = value;
         if (value < least && (value > 0 || !this.log)) least = value;
       }

@@ -1,13 +1,16 @@
 /**
- * A curve of any length as at most `columns` vertical strokes: `[{x, least, most, last}]`, where x is a column and the
- * values are those of the points that fall into it. `points` are [step, value] in order of step.
+ * A curve of any length as at most `columns` vertical strokes: `[{x, least, most, begin, last}]`, where x is a column and
+ * the values are those of the points that fall into it. `points` are [step, value] in order of step; `values`, where
+ * given, take the place of theirs.
  */
-export function decimate(points, first, last, columns) {
+export function decimate(points, first, last, columns, values = null) {
   const strokes = [];
   const scale = (columns - 1) / Math.max(1, last - first);
   let stroke = null;
-  for (const [step, value] of points) {
-    const x = Math.round((step - first) * scale);
+  for (let index = 0; index < points.length; index++) {
+    const point = points[index];
+    const value = values === null ? point[1] : values[index];
+    const x = Math.round((point[0] - first) * scale);
     if (stroke === null || stroke.x !== x) {
       stroke = { x, least: value, most: value, begin: value, last: value };
       strokes.push(stroke);

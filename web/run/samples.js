@@ -6,6 +6,7 @@ import { openViewer } from "./viewer.js";
 
 const SMALL = 96;
 const LARGE = 512;
+const SETTLED_MS = 150;
 const MOST_IN_SIGHT = 2;
 
 /**
@@ -17,6 +18,7 @@ export class SampleGrid {
   #rows = [];
   #steps = [];
   #chosen = null;
+  #settling = 0;
   #views = new Map();
   #frame = onFrame(() => this.#draw());
 
@@ -82,6 +84,14 @@ export class SampleGrid {
     setText(this.label, t("atStep", { n: step }));
     this.list.style.setProperty("--et-rows", Math.min(this.#rows.length, MOST_IN_SIGHT));
     for (const row of this.#rows) this.#drawRow(row, step);
+    clearTimeout(this.#settling);
+    this.#settling = setTimeout(() => this.#settle(), SETTLED_MS);
+  }
+
+  /** Scroll the strips to the chosen step, once the person has come to it: this lays the page out. */
+  #settle() {
+    // Not scrollIntoView, which would also scroll what is around the strip.
+    for (const { strip, current } of this.#views.values()) if (current) strip.scrollTop = current.offsetTop;
   }
 
   #drawRow(row, step) {
@@ -106,8 +116,7 @@ export class SampleGrid {
       const current = small.dataset.step === String(shown.step);
       if (current !== small.classList.contains("edit-trainer-current")) {
         small.classList.toggle("edit-trainer-current", current);
-        // Not scrollIntoView, which would also scroll what is around the strip.
-        if (current) view.strip.scrollTop = small.offsetTop;
+        if (current) view.current = small;
       }
     }
   }
