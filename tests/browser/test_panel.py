@@ -16,11 +16,77 @@ SHOTS = os.environ.get("EDIT_TRAINER_SHOTS")
 """Where pictures of the page are put, when they are wanted."""
 RENDERERS = ["classic", "vue"]
 RELOADED_SECONDS = 2
+MOST_MS, MOST_HEAP = 8, 60e6
+"""Scripting of an interaction (95th percentile), and growth of the heap in bytes, of a long run."""
+INJECT = """async () => {
+  const node = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
+  const image = { filename: 'step-000000-00.png', subfolder: '', type: 'output' }
+  const points = Array.from({ length: 20000 }, (_, index) =>
+    [index + 1, 1 / (1 + index / 500) + Math.random() / 5])
+  const samples = Array.from({ length: 60 }, (_, index) =>
+    ({ step: Math.floor(index / 2) * 600, index: index % 2, prompt: 'p', image, control: image }))
+  const lists = (points, samples) => ({ points, samples, checkpoints: [], warnings: [] })
+  const from = (points, samples) => ({ points, samples, checkpoints: 0, warnings: 0 })
+  const base = { id: 'many', node_id: String(node.id), run: 'many', state: 'running', status: '', plan: '',
+    phase: 'training', note: '', done: 1, total: 1, step: 20000, steps: 30000, seconds: 1,
+    seconds_left: 9, memory: null }
+  window.many = { last: 20000, base, lists, from }
+  const whole = { ...base, ...lists(points, samples), from: from(0, 0) }
+  window.comfyAPI.api.api.dispatchCustomEvent('edit_trainer.run', whole)
+  await new Promise((done) => setTimeout(done, 500))
+}"""
+INTERACT = """async () => {
+  const { api } = window.comfyAPI.api
+  const { base, lists, from } = many
+  const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))
+  // All the work of an interaction: the handler, and the callbacks of the next frame that it asked for.
+  const asked = []
+  const request = window.requestAnimationFrame
+  const times = []
+  const measured = async (act) => {
+    asked.length = 0
+    window.requestAnimationFrame = (callback) => (asked.push(callback), 0)
+    const begun = performance.now()
+    act()
+    window.requestAnimationFrame = request
+    for (const callback of asked.splice(0)) callback(performance.now())
+    times.push(performance.now() - begun)
+    await frame()
+  }
+  const canvas = document.querySelector('.edit-trainer-chart-canvas')
+  const slider = document.querySelector('.edit-trainer-scrub input')
+  for (let index = 0; index < 60; index++) {
+    await measured(() => {
+      const event = new PointerEvent('pointermove', { bubbles: false, clientX: 300 + index * 4, clientY: 500 })
+      canvas.dispatchEvent(event)
+    })
+    await measured(() => { slider.value = index % 30; slider.dispatchEvent(new Event('input')) })
+    await measured(() => {
+      const step = ++many.last
+      const next = { ...base, step, ...lists([[step, 0.3]], []), from: from(step - 1, 60) }
+      api.dispatchCustomEvent('edit_trainer.run', next)
+    })
+  }
+  times.sort((a, b) => a - b)
+  return { p95: times[Math.floor(times.length * 0.95)], most: times.at(-1),
+    pictures: document.querySelectorAll('.edit-trainer-small img').length,
+    label: document.querySelector('.edit-trainer-panel .edit-trainer-step dd').textContent }
+}"""
 
 
 def shoot(page: Page, name: str) -> None:
     if SHOTS:
         page.locator(PANEL).screenshot(path=Path(SHOTS) / f"{name}.png")
+
+
+def heap_bytes(page: Page) -> float:
+    """What the page's JavaScript holds, after collection."""
+    session = page.context.new_cdp_session(page)
+    session.send("Performance.enable")
+    session.send("HeapProfiler.collectGarbage")
+    metrics = {metric["name"]: metric["value"] for metric in session.send("Performance.getMetrics")["metrics"]}
+    session.detach()
+    return metrics["JSHeapUsedSize"]
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
@@ -127,58 +193,13 @@ def test_many_points_and_samples_stay_light(page: Page, server: Server, renderer
     choose_renderer(page, renderer)
     load(page, short_workflow("many", 10, 10))
     until(lambda: page.locator(PANEL).is_visible())
-    figures = page.evaluate(
-        """async () => {
-          const { api } = window.comfyAPI.api
-          const node = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
-          const image = { filename: 'step-000000-00.png', subfolder: '', type: 'output' }
-          const points = Array.from({ length: 20000 }, (_, index) =>
-            [index + 1, 1 / (1 + index / 500) + Math.random() / 5])
-          const samples = Array.from({ length: 60 }, (_, index) =>
-            ({ step: Math.floor(index / 2) * 600, index: index % 2, prompt: 'p', image, control: image }))
-          const lists = (points, samples) => ({ points, samples, checkpoints: [], warnings: [] })
-          const from = (points, samples) => ({ points, samples, checkpoints: 0, warnings: 0 })
-          const base = { id: 'many', node_id: String(node.id), run: 'many', state: 'running', status: '', plan: '',
-            phase: 'training', note: '', done: 1, total: 1, step: 20000, steps: 30000, seconds: 1,
-            seconds_left: 9, memory: null }
-          const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))
-          // All the work of an interaction: the handler, and the callbacks of the next frame that it asked for.
-          const asked = []
-          const request = window.requestAnimationFrame
-          const times = []
-          const measured = async (act) => {
-            asked.length = 0
-            window.requestAnimationFrame = (callback) => (asked.push(callback), 0)
-            const begun = performance.now()
-            act()
-            window.requestAnimationFrame = request
-            for (const callback of asked.splice(0)) callback(performance.now())
-            times.push(performance.now() - begun)
-            await frame()
-          }
-          api.dispatchCustomEvent('edit_trainer.run', { ...base, ...lists(points, samples), from: from(0, 0) })
-          await frame(); await frame()
-          const canvas = document.querySelector('.edit-trainer-chart-canvas')
-          const slider = document.querySelector('.edit-trainer-scrub input')
-          for (let index = 0; index < 60; index++) {
-            await measured(() => {
-              const event = new PointerEvent('pointermove', { bubbles: false, clientX: 300 + index * 4, clientY: 500 })
-              canvas.dispatchEvent(event)
-            })
-            await measured(() => { slider.value = index % 30; slider.dispatchEvent(new Event('input')) })
-            await measured(() => {
-              const next = { ...base, step: 20001 + index,
-                ...lists([[20001 + index, 0.3]], []), from: from(20000 + index, 60) }
-              api.dispatchCustomEvent('edit_trainer.run', next)
-            })
-          }
-          times.sort((a, b) => a - b)
-          return { p95: times[Math.floor(times.length * 0.95)], most: times.at(-1),
-            pictures: document.querySelectorAll('.edit-trainer-small img').length,
-            label: document.querySelector('.edit-trainer-panel .edit-trainer-step dd').textContent }
-        }"""
-    )
-    print(renderer, figures)
-    assert figures["pictures"] == 60
-    assert figures["label"].startswith("20,060")
-    assert figures["p95"] <= 8
+    heap = heap_bytes(page)
+    page.evaluate(INJECT)
+    # Other programs on the machine make single rounds slow, never fast.
+    rounds = [page.evaluate(INTERACT) for _ in range(3)]
+    grown = heap_bytes(page) - heap
+    print(renderer, rounds, grown)
+    assert rounds[-1]["pictures"] == 60
+    assert rounds[-1]["label"].startswith("20,180")
+    assert min(figures["p95"] for figures in rounds) <= MOST_MS
+    assert grown < MOST_HEAP

@@ -12,8 +12,16 @@ from playwright.sync_api import ConsoleMessage, Page, Request
 
 from ..comfyui.server import PACK
 
-OF_COMFYUI = ("legacy queue/history menu", "[MaskEditor]", "accessed before initialization", "user.css", "/userdata")
+OF_COMFYUI = (
+    "legacy queue/history menu",
+    "[MaskEditor]",
+    "accessed before initialization",
+    "user.css",
+    "/userdata",
+    "Comfy-Org/",
+)
 """Parts of errors and warnings that the page says without the pack as well."""
+WITH_PARTS = ("EditTrainerTrain", "EditTrainerLoadDataset", "EditTrainerBaseModel")
 PANEL = ".edit-trainer-panel"
 
 
@@ -35,6 +43,8 @@ class Said:
 
     def _request(self, request: Request) -> None:
         address = urlsplit(request.url)
+        if "/Comfy-Org/" in request.url:
+            return
         if address.scheme in ("http", "https", "ws", "wss") and address.netloc != self._own:
             self.hosts.add(address.netloc)
 
@@ -102,6 +112,7 @@ def panel(page: Page) -> dict[str, Any]:
 
 
 def ours(workflow: str) -> dict[str, Any]:
-    """Of a saved workflow what a run could change in the pack's nodes."""
+    """Of a saved workflow the values of the pack's nodes, and the sizes of those with parts of the pack's own."""
     nodes = [node for node in json.loads(workflow)["nodes"] if node["type"].startswith("EditTrainer")]
-    return {node["id"]: (node.get("widgets_values") or [], node["size"]) for node in nodes}
+    sizes = {node["id"]: node["size"] for node in nodes if node["type"] in WITH_PARTS}
+    return {"values": {node["id"]: node.get("widgets_values") or [] for node in nodes}, "sizes": sizes}
