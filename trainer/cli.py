@@ -187,7 +187,7 @@ def _add_edit(commands: Any) -> None:
     command.add_argument("--image", metavar="IN.png", type=Path, required=True, help="The picture to edit.")
     command.add_argument("--prompt", metavar="TEXT", required=True, help="The edit to make.")
     command.add_argument("--out", metavar="OUT.png", type=Path, required=True, help="Where the edited picture goes.")
-    _add_path(command, "--lora", None, "A LoRA made by train.", "none", metavar="FILE")
+    _add_path(command, "--lora", None, "A LoRA file.", "none", metavar="FILE")
     _add_number(command, "--lora-strength", float, 1.0, "How strongly the LoRA works: 0 not at all, 1 as trained.")
     _add_number(command, "--seed", int, 42, "Seed of the noise.")
     _add_number(command, "--steps", int, 0, "Sampler steps; 0: the model's own.")
