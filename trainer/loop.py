@@ -71,6 +71,8 @@ def train(
     if weights := run.finished_weights(steps):
         yield Finished(step=steps, steps=steps, stopped=False, weights=weights, run_dir=run.path)
         return
+    for doubt in model.doubts():
+        yield Warning(message=doubt)
     run.begin(request, settings, fingerprint)
     cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
     device = device or default_device()
