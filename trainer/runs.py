@@ -30,6 +30,7 @@ NOT_IN_FINGERPRINT = {
         "sample_seed",
         "sample_steps",
         "save_dtype",
+        "save_layout",
     },
 }
 """Fields that do not change the training's course. The images root and bad rows act through the dataset's content."""

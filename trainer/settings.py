@@ -66,6 +66,10 @@ class RunSettings(BaseModel):
     checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: with every sampling.")
     keep_checkpoints: int = Field(3, ge=1, description="How many of the newest checkpoints are kept.")
     save_dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="Number format of the exported weights.")
+    save_layout: Literal["single_file", "single_file+diffusers"] = Field(
+        "single_file",
+        description="What a full fine-tune saves: the single file that ComfyUI opens, or a diffusers folder beside it.",
+    )
 
 
 def parse_settings(data: Any) -> RunSettings:

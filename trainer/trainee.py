@@ -43,7 +43,9 @@ def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings) -
         seed = example_generator(settings.seed, "lora").initial_seed()
         trainee: Trainee = LoraAdapter(transformer, targets, params.lora_rank, params.lora_alpha, seed)
     else:
-        trainee = FullTransformer(transformer, parts.model.family.layout(transformer))
+        trainee = FullTransformer(
+            transformer, parts.model.family.layout(transformer), settings.save_layout == "single_file+diffusers"
+        )
     if wants_checkpointing(settings, transformer):
         transformer.enable_gradient_checkpointing()
     if settings.compile == "on":

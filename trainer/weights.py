@@ -5,13 +5,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
 from .errors import BadInput
-from .files import write_tensors
+from .files import remove, replacing, write_tensors
 from .models.layout import Layout, to_stored
 from .models.quantized import dequantize_layers
+
+if TYPE_CHECKING:
+    from diffusers import ModelMixin
 
 DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
@@ -19,17 +23,31 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 class FullTransformer:
     """All of a transformer's weights, trained in float32."""
 
-    def __init__(self, transformer: torch.nn.Module, layout: Layout) -> None:
-        """`layout` is that of the file that it is exported to."""
+    def __init__(self, transformer: ModelMixin, layout: Layout, with_folder: bool = False) -> None:
+        """`layout` is that of the file that it is exported to; `with_folder` writes diffusers' folder beside it."""
         dequantize_layers(transformer, torch.float32)
         transformer.float().requires_grad_(True)
+        self.transformer = transformer
         self.layout = layout
+        self.with_folder = with_folder
         self.parameters: dict[str, torch.nn.Parameter] = dict(transformer.named_parameters())
 
     def export(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
-        """Write the whole transformer as ComfyUI's single files hold it. Raises RunFailed when the disk refuses."""
+        """Write the whole transformer as ComfyUI's single files hold it, and where that is wanted as diffusers loads
+        it, in `<path without ending>/transformer`. Raises RunFailed when the disk refuses."""
         state = {name: parameter.detach().to("cpu", dtype) for name, parameter in self.parameters.items()}
+        if self.with_folder:
+            self._export_folder(path.with_suffix(""), state)
         write_tensors(path, dict(to_stored(self.layout, state)), metadata)
+
+    def _export_folder(self, folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+        from huggingface_hub import save_torch_state_dict
+
+        remove(folder)
+        with replacing(folder) as temporary:
+            part = temporary / "transformer"
+            self.transformer.save_config(part)
+            save_torch_state_dict(dict(state), part, filename_pattern="diffusion_pytorch_model{suffix}.safetensors")
 
     @contextmanager
     def exported_values(self, dtype: torch.dtype) -> Iterator[None]:

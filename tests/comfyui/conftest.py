@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,13 @@ def comfyui() -> Path:
     if found is None:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH to its folder (and COMFYUI_PYTHON to its interpreter)")
     return found
+
+
+@pytest.fixture(scope="session")
+def version(comfyui: Path) -> tuple[int, ...]:
+    """ComfyUI's version."""
+    text = (comfyui / "comfyui_version.py").read_text(encoding="utf-8")
+    return tuple(map(int, re.search(r'"([\d.]+)"', text).group(1).split(".")))
 
 
 @pytest.fixture(scope="session")

@@ -113,7 +113,8 @@ def open_weights(path: Path, what: str) -> WeightFile:
     if start.startswith(GGUF_MAGIC):
         return _open_gguf(path, what)
     for magic, kind in _NOT_WEIGHTS.items():
-        if start.lstrip().startswith(magic):
+        # A safetensors file may begin like one of them: its first eight bytes are a number.
+        if start.lstrip().startswith(magic) and not header.startswith(b"{"):
             raise BadInput(f"The {what} {path} is not a safetensors file: it is {kind}.")
     if not header and 1 < length <= MAX_HEADER and start[8:9] == b"{":
         raise BadInput(f"The {what} {path} is cut short: its header alone is longer. Download it again.")

@@ -2,11 +2,8 @@
 
 from __future__ import annotations
 
-import importlib
 import json
-import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
 
 import comfy.lora
@@ -17,15 +14,11 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file
 
 from .comfy_models import FULL_SIZE, empty_model, load_model, merged, native, read_transformer
+from .file_nodes import FullSizeLayout, SingleFile
+from .trainer_access import trainer
 
 EditModel = io.Custom("EDIT_MODEL")
 PREFIX = "diffusion_model."
-
-
-def trainer(module: str) -> ModuleType:
-    """A module of the pack under test, as ComfyUI has loaded it."""
-    pack = next(name for name in sys.modules if name.endswith(".trainer.schema")).removesuffix(".trainer.schema")
-    return importlib.import_module(f"{pack}.trainer.{module}")
 
 
 def folder_of(model: Any) -> Path:
@@ -212,4 +205,4 @@ class Difference(io.ComfyNode):
 
 class Oracles(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ComfyModel, Patches, FullSizeKeys, OurEdit, Difference]
+        return [ComfyModel, Patches, FullSizeKeys, OurEdit, Difference, FullSizeLayout, SingleFile]

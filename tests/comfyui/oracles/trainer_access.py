@@ -1,0 +1,13 @@
+"""The pack under test, from inside the server that has loaded it."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from types import ModuleType
+
+
+def trainer(module: str) -> ModuleType:
+    """A module of the pack's trainer, as ComfyUI has loaded it."""
+    pack = next(name for name in sys.modules if name.endswith(".trainer.schema")).removesuffix(".trainer.schema")
+    return importlib.import_module(f"{pack}.trainer.{module}")

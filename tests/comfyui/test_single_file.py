@@ -1,0 +1,77 @@
+"""Single files against ComfyUI's own models and loaders."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+
+from ..single_files import FLUX, FORMATS, QWEN, stored, write
+from .server import Server
+
+FLUX_SIZES = {
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 64,
+    "pooled_projection_dim": 32,
+    "guidance_embeds": True,
+}
+
+
+@pytest.mark.parametrize("base_model", [FLUX, QWEN])
+def test_a_full_size_file_has_every_key_of_comfyuis_model_and_no_other(server: Server, base_model: str) -> None:
+    result = server.run({"layout": {"class_type": "OracleFullSizeLayout", "inputs": {"base_model": base_model}}})
+    assert result.status == "execution_success", result.details
+    report = json.loads(result.text("layout"))
+    assert report["detected"] == ("Flux" if base_model == FLUX else "QwenImage"), report
+    assert report["keys"] > 700, report
+    assert not report["missing"] and not report["left_over"] and not report["misfits"], report
+    assert report["same_config"], report
+
+
+@pytest.fixture(scope="module")
+def states() -> dict[str, dict[str, torch.Tensor]]:
+    """Weights of one small model of each family: Qwen's width is fixed in ComfyUI."""
+    torch.manual_seed(0)
+    flux = FluxTransformer2DModel(**FLUX_SIZES)
+    with torch.device("meta"):
+        qwen = QwenImageTransformer2DModel(num_layers=1)
+    qwen = qwen.to_empty(device="cpu")
+    for name, parameter in qwen.named_parameters():
+        torch.nn.init.constant_(parameter, 1.0) if "norm" in name else torch.nn.init.normal_(parameter, std=0.02)
+    return {FLUX: stored(FLUX, flux), QWEN: stored(QWEN, qwen)}
+
+
+def compared(server: Server, base_model: str, file: Path) -> dict:
+    inputs = {"base_model": base_model, "file": str(file)}
+    result = server.run({"file": {"class_type": "OracleSingleFile", "inputs": inputs}})
+    assert result.status == "execution_success", result.details
+    return json.loads(result.text("file"))
+
+
+OPENED = [kind for kind in FORMATS if kind != "bf16, diffusion_model."]
+"""ComfyUI knows no such prefix, other programs do."""
+QWEN_KINDS = ("bf16, model.diffusion_model.", "fp8", "scaled fp8", "comfy_quant fp8", "int8 a row", "int8 rotated")
+"""Its files are large: one of each mechanism."""
+
+
+@pytest.mark.parametrize(
+    ("base_model", "kind"), [*((FLUX, kind) for kind in OPENED), *((QWEN, kind) for kind in QWEN_KINDS)]
+)
+def test_every_format_is_read_as_comfyui_reads_it(
+    server: Server,
+    version: tuple[int, int],
+    states: dict[str, dict[str, torch.Tensor]],
+    tmp_path: Path,
+    base_model: str,
+    kind: str,
+) -> None:
+    if version < (0, 33) and (base_model == FLUX or "int8" in kind or kind == "comfy_quant e5m2"):
+        pytest.skip("ComfyUI before 0.33 opens neither a Flux of another width nor this format")
+    report = compared(server, base_model, write(tmp_path / "file.safetensors", kind, states[base_model]))
+    assert not report["weights"], report
+    assert report["output"] <= 1e-4, report

@@ -1,0 +1,58 @@
+"""A file as large as memory: it is read tensor by tensor."""
+
+from __future__ import annotations
+
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+
+from trainer.models import family_class
+from trainer.models.layout import to_stored
+
+from ..single_files import FLUX
+
+WIDTHS = {"num_layers": 3, "num_single_layers": 7, "guidance_embeds": True}
+"""Full width, so many blocks that bf16 takes 4 GB."""
+NAMES = {torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
+
+
+def write_random(path: Path, dtype: torch.dtype) -> int:
+    """A file of the Flux layout with random weights, written piece by piece; its size in bytes."""
+    with torch.device("meta"):
+        transformer = FluxTransformer2DModel(**WIDTHS)
+    stored = dict(to_stored(family_class(FLUX).layout(None, transformer), transformer.state_dict()))
+    header, end = {}, 0
+    for name, tensor in stored.items():
+        begin, end = end, end + tensor.numel() * dtype.itemsize
+        header[name] = {"dtype": NAMES[dtype], "shape": list(tensor.shape), "data_offsets": [begin, end]}
+    text = json.dumps(header).encode()
+    piece = torch.randn(1 << 20).to(dtype).view(torch.uint8).numpy().tobytes()
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for begin in range(0, end, len(piece)):
+            file.write(piece[: end - begin])
+    return end
+
+
+@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+@pytest.mark.parametrize("dtype", NAMES, ids=str)
+def test_loading_takes_little_more_memory_than_the_model(tmp_path: Path, dtype: torch.dtype):
+    file = tmp_path / "kontext.safetensors"
+    size = write_random(file, dtype)
+    assert size > 3.8e9 * dtype.itemsize / 2
+    script = Path(__file__).with_name("loading_memory.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run(
+        [sys.executable, script, file, "bf16"], capture_output=True, text=True, env=environment, check=False
+    )
+    file.unlink()
+    assert done.returncode == 0, done.stderr
+    taken = json.loads(done.stdout.splitlines()[-1])
+    assert taken["held"] == pytest.approx(size, rel=0.01)
+    assert taken["peak"] - taken["before"] < 1.2 * taken["held"], taken
