@@ -3,19 +3,15 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
 from typing import Any
 
 import torch
-from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import io, ui
-from safetensors.torch import load_file
 
-from .comfy_models import empty_model
+from .comfy_models import load_model
 from .trainer_access import trainer
 
 EditModel = io.Custom("EDIT_MODEL")
-CPU = torch.device("cpu")
 WATCHED = {
     ("diffusers", "FluxTransformer2DModel"): {
         "x_embedder": "tokens",
@@ -141,9 +137,6 @@ class FileModel(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any) -> io.NodeOutput:
-        file: Path = model.files.transformer
         transformer = model.load_transformer("cpu", torch.float32)
         config = dict(transformer.config) | {"_class_name": type(transformer).__name__}
-        native = empty_model(config, CPU)
-        native.diffusion_model.load_state_dict({name: tensor.float() for name, tensor in load_file(file).items()})
-        return io.NodeOutput(ModelPatcher(native, load_device=CPU, offload_device=CPU))
+        return io.NodeOutput(load_model(config, transformer.state_dict()))

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from .comfy_models import FULL_SIZE, empty_model, load_model, merged, native, read_transformer
 from .conditioning_nodes import FileModel, Seen, Watch
 from .file_nodes import FullSizeLayout, SingleFile
-from .reduced_models import ReducedClip, ReducedVae
+from .reduced_models import ReducedClip, ReducedVae, VaeFile
 from .trainer_access import trainer
 
 EditModel = io.Custom("EDIT_MODEL")
@@ -217,6 +217,7 @@ class Oracles(ComfyExtension):
             SingleFile,
             ReducedClip,
             ReducedVae,
+            VaeFile,
             Watch,
             Seen,
             FileModel,

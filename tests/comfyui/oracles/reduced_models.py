@@ -17,6 +17,7 @@ from comfy.text_encoders.qwen_image import Qwen25_7BVLIModel, QwenImageTEModel, 
 from comfy.text_encoders.qwen_vl import Qwen2VLVisionTransformer
 from comfy.text_encoders.t5 import T5
 from comfy_api.latest import io
+from safetensors.torch import save_file
 
 CPU = torch.device("cpu")
 FAMILIES = ["flux-kontext", "qwen-image-edit"]
@@ -156,13 +157,7 @@ def reduced_vae(family: str, seed: int = 0) -> comfy.sd.VAE:
     # ComfyUI builds this one with 128 channels always; a small one takes its place.
     known = {"decoder.conv_in.weight": (512, 16, 3, 3), "encoder.down.2.downsample.conv.weight": (512, 512, 3, 3)}
     vae = comfy.sd.VAE(sd={name: torch.zeros(shape) for name, shape in known.items()}, dtype=torch.float32)
-    part = "comfy.ldm.modules.diffusionmodules.model."
-    engine = AutoencodingEngine(
-        regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
-        encoder_config={"target": f"{part}Encoder", "params": KL},
-        decoder_config={"target": f"{part}Decoder", "params": KL},
-    )
-    vae.first_stage_model = randomize(engine, seed)
+    vae.first_stage_model = randomize(_engine(KL), seed)
     vae.patcher = ModelPatcher(vae.first_stage_model, load_device=CPU, offload_device=CPU)
     return vae
 
@@ -195,3 +190,34 @@ class ReducedVae(io.ComfyNode):
     @classmethod
     def execute(cls, family: str, seed: int) -> io.NodeOutput:
         return io.NodeOutput(reduced_vae(family, seed))
+
+
+def _engine(sizes: dict[str, Any]) -> AutoencodingEngine:
+    part = "comfy.ldm.modules.diffusionmodules.model."
+    return AutoencodingEngine(
+        regularizer_config={"target": "comfy.ldm.models.autoencoder.DiagonalGaussianRegularizer"},
+        encoder_config={"target": f"{part}Encoder", "params": sizes},
+        decoder_config={"target": f"{part}Decoder", "params": sizes},
+    )
+
+
+def full_vae(family: str) -> torch.nn.Module:
+    """ComfyUI's VAE class at its full size, random."""
+    if family == "qwen-image-edit":
+        return randomize(WanVAE(**WAN | {"dim": 96}), 0)
+    return randomize(_engine(KL | {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}), 0)
+
+
+class VaeFile(io.ComfyNode):
+    """Saves a VAE of the full layout."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        inputs = [io.Combo.Input("family", options=FAMILIES), io.String.Input("file")]
+        return io.Schema(node_id="OracleVaeFile", inputs=inputs, is_output_node=True)
+
+    @classmethod
+    def execute(cls, family: str, file: str) -> io.NodeOutput:
+        state = {name: tensor.contiguous() for name, tensor in full_vae(family).state_dict().items()}
+        save_file(state, file)
+        return io.NodeOutput()
