@@ -36,4 +36,5 @@ def padded_to_patches(latents: torch.Tensor) -> torch.Tensor:
 
 
 def _to_tensor(image: Image.Image) -> torch.Tensor:
-    return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(image))
+    # In ComfyUI's order in memory, on which a convolution's roundings depend.
+    return VaeImageProcessor.numpy_to_pt(VaeImageProcessor.pil_to_numpy(image)).contiguous()

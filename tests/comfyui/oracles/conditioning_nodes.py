@@ -5,11 +5,13 @@ from __future__ import annotations
 import json
 from typing import Any
 
+import comfy.model_management
 import torch
 from comfy_api.latest import io, ui
 
 from .comfy_models import load_model
-from .trainer_access import trainer
+from .reduced_models import FAMILIES, reduced_clip, reduced_vae
+from .trainer_access import nodes, trainer
 
 EditModel = io.Custom("EDIT_MODEL")
 WATCHED = {
@@ -140,3 +142,34 @@ class FileModel(io.ComfyNode):
         transformer = model.load_transformer("cpu", torch.float32)
         config = dict(transformer.config) | {"_class_name": type(transformer).__name__}
         return io.NodeOutput(load_model(config, transformer.state_dict()))
+
+
+class Fingerprints(io.ComfyNode):
+    """The fingerprints of reduced CLIPs and VAEs, patched and not."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(node_id="OracleFingerprints", inputs=[], is_output_node=True)
+
+    @classmethod
+    def execute(cls) -> io.NodeOutput:
+        report = {}
+        for family in FAMILIES:
+            for kind, make in (("clip", lambda f, seed: reduced_clip(f, 64, seed)), ("vae", reduced_vae)):
+                first, again, other = make(family, 0), make(family, 0), make(family, 1)
+                prints = {"first": first.patcher, "again": again.patcher, "other weights": other.patcher}
+                patched = first.patcher.clone()
+                name, weight = max(patched.model.named_parameters(), key=lambda item: item[1].numel())
+                patched.add_patches({name: ("diff", (torch.full_like(weight, 0.1),))}, 0.5)
+                prints["patched"] = patched
+                report[f"{family} {kind}"] = {key: fingerprint_of(value) for key, value in prints.items()}
+                comfy.model_management.load_models_gpu([patched], force_full_load=True)
+                report[f"{family} {kind}"] |= {
+                    "patched and loaded": fingerprint_of(patched),
+                    "first, while the patched one is loaded": fingerprint_of(first.patcher),
+                }
+        return io.NodeOutput(ui=ui.PreviewText(json.dumps(report)))
+
+
+def fingerprint_of(patcher: Any) -> str:
+    return nodes("patched").fingerprint_patched(patcher)

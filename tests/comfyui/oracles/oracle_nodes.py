@@ -14,7 +14,7 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file
 
 from .comfy_models import FULL_SIZE, empty_model, load_model, merged, native, read_transformer
-from .conditioning_nodes import FileModel, Seen, Watch
+from .conditioning_nodes import FileModel, Fingerprints, Seen, Watch
 from .file_nodes import FullSizeLayout, SingleFile
 from .reduced_models import ReducedClip, ReducedVae, VaeFile
 from .trainer_access import trainer
@@ -221,4 +221,5 @@ class Oracles(ComfyExtension):
             Watch,
             Seen,
             FileModel,
+            Fingerprints,
         ]
