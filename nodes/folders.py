@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import os
 import re
 import shutil
 from pathlib import Path
@@ -106,6 +107,19 @@ def publish_lora(weights: Path) -> Path:
     if not path.is_file() or path.stat().st_size != weights.stat().st_size or path.read_bytes() != weights.read_bytes():
         with replacing(path) as temporary:
             shutil.copyfile(weights, temporary)
+    return path
+
+
+def publish_transformer(weights: Path) -> Path:
+    """A run's whole transformer where ComfyUI's loaders list it: the same file under a second name where the disk has
+    such, else a copy. Raises RunFailed when the disk refuses."""
+    path = output_folder() / "diffusion_models" / weights.name
+    if not path.is_file() or not path.samefile(weights):
+        with replacing(path, durable=False) as temporary:
+            try:
+                os.link(weights, temporary)
+            except OSError:
+                shutil.copyfile(weights, temporary)
     return path
 
 

@@ -47,6 +47,8 @@ SETTINGS = (
     "keep_checkpoints",
     "save_dtype",
 )
+NEWER_SETTINGS = ("save_layout",)
+"""Come after the others, and may be missing."""
 
 
 class Params(io.ComfyNode):
@@ -78,7 +80,10 @@ class Settings(io.ComfyNode):
             display_name="Training Settings (advanced)",
             category="edit trainer",
             description="What a fine-tune request does not say. Leave the node out to take the defaults.",
-            inputs=field_inputs(RunSettings, SETTINGS),
+            inputs=[
+                *field_inputs(RunSettings, SETTINGS),
+                *field_inputs(RunSettings, NEWER_SETTINGS, optional=True),
+            ],
             outputs=[EditSettings.Output("settings", tooltip="For Train Edit LoRA.")],
         )
 

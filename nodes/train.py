@@ -11,7 +11,7 @@ from ..trainer.errors import BadInput
 from ..trainer.schema import SamplePrompt
 from ..trainer.settings import RunSettings, parse_settings
 from .feed import RunFeed
-from .folders import cache_folder, publish_lora, run_folder
+from .folders import cache_folder, publish_lora, publish_transformer, run_folder
 from .host import borrowed_device, follow, readable_errors
 from .request import build_request
 from .types import EditDataset, EditModel, EditParams, EditRun, EditSamples, EditSettings, FinishedRun
@@ -117,7 +117,7 @@ def _results(model: Model, request: FineTuneRequest, feed: RunFeed) -> io.NodeOu
         path = publish_lora(finished.weights)
         trained, lora = model.with_adapter(path), read_weights(path, "LoRA file")
     else:
-        path, lora = finished.weights, {}
+        path, lora = publish_transformer(finished.weights), {}
         trained = model.with_weights(path)
     line = feed.end(f"{finished.step} steps done, loss {losses[-1]:.4f}, saved as {path}")
     return io.NodeOutput(trained, lora, run, str(path), {"loss": losses}, ui=ui.PreviewText(line))

@@ -16,11 +16,11 @@ STEPS = {"learning_rate": 1e-6, "weight_decay": 1e-4, "caption_dropout": 0.01}
 """Step of a FLOAT widget where 0.1 is too coarse; the page rounds what is typed to a hundredth of it."""
 
 
-def field_input(model: type[BaseModel], name: str) -> io.Input:
-    """The widget of one field."""
+def field_input(model: type[BaseModel], name: str, optional: bool = False) -> io.Input:
+    """The widget of one field; `optional` where it is newer than its node, and older prompts lack it."""
     field = model.model_fields[name]
     default = "" if field.default is PydanticUndefined else field.default
-    common: dict[str, Any] = {"id": name, "default": default, "tooltip": field.description}
+    common: dict[str, Any] = {"id": name, "default": default, "tooltip": field.description, "optional": optional}
     if get_origin(field.annotation) is Literal:
         return io.Combo.Input(options=list(get_args(field.annotation)), **common)
     if field.annotation is bool:
@@ -39,6 +39,6 @@ def field_input(model: type[BaseModel], name: str) -> io.Input:
     return io.Float.Input(min=float(least), max=top, step=step, round=step / 100, **common)
 
 
-def field_inputs(model: type[BaseModel], names: tuple[str, ...]) -> list[io.Input]:
+def field_inputs(model: type[BaseModel], names: tuple[str, ...], optional: bool = False) -> list[io.Input]:
     """The widgets of several fields, in this order."""
-    return [field_input(model, name) for name in names]
+    return [field_input(model, name, optional) for name in names]

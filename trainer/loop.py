@@ -18,7 +18,7 @@ from .encode import Encoder, Example, Texts
 from .errors import RunFailed
 from .events import Checkpoint, Event, Finished, Progress, RunControl, Started, Step, Warning
 from .files import remove
-from .memory import Parts, base_dtype, default_device
+from .memory import Parts, base_dtype, default_device, full_fine_tune_need
 from .metadata import export_metadata
 from .optim import build_optimizer, learning_rate_at, load_optimizer_tensors, optimizer_tensors
 from .prefetch import prefetched
@@ -66,16 +66,18 @@ def train(
     weights = [model.fingerprint(part) for part in ("transformer", "vae", "text")]
     fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights)
     run, elsewhere = open_run_folder(run_dir, fingerprint, steps)
-    if elsewhere:
-        yield Warning(message=elsewhere)
+    for message in (*model.doubts(), *([elsewhere] if elsewhere else [])):
+        yield Warning(message=message)
     if weights := run.finished_weights(steps):
         yield Finished(step=steps, steps=steps, stopped=False, weights=weights, run_dir=run.path)
         return
     for doubt in model.doubts():
         yield Warning(message=doubt)
+    device = device or default_device()
+    if not request.training_params.use_lora and (need := full_fine_tune_need(model.transformer_parameters(), device)):
+        yield Warning(message=need)
     run.begin(request, settings, fingerprint)
     cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
-    device = device or default_device()
     parts = Parts(model, device, base_dtype(settings, device), settings.offload)
     training = Training(request, dataset, settings, run, parts, cache, control)
     yield from training.prepare()

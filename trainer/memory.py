@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .errors import BadInput
 from .settings import RunSettings
 from .weights import DTYPES
 
@@ -15,6 +16,8 @@ if TYPE_CHECKING:
 
 FULL_SIZE_PARAMETERS = 1_000_000_000
 """Models from this size on are trained with gradient checkpointing unless the settings say otherwise."""
+FULL_FINE_TUNE_BYTES = 16
+"""For each weight: itself, its gradient and AdamW's two moments, all in float32."""
 HEADROOM_BYTES = 6 * 2**30
 """Device memory left for activations when all parts are kept on the device."""
 
@@ -40,6 +43,24 @@ def wants_checkpointing(settings: RunSettings, transformer: torch.nn.Module) -> 
     if settings.gradient_checkpointing != "auto":
         return settings.gradient_checkpointing == "on"
     return sum(parameter.numel() for parameter in transformer.parameters()) >= FULL_SIZE_PARAMETERS
+
+
+def full_fine_tune_need(parameters: int, device: torch.device) -> str | None:
+    """What a full fine-tune of this many weights takes, for the person to read; None where it is little.
+
+    Raises BadInput when the device's memory can never hold it.
+    """
+    gigabytes = parameters * FULL_FINE_TUNE_BYTES / 1e9
+    if parameters < FULL_SIZE_PARAMETERS:
+        return None
+    need = (
+        f"A full fine-tune trains all {parameters / 1e9:.1f} billion weights: about {gigabytes:.0f} GB on the device "
+        f"(weights {gigabytes / 4:.0f}, gradients {gigabytes / 4:.0f}, AdamW {gigabytes / 2:.0f}), and more for "
+        f"activations; the saved file takes {parameters * 2 / 1e9:.0f} GB in bf16."
+    )
+    if device.type == "cuda" and (total := torch.cuda.mem_get_info(device)[1] / 1e9) < gigabytes:
+        raise BadInput(f"use_lora: {need} This card has {total:.0f} GB. Set use_lora to true.")
+    return need
 
 
 class Parts:

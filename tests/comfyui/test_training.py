@@ -162,8 +162,10 @@ def test_more_steps_go_on_from_the_finished_run(server: Server) -> None:
 def test_a_full_fine_tune_edits_with_its_own_weights(server: Server) -> None:
     prompt = edited(training(run_name="full", params={"use_lora": False, "steps": 2, "learning_rate": 0.01}))
     result = ok(server.run(prompt))
-    file = server.output / "edit_trainer" / "full" / "full-000002.safetensors"
+    file = server.output / "diffusion_models" / "full-000002.safetensors"
     assert str(file) in result.text("train")
+    assert (server.output / "edit_trainer" / "full" / file.name).read_bytes() == file.read_bytes()
+    assert file.name in server.get("/object_info/UNETLoader")["UNETLoader"]["input"]["required"]["unet_name"][0]
     base = prompt | {"saved": node("SaveImage", images=["edit", 0], filename_prefix="untrained")}
     base["edit"] = node("EditTrainerEditImage", **prompt["edit"]["inputs"] | {"model": ["model", 0]})
     ok(server.run(base))

@@ -113,6 +113,17 @@ def test_save_dtype(kontext, runs, name, dtype):
         assert {file.get_slice(key).get_dtype() for key in list(file.keys())} == {dtype}
 
 
+def test_save_layout_adds_a_folder_that_diffusers_loads(model, runs):
+    settings = {"save_layout": "single_file+diffusers", "save_dtype": "fp32"}
+    runs.run(model, steps=1, use_lora=False, settings=settings)
+    folder = runs.folder / "run" / "run-000001"
+    transformer = model.family.transformer.from_pretrained(folder, subfolder="transformer")
+    file = model.with_weights(folder.with_suffix(".safetensors")).load_transformer("cpu", torch.float32)
+    state = file.state_dict()
+    assert transformer.state_dict().keys() == state.keys()
+    assert all(torch.equal(tensor, state[name]) for name, tensor in transformer.state_dict().items())
+
+
 def test_resolution_makes_buckets_of_that_area(kontext, runs):
     runs.write(size=(128, 64))
     events = runs.run(kontext, steps=1, settings={"resolution": 128})

@@ -6,6 +6,7 @@ A new family is one module and one line of `FAMILIES`.
 from __future__ import annotations
 
 from importlib import import_module
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..errors import BadInput
@@ -13,13 +14,16 @@ from ..errors import BadInput
 if TYPE_CHECKING:
     from .family import Family
 
-__all__ = ["FAMILIES", "family_class", "open_model"]
+__all__ = ["CONFIGS", "FAMILIES", "family_class", "open_model"]
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "flux_kontext.FluxKontext": ("black-forest-labs/FLUX.1-Kontext-dev", "tiny/flux-kontext"),
     "qwen_image_edit.QwenImageEdit": ("Qwen/Qwen-Image-Edit", "tiny/qwen-image-edit"),
 }
 """Module and class of each family: its base models."""
+
+CONFIGS = Path(__file__).parent / "configs"
+"""The published models' folders in the pipeline's layout, without any weights."""
 
 
 def family_class(base_model: str) -> type[Family]:

@@ -19,6 +19,9 @@ if TYPE_CHECKING:
     from PIL import Image
 
     from .layout import Layout, Shapes
+    from .text_files import EncoderFile
+    from .tokenizers import Tokenizer
+    from .vae_files import VaeFile
 
 TextConditioning = Mapping[str, "torch.Tensor"]
 """What a text encoder makes of one caption: named tensors with a leading batch dimension, ready for safetensors."""
@@ -123,6 +126,18 @@ class Family(ABC):
     """The folders of the pipeline's layout that hold each part."""
     patch: ClassVar[int] = 16
     """Pixels along a token's side; every image size is a multiple of it."""
+    kind: ClassVar[str]
+    """identify.py's name for a single file of its transformer."""
+    said_in_name: ClassVar[str]
+    """What the names of its transformers' files have in them, in lower case."""
+    siblings: ClassVar[str]
+    """A regular expression that is found in names of files of other models with the same tensors."""
+    text_encoders: ClassVar[Mapping[str, EncoderFile]]
+    """Its text encoders as single files, by their folders in the pipeline's layout."""
+    tokenizers: ClassVar[Mapping[str, Tokenizer]]
+    """The tokenizers that go with those files, by their folders in the pipeline's layout."""
+    vae_file: ClassVar[VaeFile]
+    """Its VAE as a single file."""
     pipeline_class: ClassVar[str]
     """The diffusers pipeline whose inference is matched."""
 
@@ -152,14 +167,29 @@ class Family(ABC):
         """How single files name and join the transformer's modules."""
 
     @abstractmethod
+    def other_model(self, shapes: Shapes) -> str | None:
+        """Which model of another make the transformer of this kind and shapes is, in words; None when it may be this
+        family's."""
+
+    @abstractmethod
     def load_text_encoder(
-        self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
+        self,
+        folder: Path | None,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        fingerprint: str,
+        loaded: Mapping[str, Any] | None = None,
     ) -> TextEncoder:
-        """The pipeline's text encoder; `fingerprint` becomes the port's."""
+        """The pipeline's text encoder; `fingerprint` becomes the port's. Encoders and tokenizers in `loaded`, by
+        their folders' names, take the place of the folder's; without a folder they are all there."""
 
     @abstractmethod
     def load_codec(self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str) -> ImageCodec:
         """The pipeline's VAE; `fingerprint` becomes the port's."""
+
+    @abstractmethod
+    def codec_of(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> ImageCodec:
+        """The same of a VAE that is loaded."""
 
     # sizes
 

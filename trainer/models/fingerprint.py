@@ -12,21 +12,21 @@ CHUNK = 2**20
 CHUNKS = 16
 
 
-def fingerprint(folder: Path, names: Iterable[str], *extra: object) -> str:
-    """A hexadecimal digest of all files in the named subfolders, and of `extra`.
-
-    Of a file of 64 MiB or more its size and 16 evenly spaced chunks of 1 MiB stand for the rest; the first holds a
-    safetensors header, the last ends with the file. Same files, same digest, wherever the folder is.
-    """
+def files_in(folder: Path, names: Iterable[str]) -> dict[str, Path]:
+    """All files in the named subfolders, by their paths below `folder`."""
     files: dict[str, Path] = {}
     for name in names:
         found = {path.relative_to(folder).as_posix(): path for path in (folder / name).rglob("*") if path.is_file()}
         files |= {relative: found[relative] for relative in sorted(found)}
-    return fingerprint_files(files, *extra)
+    return files
 
 
 def fingerprint_files(files: Mapping[str, Path], *extra: object) -> str:
-    """The same of files under the names that they are known by."""
+    """A hexadecimal digest of files, under the names that they are known by, and of `extra`.
+
+    Of a file of 64 MiB or more its size and 16 evenly spaced chunks of 1 MiB stand for the rest; the first holds a
+    safetensors header, the last ends with the file. Same files, same digest, wherever they lie.
+    """
     digest = hashlib.sha256(repr(extra).encode())
     for name, path in files.items():
         digest.update(f"{name}\0{path.stat().st_size}\0".encode())

@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKL, FluxKontextPipeline, FluxTransformer2DModel
+from diffusers import FluxKontextPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 from PIL import Image
 
 from ..resize import at_area_of, nearest_aspect, scaled
 from .comfy_images import cropped_lanczos
 from .family import PackedLatents, Scale, Size, TextConditioning
+from .flux_files import TEXT_ENCODERS, TOKENIZERS, VAE
 from .flux_layout import flux_config, flux_layout
 from .layout import Layout, Shapes
-from .pipelines import PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, from_folder
+from .pipelines import PipelineFamily, PipelineTextEncoder, any_of
 
 PREFERRED_SIZES = [Size(width, height) for width, height in PREFERRED_KONTEXT_RESOLUTIONS]
 PREFERRED_RESOLUTION = 1024
@@ -41,6 +42,12 @@ class FluxKontext(PipelineFamily):
     pipeline_class = "FluxKontextPipeline"
     pipeline = FluxKontextPipeline
     transformer = FluxTransformer2DModel
+    kind = "flux"
+    said_in_name = "kontext"
+    siblings = "krea"
+    text_encoders: ClassVar = TEXT_ENCODERS
+    tokenizers: ClassVar = TOKENIZERS
+    vae_file = VAE
 
     def transformer_config(self, shapes: Shapes) -> dict[str, Any]:
         return flux_config(shapes)
@@ -49,17 +56,26 @@ class FluxKontext(PipelineFamily):
         config = transformer.config
         return flux_layout(config.num_layers, config.num_single_layers, config.guidance_embeds)
 
-    def load_text_encoder(
-        self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
-    ) -> FluxTextEncoder:
-        pipeline = FluxKontextPipeline.from_pretrained(folder, transformer=None, vae=None, **from_folder(dtype))
-        return FluxTextEncoder(pipeline, device, fingerprint, self.scale.text_length)
+    def other_model(self, shapes: Shapes) -> str | None:
+        channels = shapes.get("img_in.weight", (0, 64))[-1]
+        if channels == 384:
+            return "FLUX.1 Fill, which paints into masks"
+        if channels == 128:
+            return "FLUX.1 Canny or Depth, which follow a control picture"
+        if "img_in.weight" in shapes and "guidance_in.in_layer.weight" not in shapes:
+            return "FLUX.1 schnell or another Flux without a guidance embedding"
+        return None
 
-    def load_codec(
-        self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
-    ) -> PipelineCodec:
-        vae = AutoencoderKL.from_pretrained(folder, subfolder="vae", **from_folder(dtype))
-        return PipelineCodec(vae, device, fingerprint)
+    def load_text_encoder(
+        self,
+        folder: Path | None,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        fingerprint: str,
+        loaded: Mapping[str, Any] | None = None,
+    ) -> FluxTextEncoder:
+        pipeline = self.text_pipeline(folder, dtype, **(loaded or {}))
+        return FluxTextEncoder(pipeline, device, fingerprint, self.scale.text_length)
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
         if control_resolution == "target":

@@ -38,6 +38,21 @@ class PipelineFamily(Family):
         with torch.device("meta"):
             return self.transformer.from_config(config)
 
+    def load_codec(
+        self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
+    ) -> PipelineCodec:
+        vae = self.vae_file.model.from_pretrained(folder, subfolder="vae", **from_folder(dtype))
+        return self.codec_of(vae, device, fingerprint)
+
+    def codec_of(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> PipelineCodec:
+        return PipelineCodec(vae, device, fingerprint)
+
+    def text_pipeline(self, folder: Path | None, dtype: torch.dtype, **loaded: Any) -> DiffusionPipeline:
+        """The pipeline with nothing but its text encoders and tokenizers: from a folder, or all of them `loaded`."""
+        if folder is None:
+            return self.pipeline(scheduler=None, transformer=None, vae=None, **loaded)
+        return self.pipeline.from_pretrained(folder, transformer=None, vae=None, **loaded, **from_folder(dtype))
+
     def sample_size(self, wanted: Size) -> Size:
         return nearest_possible(wanted, self.scale.max_sample_resolution, self.patch)
 

@@ -59,7 +59,7 @@ def dequantize(
         values = codes.view(FLOAT8[kind]).to(dtype)
         return values if scale is None else values * scale.to(dtype)
     if kind.startswith("gguf:"):
-        return _from_ggml(codes, kind.removeprefix("gguf:")).to(dtype)
+        return _from_ggml(codes.view(torch.uint8), kind.removeprefix("gguf:")).to(dtype)
     values = codes.view(torch.int8).float()
     if scale is not None:
         values = values * scale
@@ -99,8 +99,8 @@ class QuantizedLinear(nn.Linear):
 
     def __init__(self, weight: QuantizedWeight, in_features: int, bias: torch.Tensor | None) -> None:
         super().__init__(in_features, weight.codes.shape[0], bias=False, device="meta")
-        codes = weight.codes if weight.codes.dtype == torch.int8 else weight.codes.view(torch.uint8)
-        self.weight = nn.Parameter(codes, requires_grad=False)
+        # int8 of all whole numbers: transformers' T5 casts its input to the dtype of any other weight.
+        self.weight = nn.Parameter(weight.codes.view(torch.int8), requires_grad=False)
         self.quantization = weight.quantization
         self.register_buffer("scale", weight.scale)
         if bias is not None:

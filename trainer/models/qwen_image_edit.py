@@ -7,19 +7,21 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKLQwenImage, QwenImageEditPipeline, QwenImageTransformer2DModel
+from diffusers import QwenImageEditPipeline, QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
-from transformers import ProcessorMixin, Qwen2VLProcessor
+from transformers import AutoImageProcessor, ProcessorMixin, Qwen2Tokenizer, Qwen2VLProcessor
 
 from ..resize import at_area_of
+from . import CONFIGS
 from .comfy_images import area_resized, cut_to_latents, padded_to_patches
 from .comfy_positions import ComfyQwenRope
 from .family import ImageCodec, PackedLatents, Scale, Size, TextConditioning
 from .layout import AXES, HEAD_SIZE, Layout, Shapes, count_blocks, same_names
-from .pipelines import VAE_SCALE, PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, from_folder, to_pil
+from .pipelines import VAE_SCALE, PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, to_pil
+from .qwen_files import TEXT_ENCODERS, TOKENIZERS, VAE
 
 SIDE_STEP = 32
 """Pixels: `calculate_dimensions` makes sides multiples of it."""
@@ -43,6 +45,12 @@ class QwenImageEdit(PipelineFamily):
     pipeline_class = "QwenImageEditPipeline"
     pipeline = QwenImageEditPipeline
     transformer = QwenImageTransformer2DModel
+    kind = "qwen-image"
+    said_in_name = "edit"
+    siblings = "2509|2511|2512|layered|plus"
+    text_encoders: ClassVar = TEXT_ENCODERS
+    tokenizers: ClassVar = TOKENIZERS
+    vae_file = VAE
 
     def empty_transformer(self, config: Mapping[str, Any]) -> QwenImageTransformer2DModel:
         transformer = super().empty_transformer(config)
@@ -75,20 +83,27 @@ class QwenImageEdit(PipelineFamily):
     def layout(self, transformer: QwenImageTransformer2DModel) -> Layout:
         return same_names(transformer)
 
-    def load_text_encoder(
-        self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
-    ) -> QwenTextEncoder:
-        pipeline = QwenImageEditPipeline.from_pretrained(
-            folder,
-            transformer=None,
-            vae=None,
-            processor=load_processor(folder),
-            **from_folder(dtype),
-        )
-        return QwenTextEncoder(pipeline, device, fingerprint)
+    def other_model(self, shapes: Shapes) -> str | None:
+        if any(name.endswith("__index_timestep_zero__") for name in shapes):
+            return "Qwen-Image-Edit-2511, which sees its control images in another way"
+        if "time_text_embed.addition_t_embedding.weight" in shapes:
+            return "Qwen-Image-Layered"
+        return None
 
-    def load_codec(self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str) -> QwenCodec:
-        vae = AutoencoderKLQwenImage.from_pretrained(folder, subfolder="vae", **from_folder(dtype))
+    def load_text_encoder(
+        self,
+        folder: Path | None,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        fingerprint: str,
+        loaded: Mapping[str, Any] | None = None,
+    ) -> QwenTextEncoder:
+        loaded = dict(loaded or {})
+        tokenizer = loaded.get("tokenizer")
+        loaded["processor"] = processor_of(tokenizer) if tokenizer else load_processor(folder)
+        return QwenTextEncoder(self.text_pipeline(folder, dtype, **loaded), device, fingerprint)
+
+    def codec_of(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> QwenCodec:
         return QwenCodec(vae, device, fingerprint)
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
@@ -214,6 +229,12 @@ class ImageTextProcessor(Qwen2VLProcessor):
 def load_processor(folder: Path) -> Qwen2VLProcessor:
     """The pipeline's processor of text and images."""
     return ImageTextProcessor.from_pretrained(folder / "processor", local_files_only=True)
+
+
+def processor_of(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
+    """The published model's processor with this tokenizer."""
+    folder = CONFIGS / QwenImageEdit.name / "processor"
+    return ImageTextProcessor(AutoImageProcessor.from_pretrained(folder, local_files_only=True), tokenizer)
 
 
 def _at_area(image: Size, area: int) -> Size:

@@ -18,34 +18,17 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 
 from ..errors import BadInput, RunFailed
-from . import family_class
+from . import CONFIGS, family_class
 from .family import Family, ImageCodec, Part, Ports, TextEncoder
-from .fingerprint import fingerprint, fingerprint_files
-from .single_file import check_single_file, doubts_of, load_single_file
+from .fingerprint import files_in, fingerprint_files
+from .given_files import NO_FILES, ModelFiles, check_files, doubts_about_files
+from .single_file import load_single_file, open_transformer
+from .text_files import load_encoder
+from .tokenizers import find_tokenizers, load_tokenizers
+from .vae_files import load_vae
 
 EMBEDDED = Path(__file__).parent.parent / "tiny"
-CONFIGS = Path(__file__).parent / "configs"
-"""The published models' folders in the pipeline's layout, without any weights."""
 FILE_TYPES = ("json", "safetensors", "txt", "model", "jinja")
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class ModelFiles:
-    """Single files that take the place of parts of a base model's folder."""
-
-    transformer: Path | None = None
-    vae: Path | None = None
-    text_encoder: Path | None = None
-    """CLIP-L for Flux, Qwen2.5-VL for Qwen."""
-    text_encoder_2: Path | None = None
-    """T5-XXL for Flux."""
-    tokenizers: Path | None = None
-    """A ComfyUI installation, whose tokenizers are taken; None: those in the Hugging Face cache."""
-
-    def of(self, part: Part) -> dict[str, Path]:
-        """The weights files of a part, by field; empty when it comes from the folder."""
-        fields = {"transformer": ("transformer",), "vae": ("vae",), "text": ("text_encoder", "text_encoder_2")}
-        return {name: path for name in fields[part] if (path := getattr(self, name)) is not None}
 
 
 @dataclass(frozen=True)
@@ -65,7 +48,7 @@ class EditModel:
     adapter: Path | Mapping[str, torch.Tensor] | None = None
     """An exported LoRA, its file or its tensors, that `load_transformer` adds to the base."""
     adapter_strength: float = 1.0
-    files: ModelFiles = ModelFiles()
+    files: ModelFiles = NO_FILES
     ports: Ports | None = None
     """What a host has loaded itself, in the place of the folder's text encoder and VAE."""
 
@@ -84,13 +67,26 @@ class EditModel:
         if self.ports is not None and part != "transformer":
             return (self.ports.codec if part == "vae" else self.ports.text_encoder).fingerprint
         settings = (self.family.name, self.family.scale.text_length)
-        if files := self.files.of(part):
-            return fingerprint_files(files, *settings)
-        return fingerprint(self._part(part), self.family.parts[part], *settings)
+        files = self.files.of(part)
+        if names := self._from_folder(part):
+            files |= files_in(self._part(part), names)
+        return fingerprint_files(files, *settings)
 
     def doubts(self) -> list[str]:
         """What about the files makes one doubt that they are what they should be, in sentences."""
-        return doubts_of(self.files.transformer, self.base_model) if self.files.transformer else []
+        return doubts_about_files(self.family, self.base_model, self.files)
+
+    def transformer_config(self) -> Mapping[str, Any]:
+        """diffusers' config of the base's transformer: by its file's shapes, from its folder, or as published."""
+        if file := self.files.transformer:
+            return self.family.transformer_config(open_transformer(file).shapes)
+        path = (self.folder or CONFIGS / self.family.name) / "transformer" / "config.json"
+        with _readable(f"{self.base_model}: {path}"):
+            return json.loads(path.read_text(encoding="utf-8"))
+
+    def transformer_parameters(self) -> int:
+        """How many weights the transformer has, without loading it."""
+        return sum(p.numel() for p in self.family.empty_transformer(self.transformer_config()).parameters())
 
     def with_adapter(self, adapter: Path | Mapping[str, torch.Tensor], strength: float = 1.0) -> EditModel:
         """The same base with an exported LoRA, and no other."""
@@ -109,7 +105,8 @@ class EditModel:
         """The transformer in eval mode without gradients, the adapter on it."""
         if file := self.weights or self.files.transformer:
             with _readable(f"The transformer {file}"):
-                transformer = load_single_file(self.family, file, dtype, self._known_config())
+                config = self.transformer_config() if self.weights else None
+                transformer = load_single_file(self.family, file, dtype, config)
         else:
             folder = self._part("transformer")
             with _readable(f"The transformer of {self.base_model} in {folder}"):
@@ -125,14 +122,20 @@ class EditModel:
         """The text encoder with its tokenizers; a host's port decides on its device and number format itself."""
         if self.ports is not None:
             return self.ports.text_encoder
-        folder = self._part("text")
-        with _readable(f"The text encoder of {self.base_model} in {folder}"):
-            return self.family.load_text_encoder(folder, device, dtype, self.fingerprint("text"))
+        folder = self._part("text") if self._from_folder("text") else None
+        files = self.files.of("text")
+        with _readable(f"The text encoder of {self.base_model} in {folder or ' and '.join(map(str, files.values()))}"):
+            loaded = self._loaded_text(dtype, alone=folder is None) if files else {}
+            return self.family.load_text_encoder(folder, device, dtype, self.fingerprint("text"), loaded)
 
     def load_codec(self, device: torch.device | str, dtype: torch.dtype) -> ImageCodec:
         """The VAE; a host's port decides on its device and number format itself."""
         if self.ports is not None:
             return self.ports.codec
+        if file := self.files.vae:
+            with _readable(f"The VAE {file}"):
+                vae = load_vae(self.family.vae_file, file, CONFIGS / self.family.name / "vae", dtype)
+            return self.family.codec_of(vae, device, self.fingerprint("vae"))
         folder = self._part("vae")
         with _readable(f"The VAE of {self.base_model} in {folder}"):
             return self.family.load_codec(folder, device, dtype, self.fingerprint("vae"))
@@ -143,15 +146,28 @@ class EditModel:
         with _readable(f"The scheduler of {self.base_model} in {folder}"):
             return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
 
-    def _known_config(self) -> dict[str, Any] | None:
-        """The transformer's config where the base is a folder; else it follows from the file's shapes."""
-        if self.folder is None or self.files.transformer is not None:
-            return None
-        return json.loads((self.folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    def _loaded_text(self, dtype: torch.dtype, alone: bool) -> dict[str, Any]:
+        """The text encoders that are files, and, where nothing of the text comes from a folder, the tokenizers."""
+        family, tokenizers = self.family, {}
+        if alone:
+            places = find_tokenizers(family.tokenizers, self.base_model, self.files.tokenizers, self.folder)
+            tokenizers = load_tokenizers(family.tokenizers, places)
+        encoders = {}
+        for name, path in self.files.of("text").items():
+            encoder = family.text_encoders[name]
+            published = CONFIGS / family.name / name
+            encoders[name] = load_encoder(encoder, path, published, dtype, tokenizers.get(encoder.tokenizer))
+        return encoders | tokenizers
+
+    def _from_folder(self, part: Part) -> tuple[str, ...]:
+        """The folders of a part that are read from the pipeline's layout; none when files are the whole part."""
+        files, names = self.files.of(part), self.family.parts[part]
+        weights = self.family.text_encoders if part == "text" else names
+        return () if set(weights) <= files.keys() else tuple(name for name in names if name not in files)
 
     def _part(self, part: Part) -> Path:
-        """The folder of the pipeline's layout, with all files of the part in it."""
-        names = self.family.parts[part]
+        """The folder of the pipeline's layout, with all files in it that the part is read from."""
+        names = self._from_folder(part)
         patterns = [f"{name}/*.{kind}" for name in names for kind in FILE_TYPES]
         folder = self._local("model_index.json", "scheduler/*.json", *patterns)
         for name in names:
@@ -203,11 +219,10 @@ def open_model(
         folder = EMBEDDED / base_model.removeprefix("tiny/")
     if folder is not None and not (folder / "model_index.json").is_file():
         raise BadInput(f"{folder} is not a model in diffusers' layout: it has no model_index.json.")
-    files = files or ModelFiles()
-    model = EditModel(base_model, folder, "comfyui" if ports else "diffusers", files=files, ports=ports)
-    if files.transformer:
-        check_single_file(model.family, files.transformer)
-    return model
+    model = EditModel(base_model, folder, "comfyui" if ports else "diffusers", ports=ports)
+    if files is None or files == NO_FILES:
+        return model
+    return replace(model, files=check_files(model.family, base_model, files, folder))
 
 
 @contextmanager
