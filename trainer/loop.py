@@ -71,8 +71,6 @@ def train(
     if weights := run.finished_weights(steps):
         yield Finished(step=steps, steps=steps, stopped=False, weights=weights, run_dir=run.path)
         return
-    for doubt in model.doubts():
-        yield Warning(message=doubt)
     device = device or default_device()
     if not request.training_params.use_lora and (need := full_fine_tune_need(model.transformer_parameters(), device)):
         yield Warning(message=need)
