@@ -50,7 +50,7 @@ QWEN: dict[str, Any] = {
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
-VISION = {"hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "num_layers": 8}
+VISION = {"hidden_size": 64, "intermediate_size": 128, "num_heads": 4, "num_layers": 2}
 KL: dict[str, Any] = {
     "double_z": True,
     "z_channels": 16,
@@ -64,7 +64,7 @@ KL: dict[str, Any] = {
     "dropout": 0.0,
 }
 WAN: dict[str, Any] = {
-    "dim": 16,
+    "dim": 8,
     "z_dim": 16,
     "dim_mult": [1, 2, 4, 4],
     "num_res_blocks": 2,
