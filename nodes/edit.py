@@ -7,6 +7,8 @@ from typing import TYPE_CHECKING
 import torch
 from comfy_api.latest import io
 
+from ..trainer.errors import BadInput
+from .folders import NO_LORA, find_lora, lora_options, lora_state
 from .host import NodeDisplay, borrowed_device, follow, readable_errors
 from .pictures import to_images, to_pictures
 from .types import EditModel
@@ -56,9 +58,20 @@ class EditImage(io.ComfyNode):
                     tooltip="How strongly the LoRA acts.",
                 ),
                 io.LoraModel.Input("lora", optional=True, tooltip="A LoRA; it takes the place of the model's own."),
+                io.Combo.Input(
+                    "lora_name",
+                    options=lora_options(),
+                    default=NO_LORA,
+                    optional=True,
+                    tooltip="A LoRA file that takes the place of the model's own; not together with lora.",
+                ),
             ],
             outputs=[io.Image.Output("image", tooltip="The edited image.")],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, lora_name: str | None = NO_LORA, **others: object) -> str | float:
+        return lora_state(lora_name)
 
     @classmethod
     @readable_errors()
@@ -70,11 +83,17 @@ class EditImage(io.ComfyNode):
         height: int,
         lora_strength: float,
         lora: dict[str, torch.Tensor] | None = None,
+        lora_name: str = NO_LORA,
         **how: object,
     ) -> io.NodeOutput:
         from ..trainer.sampling import edit
 
-        adapter = lora or model.adapter
+        file = find_lora(lora_name)
+        if lora and file:
+            raise BadInput(
+                f'lora_name: "{lora_name}" and a connected lora cannot both be used; choose "{NO_LORA}" here.'
+            )
+        adapter = file or lora or model.adapter
         if adapter:
             model = model.with_adapter(adapter, lora_strength)
         display = NodeDisplay(cls.hidden.unique_id)

@@ -17,6 +17,7 @@ from ..trainer.files import replacing
 EXAMPLES = Path(__file__).parent.parent / "example_workflows"
 """The example parquet and request lie here, and are found by their bare names."""
 CACHE = "edit_trainer_cache"
+NO_LORA = "none"
 _NOT_A_NAME = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^[. ]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 
 
@@ -78,6 +79,33 @@ def find_request(text: str) -> Path | str:
             return place
     tried = ", ".join(str(place.absolute()) for place in places)
     raise BadInput(f'request: "{text}" is neither JSON nor a file; tried {tried}.')
+
+
+def lora_options() -> list[str]:
+    """The LoRA files that ComfyUI lists, after `NO_LORA`."""
+    return [NO_LORA, *folder_paths.get_filename_list("loras")]
+
+
+def find_lora(name: str) -> Path | None:
+    """The file of one of `lora_options`; None for `NO_LORA`. Raises BadInput when it is not there any more."""
+    if name == NO_LORA:
+        return None
+    # ComfyUI looks inside its LoRA folders alone, whatever the name.
+    path = folder_paths.get_full_path("loras", name)
+    if path is None:
+        raise BadInput(f'There is no LoRA "{name}" in ComfyUI\'s LoRA folders any more; choose another.')
+    return Path(path)
+
+
+def lora_state(name: str | None) -> str | float:
+    """For ComfyUI to see whether the LoRA of this name has changed; None is a name that is not known yet."""
+    if name is None:
+        return float("nan")
+    try:
+        path = find_lora(name)
+        return file_state(path) if path else ""
+    except (BadInput, OSError):
+        return "not there"
 
 
 def file_state(path: Path) -> str:

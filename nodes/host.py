@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import gc
+import logging
 import time
 import traceback
 from collections.abc import Callable, Generator, Iterator
@@ -17,7 +18,7 @@ from PIL import Image
 from server import PromptServer
 
 from ..trainer.errors import BadInput, RunFailed
-from ..trainer.events import Event, Progress
+from ..trainer.events import Event, Progress, Warning
 
 T = TypeVar("T")
 
@@ -124,6 +125,8 @@ class NodeDisplay:
         if isinstance(event, Progress):
             self.progress(event.done, event.total)
             self.text(progress_line(event))
+        if isinstance(event, Warning):
+            logging.warning("%s", event.message)
 
 
 def progress_line(event: Progress) -> str:

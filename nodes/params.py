@@ -6,6 +6,8 @@ from comfy_api.latest import io
 
 from ..trainer.schema import TrainingParams
 from ..trainer.settings import RunSettings
+from .folders import NO_LORA, find_lora, lora_options, lora_state
+from .host import readable_errors
 from .types import EditParams, EditSettings
 from .widgets import field_inputs
 
@@ -83,10 +85,23 @@ class Settings(io.ComfyNode):
             inputs=[
                 *field_inputs(RunSettings, SETTINGS),
                 *field_inputs(RunSettings, NEWER_SETTINGS, optional=True),
+                io.Combo.Input(
+                    "init_lora",
+                    options=lora_options(),
+                    default=NO_LORA,
+                    optional=True,
+                    tooltip="A LoRA that training goes on from; none: a fresh one.",
+                ),
             ],
             outputs=[EditSettings.Output("settings", tooltip="For Train Edit LoRA.")],
         )
 
     @classmethod
-    def execute(cls, **settings: object) -> io.NodeOutput:
-        return io.NodeOutput(settings)
+    def fingerprint_inputs(cls, init_lora: str | None = NO_LORA, **others: object) -> str | float:
+        return lora_state(init_lora)
+
+    @classmethod
+    @readable_errors()
+    def execute(cls, init_lora: str = NO_LORA, **settings: object) -> io.NodeOutput:
+        path = find_lora(init_lora)
+        return io.NodeOutput(settings | {"init_lora": str(path) if path else ""})

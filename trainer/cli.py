@@ -169,7 +169,7 @@ def _add_train(commands: Any) -> None:
         "Folder for encoded images and captions, shared between runs.",
         "edit_trainer_cache beside the run folder",
     )
-    _add_path(command, "--model", None, "Folder of the base model in diffusers' layout.", "by its name, from the hub")
+    _add_model(command)
     _add_settings(command)
 
 
@@ -187,7 +187,7 @@ def _add_edit(commands: Any) -> None:
     command.add_argument("--image", metavar="IN.png", type=Path, required=True, help="The picture to edit.")
     command.add_argument("--prompt", metavar="TEXT", required=True, help="The edit to make.")
     command.add_argument("--out", metavar="OUT.png", type=Path, required=True, help="Where the edited picture goes.")
-    _add_path(command, "--lora", None, "A LoRA made by train.", "none", metavar="FILE")
+    _add_path(command, "--lora", None, "A LoRA file.", "none", metavar="FILE")
     _add_number(command, "--lora-strength", float, 1.0, "How strongly the LoRA works: 0 not at all, 1 as trained.")
     _add_number(command, "--seed", int, 42, "Seed of the noise.")
     _add_number(command, "--steps", int, 0, "Sampler steps; 0: the model's own.")
@@ -195,7 +195,34 @@ def _add_edit(commands: Any) -> None:
     _add_number(command, "--width", int, 0, "Width in pixels; 0: as the picture, at the model's own area.")
     _add_number(command, "--height", int, 0, "Height in pixels; 0: as the picture, at the model's own area.")
     command.add_argument("--negative-prompt", metavar="TEXT", default="", help="What to keep away from (Qwen only).")
-    _add_path(command, "--model", None, "Folder of the base model in diffusers' layout.", "by its name, from the hub")
+    _add_model(command)
+
+
+MODEL_FILES = {
+    "--transformer": "The transformer: .safetensors or .gguf, as ComfyUI has it.",
+    "--vae": "The VAE: .safetensors.",
+    "--text-encoder": "Kontext: CLIP-L; Qwen: Qwen2.5-VL.",
+    "--text-encoder-2": "Kontext: T5-XXL.",
+}
+"""Options of single files, in the place of parts of the base model."""
+
+
+def model_options(options: argparse.Namespace) -> dict[str, Path]:
+    """Where the base model comes from, by option; what is left at its default is left out."""
+    names = ("--model", *MODEL_FILES, "--comfyui")
+    given = {name: getattr(options, name.removeprefix("--").replace("-", "_")) for name in names}
+    return {name: path for name, path in given.items() if path is not None}
+
+
+def _add_model(command: argparse.ArgumentParser) -> None:
+    group = command.add_argument_group(
+        "base model", "What is not given as a file comes from --model. With files for all parts nothing is downloaded."
+    )
+    _add_path(group, "--model", None, "Folder of the base model in diffusers' layout.", "by its name, from the hub")
+    for name, meaning in MODEL_FILES.items():
+        _add_path(group, name, None, meaning, "from --model", metavar="FILE")
+    meaning = "A ComfyUI installation, for the tokenizers of text encoders that are files."
+    _add_path(group, "--comfyui", None, meaning, "COMFYUI_PATH, then the Hugging Face cache")
 
 
 def _add_settings(command: argparse.ArgumentParser) -> None:
@@ -215,7 +242,7 @@ def option_of(field: str) -> str:
 
 
 def _add_path(
-    command: argparse.ArgumentParser,
+    command: argparse._ActionsContainer,
     name: str,
     default: Path | None,
     meaning: str,

@@ -7,10 +7,11 @@ import json
 import math
 from pathlib import Path
 
-from .cli import INTERRUPTED, OK, option_of, read_settings
+from .cli import INTERRUPTED, OK, model_options, option_of, read_settings
 from .columns import guess_columns
 from .driver import consume, edit_command, load_dataset, load_model, run_training
 from .errors import BadInput
+from .events import Warning
 from .request import load_request
 from .resource import column_faults, parquet_columns
 from .schema import COLUMN_FIELDS
@@ -21,16 +22,17 @@ def train(options: argparse.Namespace) -> int:
     """`train REQUEST.json`."""
     settings = read_settings(options)
     request, parquet = load_request(options.request)
+    model = model_options(options)
     run_dir = options.out or Path("runs") / options.request.stem
     with Terminal() as terminal:
         finished = run_training(
-            terminal, request, parquet, settings, run_dir, options.cache, options.model, options.command_line
+            terminal, request, parquet, settings, run_dir, options.cache, model, options.command_line
         )
         if finished is None:
             return INTERRUPTED
         terminal.line(f"Done after {finished.step} steps: {finished.weights}")
         if request.training_params.use_lora:
-            terminal.line(f"Use it:\n  {edit_command(request.base_model, finished.weights)}")
+            terminal.line(f"Use it:\n  {edit_command(request.base_model, finished.weights, model)}")
     return OK
 
 
@@ -75,13 +77,15 @@ def edit(options: argparse.Namespace) -> int:
     from .images import load_control
 
     picture = load_control(str(options.image), None, Downloads())
-    model = load_model(options.base_model, options.model)
+    model = load_model(options.base_model, model_options(options))
     from .memory import default_device
     from .models.family import Size
     from .samples import save_image
     from .sampling import edit
 
     with Terminal() as terminal:
+        for doubt in model.doubts():
+            terminal.show(Warning(message=doubt))
         drawing = edit(
             model,
             picture,

@@ -62,7 +62,7 @@ def demo(options: argparse.Namespace) -> int:
             terminal.line(f'\n[{number}/{len(LESSONS)}] Teaching {base_model} to "{pairs[0].caption}"')
             request, parquet = _request(folder, base_model, edit)
             run_dir = folder / base_model.rpartition("/")[2]
-            finished = run_training(terminal, request, parquet, settings, run_dir, None, None, options.command_line)
+            finished = run_training(terminal, request, parquet, settings, run_dir, None, {}, options.command_line)
             if finished is None:
                 return INTERRUPTED
             terminal.line(f"Editing {HELD_OUT_PAIRS} pictures that were not trained on, without and with the LoRA ...")
@@ -111,7 +111,7 @@ def _examine(
     base_model: str, finished: Finished, pairs: Sequence[EditPair], settings: RunSettings
 ) -> Generator[Progress, None, tuple[list[Image.Image], list[Image.Image]]]:
     """The edited controls without and with the LoRA."""
-    model = load_model(base_model, None, settings.conditioning)
+    model = load_model(base_model, {}, settings.conditioning)
     before = yield from _edited(model, pairs, settings)
     after = yield from _edited(model.with_adapter(finished.weights), pairs, settings)
     return before, after

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
-from .cli import INTERRUPTED
+from .cli import INTERRUPTED, MODEL_FILES
 from .dataset import EditDataset, open_dataset
 from .downloads import Downloads
 from .errors import BadInput
@@ -30,12 +30,17 @@ CACHE_FOLDER = "edit_trainer_cache"
 """Lies beside the run folder unless the person names another."""
 
 
-def load_model(base_model: str, folder: Path | None, conditioning: str = "auto") -> EditModel:
-    """A handle on a base model under the policy that RunSettings.conditioning means without a ComfyUI graph."""
+def load_model(base_model: str, options: Mapping[str, Path], conditioning: str = "auto") -> EditModel:
+    """A handle on a base model, from where the `model_options` say, under the policy that RunSettings.conditioning
+    means without a ComfyUI graph."""
     from .models import open_model
+    from .models.given_files import ModelFiles
 
     _hide_library_bars()
-    return open_model(base_model, folder, conditioning)
+    files = {name.removeprefix("--").replace("-", "_"): options.get(name) for name in MODEL_FILES}
+    return open_model(
+        base_model, options.get("--model"), conditioning, ModelFiles(**files, tokenizers=options.get("--comfyui"))
+    )
 
 
 def run_training(
@@ -45,7 +50,7 @@ def run_training(
     settings: RunSettings,
     run_dir: Path,
     cache_dir: Path | None,
-    model_folder: Path | None,
+    model_options: Mapping[str, Path],
     command_line: Sequence[str],
 ) -> Finished | None:
     """Train and show it. None when Ctrl-C has stopped the run: what is saved, and how to go on, is said by then."""
@@ -56,7 +61,7 @@ def run_training(
     dataset = load_dataset(terminal, columns, parquet, settings.images_root, settings.bad_rows, downloads)
     terminal.line(str(dataset.report))
     terminal.line(f"Loading {request.base_model} ...")
-    model = load_model(request.base_model, model_folder, settings.conditioning)
+    model = load_model(request.base_model, model_options, settings.conditioning)
     from .loop import train
 
     control = RunControl()
@@ -110,9 +115,12 @@ def consume(terminal: Terminal, events: Generator[Event, None, Result]) -> Resul
             return end.value
 
 
-def edit_command(base_model: str, lora: Path | None) -> str:
+def edit_command(base_model: str, lora: Path | None, model_options: Mapping[str, Path] | None = None) -> str:
     """The command that uses a LoRA."""
-    command = ["python", "-m", "trainer", "edit", "--base-model", base_model, "--lora", str(lora)]
+    command = ["python", "-m", "trainer", "edit", "--base-model", base_model]
+    for name, path in (model_options or {}).items():
+        command += [name, str(path)]
+    command += ["--lora", str(lora)]
     return _quoted([*command, "--image", "in.png", "--prompt", "...", "--out", "out.png"])
 
 

@@ -18,6 +18,7 @@ from .encode import Encoder, Example, Texts
 from .errors import RunFailed
 from .events import Checkpoint, Event, Finished, Progress, RunControl, Started, Step, Warning
 from .files import remove
+from .init_lora import check_init_lora, init_lora_fingerprint
 from .memory import Parts, base_dtype, default_device, full_fine_tune_need
 from .metadata import export_metadata
 from .optim import build_optimizer, learning_rate_at, load_optimizer_tensors, optimizer_tensors
@@ -63,7 +64,8 @@ def train(
     """
     control = control or RunControl()
     steps = request.training_params.steps
-    weights = [model.fingerprint(part) for part in ("transformer", "vae", "text")]
+    start = init_lora_fingerprint(request.training_params, settings)
+    weights = [*(model.fingerprint(part) for part in ("transformer", "vae", "text")), *start]
     fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights)
     run, elsewhere = open_run_folder(run_dir, fingerprint, steps)
     for message in (*model.doubts(), *([elsewhere] if elsewhere else [])):
@@ -71,6 +73,8 @@ def train(
     if weights := run.finished_weights(steps):
         yield Finished(step=steps, steps=steps, stopped=False, weights=weights, run_dir=run.path)
         return
+    for note in check_init_lora(model, request.training_params, settings):
+        yield Warning(message=note)
     device = device or default_device()
     if not request.training_params.use_lora and (need := full_fine_tune_need(model.transformer_parameters(), device)):
         yield Warning(message=need)

@@ -9,36 +9,55 @@ from __future__ import annotations
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 import torch
 
-from .errors import BadInput
 from .files import write_tensors
+from .lora_formats import PREFIX, text_encoder_parts, to_portable
+from .models.weight_files import open_weights
 from .weights import read_weights, swapped_values
 
+if TYPE_CHECKING:
+    from .models.family import Family
+
+LoraSource = Path | Mapping[str, torch.Tensor]
+"""A LoRA file, or its tensors."""
+
 ADAPTER = "default"
-PREFIX = "transformer."
 
 
 class LoraAdapter:
-    """A fresh LoRA on a transformer's target modules: A Kaiming-uniform, B zero, both float32; the rest is frozen."""
+    """A LoRA on a transformer's target modules, both matrices float32; the rest is frozen."""
 
-    def __init__(self, transformer: torch.nn.Module, targets: str, rank: int, alpha: int, seed: int) -> None:
-        """`targets` is a regular expression of full module names. The transformer must be on the CPU or a device whose
-        random numbers `torch.manual_seed` seeds."""
+    def __init__(
+        self,
+        transformer: torch.nn.Module,
+        targets: str,
+        rank: int,
+        alpha: int,
+        seed: int,
+        start: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """`targets` is a regular expression of full module names. A fresh LoRA has A Kaiming-uniform and B zero;
+        `start`, tensors in the portable form of at most this rank, takes the place of the first rows of A and columns
+        of B, so that the sum is what `start` alone gives."""
         from peft import LoraConfig
 
         transformer.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=True)
+        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=False)
         with torch.random.fork_rng():
-            torch.manual_seed(seed)
             transformer.add_adapter(config, adapter_name=ADAPTER)
         self.scale = alpha / rank
         self.parameters: dict[str, torch.nn.Parameter] = {}
+        generator = torch.Generator().manual_seed(seed)
         for name, parameter in transformer.named_parameters():
             if parameter.requires_grad:
-                parameter.data = parameter.data.float()
-                self.parameters[name.replace(f".{ADAPTER}.", ".")] = parameter
+                own = name.replace(f".{ADAPTER}.", ".")
+                # peft's own values are rounded to the base's number format.
+                values = self._first_values(own, parameter.shape, generator, (start or {}).get(PREFIX + own))
+                parameter.data = values.to(parameter.device)
+                self.parameters[own] = parameter
 
     def exported(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The portable state dict in the number format of the saved file."""
@@ -61,34 +80,44 @@ class LoraAdapter:
         with swapped_values(self.parameters, values):
             yield
 
+    def _first_values(
+        self, name: str, shape: torch.Size, generator: torch.Generator, start: torch.Tensor | None
+    ) -> torch.Tensor:
+        values = torch.zeros(shape)
+        if ".lora_A." in name:
+            torch.nn.init.kaiming_uniform_(values, a=5**0.5, generator=generator)
+        if start is not None:
+            values[: start.shape[0], : start.shape[1]] = start.float() / self._fold(name)
+        return values
+
     def _fold(self, name: str) -> float:
         return self.scale if ".lora_B." in name else 1.0
 
 
-def load_lora(transformer: torch.nn.Module, source: Path | Mapping[str, torch.Tensor], strength: float = 1.0) -> None:
-    """Load a portable LoRA, a file or its tensors, into a diffusers transformer, to draw with it.
+def read_lora(source: LoraSource, family: Family, transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A LoRA of any known format in the portable form, in float32. The transformer may be on the meta device.
 
     Raises BadInput when it is not a LoRA of this transformer.
     """
-    state = read_weights(source, "LoRA file") if isinstance(source, Path) else source
-    path = source if isinstance(source, Path) else "The LoRA"
-    pairs = {name.removeprefix(PREFIX): tensor for name, tensor in state.items() if name.startswith(PREFIX)}
-    if not pairs or not all(name.endswith((".lora_A.weight", ".lora_B.weight")) for name in pairs):
-        raise BadInput(
-            f"{path} is not a LoRA in the expected form (keys transformer.<module>.lora_A.weight and .lora_B.weight); "
-            f"it has {len(state)} tensors such as {next(iter(state), 'none')!r}."
-        )
-    modules = dict(transformer.named_modules())
-    for name, tensor in pairs.items():
-        module, _, half = name.removesuffix(".weight").rpartition(".")
-        linear = modules.get(module)
-        axis, features = (1, "in_features") if half == "lora_A" else (0, "out_features")
-        if tensor.dim() != 2 or getattr(linear, features, None) != tensor.shape[axis]:
-            raise BadInput(
-                f"{path} was made for another model: {name} with shape {tuple(tensor.shape)} does not fit "
-                f"{type(transformer).__name__}" + ("." if linear is None else f"'s {module} ({linear}).")
-            )
-    transformer.load_lora_adapter(
-        {PREFIX + name: tensor for name, tensor in pairs.items()}, prefix=PREFIX[:-1], adapter_name=ADAPTER
-    )
+    if isinstance(source, Path):
+        metadata = open_weights(source, "LoRA file").metadata
+        return to_portable(read_weights(source, "LoRA file"), family, transformer, str(source), metadata)
+    return to_portable(source, family, transformer, "The LoRA")
+
+
+def load_lora(transformer: torch.nn.Module, family: Family, source: LoraSource, strength: float = 1.0) -> None:
+    """Load a LoRA of any known format into a diffusers transformer, to draw with it.
+
+    Raises BadInput when it is not a LoRA of this transformer.
+    """
+    portable = read_lora(source, family, transformer)
+    transformer.load_lora_adapter(portable, prefix=PREFIX[:-1], adapter_name=ADAPTER)
     transformer.set_adapters([ADAPTER], [strength])
+
+
+def left_out(source: LoraSource) -> str | None:
+    """What of a LoRA is not used, in a sentence. Raises BadInput for a file that cannot be read."""
+    names = open_weights(source, "LoRA file").tensors if isinstance(source, Path) else source
+    count = text_encoder_parts(names)
+    name = source.name if isinstance(source, Path) else "The LoRA"
+    return f"{name}: {count} tensors for text encoders are left out." if count else None

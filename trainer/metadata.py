@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from pathlib import Path
 from typing import TYPE_CHECKING
 
 from .schema import FineTuneRequest
@@ -18,9 +19,10 @@ def export_metadata(request: FineTuneRequest, settings: RunSettings, model: Edit
     params = request.training_params
     resolution = settings.resolution or model.family.scale.resolution
     kind = "lora" if params.use_lora else "checkpoint"
+    told = settings.model_dump() | {"init_lora": Path(settings.init_lora).name}
     metadata = {
         "edit_trainer.request": json.dumps(request.model_dump(), ensure_ascii=False),
-        "edit_trainer.settings": json.dumps(settings.model_dump(), ensure_ascii=False),
+        "edit_trainer.settings": json.dumps(told, ensure_ascii=False),
         "edit_trainer.base_model": request.base_model,
         "edit_trainer.conditioning": model.family.policy,
         "edit_trainer.control_resolution": settings.control_resolution,

@@ -24,6 +24,7 @@ NOT_IN_FINGERPRINT = {
         "bad_rows",
         "checkpoint_every",
         "images_root",
+        "init_lora",
         "keep_checkpoints",
         "offload",
         "sample_guidance",
@@ -33,12 +34,13 @@ NOT_IN_FINGERPRINT = {
         "save_layout",
     },
 }
-"""Fields that do not change the training's course. The images root and bad rows act through the dataset's content."""
+"""Fields that do not change the training's course. The images root and bad rows act through the dataset's content, and
+the LoRA that training goes on from through its own."""
 
 
 def run_fingerprint(request: FineTuneRequest, settings: RunSettings, dataset: str, model: Sequence[str]) -> str:
     """Names a training's course: equal fingerprints, equal losses. `dataset` and `model` are the fingerprints of the
-    data and of the model's parts."""
+    data and of the model's parts, the LoRA that training goes on from being one of them."""
     course = {
         "base_model": request.base_model,
         "request": request.training_params.model_dump(exclude=NOT_IN_FINGERPRINT["request"]),

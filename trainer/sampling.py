@@ -14,7 +14,8 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from .errors import BadInput
-from .events import Progress
+from .events import Progress, Warning
+from .lora import left_out
 from .memory import Parts, base_dtype
 from .models.family import Family, Grid, ImageCodec, PackedLatents, Size, TextConditioning
 from .models.sources import EditModel
@@ -95,8 +96,8 @@ def edit(
     lora: Path | Mapping[str, torch.Tensor] | None = None,
     lora_strength: float = 1.0,
     device: torch.device | str = "cpu",
-) -> Generator[Progress, None, Image.Image]:
-    """Edit one RGB image; yield Progress, return the edited image.
+) -> Generator[Progress | Warning, None, Image.Image]:
+    """Edit one RGB image; yield Progress, and a Warning of what of the LoRA is not used; return the edited image.
 
     Steps, guidance and size of 0 or None are the family's own: the size is the one that the pipeline's policy gives
     the control. One part of the model is on the device at a time. Raises BadInput for a negative prompt that the
@@ -111,6 +112,8 @@ def edit(
     control = family.prepare_control(image, family.control_size(Size(*image.size), size, "inference"))
     if lora is not None:
         model = model.with_adapter(lora, lora_strength)
+    if model.adapter is not None and (note := left_out(model.adapter)):
+        yield Warning(message=note)
     device = torch.device(device)
     parts = Parts(model, device, base_dtype(RunSettings(), device), "phases")
 

@@ -70,6 +70,7 @@ class RunSettings(BaseModel):
         "single_file",
         description="What a full fine-tune saves: the single file that ComfyUI opens, or a diffusers folder beside it.",
     )
+    init_lora: str = Field("", description="A LoRA file that training goes on from; empty: a fresh one.")
 
 
 def parse_settings(data: Any) -> RunSettings:

@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Protocol
 import torch
 
 from .flow import example_generator
+from .init_lora import read_init_lora
 from .lora import LoraAdapter
 from .memory import Parts, wants_checkpointing
 from .schema import TrainingParams
@@ -36,12 +37,14 @@ class Trainee(Protocol):
 
 
 def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings) -> Trainee:
-    """Make the transformer ready for training: frozen with a fresh LoRA, or all of it trainable in float32."""
+    """Make the transformer ready for training: frozen with a LoRA, fresh or from a file, or all of it trainable in
+    float32."""
     transformer = parts.transformer()
     if params.use_lora:
         targets = parts.model.family.lora_targets(settings.lora_targets, transformer)
         seed = example_generator(settings.seed, "lora").initial_seed()
-        trainee: Trainee = LoraAdapter(transformer, targets, params.lora_rank, params.lora_alpha, seed)
+        start = read_init_lora(parts.model.family, transformer, params, settings)
+        trainee: Trainee = LoraAdapter(transformer, targets, params.lora_rank, params.lora_alpha, seed, start)
     else:
         trainee = FullTransformer(
             transformer, parts.model.family.layout(transformer), settings.save_layout == "single_file+diffusers"

@@ -16,6 +16,9 @@ SNAPSHOT = Path(__file__).parent / "object_info.json"
 LOCALE = PACK / "locales" / "en" / "nodeDefs.json"
 PUBLIC_OPTIONS = ("default", "min", "max", "step", "round", "options", "multiline", "control_after_generate")
 
+FILE_LISTS = {name: {"options": ["none"]} for name in ("init_lora", "lora_name")}
+"""Inputs that list the files that happen to be there, and what they always list."""
+
 
 def our_nodes(server: Server) -> dict[str, Any]:
     """/object_info of the pack's nodes."""
@@ -26,7 +29,7 @@ def public_part(info: dict[str, Any]) -> dict[str, Any]:
     """Of one node's info what a saved workflow depends on."""
     inputs = {
         group: {
-            name: [kind, {key: options[key] for key in PUBLIC_OPTIONS if key in options}]
+            name: [kind, {key: options[key] for key in PUBLIC_OPTIONS if key in options} | FILE_LISTS.get(name, {})]
             for name, (kind, options) in info["input"].get(group, {}).items()
         }
         for group in ("required", "optional")

@@ -5,15 +5,18 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from PIL import Image
 from safetensors.torch import save_file
 
 from trainer.lora import LoraAdapter
-from trainer.models import family_class
+from trainer.models import family_class, open_model
 
-from .graphs import node, training
+from ..trainer.lora_files import joined, kohya, random_pairs
+from .graphs import EXAMPLE, node, training
 from .server import Server
 
 FAMILIES = ("tiny/flux-kontext", "tiny/qwen-image-edit")
@@ -96,3 +99,88 @@ def test_every_key_of_a_full_size_lora_finds_its_weight(server: Server, tmp_path
     assert not report["unknown"]
     assert not report["misfits"]
     assert report["loaded"] == report["modules"] == len(state) // 2 > 400
+
+
+def foreign(server: Server, base_model: str, kind: str) -> Path:
+    """A LoRA in ComfyUI's list, on every linear layer it can have there, with the keys of kohya or ComfyUI."""
+    model = open_model(base_model)
+    transformer = model.empty_transformer()
+    pairs = random_pairs(transformer, model.family.lora_targets("all-linear", transformer), rank=2)
+    flat = kind == "lora_unet_"
+    state = kohya(joined(pairs, model.family, transformer), kind, flat=flat)
+    file = server.output / "loras" / f"foreign-{base_model.rpartition('/')[2]}-{kind.strip('._')}.safetensors"
+    file.parent.mkdir(exist_ok=True)
+    save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)
+    return file
+
+
+@pytest.mark.parametrize("kind", ["lora_unet_", "diffusion_model."])
+@pytest.mark.parametrize("base_model", FAMILIES)
+def test_other_programs_loras_mean_here_what_they_mean_to_comfyui(server: Server, base_model: str, kind: str) -> None:
+    file = foreign(server, base_model, kind)
+    prompt = {"model": node("EditTrainerBaseModel", base_model=base_model, transformer="auto")}
+    prompt["comfy"] = node("OracleComfyModel", model=["model", 0])
+    prompt["lora"] = node("OracleConverted", model=["model", 0], file=str(file))
+    loaders = {
+        "file": node("LoraLoaderModelOnly", model=["comfy", 0], lora_name=file.name, strength_model=1.0),
+        "wire": node("LoraModelLoader", model=["comfy", 0], lora=["lora", 0], strength_model=1.0, bypass=False),
+    }
+    for name, loader in loaders.items():
+        compared = {"base": ["model", 0], "patched": [name, 0], "lora": ["lora", 1]}
+        prompt |= {name: loader, f"{name} patches": node("OraclePatches", **compared)}
+    result = server.run(prompt)
+    assert result.status == "execution_success", result.details
+    for name in loaders:
+        report = json.loads(result.text(f"{name} patches"))
+        assert report["same_keys"], report
+        assert report["patched"] > 0
+        assert report["worst"] <= 1e-6, report
+
+
+@pytest.mark.parametrize("base_model", FAMILIES)
+def test_edit_image_and_training_take_other_programs_loras(server: Server, base_model: str) -> None:
+    file = foreign(server, base_model, "lora_unet_")
+    prompt = training(
+        base_model,
+        f"goes-on-{base_model.rpartition('/')[2]}",
+        params={"steps": 1, "learning_rate": 1e-9, "lora_rank": 4},
+        settings={"lora_targets": "all-linear", "init_lora": file.name},
+    )
+    prompt["lora"] = node("OracleConverted", model=["model", 0], file=str(file))
+    prompt["one"] = node("ImageFromBatch", image=["dataset", 1], batch_index=0, length=1)
+    asked = {"image": ["one", 0], "prompt": "add a red frame", "negative_prompt": "", "seed": 1, "steps": 2}
+    asked |= {"guidance": 0.0, "width": 0, "height": 0, "lora_strength": 1.0}
+    ways = {
+        "plain": {"model": ["model", 0]},
+        "named": {"model": ["model", 0], "lora_name": file.name},
+        "wired": {"model": ["model", 0], "lora": ["lora", 0]},
+        "converted": {"model": ["model", 0], "lora": ["lora", 1]},
+        "trained": {"model": ["train", 0]},
+    }
+    for name, how in ways.items():
+        prompt[name] = node("EditTrainerEditImage", **asked | how)
+        prompt[f"saved {name}"] = node("SaveImage", images=[name, 0], filename_prefix=f"{file.stem}-{name}")
+    result = server.run(prompt)
+    assert result.status == "execution_success", result.details
+    images = {name: Image.open(server.output / f"{file.stem}-{name}_00001_.png") for name in ways}
+    drawn = {name: np.asarray(image, dtype=int) for name, image in images.items()}
+    assert np.abs(drawn["named"] - drawn["plain"]).max() > 4
+    for name in ("wired", "converted", "trained"):
+        assert np.abs(drawn["named"] - drawn[name]).max() <= 1, name
+
+
+def test_a_lora_by_name_and_one_by_wire_are_one_too_many(server: Server) -> None:
+    file = foreign(server, FAMILIES[0], "lora_unet_")
+    prompt = {"model": node("EditTrainerBaseModel", base_model=FAMILIES[0], transformer="auto")}
+    prompt["dataset"] = node("EditTrainerLoadDataset", **EXAMPLE)
+    prompt["lora"] = node("OracleConverted", model=["model", 0], file=str(file))
+    prompt["edit"] = node(
+        "EditTrainerEditImage",
+        **{"model": ["model", 0], "image": ["dataset", 1], "lora": ["lora", 0], "lora_name": file.name},
+        **{"prompt": "x", "negative_prompt": "", "seed": 1, "steps": 1, "guidance": 0.0},
+        **{"width": 0, "height": 0, "lora_strength": 1.0},
+    )
+    prompt["saved"] = node("SaveImage", images=["edit", 0], filename_prefix="never")
+    result = server.run(prompt)
+    assert result.status == "execution_error"
+    assert "cannot both be used" in result.details["exception_message"]

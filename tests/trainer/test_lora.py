@@ -173,7 +173,7 @@ def test_strength_scales_what_is_loaded(kontext, tmp_path):
     weights = []
     for strength in (1.0, 0.5):
         transformer = kontext.load_transformer("cpu", torch.float32)
-        load_lora(transformer, path, strength)
+        load_lora(transformer, kontext.family, path, strength)
         linear = transformer.transformer_blocks[0].attn.to_q
         weights.append(linear.get_delta_weight("default"))
     assert torch.allclose(weights[0], 2 * weights[1])
@@ -185,8 +185,8 @@ def test_files_that_are_no_lora_of_this_model_are_refused(kontext, qwen, tmp_pat
     adapter_of(qwen, 4, 4).export(other, torch.float32, {})
     write_tensors(plain, {"weight": torch.zeros(3)})
     text.write_text("<!doctype html>")
-    for path, message in ((other, "another model"), (plain, "not a LoRA"), (text, "not a readable safetensors")):
+    for path, message in ((other, "another model"), (plain, "not a LoRA"), (text, "not a safetensors file")):
         with pytest.raises(BadInput, match=message):
-            load_lora(transformer, path)
+            load_lora(transformer, kontext.family, path)
     with pytest.raises(BadInput, match="does not exist"):
-        load_lora(transformer, tmp_path / "nothing.safetensors")
+        load_lora(transformer, kontext.family, tmp_path / "nothing.safetensors")

@@ -269,6 +269,10 @@ class Family(ABC):
         """A regular expression of full module names, for peft's `target_modules`. `which` is
         RunSettings.lora_targets. Layers of the blocks whose output reaches no prediction are left out."""
 
+    def idle_layers(self, transformer: torch.nn.Module) -> str:
+        """A regular expression of the full names of the modules whose output reaches no prediction; empty: none."""
+        return ""
+
     @abstractmethod
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:
         """The caption of the second pass of classifier-free guidance, None where the family has no second pass."""

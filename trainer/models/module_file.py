@@ -40,7 +40,10 @@ def open_module(path: Path, what: str, prefixes: Collection[str]) -> ModuleFile:
     quantization that cannot, by its name; `what` is what a person expects of it."""
     file = open_weights(path, what)
     prefix = next((p for p in prefixes if any(name.startswith(p) for name in file.tensors)), "")
-    return ModuleFile(file, prefix, *read_markers(file, prefix))
+    source = ModuleFile(file, prefix, *read_markers(file, prefix))
+    if empty := next((name for name, shape in source.shapes.items() if 0 in shape), None):
+        raise BadInput(f"{path} is no usable {what}: {empty} is an empty tensor.")
+    return source
 
 
 def check_keys(module: nn.Module, layout: Layout, source: ModuleFile, what: str, ignored: Collection[str] = ()) -> None:

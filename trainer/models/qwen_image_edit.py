@@ -184,6 +184,10 @@ class QwenImageEdit(PipelineFamily):
             targets += [rf"{every}{any_of('img_mod', 'txt_mod')}\.1"]
         return "|".join(targets)
 
+    def idle_layers(self, transformer: torch.nn.Module) -> str:
+        last = rf"transformer_blocks\.{transformer.config.num_layers - 1}\."
+        return rf"{last}(attn\.{any_of('add_q_proj', 'to_add_out')}|txt_mlp\.net\.{any_of('0.proj', '2')})"
+
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:
         if guidance <= 1:
             return None

@@ -86,7 +86,11 @@ class EditModel:
 
     def transformer_parameters(self) -> int:
         """How many weights the transformer has, without loading it."""
-        return sum(p.numel() for p in self.family.empty_transformer(self.transformer_config()).parameters())
+        return sum(p.numel() for p in self.empty_transformer().parameters())
+
+    def empty_transformer(self) -> torch.nn.Module:
+        """The transformer's modules without storage, on the meta device."""
+        return self.family.empty_transformer(self.transformer_config())
 
     def with_adapter(self, adapter: Path | Mapping[str, torch.Tensor], strength: float = 1.0) -> EditModel:
         """The same base with an exported LoRA, and no other."""
@@ -115,7 +119,7 @@ class EditModel:
         if self.adapter is not None:
             from ..lora import load_lora
 
-            load_lora(transformer, self.adapter, self.adapter_strength)
+            load_lora(transformer, self.family, self.adapter, self.adapter_strength)
         return transformer
 
     def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
@@ -219,8 +223,9 @@ def open_model(
         folder = EMBEDDED / base_model.removeprefix("tiny/")
     if folder is not None and not (folder / "model_index.json").is_file():
         raise BadInput(f"{folder} is not a model in diffusers' layout: it has no model_index.json.")
-    model = EditModel(base_model, folder, "comfyui" if ports else "diffusers", ports=ports)
-    if files is None or files == NO_FILES:
+    files = files or NO_FILES
+    model = EditModel(base_model, folder, "comfyui" if ports else "diffusers", files=files, ports=ports)
+    if files == NO_FILES:
         return model
     return replace(model, files=check_files(model.family, base_model, files, folder))
 

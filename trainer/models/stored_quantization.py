@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from math import prod
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +18,8 @@ SCALES = ("weight_scale", "scale_weight")
 NOT_WEIGHTS = ("comfy_quant", "input_scale", "scale_input", *SCALES)
 """Last parts of the names of tensors that tell of quantization. Scales of inputs are for quantized activations, which
 training does not use."""
+MAX_MARKER = 4096
+"""Bytes of a `comfy_quant` tensor."""
 FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "int8_tensorwise": "I8"}
 """Formats of quantized weights that can be read, and the storage dtype of each."""
 PLAIN = {"F64", "F32", "F16", "BF16", "GGUF:F32", "GGUF:F16", "GGUF:F64"}
@@ -53,17 +56,22 @@ def read_markers(
 def _declared_formats(file: WeightFile, prefix: str, names: list[str]) -> dict[str, dict[str, Any]]:
     """What ComfyUI's markers say of each module: the header's metadata and the `comfy_quant` tensors."""
     declared: dict[str, dict[str, Any]] = {}
+    weights = {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
     try:
         if text := file.metadata.get("_quantization_metadata"):
             layers = json.loads(text)["layers"]
-            declared |= {name.removeprefix(prefix): dict(entry) for name, entry in layers.items()}
+            # Layers of the file's other parts are left out.
+            own = {name for name in layers if name.startswith(prefix) or name in weights}
+            declared |= {name.removeprefix(prefix): dict(layers[name]) for name in own}
         markers = [name for name in names if name.endswith(".comfy_quant")]
         if markers:
             with file.opened() as reader:
                 for name in markers:
+                    if prod(file.tensors[prefix + name].shape) > MAX_MARKER:
+                        raise ValueError
                     text = bytes(reader.read(prefix + name).view(torch.uint8).tolist())
                     declared[name.removesuffix(".comfy_quant")] = dict(json.loads(text))
-    except (ValueError, KeyError, TypeError, AttributeError):
+    except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
         raise BadInput(f"{file.path} is damaged: what it says of its quantization cannot be read.") from None
     return declared
 
@@ -78,8 +86,8 @@ def _quantization(
             raise _not_supported(path, module, f"{name} stored as {tensor.dtype}" if name in FORMATS else name)
         details = declared.get("params") if isinstance(declared.get("params"), dict) else {}
         details = details | declared
-        rotation = int(details.get("convrot_groupsize", 256)) if details.get("convrot") else 0
-        if rotation and (tensor.shape[1] % rotation or not _is_power_of_4(rotation)):
+        rotation = details.get("convrot_groupsize", 256) if details.get("convrot") else 0
+        if rotation and (not _is_power_of_4(rotation) or len(tensor.shape) != 2 or tensor.shape[1] % rotation):
             raise _not_supported(path, module, f"convrot of size {rotation}")
         return Quantization(name, rotation)
     if tensor.dtype in PLAIN:
@@ -95,8 +103,8 @@ def _quantization(
     raise _not_supported(path, module, f"numbers of type {tensor.dtype}")
 
 
-def _is_power_of_4(number: int) -> bool:
-    return number >= 4 and number & (number - 1) == 0 and (number.bit_length() - 1) % 2 == 0
+def _is_power_of_4(number: Any) -> bool:
+    return type(number) is int and number >= 4 and number & (number - 1) == 0 and (number.bit_length() - 1) % 2 == 0
 
 
 def _readable_ggml_types() -> set[str]:

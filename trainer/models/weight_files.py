@@ -6,6 +6,7 @@ import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from math import prod
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -14,15 +15,28 @@ from ..errors import BadInput
 if TYPE_CHECKING:
     import torch
 
-MAX_HEADER = 100 * 2**20
-"""Bytes; safetensors itself reads no longer header."""
+MAX_HEADER = 32 * 2**20
+"""Bytes. A model's header has less than a tenth of it; longer ones are taken for damage, or for malice."""
+MAX_TENSORS = 100_000
+MAX_NAME = 300
+"""Characters of a tensor's name."""
 GGUF_MAGIC = b"GGUF"
 _NOT_WEIGHTS = {
     b"PK\x03\x04": "a PyTorch pickle (.pt, .ckpt), which can run any code when it is opened",
     b"\x80": "a Python pickle, which can run any code when it is opened",
+    b"\xef\xbb\xbf<": "an HTML or XML page, as a download that needed a login or a licence leaves behind",
     b"<": "an HTML or XML page, as a download that needed a login or a licence leaves behind",
+    b'{"': "a JSON text, as an index of weights or a refused download is",
     b"version https://git-lfs": "a Git LFS pointer; the file itself was not downloaded",
 }
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    "F4": 4,
+}
+"""Of a number of each dtype."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -97,6 +111,8 @@ def open_weights(path: Path, what: str) -> WeightFile:
     short. `what` is what a person expects of it, such as "transformer"."""
     if path.is_dir():
         raise BadInput(f"The {what} {path} is a folder; name the file.")
+    if path.exists() and not path.is_file():
+        raise BadInput(f"The {what} {path} is not a file.")
     try:
         size = path.stat().st_size
         with path.open("rb") as file:
@@ -118,6 +134,8 @@ def open_weights(path: Path, what: str) -> WeightFile:
             raise BadInput(f"The {what} {path} is not a safetensors file: it is {kind}.")
     if not header and 1 < length <= MAX_HEADER and start[8:9] == b"{":
         raise BadInput(f"The {what} {path} is cut short: its header alone is longer. Download it again.")
+    if length > MAX_HEADER and start[8:9] == b"{":
+        raise BadInput(f"The {what} {path} is damaged: its header of {length:,} bytes is longer than any model's.")
     if not header.startswith(b"{"):
         raise BadInput(f"The {what} {path} is not a safetensors file: it has no header of one.")
     return _parse_header(path, what, header, size)
@@ -125,16 +143,62 @@ def open_weights(path: Path, what: str) -> WeightFile:
 
 def _parse_header(path: Path, what: str, header: bytes, size: int) -> WeightFile:
     try:
-        entries = json.loads(header)
-        metadata = entries.pop("__metadata__", {})
-        tensors = {name: StoredTensor(tuple(entry["shape"]), entry["dtype"]) for name, entry in entries.items()}
-        end = max((entry["data_offsets"][1] for entry in entries.values()), default=0)
-        whole = 8 + len(header) + end
-    except (ValueError, KeyError, TypeError, AttributeError, IndexError):
-        raise BadInput(f"The {what} {path} is not a safetensors file: its header is damaged.") from None
+        tensors, metadata, end = _read_header(header)
+    except (ValueError, RecursionError) as error:
+        why = error if isinstance(error, _Damage) else "it is no JSON"
+        raise BadInput(f"The {what} {path} is not a safetensors file: its header is damaged ({why}).") from None
+    whole = 8 + len(header) + end
     if size < whole:
         raise BadInput(f"The {what} {path} is cut short: it has {size:,} of {whole:,} bytes. Download it again.")
-    return WeightFile(path, tensors, {str(key): str(value) for key, value in metadata.items()})
+    if size > whole:
+        raise BadInput(f"The {what} {path} is damaged: it has {size:,} bytes, and its header tells of {whole:,}.")
+    return WeightFile(path, tensors, metadata)
+
+
+class _Damage(ValueError):
+    """What is wrong with a header."""
+
+
+def _read_header(header: bytes) -> tuple[dict[str, StoredTensor], dict[str, str], int]:
+    """Tensors, metadata, and where the last tensor's data ends. Raises ValueError for what is not a header, and
+    RecursionError."""
+    if header.count(b'"data_offsets"') > MAX_TENSORS:
+        raise _Damage(f"it has more than {MAX_TENSORS:,} tensors")
+    entries = json.loads(header.decode("utf-8"))
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _Damage("its metadata is not text")
+    if len(entries) > MAX_TENSORS:
+        raise _Damage(f"it has more than {MAX_TENSORS:,} tensors")
+    tensors, spans = {}, []
+    for name, entry in entries.items():
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise _Damage(f"it has the name {name[:40]!a}")
+        tensors[name], span = _read_entry(name, entry)
+        spans.append(span)
+    end = 0
+    for first, last in sorted(spans):
+        if first != end:
+            raise _Damage("its tensors overlap or leave gaps")
+        end = last
+    return tensors, metadata, end
+
+
+def _read_entry(name: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
+    """A tensor, and the first byte and the one after the last of its data."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        raise _Damage(f"{name} has no dtype")
+    shape, offsets, dtype = entry.get("shape"), entry.get("data_offsets"), entry["dtype"]
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _Damage(f"{name} has no shape or place")
+    bits = _BITS.get(dtype)
+    if bits is not None and prod(shape) * bits != 8 * (offsets[1] - offsets[0]):
+        raise _Damage(f"{name} has not as many bytes as its shape says")
+    return StoredTensor(tuple(shape), dtype), (offsets[0], offsets[1])
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
 
 
 def _open_gguf(path: Path, what: str) -> WeightFile:
@@ -147,7 +211,7 @@ def _open_gguf(path: Path, what: str) -> WeightFile:
         ) from None
     try:
         reader = GGUFReader(path)
-    except (ValueError, KeyError, IndexError, OSError) as error:
+    except Exception as error:  # Of a damaged file the reader raises whatever comes of its bytes.
         raise BadInput(f"The {what} {path} is damaged or cut short: {error}") from None
     tensors = {}
     for tensor in reader.tensors:

@@ -41,6 +41,23 @@ class ComfyModel(io.ComfyNode):
         return io.NodeOutput(load_model(*read_transformer(folder_of(model))))
 
 
+class Converted(io.ComfyNode):
+    """A LoRA file as it is, and what we make of it."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OracleConverted",
+            inputs=[EditModel.Input("model"), io.String.Input("file")],
+            outputs=[io.LoraModel.Output("as_it_is"), io.LoraModel.Output("converted")],
+        )
+
+    @classmethod
+    def execute(cls, model: Any, file: str) -> io.NodeOutput:
+        converted = trainer("lora").read_lora(Path(file), model.family, model.empty_transformer())
+        return io.NodeOutput(load_file(file), converted)
+
+
 class Patches(io.ComfyNode):
     """Every weight that LoraModelLoader has patched, against base + B·A."""
 
@@ -207,6 +224,7 @@ class Difference(io.ComfyNode):
 
 class Oracles(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
+<<<<<<< HEAD
         return [
             ComfyModel,
             Patches,
@@ -223,3 +241,6 @@ class Oracles(ComfyExtension):
             FileModel,
             Fingerprints,
         ]
+=======
+        return [ComfyModel, Converted, Patches, FullSizeKeys, OurEdit, Difference, FullSizeLayout, SingleFile]
+>>>>>>> main
