@@ -224,9 +224,9 @@ class Difference(io.ComfyNode):
 
 class Oracles(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-<<<<<<< HEAD
         return [
             ComfyModel,
+            Converted,
             Patches,
             FullSizeKeys,
             OurEdit,
@@ -241,6 +241,3 @@ class Oracles(ComfyExtension):
             FileModel,
             Fingerprints,
         ]
-=======
-        return [ComfyModel, Converted, Patches, FullSizeKeys, OurEdit, Difference, FullSizeLayout, SingleFile]
->>>>>>> main
