@@ -9,6 +9,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
@@ -30,6 +31,7 @@ ONE_STEP = {
     "KSampler": {"steps": 1, "cfg": 1.0},
     "EditTrainerEditImage": {"steps": 1, "guidance": 1.0, "width": 64, "height": 64},
     "EditTrainerParams": FEW,
+    "EditTrainerLoadDataset": {"resource": "two.parquet"},
 }
 
 
@@ -41,6 +43,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH to its folder (and COMFYUI_PYTHON to its interpreter)")
     server = Server(comfyui, tmp_path_factory.mktemp("comfyui"), TEST_PACK)
     shutil.copy(comfyui / "input" / "example.png", server.base / "input")
+    example = pq.read_table(PACK / "example_workflows" / "edit_trainer_example.parquet")
+    pq.write_table(example.slice(0, 2), server.base / "input" / "two.parquet")
     yield server
     server.close()
 
