@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import comfy.model_management as memory
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
 from PIL import Image
 from server import PromptServer
@@ -67,6 +68,14 @@ def borrowed_device() -> Iterator[torch.device]:
     finally:
         gc.collect()
         memory.soft_empty_cache()
+
+
+def unload(patcher: ModelPatcher) -> None:
+    """Take one of ComfyUI's models off the device; the others stay."""
+    others = [
+        loaded for loaded in memory.current_loaded_models if loaded.model and loaded.model.model is not patcher.model
+    ]
+    memory.free_memory(1e30, patcher.load_device, keep_loaded=others)
 
 
 class Pace:
