@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import folder_paths
 
 from ..trainer.errors import BadInput
-from .folders import file_state
+from .folders import file_state, output_folder
 
 if TYPE_CHECKING:
     from ..trainer.models.family import Ports
@@ -125,6 +125,8 @@ def _sure_file(base_model: str, ports: Ports) -> EditModel | None:
     from ..trainer.models.sources import ModelFiles
 
     for path in filter(None, map(_path_of, _file_names())):
+        if output_folder() in path.parents:
+            continue  # A fine-tune is no base unless it is chosen.
         try:
             model = open_model(base_model, files=ModelFiles(transformer=path), ports=ports)
         except BadInput:
