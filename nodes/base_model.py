@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
-import folder_paths
+from typing import TYPE_CHECKING
+
 from comfy_api.latest import io
 
 from ..trainer.errors import BadInput
 from ..trainer.schema import BASE_MODELS
 from .host import readable_errors
+from .model_files import AUTO, open_choice, state_of, transformer_options
 from .types import EditModel
 
-AUTO = "auto"
+if TYPE_CHECKING:
+    from comfy.sd import CLIP, VAE
 
 
 class BaseModel(io.ComfyNode):
@@ -27,25 +30,47 @@ class BaseModel(io.ComfyNode):
                 io.Combo.Input("base_model", options=list(BASE_MODELS), tooltip="The model to train."),
                 io.Combo.Input(
                     "transformer",
-                    options=[AUTO, *folder_paths.get_filename_list("diffusion_models")],
+                    options=transformer_options(),
                     default=AUTO,
-                    tooltip="The transformer's weights; auto: the base model's own, from the Hugging Face hub. "
-                    "Single files cannot be used yet.",
+                    tooltip="The transformer's weights: a file of models/diffusion_models, or a folder of "
+                    "models/diffusers. auto: a folder of this model, else the Hugging Face cache, else (with clip and "
+                    "vae) a file that is surely this model's, else the Hugging Face hub.",
                 ),
-                io.Clip.Input("clip", optional=True, tooltip="Cannot be used yet; leave it unconnected."),
-                io.Vae.Input("vae", optional=True, tooltip="Cannot be used yet; leave it unconnected."),
+                io.Clip.Input(
+                    "clip",
+                    optional=True,
+                    tooltip="The text encoder of your edit graph: the LoRA is trained on what it will see there. "
+                    "Connect clip and vae, or neither.",
+                ),
+                io.Vae.Input("vae", optional=True, tooltip="The VAE of your edit graph. Connect both, or neither."),
             ],
             outputs=[EditModel.Output("model", tooltip="For Train Edit LoRA or Edit Image.")],
         )
 
     @classmethod
-    @readable_errors()
-    def execute(cls, base_model: str, transformer: str, clip: object = None, vae: object = None) -> io.NodeOutput:
-        from ..trainer.models import open_model
+    def fingerprint_inputs(cls, transformer: str | None = None, **others: object) -> str | float:
+        if transformer is None:
+            return float("nan")
+        try:
+            return state_of(transformer)
+        except OSError:
+            return "not there"
 
-        faults = [f"{name}: cannot be used yet; disconnect it" for name, port in (("clip", clip), ("vae", vae)) if port]
-        if transformer != AUTO:
-            faults.append(f'transformer: single files such as "{transformer}" cannot be used yet; choose "{AUTO}"')
-        if faults:
-            raise BadInput("\n".join(faults))
-        return io.NodeOutput(open_model(base_model))
+    @classmethod
+    @readable_errors()
+    def execute(
+        cls, base_model: str, transformer: str, clip: CLIP | None = None, vae: VAE | None = None
+    ) -> io.NodeOutput:
+        from ..trainer.models import family_class
+
+        if (clip is None) != (vae is None):
+            missing, there = ("clip", "vae") if clip is None else ("vae", "clip")
+            raise BadInput(f"{missing}: is not connected, but {there} is; connect both or neither.")
+        if base_model.startswith("tiny/") and (clip is not None or transformer != AUTO):
+            raise BadInput(f'{base_model} has parts of its own: choose transformer "{AUTO}", disconnect clip and vae.')
+        ports = None
+        if clip is not None:
+            from .ports import connect
+
+            ports = connect(family_class(base_model).name, clip, vae)
+        return io.NodeOutput(open_choice(base_model, transformer, ports))

@@ -12,6 +12,7 @@ from typing import TypeVar
 
 import comfy.model_management as memory
 import torch
+from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
 
 from ..trainer.errors import BadInput, RunFailed
@@ -81,6 +82,14 @@ def device_line() -> str:
     if device.type == "cpu":
         return "on the CPU"
     return f"on {memory.get_torch_device_name(device)}, {memory.get_total_memory(device) / 2**30:.0f} GiB"
+
+
+def unload(patcher: ModelPatcher) -> None:
+    """Take one of ComfyUI's models off the device; the others stay."""
+    others = [
+        loaded for loaded in memory.current_loaded_models if loaded.model and loaded.model.model is not patcher.model
+    ]
+    memory.free_memory(1e30, patcher.load_device, keep_loaded=others)
 
 
 class Pace:

@@ -13,9 +13,9 @@ from server import PromptServer
 
 from ..trainer.errors import BadInput
 from .archive import list_runs, sample_file, shrunk, thumbnail, whole_run
-from .base_model import AUTO
 from .feed import RECENT
 from .folders import EXAMPLES, find_contained_parquet, input_folder, is_folder_name, list_parquets, output_folder
+from .model_files import AUTO
 from .page import own_page
 
 THUMBNAIL_PIXELS = (32, 512)
@@ -203,11 +203,10 @@ def _columns(resource: str) -> dict[str, Any]:
 
 
 def _base_model(name: str, transformer: str) -> list[str]:
-    from ..trainer.models import open_model
+    from .model_files import open_choice
     from .model_info import describe
 
-    lines = describe(open_model(name))
-    return lines if transformer == AUTO else [f"transformer: {transformer}", *lines]
+    return describe(open_choice(name, transformer, None))
 
 
 def _first_rows(resource: str, images_root: str, names: list[str]) -> dict[str, list[str | None]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
@@ -78,7 +79,8 @@ class Train(io.ComfyNode):
 
         folder = run_folder(run_name, resume)
         request = build_request(dataset, params, model, samples)
-        run_settings = _run_settings(model, dataset, seed, settings or {})
+        model = _conditioned(model, (settings or {}).get("conditioning", "auto"))
+        run_settings = _run_settings(dataset, seed, settings or {})
         feed = RunFeed(cls.hidden.unique_id, folder.name, f"{model.base_model} {device_line()}")
         with feed.shown(), borrowed_device() as device:
             training = train(
@@ -95,10 +97,18 @@ class Train(io.ComfyNode):
         return _results(model, request, feed)
 
 
-def _run_settings(model: Model, dataset: Dataset, seed: int, settings: dict[str, Any]) -> RunSettings:
-    root, policy = str(dataset.images_root), settings.get("conditioning", "auto")
-    if policy not in ("auto", model.policy):
-        raise BadInput(f'conditioning: "{policy}" needs the clip and vae of the base model, which cannot be used yet.')
+def _conditioned(model: Model, policy: str) -> Model:
+    """The model under the policy that was asked for."""
+    if policy == "comfyui" and model.ports is None:
+        raise BadInput(
+            'conditioning: "comfyui" needs the graph\'s clip and vae; connect them to Load Edit Base Model, or choose '
+            '"auto".'
+        )
+    return replace(model, policy="diffusers", ports=None) if policy == "diffusers" else model
+
+
+def _run_settings(dataset: Dataset, seed: int, settings: dict[str, Any]) -> RunSettings:
+    root = str(dataset.images_root)
     return parse_settings(settings | {"seed": seed, "images_root": root, "bad_rows": dataset.bad_rows})
 
 

@@ -14,7 +14,8 @@ EditParams = io.Custom("EDIT_PARAMS")
 EditSamples = io.Custom("EDIT_SAMPLES")
 """A tuple of `trainer.schema.SamplePrompt`."""
 EditModel = io.Custom("EDIT_MODEL")
-"""A `trainer.models.sources.EditModel`: a handle that holds no weights, so that a cached output pins no memory."""
+"""A `trainer.models.sources.EditModel`: a handle that holds no weights but the CLIP and VAE it was given, which the
+graph holds anyway, so that a cached output pins no memory."""
 EditSettings = io.Custom("EDIT_SETTINGS")
 """A dict: RunSettings without seed, images_root and bad_rows."""
 EditRun = io.Custom("EDIT_RUN")

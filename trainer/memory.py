@@ -93,8 +93,13 @@ class Parts:
     def drop(self, name: str) -> None:
         """Let go of a part; it is loaded again when asked for."""
         self._on_device.discard(name)
-        if self._loaded.pop(name, None) is not None:
-            self._free_device_memory()
+        part = self._loaded.pop(name, None)
+        if part is None:
+            return
+        if self.model.ports is not None and name != "transformer":
+            part.to("cpu")  # Its host holds on to it.
+        del part
+        self._free_device_memory()
 
     def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any]) -> Any:
         if name not in self._loaded:

@@ -4,8 +4,18 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
+from typing import NamedTuple
 
 from .models.family import Size
+
+
+class Box(NamedTuple):
+    """A part of an image in pixels, as PIL's `crop` takes it; right and bottom are not inside."""
+
+    left: int
+    top: int
+    right: int
+    bottom: int
 
 
 def nearest_multiple(length: float, step: int) -> int:
@@ -30,6 +40,23 @@ def nearest_aspect(image: Size, sizes: Iterable[Size], step: int) -> Size:
     """
     aspect = max(step, image.width // step * step) / max(step, image.height // step * step)
     return min(sizes, key=lambda size: (abs(aspect - size.width / size.height), size))
+
+
+def centre_crop(image: Size, size: Size) -> Box:
+    """The part of an image that has the aspect of `size`, cut from its middle as ComfyUI cuts it."""
+    aspect, wanted = image.width / image.height, size.width / size.height
+    left = top = 0
+    if aspect > wanted:
+        left = round((image.width - image.width * (wanted / aspect)) / 2)
+    elif aspect < wanted:
+        top = round((image.height - image.height * (aspect / wanted)) / 2)
+    return Box(left, top, image.width - left, image.height - top)
+
+
+def cut_to_multiples(image: Size, step: int) -> Box:
+    """The middle of an image whose sides are multiples of `step`, as ComfyUI's VAE cuts it."""
+    left, top = image.width % step // 2, image.height % step // 2
+    return Box(left, top, left + image.width // step * step, top + image.height // step * step)
 
 
 def nearest_possible(wanted: Size, max_resolution: int, step: int) -> Size:

@@ -12,11 +12,21 @@ from .batches import MicroBatch, Position
 from .encode import Encoder, Example, Texts
 from .flow import add_noise, draw_sigmas, example_generator, example_losses, loss_weights
 from .models.family import PackedLatents, TextConditioning
+from .sampling import place
 from .schema import TimestepType
 from .settings import RunSettings
 
 if TYPE_CHECKING:
     from .memory import Parts
+
+
+@dataclass(frozen=True, slots=True)
+class TextGroup:
+    """Examples of a micro-batch that can share a forward pass."""
+
+    rows: list[int]
+    """Their places in the batch."""
+    text: TextConditioning
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,7 +38,7 @@ class Batch:
     noise: torch.Tensor
     """Packed like `clean.tokens`."""
     controls: tuple[PackedLatents, ...]
-    text: TextConditioning
+    texts: tuple[TextGroup, ...]
     sigmas: torch.Tensor
     """float32 [B]"""
     weights: torch.Tensor
@@ -59,7 +69,10 @@ def collate(
         controls=tuple(
             family.pack(torch.cat([encoder.latents(control.latents) for control in group])) for group in controls
         ),
-        text=family.collate_text(conditionings),
+        texts=tuple(
+            TextGroup(rows, family.collate_text([conditionings[row] for row in rows]))
+            for rows in family.text_groups(conditionings)
+        ),
         sigmas=torch.cat(sigmas),
         weights=loss_weights(timestep_type, torch.cat(sigmas)),
         following=batch.following,
@@ -70,19 +83,26 @@ def micro_step(parts: Parts, batch: Batch, step_examples: int, guidance: float) 
     """Forward and backward of one micro-batch, in an optimizer step of `step_examples` examples in all.
 
     Adds to the gradients and returns its share of the step's loss (float32, detached): over the step, the mean over
-    its examples.
+    its examples. Texts that cannot share a forward pass go one after the other.
     """
+    return torch.stack([_group_step(parts, batch, group, step_examples, guidance) for group in batch.texts]).sum()
+
+
+def _group_step(parts: Parts, batch: Batch, group: TextGroup, step_examples: int, guidance: float) -> torch.Tensor:
     device, dtype = parts.device, parts.dtype
     transformer = parts.transformer()
+
+    def rows_of(tensor: torch.Tensor) -> torch.Tensor:
+        chosen = tensor if len(batch.texts) == 1 else tensor[group.rows]
+        return chosen.to(device, non_blocking=True)
+
     with torch.enable_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        clean = batch.clean.tokens.to(device, non_blocking=True).float()
-        noise = batch.noise.to(device, non_blocking=True)
-        sigmas = batch.sigmas.to(device, non_blocking=True)
+        clean, noise, sigmas = rows_of(batch.clean.tokens).float(), rows_of(batch.noise), rows_of(batch.sigmas)
         noisy = PackedLatents(add_noise(clean, noise, sigmas).to(dtype), batch.clean.grid)
-        controls = [PackedLatents(c.tokens.to(device, dtype, non_blocking=True), c.grid) for c in batch.controls]
-        text = {name: tensor.to(device, non_blocking=True) for name, tensor in batch.text.items()}
+        controls = [PackedLatents(rows_of(c.tokens).to(dtype), c.grid) for c in batch.controls]
+        text = place(group.text, device, dtype)
         velocity = parts.model.family.predict(transformer, noisy, controls, text, sigmas, guidance)
-        losses = example_losses(velocity, clean, noise, batch.weights.to(device, non_blocking=True))
+        losses = example_losses(velocity, clean, noise, rows_of(batch.weights))
         loss = losses.sum() / step_examples
         loss.backward()
     return loss.detach()

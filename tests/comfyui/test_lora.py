@@ -143,7 +143,7 @@ def test_edit_image_and_training_take_other_programs_loras(server: Server, base_
     prompt = training(
         base_model,
         f"goes-on-{base_model.rpartition('/')[2]}",
-        params={"steps": 1, "learning_rate": 1e-9, "lora_rank": 4},
+        params={"steps": 1, "learning_rate": 1e-7, "lora_rank": 4},
         settings={"lora_targets": "all-linear", "init_lora": file.name},
     )
     prompt["lora"] = node("OracleConverted", model=["model", 0], file=str(file))

@@ -17,7 +17,7 @@ from trainer.errors import BadInput
 from trainer.lora import LoraAdapter
 from trainer.models import family_class, open_model
 from trainer.models.layout import to_stored
-from trainer.models.quantized import QuantizedLinear, dequantize_layers
+from trainer.models.quantized import FLOAT8, QuantizedLinear, dequantize_layers, float8_values
 from trainer.models.single_file import load_single_file
 from trainer.models.sources import CONFIGS, ModelFiles
 
@@ -164,6 +164,14 @@ def test_the_model_can_be_moved_between_formats_without_harm(
     before = layer.weight.clone()
     loaded.to(torch.bfloat16).float()
     assert torch.equal(layer.weight, before)
+
+
+@pytest.mark.parametrize("kind", FLOAT8)
+def test_a_device_without_float8_reads_the_same_values(kind: str):
+    codes = torch.arange(256, dtype=torch.uint8).view(torch.int8).reshape(16, 16)
+    for dtype in (torch.bfloat16, F32):
+        values = [float8_values(codes, kind, dtype, by_table) for by_table in (False, True)]
+        assert torch.equal(values[0].nan_to_num(-1.0), values[1].nan_to_num(-1.0))
 
 
 # GGUF

@@ -243,6 +243,10 @@ class Family(ABC):
     def collate_text(self, texts: Sequence[TextConditioning]) -> TextConditioning:
         """Join single conditionings to a batch whose padding, if any, is masked."""
 
+    def text_groups(self, texts: Sequence[TextConditioning]) -> list[list[int]]:
+        """Which of these single conditionings can share a forward pass, by index: all, where padding is masked."""
+        return [list(range(len(texts)))]
+
     # the model
 
     @abstractmethod

@@ -9,8 +9,10 @@ from typing import Any, ClassVar
 import torch
 from diffusers import FluxKontextPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
+from PIL import Image
 
 from ..resize import at_area_of, nearest_aspect, scaled
+from .comfy_images import cropped_lanczos
 from .family import PackedLatents, Scale, Size, TextConditioning
 from .flux_files import TEXT_ENCODERS, TOKENIZERS, VAE
 from .flux_layout import flux_config, flux_layout
@@ -25,8 +27,9 @@ TINY = Scale(resolution=64, max_sample_resolution=64, text_length=32, sample_ste
 
 
 class FluxKontext(PipelineFamily):
-    """Text: `prompt_embeds` [B, text_length, width] of T5, padded and unmasked as the model was trained, and
-    `pooled_prompt_embeds` [B, width] of CLIP."""
+    """Text: `prompt_embeds` [B, tokens, width] of T5, padded and unmasked as the model was trained, and
+    `pooled_prompt_embeds` [B, width] of CLIP. diffusers pads to text_length, ComfyUI to 256, and longer texts stay
+    longer."""
 
     name = "flux-kontext"
     text_sees_control = False
@@ -76,12 +79,20 @@ class FluxKontext(PipelineFamily):
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
         if control_resolution == "target":
-            return at_area_of(nearest_aspect(control, PREFERRED_SIZES, self.patch), target, self.patch)
+            return at_area_of(self._preferred(control), target, self.patch)
         return self.target_size(control, self.scale.resolution)
 
     def target_size(self, target: Size, resolution: int) -> Size:
-        preferred = nearest_aspect(target, PREFERRED_SIZES, self.patch)
-        return scaled(preferred, resolution / PREFERRED_RESOLUTION, self.patch)
+        return scaled(self._preferred(target), resolution / PREFERRED_RESOLUTION, self.patch)
+
+    def _preferred(self, image: Size) -> Size:
+        # ComfyUI compares the image's own aspect, the pipeline that of sides cut to whole tokens.
+        return nearest_aspect(image, PREFERRED_SIZES, 1 if self.policy == "comfyui" else self.patch)
+
+    def prepare_control(self, image: Image.Image, size: Size) -> torch.Tensor:
+        if self.policy == "comfyui":
+            return cropped_lanczos(image, size)
+        return super().prepare_control(image, size)
 
     def normalize(self, latents: torch.Tensor) -> torch.Tensor:
         return (latents - self.vae_config["shift_factor"]) * self.vae_config["scaling_factor"]
@@ -91,6 +102,13 @@ class FluxKontext(PipelineFamily):
 
     def collate_text(self, texts: Sequence[TextConditioning]) -> TextConditioning:
         return {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
+
+    def text_groups(self, texts: Sequence[TextConditioning]) -> list[list[int]]:
+        # Padding could not be masked: T5's tokens are all attended to.
+        groups: dict[int, list[int]] = {}
+        for index, text in enumerate(texts):
+            groups.setdefault(text["prompt_embeds"].shape[1], []).append(index)
+        return list(groups.values())
 
     def predict(
         self,

@@ -56,7 +56,7 @@ def dequantize(
     """The values of stored codes (in their storage dtype, or as bytes) in `dtype`."""
     kind = quantization.format
     if kind in FLOAT8:
-        values = codes.view(FLOAT8[kind]).to(dtype)
+        values = float8_values(codes, kind, dtype, by_table=codes.device.type == "mps")
         return values if scale is None else values * scale.to(dtype)
     if kind.startswith("gguf:"):
         return _from_ggml(codes.view(torch.uint8), kind.removeprefix("gguf:")).to(dtype)
@@ -68,6 +68,14 @@ def dequantize(
         # Symmetric and its own inverse: the same product rotates back.
         values = (values.reshape(rows, features // size, size) @ _hadamard(size, values.device)).reshape(rows, features)
     return values.to(dtype)
+
+
+def float8_values(codes: torch.Tensor, kind: str, dtype: torch.dtype, by_table: bool) -> torch.Tensor:
+    """What float8 codes stand for, in `dtype`; by a table of all of them where the device knows no float8."""
+    if not by_table:
+        return codes.view(FLOAT8[kind]).to(dtype)
+    table = torch.arange(256, dtype=torch.uint8).view(FLOAT8[kind]).to(dtype)
+    return table.to(codes.device)[codes.view(torch.uint8).int()]
 
 
 def _from_ggml(codes: torch.Tensor, name: str) -> torch.Tensor:
@@ -83,7 +91,7 @@ def _from_ggml(codes: torch.Tensor, name: str) -> torch.Tensor:
 @lru_cache(maxsize=8)
 def _hadamard(size: int, device: torch.device) -> torch.Tensor:
     """The regular Hadamard matrix of a size that is a power of 4, scaled to be orthogonal: the Kronecker powers of one
-    4 x 4 matrix (ConvRot, arXiv 2512.03673, as comfy-kitchen builds it)."""
+    4 x 4 matrix (ConvRot, as comfy-kitchen builds it)."""
     base = torch.tensor(
         [[1, 1, 1, -1], [1, 1, -1, 1], [1, -1, 1, 1], [-1, 1, 1, 1]], dtype=torch.float32, device=device
     )

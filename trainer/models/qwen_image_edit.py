@@ -10,13 +10,17 @@ import torch
 from diffusers import QwenImageEditPipeline, QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
+from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoImageProcessor, ProcessorMixin, Qwen2Tokenizer, Qwen2VLProcessor
 
+from ..resize import at_area_of
 from . import CONFIGS
-from .family import PackedLatents, Scale, Size, TextConditioning
+from .comfy_images import area_resized, cut_to_latents, padded_to_patches
+from .comfy_positions import ComfyQwenRope
+from .family import ImageCodec, PackedLatents, Scale, Size, TextConditioning
 from .layout import AXES, HEAD_SIZE, Layout, Shapes, count_blocks, same_names
-from .pipelines import PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, to_pil
+from .pipelines import VAE_SCALE, PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, to_pil
 from .qwen_files import TEXT_ENCODERS, TOKENIZERS, VAE
 
 SIDE_STEP = 32
@@ -51,8 +55,17 @@ class QwenImageEdit(PipelineFamily):
     def empty_transformer(self, config: Mapping[str, Any]) -> QwenImageTransformer2DModel:
         transformer = super().empty_transformer(config)
         # Its tables of rotations are neither parameters nor buffers: no weights file fills them in.
-        transformer.pos_embed = QwenEmbedRope(10000, list(config["axes_dims_rope"]), scale_rope=True)
+        transformer.pos_embed = self._rope(config)
         return transformer
+
+    def load_transformer(self, folder: Path, dtype: torch.dtype) -> QwenImageTransformer2DModel:
+        transformer = super().load_transformer(folder, dtype)
+        transformer.pos_embed = self._rope(transformer.config)
+        return transformer
+
+    def _rope(self, config: Mapping[str, Any]) -> QwenEmbedRope:
+        kind = ComfyQwenRope if self.policy == "comfyui" else QwenEmbedRope
+        return kind(10000, list(config["axes_dims_rope"]), scale_rope=True)
 
     def transformer_config(self, shapes: Shapes) -> dict[str, Any]:
         width, tokens = shapes["img_in.weight"]
@@ -94,12 +107,26 @@ class QwenImageEdit(PipelineFamily):
         return QwenCodec(vae, device, fingerprint)
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
-        if control_resolution == "target":
-            return _at_area(control, target.width * target.height)
-        return _at_area(control, self.scale.resolution**2)
+        inference = Size(self.scale.resolution, self.scale.resolution)
+        area = target if control_resolution == "target" else inference
+        if self.policy == "comfyui":
+            return _at_least(at_area_of(control, area, 1), VAE_SCALE)
+        return _at_area(control, area.width * area.height)
 
     def target_size(self, target: Size, resolution: int) -> Size:
         return _at_area(target, resolution**2)
+
+    def prepare_control(self, image: Image.Image, size: Size) -> torch.Tensor:
+        if self.policy == "comfyui":
+            return area_resized(image, size)
+        return super().prepare_control(image, size)
+
+    def encode(self, codec: ImageCodec, image: torch.Tensor) -> torch.Tensor:
+        # Only ComfyUI's control has sides that are no multiples: the text encoder sees it whole, the VAE its middle.
+        return super().encode(codec, cut_to_latents(image, VAE_SCALE))
+
+    def pack(self, latents: torch.Tensor) -> PackedLatents:
+        return super().pack(padded_to_patches(latents))
 
     def normalize(self, latents: torch.Tensor) -> torch.Tensor:
         return (latents - self._per_channel("latents_mean", latents)) / self._per_channel("latents_std", latents)
@@ -162,7 +189,9 @@ class QwenImageEdit(PipelineFamily):
         return rf"{last}(attn\.{any_of('add_q_proj', 'to_add_out')}|txt_mlp\.net\.{any_of('0.proj', '2')})"
 
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:
-        return " " if guidance > 1 else None
+        if guidance <= 1:
+            return None
+        return "" if self.policy == "comfyui" else " "
 
     def combine_guidance(self, positive: torch.Tensor, negative: torch.Tensor, guidance: float) -> torch.Tensor:
         combined = negative + guidance * (positive - negative)
@@ -215,4 +244,8 @@ def processor_of(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
 def _at_area(image: Size, area: int) -> Size:
     """The pipeline's size for an image, but never without a side, which its rounding makes of extreme strips."""
     width, height, _ = calculate_dimensions(area, image.width / image.height)
-    return Size(max(SIDE_STEP, width), max(SIDE_STEP, height))
+    return _at_least(Size(width, height), SIDE_STEP)
+
+
+def _at_least(size: Size, side: int) -> Size:
+    return Size(max(side, size.width), max(side, size.height))

@@ -187,7 +187,7 @@ class EditModel:
         except GatedRepoError as error:
             raise BadInput(
                 f"{self.base_model} is gated: accept its licence at https://huggingface.co/{self.base_model}, "
-                "then log in with `hf auth login`."
+                "then log in with `hf auth login`, or put your token into the environment variable HF_TOKEN."
             ) from error
         except Exception as error:  # A download fails in as many ways as there are networks and HTTP libraries.
             if isinstance(error, OSError) and error.errno == errno.ENOSPC:

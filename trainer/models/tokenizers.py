@@ -36,18 +36,14 @@ def find_tokenizers(
     Nothing is downloaded. Raises BadInput, naming the remedies, when one is nowhere."""
     if comfyui is not None and not comfyui.is_dir():
         raise BadInput(f"The ComfyUI installation {comfyui} does not exist.")
-    cached = None
     found = {}
     for name, tokenizer in tokenizers.items():
         places = [comfyui / tokenizer.comfyui] if comfyui else []
         places += [folder / name] if folder else []
         if named := os.environ.get(ENVIRONMENT):
             places.append(Path(named) / tokenizer.comfyui)
-        place = next(filter(_is_tokenizer, places), None)
+        place = next(filter(_is_tokenizer, places), None) or _in_cache(base_model, name)
         if place is None:
-            cached = cached or _cached(base_model, list(tokenizers))
-            place = cached / name
-        if not _is_tokenizer(place):
             looked = "".join(f"\n  {place}" for place in places)
             raise BadInput(
                 f"The tokenizers of {base_model} are not on this machine: {name} is missing. Either name a ComfyUI "
@@ -76,9 +72,11 @@ def _is_tokenizer(folder: Path) -> bool:
     return any((folder / name).is_file() for name in ("tokenizer.json", "vocab.json", "spiece.model"))
 
 
-def _cached(base_model: str, names: list[str]) -> Path:
-    """The base model's folder in the Hugging Face cache; it need not exist."""
+def _in_cache(base_model: str, name: str) -> Path | None:
+    """The tokenizer's folder in the Hugging Face cache, if it is there."""
     try:
-        return Path(snapshot_download(base_model, allow_patterns=[f"{n}/*" for n in names], local_files_only=True))
+        snapshot = snapshot_download(base_model, allow_patterns=[f"{name}/*"], local_files_only=True)
     except Exception:  # Not in the cache, or no cache at all: the library raises many kinds of errors for that.
-        return Path("nowhere")
+        return None
+    folder = Path(snapshot) / name
+    return folder if _is_tokenizer(folder) else None

@@ -109,11 +109,11 @@ class _GgufReader(Reader):
 def open_weights(path: Path, what: str) -> WeightFile:
     """Read a file's header. Raises BadInput saying what the file is when it is no safetensors or GGUF file, or cut
     short. `what` is what a person expects of it, such as "transformer"."""
-    if path.is_dir():
-        raise BadInput(f"The {what} {path} is a folder; name the file.")
-    if path.exists() and not path.is_file():
-        raise BadInput(f"The {what} {path} is not a file.")
     try:
+        if path.is_dir():
+            raise BadInput(f"The {what} {path} is a folder; name the file.")
+        if path.exists() and not path.is_file():
+            raise BadInput(f"The {what} {path} is not a file.")
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(64)

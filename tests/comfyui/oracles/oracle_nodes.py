@@ -14,7 +14,9 @@ from diffusers.utils.torch_utils import randn_tensor
 from safetensors.torch import load_file
 
 from .comfy_models import FULL_SIZE, empty_model, load_model, merged, native, read_transformer
+from .conditioning_nodes import FileModel, Fingerprints, Seen, Watch
 from .file_nodes import FullSizeLayout, SingleFile
+from .reduced_models import ReducedClip, ReducedVae, VaeFile
 from .trainer_access import trainer
 
 EditModel = io.Custom("EDIT_MODEL")
@@ -222,4 +224,20 @@ class Difference(io.ComfyNode):
 
 class Oracles(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        return [ComfyModel, Converted, Patches, FullSizeKeys, OurEdit, Difference, FullSizeLayout, SingleFile]
+        return [
+            ComfyModel,
+            Converted,
+            Patches,
+            FullSizeKeys,
+            OurEdit,
+            Difference,
+            FullSizeLayout,
+            SingleFile,
+            ReducedClip,
+            ReducedVae,
+            VaeFile,
+            Watch,
+            Seen,
+            FileModel,
+            Fingerprints,
+        ]

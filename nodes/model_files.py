@@ -1,0 +1,137 @@
+"""Which weights ComfyUI's model folders hold, and which of them are a base model's."""
+
+from __future__ import annotations
+
+import json
+import logging
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import folder_paths
+
+from ..trainer.errors import BadInput
+from .folders import file_state, output_folder
+
+if TYPE_CHECKING:
+    from ..trainer.models.family import Ports
+    from ..trainer.models.sources import EditModel
+
+AUTO = "auto"
+FILES = "diffusion_models"
+FOLDERS = "diffusers"
+PIPELINES = ("FluxKontextPipeline", "QwenImageEditPipeline")
+"""The families' `pipeline_class`, here so that a list of nodes loads no diffusers."""
+
+
+def transformer_options() -> list[str]:
+    """What can be chosen: auto, the files of models/diffusion_models, and models/diffusers' edit models as
+    `diffusers/<name>`."""
+    return [AUTO, *_file_names(), *(f"{FOLDERS}/{folder.name}" for folder in edit_folders())]
+
+
+def state_of(choice: str) -> str:
+    """Changes when what is chosen does."""
+    names = transformer_options()[1:] if choice == AUTO else [choice]
+    states = [file_state(path / "model_index.json" if path.is_dir() else path) for path in map(_path_of, names) if path]
+    return "\n".join(states)
+
+
+def open_choice(base_model: str, choice: str, ports: Ports | None) -> EditModel:
+    """The base model with the chosen transformer.
+
+    auto: models/diffusers, then the Hugging Face cache; with `ports` then a file of models/diffusion_models that is
+    surely this model's; then the Hugging Face hub. Raises BadInput for a choice that is not there or another model's.
+    """
+    from ..trainer.models import family_class, open_model
+    from ..trainer.models.sources import ModelFiles
+
+    pipeline = family_class(base_model).pipeline_class
+    if choice == AUTO:
+        folder = _folder_of(base_model, pipeline)
+        if folder is None and ports is not None and not _in_hub_cache(base_model):
+            found = _sure_file(base_model, ports)
+            if found is not None:
+                return found
+        return open_model(base_model, folder, ports=ports)
+    path = _path_of(choice)
+    if path is None:
+        raise BadInput(f'transformer: "{choice}" is not in ComfyUI\'s model folders any more; choose another.')
+    if not path.is_dir():
+        return open_model(base_model, files=ModelFiles(transformer=path), ports=ports)
+    if _pipeline_of(path) != pipeline:
+        raise BadInput(f'transformer: "{choice}" is a {_pipeline_of(path)}; {base_model} is a {pipeline}.')
+    return open_model(base_model, path, ports=ports)
+
+
+def edit_folders() -> list[Path]:
+    """The folders in diffusers' layout under models/diffusers that hold an edit model."""
+    children = [child for root in folder_paths.get_folder_paths(FOLDERS) if Path(root).is_dir() for child in _in(root)]
+    return [child for child in children if _pipeline_of(child) in PIPELINES]
+
+
+def _in(root: str) -> list[Path]:
+    return sorted(child for child in Path(root).iterdir() if child.is_dir())
+
+
+def _pipeline_of(folder: Path) -> str:
+    try:
+        return json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name", "")
+    except (OSError, ValueError, AttributeError):
+        return ""
+
+
+def _file_names() -> list[str]:
+    """The files that ComfyUI lists, and GGUF files, which it does not."""
+    names = list(folder_paths.get_filename_list(FILES))
+    for root in folder_paths.get_folder_paths(FILES):
+        if Path(root).is_dir():
+            found, _ = folder_paths.recursive_search(root, excluded_dir_names=[".git"])
+            names += sorted(name for name in found if name.lower().endswith(".gguf") and name not in names)
+    return names
+
+
+def _path_of(choice: str) -> Path | None:
+    """The file or folder of a choice; None when it is not there."""
+    for folder in edit_folders():
+        if choice == f"{FOLDERS}/{folder.name}":
+            return folder
+    path = folder_paths.get_full_path(FILES, choice)
+    return None if path is None else Path(path)
+
+
+def _folder_of(base_model: str, pipeline: str) -> Path | None:
+    """The folder of this pipeline; of several the one that is called like the base model, or the first."""
+    name = base_model.rpartition("/")[2].lower()
+    folders = [folder for folder in edit_folders() if _pipeline_of(folder) == pipeline]
+    return min(folders, key=lambda folder: (not folder.name.lower().endswith(name), folder.name), default=None)
+
+
+def _in_hub_cache(base_model: str) -> bool:
+    """Whether the whole transformer lies in the Hugging Face cache."""
+    from huggingface_hub import try_to_load_from_cache
+
+    config = try_to_load_from_cache(base_model, "transformer/config.json")
+    if not isinstance(config, str):
+        return False
+    folder, name = Path(config).parent, "diffusion_pytorch_model.safetensors"
+    index = folder / f"{name}.index.json"
+    shards = set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()) if index.is_file() else {name}
+    return all((folder / shard).is_file() for shard in shards)
+
+
+def _sure_file(base_model: str, ports: Ports) -> EditModel | None:
+    """The base model from the first file that fits and gives no reason to doubt it."""
+    from ..trainer.models import open_model
+    from ..trainer.models.sources import ModelFiles
+
+    for path in filter(None, map(_path_of, _file_names())):
+        if output_folder() in path.parents:
+            continue  # A fine-tune is no base unless it is chosen.
+        try:
+            model = open_model(base_model, files=ModelFiles(transformer=path), ports=ports)
+        except BadInput:
+            continue
+        if not model.doubts():
+            logging.info("%s: the transformer is %s", base_model, path)
+            return model
+    return None

@@ -1,0 +1,110 @@
+"""The example workflows of the full-size models, run to their end: their files are small or shallow ones of the same
+layout, their CLIP is ComfyUI's own class at a small size, and few steps are made."""
+
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pyarrow.parquet as pq
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from playwright.sync_api import Page
+from safetensors import safe_open
+
+from ..comfyui.conftest import TEST_PACK
+from ..comfyui.graphs import SETTINGS, Prompt, node
+from ..comfyui.server import PACK, Server, find_comfyui
+from ..single_files import FLUX, QWEN, stored, write
+
+WORKFLOWS = {FLUX: "3_train_kontext", QWEN: "4_train_qwen_image_edit"}
+FAMILIES = {FLUX: "flux-kontext", QWEN: "qwen-image-edit"}
+WIDTHS = {FLUX: 64, QWEN: 3584}
+TO_PROMPT = "async (workflow) => { await app.loadGraphData(workflow); return (await app.graphToPrompt()).output }"
+FEW = {"steps": 2, "sample_every": 2, "sample_width": 64, "sample_height": 64, "lora_rank": 4, "lora_alpha": 4}
+SMALL = {"resolution": 64, "control_resolution": "target", "sample_steps": 1}
+ONE_STEP = {
+    "KSampler": {"steps": 1, "cfg": 1.0},
+    "EditTrainerEditImage": {"steps": 1, "guidance": 1.0, "width": 64, "height": 64},
+    "EditTrainerParams": FEW,
+    "EditTrainerLoadDataset": {"resource": "two.parquet"},
+}
+
+
+@pytest.fixture(scope="module")
+def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+    """A server with the oracle nodes and ComfyUI's example picture."""
+    comfyui = find_comfyui()
+    if comfyui is None:
+        pytest.skip("no ComfyUI found: set COMFYUI_PATH to its folder (and COMFYUI_PYTHON to its interpreter)")
+    server = Server(comfyui, tmp_path_factory.mktemp("comfyui"), TEST_PACK)
+    shutil.copy(comfyui / "input" / "example.png", server.base / "input")
+    example = pq.read_table(PACK / "example_workflows" / "edit_trainer_example.parquet")
+    pq.write_table(example.slice(0, 2), server.base / "input" / "two.parquet")
+    yield server
+    server.close()
+
+
+def transformer_of(base_model: str) -> torch.nn.Module:
+    """Kontext at a width of 256, Qwen-Image at its own width, which ComfyUI takes for granted; one block of a kind."""
+    if base_model == FLUX:
+        sizes = {"joint_attention_dim": 64, "pooled_projection_dim": 32, "guidance_embeds": True}
+        return FluxTransformer2DModel(num_layers=1, num_single_layers=1, num_attention_heads=2, **sizes)
+    with torch.device("meta"):
+        transformer = QwenImageTransformer2DModel(num_layers=1)
+    transformer = transformer.to_empty(device="cpu")
+    for name, parameter in transformer.named_parameters():
+        torch.nn.init.constant_(parameter, 1.0) if "norm" in name else torch.nn.init.normal_(parameter, std=0.02)
+    return transformer
+
+
+def shortened(prompt: Prompt, base_model: str) -> tuple[Prompt, dict[str, str]]:
+    """The workflow's prompt with few steps and a small CLIP, and its nodes' ids by class."""
+    ids = {entry["class_type"]: name for name, entry in prompt.items()}
+    for kind, inputs in ONE_STEP.items():
+        prompt[ids[kind]]["inputs"] |= inputs
+    prompt["settings"] = node("EditTrainerSettings", **SETTINGS | SMALL)
+    prompt[ids["EditTrainerTrain"]]["inputs"]["settings"] = ["settings", 0]
+    prompt["latent"] = node("EmptySD3LatentImage", width=64, height=64, batch_size=1)
+    prompt[ids["KSampler"]]["inputs"]["latent_image"] = ["latent", 0]
+    loader = ids["DualCLIPLoader" if base_model == FLUX else "CLIPLoader"]
+    reduced = {"family": FAMILIES[base_model], "width": WIDTHS[base_model], "seed": 0}
+    prompt[loader] = node("OracleReducedClip", **reduced)
+    return prompt, ids
+
+
+@pytest.mark.parametrize("base_model", [FLUX, QWEN])
+def test_a_full_size_workflow_runs_to_its_end(page: Page, server: Server, base_model: str) -> None:
+    workflow = json.loads((PACK / "example_workflows" / f"{WORKFLOWS[base_model]}.json").read_text(encoding="utf-8"))
+    prompt, ids = shortened(page.evaluate(TO_PROMPT, workflow), base_model)
+    models = server.base / "models"
+    for folder in ("diffusion_models", "vae"):
+        (models / folder).mkdir(parents=True, exist_ok=True)
+    torch.manual_seed(0)
+    file = models / "diffusion_models" / prompt[ids["UNETLoader"]]["inputs"]["unet_name"]
+    write(file, "bf16", stored(base_model, transformer_of(base_model)))
+    vae = models / "vae" / prompt[ids["VAELoader"]]["inputs"]["vae_name"]
+    made = server.run({"vae": node("OracleVaeFile", family=FAMILIES[base_model], file=str(vae))})
+    assert made.status == "execution_success", made.details
+
+    begin = server.log.stat().st_size
+    result = server.run(prompt)
+    assert result.status == "execution_success", result.details
+    assert "2 steps done" in result.text(ids["EditTrainerTrain"])
+    assert result.outputs[ids["EditTrainerPreviewSamples"]]["images"]
+    assert len(pictures(server, result.outputs)) == 2, "one of ComfyUI's own graph, one of Edit Image"
+    log = server.log.read_bytes()[begin:].decode(errors="replace")
+    assert "lora key not loaded" not in log
+    (lora,) = (server.output / "loras").glob(f"{prompt[ids['EditTrainerTrain']]['inputs']['run_name']}*")
+    with safe_open(lora, "pt") as weights:
+        assert weights.metadata()["edit_trainer.conditioning"] == "comfyui"
+
+
+def pictures(server: Server, outputs: dict[str, Any]) -> list[Path]:
+    """The files that the nodes have saved in the output folder."""
+    shown = [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "output"]
+    return [path for image in shown if (path := server.output / image["subfolder"] / image["filename"]).is_file()]

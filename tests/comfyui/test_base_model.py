@@ -1,0 +1,128 @@
+"""Where a base model's parts come from: what is chosen by itself, and what is refused."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel
+from safetensors import safe_open
+
+from ..single_files import FLUX, QWEN, stored, write
+from .graphs import Prompt, node, training
+from .server import Server
+from .test_faults import refused
+
+FLUX_SIZES = {
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 64,
+    "pooled_projection_dim": 32,
+    "guidance_embeds": True,
+}
+TINY_STEPS = {"steps": 2, "sample_every": 2}
+SMALL = {"resolution": 64, "control_resolution": "target", "sample_steps": 1}
+
+
+@pytest.fixture
+def folder(server: Server) -> Iterator[Path]:
+    """models/diffusion_models, emptied at the end."""
+    folder = server.base / "models" / "diffusion_models"
+    folder.mkdir(parents=True, exist_ok=True)
+    yield folder
+    for file in folder.iterdir():
+        file.unlink()
+
+
+def kontext_file(path: Path) -> Path:
+    torch.manual_seed(0)
+    return write(path, "bf16", stored(FLUX, FluxTransformer2DModel(**FLUX_SIZES)))
+
+
+def on_ports(prompt: Prompt, base_model: str, clip: str, vae: str, transformer: str = "auto") -> Prompt:
+    """The prompt with a reduced CLIP and VAE of the named families on its base model."""
+    ports = {"clip": ["clip", 0], "vae": ["vae", 0]}
+    return prompt | {
+        "clip": node("OracleReducedClip", family=clip, width=64, seed=0),
+        "vae": node("OracleReducedVae", family=vae, seed=0),
+        "model": node("EditTrainerBaseModel", base_model=base_model, transformer=transformer, **ports),
+    }
+
+
+def test_one_port_without_the_other_is_refused(server: Server) -> None:
+    prompt = on_ports(training(run_name="one-port"), FLUX, "flux-kontext", "flux-kontext")
+    del prompt["model"]["inputs"]["vae"]
+    refused(server.run(prompt), "model", "vae: is not connected", "both or neither")
+
+
+def test_a_tiny_model_takes_no_ports(server: Server) -> None:
+    prompt = on_ports(training(run_name="tiny-ports"), "tiny/flux-kontext", "flux-kontext", "flux-kontext")
+    refused(server.run(prompt), "model", "tiny/flux-kontext has parts of its own")
+
+
+@pytest.mark.parametrize("base_model, other", [(FLUX, "qwen-image-edit"), (QWEN, "flux-kontext")])
+def test_another_models_clip_and_vae_are_refused_in_one_message(server: Server, base_model: str, other: str) -> None:
+    prompt = on_ports(training(run_name="other-ports"), base_model, other, other)
+    loader = "DualCLIPLoader" if base_model == FLUX else "CLIPLoader"
+    refused(server.run(prompt), "model", "clip:", loader, "vae:", "VAELoader")
+
+
+def test_comfyui_conditioning_without_ports_is_refused(server: Server) -> None:
+    prompt = training(run_name="no-ports", settings={"conditioning": "comfyui"})
+    refused(server.run(prompt), "train", "conditioning", "Load Edit Base Model")
+
+
+def test_auto_takes_the_file_that_is_surely_the_models(server: Server, folder: Path) -> None:
+    (folder / "a-kontext.safetensors").write_bytes(b"not a model")
+    kontext_file(folder / "flux1-dev-kontext.safetensors")
+    prompt = training(run_name="auto-file", params=TINY_STEPS, settings=SMALL)
+    prompt = on_ports(prompt, FLUX, "flux-kontext", "flux-kontext")
+    result = server.run(prompt)
+    assert result.status == "execution_success", result.details
+    assert "2 steps done" in result.text("train")
+    assert "Warning" not in result.text("train")
+    (lora,) = (server.output / "loras").glob("auto-file*")
+    with safe_open(lora, "pt") as weights:
+        assert weights.metadata()["edit_trainer.conditioning"] == "comfyui"
+    again = server.run(prompt)
+    assert not again.executed() & {"model", "train"}
+    kontext_file(folder / "flux1-dev-kontext.safetensors")
+    assert "model" in server.run(prompt).executed(), "a file that was written anew is looked at again"
+
+
+def test_a_doubtful_file_is_warned_of(server: Server, folder: Path) -> None:
+    kontext_file(folder / "flux1-dev.safetensors")
+    prompt = training(run_name="doubtful", params=TINY_STEPS | {"cache_text_embeddings": True}, settings=SMALL)
+    prompt = on_ports(prompt, FLUX, "flux-kontext", "flux-kontext", "flux1-dev.safetensors")
+    result = server.run(prompt)
+    assert result.status == "execution_success", result.details
+    assert "may not be" in result.text("train")
+
+
+def test_folders_and_gguf_files_can_be_chosen(server: Server, folder: Path) -> None:
+    (folder / "some.gguf").write_bytes(b"GGUF")
+    edit, other = (server.base / "models" / "diffusers" / name for name in ("Kontext", "other"))
+    for path, pipeline in ((edit, "FluxKontextPipeline"), (other, "StableDiffusionPipeline")):
+        path.mkdir(parents=True, exist_ok=True)
+        (path / "model_index.json").write_text(json.dumps({"_class_name": pipeline}))
+    try:
+        info = server.get("/object_info/EditTrainerBaseModel")["EditTrainerBaseModel"]
+        options = info["input"]["required"]["transformer"][1]["options"]
+        assert options == ["auto", "some.gguf", "diffusers/Kontext"]
+    finally:
+        for path in (edit, other):
+            (path / "model_index.json").unlink()
+
+
+def test_a_fingerprint_names_weights_and_patches(server: Server) -> None:
+    result = server.run({"prints": node("OracleFingerprints")})
+    assert result.status == "execution_success", result.details
+    for kind, prints in json.loads(result.text("prints")).items():
+        assert prints["first"] == prints["again"], kind
+        assert len({prints["first"], prints["other weights"], prints["patched"]}) == 3, kind
+        assert prints["patched"] == prints["patched and loaded"], kind
+        assert prints["first"] == prints["first, while the patched one is loaded"], kind
