@@ -27,7 +27,10 @@ def _weights(model: EditModel) -> str:
     cached = try_to_load_from_cache(model.base_model, "model_index.json")
     if isinstance(cached, str):
         return "in the Hugging Face cache of this machine"
-    return f"downloaded from the Hugging Face hub on first use, about {DOWNLOAD_GB[model.base_model]} GB"
+    return (
+        f"downloaded from the Hugging Face hub on first use, about {DOWNLOAD_GB[model.base_model]} GB; with clip and vae "
+        "connected, a file of models/diffusion_models that is surely this model's is taken instead"
+    )
 
 
 def _file(path: Path) -> str:
