@@ -28,8 +28,8 @@ def _weights(model: EditModel) -> str:
     if isinstance(cached, str):
         return "in the Hugging Face cache of this machine"
     return (
-        f"downloaded from the Hugging Face hub on first use, about {DOWNLOAD_GB[model.base_model]} GB; with clip and vae "
-        "connected, a file of models/diffusion_models that is surely this model's is taken instead"
+        f"downloaded from the Hugging Face hub on first use, about {DOWNLOAD_GB[model.base_model]} GB; with clip and "
+        "vae connected, a file of models/diffusion_models that is surely this model's is taken instead"
     )
 
 
