@@ -67,8 +67,7 @@ INTERACT = """async () => {
       api.dispatchCustomEvent('edit_trainer.run', next)
     })
   }
-  times.sort((a, b) => a - b)
-  return { p95: times[Math.floor(times.length * 0.95)], most: times.at(-1),
+  return { times,
     pictures: document.querySelectorAll('.edit-trainer-small img').length,
     label: document.querySelector('.edit-trainer-panel .edit-trainer-step dd').textContent }
 }"""
@@ -195,11 +194,13 @@ def test_many_points_and_samples_stay_light(page: Page, server: Server, renderer
     until(lambda: page.locator(PANEL).is_visible())
     heap = heap_bytes(page)
     page.evaluate(INJECT)
-    # Other programs on the machine make single rounds slow, never fast.
     rounds = [page.evaluate(INTERACT) for _ in range(3)]
     grown = heap_bytes(page) - heap
-    print(renderer, rounds, grown)
+    # Each interaction's best of three: other programs on the machine make it slower, never faster.
+    times = sorted(map(min, zip(*(figures["times"] for figures in rounds), strict=True)))
+    p95 = times[len(times) * 95 // 100]
+    print(f"{renderer}: {p95:.1f} ms (95 %), {times[-1]:.1f} ms at most, heap {grown / 1e6:+.1f} MB")
     assert rounds[-1]["pictures"] == 60
     assert rounds[-1]["label"].startswith("20,180")
-    assert min(figures["p95"] for figures in rounds) <= MOST_MS
+    assert p95 <= MOST_MS
     assert grown < MOST_HEAP

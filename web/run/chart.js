@@ -3,6 +3,8 @@ import { count, loss, t } from "../lib/text.js";
 import { decimate, nearest, ticks } from "./decimate.js";
 
 const MARGIN = { left: 44, right: 8, top: 8, bottom: 20 };
+/** Small and drawn anew each time: waiting for the graphics card would take longer than drawing. */
+const IN_MEMORY = { willReadFrequently: true };
 const FONT = "11px Inter, system-ui, sans-serif";
 
 /**
@@ -113,11 +115,11 @@ export class LossChart {
     }
     if (!this.#base) {
       this.#base = new OffscreenCanvas(this.canvas.width, this.canvas.height);
-      const context = this.#base.getContext("2d");
+      const context = this.#base.getContext("2d", IN_MEMORY);
       context.scale(ratio, ratio);
       this.#drawBase(context, width, height);
     }
-    const context = this.canvas.getContext("2d");
+    const context = this.canvas.getContext("2d", IN_MEMORY);
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, this.canvas.width, this.canvas.height);
     context.drawImage(this.#base, 0, 0);
