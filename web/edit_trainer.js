@@ -4,9 +4,10 @@ import { choiceWidget } from "./dataset/choice.js";
 import { addInfo, refreshInfo } from "./dataset/info.js";
 import { addRequestButton, pasteRequest } from "./graph/paste.js";
 import { addModelInfo, showModelInfo } from "./model/info.js";
+import { makeRoom } from "./graph/nodes.js";
 import { el } from "./lib/dom.js";
 import { t, useTexts } from "./lib/text.js";
-import { addPanel, makeRoom, onMessage, showAll } from "./run/node.js";
+import { addPanel, onMessage, showAll } from "./run/node.js";
 import { runsTab } from "./runs/sidebar.js";
 
 const MESSAGE = "edit_trainer.run";

@@ -1,7 +1,7 @@
 import { el, keepFromGraph, setText } from "../lib/dom.js";
 import { ask, tell } from "../lib/server.js";
 import { count, t } from "../lib/text.js";
-import { widgetOf } from "../graph/ids.js";
+import { makeRoom, widgetOf } from "../graph/nodes.js";
 
 const ROWS = 3;
 const MIN_HEIGHT = 100;
@@ -66,14 +66,12 @@ export function addInfo(node) {
   };
   fault(info, "");
   setText(line, t("dropParquet"));
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  makeRoom(node);
 }
 
 /** Look at the parquet that a loaded node names, and change nothing in it. */
 export function refreshInfo(node) {
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  makeRoom(node);
   return look(node, false);
 }
 

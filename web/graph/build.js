@@ -1,5 +1,5 @@
 import { app } from "../../../scripts/app.js";
-import { widgetOf } from "./ids.js";
+import { widgetOf } from "./nodes.js";
 
 const GAP = 40;
 const PREFIX = "EditTrainer";

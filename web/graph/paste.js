@@ -3,7 +3,7 @@ import { refreshInfo } from "../dataset/info.js";
 import { tell } from "../lib/server.js";
 import { t } from "../lib/text.js";
 import { addRequestGraph, completeRequestNode } from "./build.js";
-import { widgetOf } from "./ids.js";
+import { widgetOf } from "./nodes.js";
 
 const LONGEST = 4 * 2 ** 20;
 

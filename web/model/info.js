@@ -1,4 +1,4 @@
-import { widgetOf } from "../graph/ids.js";
+import { makeRoom, widgetOf } from "../graph/nodes.js";
 import { el } from "../lib/dom.js";
 import { ask } from "../lib/server.js";
 
@@ -26,8 +26,7 @@ export function addModelInfo(node) {
 
 /** Ask again what the choice of a node amounts to. */
 export async function showModelInfo(node) {
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width), Math.max(node.size[1], height)]);
+  makeRoom(node);
   const info = infos.get(node);
   const request = ++info.request;
   const query = Object.fromEntries(CHOICES.map((name) => [name, widgetOf(node, name)?.value ?? ""]));

@@ -1,5 +1,5 @@
 import { ask } from "../lib/server.js";
-import { executionIds, nodeOf, widgetOf } from "../graph/ids.js";
+import { executionIds, makeRoom, nodeOf, widgetOf } from "../graph/nodes.js";
 import { RunPanel, nodeControl } from "./panel.js";
 
 const WIDGET = "training";
@@ -14,19 +14,13 @@ export function addPanel(node) {
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => MIN_HEIGHT, margin: 6 };
   const widget = node.addDOMWidget(WIDGET, "edit-trainer-panel", panel.element, options);
   widget.serialize = false;
-  makeRoom(node);
+  makeRoom(node, MIN_WIDTH);
   const removed = node.onRemoved;
   node.onRemoved = function (...args) {
     panels.delete(node);
     panel.destroy();
     return removed?.apply(this, args);
   };
-}
-
-/** Make the node large enough for its panel, which a workflow from before it was not saved for. */
-export function makeRoom(node) {
-  const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width, MIN_WIDTH), Math.max(node.size[1], height)]);
 }
 
 /** A message from the server about a run. */

@@ -26,3 +26,9 @@ export function executionIds(node) {
 
 /** The widget of a node by its name. */
 export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+
+/** Make a node large enough for its widgets, which a workflow from before they were there was not saved for. */
+export function makeRoom(node, leastWidth = 0) {
+  const [width, height] = node.computeSize();
+  node.setSize([Math.max(node.size[0], width, leastWidth), Math.max(node.size[1], height)]);
+}
