@@ -149,8 +149,9 @@ def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypa
             assert torch.equal(family.pack(family.encode(codec, control)).tokens[0], batch.controls[0].tokens[number])
             texts.append(encoder.encode(row.caption, [control]))
         expected = family.collate_text(texts)
-        assert expected.keys() == batch.text.keys()
-        assert all(torch.equal(expected[name], batch.text[name]) for name in expected)
+        (group,) = batch.texts
+        assert expected.keys() == group.text.keys()
+        assert all(torch.equal(expected[name], group.text[name]) for name in expected)
     assert {example.row for batch in batches for example in batch.examples} == set(range(7))
 
 

@@ -81,7 +81,7 @@ def test_dropped_captions_are_addressed_and_as_many_as_asked_for(kontext, runs, 
     runs.run(kontext, steps=40, settings={"caption_dropout": 0.5})
     encoder = kontext.load_text_encoder("cpu", torch.float32)
     empty = encoder.encode("", [])["prompt_embeds"]
-    dropped = sum(torch.equal(batch.text["prompt_embeds"], empty) for batch in batches)
+    dropped = sum(torch.equal(batch.texts[0].text["prompt_embeds"], empty) for batch in batches)
     assert 10 <= dropped <= 30
 
 
