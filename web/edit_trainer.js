@@ -12,6 +12,9 @@ import { runsTab } from "./runs/sidebar.js";
 
 const MESSAGE = "edit_trainer.run";
 
+// Before anything is waited for: ComfyUI's page warns of messages of a run that nobody listens to yet.
+api.addEventListener(MESSAGE, (event) => onMessage(event.detail));
+
 app.registerExtension({
   name: "edit_trainer",
 
@@ -22,7 +25,6 @@ app.registerExtension({
   },
 
   async setup() {
-    api.addEventListener(MESSAGE, (event) => onMessage(event.detail));
     api.addEventListener("reconnected", showAll);
     document.addEventListener("paste", pasteRequest, true);
     app.extensionManager.registerSidebarTab(runsTab());

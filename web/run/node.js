@@ -25,6 +25,7 @@ export function addPanel(node) {
 
 /** A message from the server about a run. */
 export async function onMessage(message) {
+  if (!panels.size) return; // Nor is there a graph to look in, while the page loads.
   const node = nodeOf(message.node_id);
   const panel = panels.get(node);
   if (!panel || !isOf(node, panel, message)) return;
