@@ -8,7 +8,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import BadInput
 
@@ -77,15 +77,15 @@ class WeightFile:
         return any(tensor.dtype.startswith("GGUF:") for tensor in self.tensors.values())
 
 
-class Reader:
+class Reader(Protocol):
     """Reads the tensors of an open file."""
 
     def read(self, name: str) -> torch.Tensor:
         """A tensor on the CPU. Its memory may be the file's: copy what is kept."""
-        raise NotImplementedError
+        ...
 
 
-class _SafetensorsReader(Reader):
+class _SafetensorsReader:
     def __init__(self, file: Any) -> None:
         self._file = file
 
@@ -93,7 +93,7 @@ class _SafetensorsReader(Reader):
         return self._file.get_tensor(name)
 
 
-class _GgufReader(Reader):
+class _GgufReader:
     def __init__(self, path: Path) -> None:
         from gguf import GGUFReader
 
