@@ -16,7 +16,11 @@ SNAPSHOT = Path(__file__).parent / "object_info.json"
 LOCALE = PACK / "locales" / "en" / "nodeDefs.json"
 PUBLIC_OPTIONS = ("default", "min", "max", "step", "round", "options", "multiline", "control_after_generate")
 
-FILE_LISTS = {name: {"options": ["none"]} for name in ("init_lora", "lora_name")}
+FILE_LISTS = {
+    "init_lora": {"options": ["none"]},
+    "lora_name": {"options": ["none"]},
+    "transformer": {"options": ["auto"]},
+}
 """Inputs that list the files that happen to be there, and what they always list."""
 
 
