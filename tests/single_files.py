@@ -17,6 +17,15 @@ Tensors = dict[str, torch.Tensor]
 
 FLUX = "black-forest-labs/FLUX.1-Kontext-dev"
 QWEN = "Qwen/Qwen-Image-Edit"
+FLUX_SIZES = {
+    "num_layers": 1,
+    "num_single_layers": 1,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 64,
+    "pooled_projection_dim": 32,
+    "guidance_embeds": True,
+}
+"""Arguments of a FluxTransformer2DModel of a width that ComfyUI's own class takes, one block of each kind."""
 LINEARS = ("attn", "mlp", "linear1", "linear2", "img_mod", "txt_mod")
 """What the published quantized files quantize: the blocks' Linears."""
 

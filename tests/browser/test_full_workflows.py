@@ -19,7 +19,7 @@ from safetensors import safe_open
 from ..comfyui.conftest import TEST_PACK
 from ..comfyui.graphs import SETTINGS, Prompt, node
 from ..comfyui.server import PACK, Server, find_comfyui
-from ..single_files import FLUX, QWEN, stored, write
+from ..single_files import FLUX, FLUX_SIZES, QWEN, stored, write
 
 WORKFLOWS = {FLUX: "3_train_kontext", QWEN: "4_train_qwen_image_edit"}
 FAMILIES = {FLUX: "flux-kontext", QWEN: "qwen-image-edit"}
@@ -52,8 +52,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 def transformer_of(base_model: str) -> torch.nn.Module:
     """Kontext at a width of 256, Qwen-Image at its own width, which ComfyUI takes for granted; one block of a kind."""
     if base_model == FLUX:
-        sizes = {"joint_attention_dim": 64, "pooled_projection_dim": 32, "guidance_embeds": True}
-        return FluxTransformer2DModel(num_layers=1, num_single_layers=1, num_attention_heads=2, **sizes)
+        return FluxTransformer2DModel(**FLUX_SIZES)
     with torch.device("meta"):
         transformer = QwenImageTransformer2DModel(num_layers=1)
     transformer = transformer.to_empty(device="cpu")

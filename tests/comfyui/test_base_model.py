@@ -11,19 +11,11 @@ import torch
 from diffusers import FluxTransformer2DModel
 from safetensors import safe_open
 
-from ..single_files import FLUX, QWEN, stored, write
+from ..single_files import FLUX, FLUX_SIZES, QWEN, stored, write
 from .graphs import Prompt, node, training
 from .server import Server
 from .test_faults import refused
 
-FLUX_SIZES = {
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 64,
-    "pooled_projection_dim": 32,
-    "guidance_embeds": True,
-}
 TINY_STEPS = {"steps": 2, "sample_every": 2}
 SMALL = {"resolution": 64, "control_resolution": "target", "sample_steps": 1}
 

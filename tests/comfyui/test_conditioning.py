@@ -14,18 +14,10 @@ from PIL import Image
 from trainer.models import open_model
 from trainer.models.family import Size
 
-from ..single_files import FLUX, QWEN, stored, write
+from ..single_files import FLUX, FLUX_SIZES, QWEN, stored, write
 from .graphs import Prompt, node
 from .server import Server
 
-FLUX_SIZES = {
-    "num_layers": 1,
-    "num_single_layers": 1,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 64,
-    "pooled_projection_dim": 32,
-    "guidance_embeds": True,
-}
 QWEN_SIZES = {"num_layers": 1, "num_attention_heads": 2, "joint_attention_dim": 64}
 FILES = {FLUX: "reduced-flux1-kontext.safetensors", QWEN: "reduced-qwen-image-edit.safetensors"}
 SIZES = [(512, 512), (1000, 421), (333, 777), (701, 523)]

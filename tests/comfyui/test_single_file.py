@@ -9,17 +9,8 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 
-from ..single_files import FLUX, FORMATS, QWEN, stored, write
+from ..single_files import FLUX, FLUX_SIZES, FORMATS, QWEN, stored, write
 from .server import Server
-
-FLUX_SIZES = {
-    "num_layers": 1,
-    "num_single_layers": 2,
-    "num_attention_heads": 2,
-    "joint_attention_dim": 64,
-    "pooled_projection_dim": 32,
-    "guidance_embeds": True,
-}
 
 
 @pytest.mark.parametrize("base_model", [FLUX, QWEN])

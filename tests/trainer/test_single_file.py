@@ -21,20 +21,10 @@ from trainer.models.quantized import FLOAT8, QuantizedLinear, dequantize_layers,
 from trainer.models.single_file import load_single_file
 from trainer.models.sources import CONFIGS, ModelFiles
 
-from ..single_files import FLUX, FORMATS, QWEN, is_quantized, plain, stored, write
+from ..single_files import FLUX, FLUX_SIZES, FORMATS, QWEN, is_quantized, plain, stored, write
 
 SMALL = {
-    FLUX: (
-        FluxTransformer2DModel,
-        {
-            "num_layers": 1,
-            "num_single_layers": 2,
-            "num_attention_heads": 2,
-            "joint_attention_dim": 64,
-            "pooled_projection_dim": 32,
-            "guidance_embeds": True,
-        },
-    ),
+    FLUX: (FluxTransformer2DModel, FLUX_SIZES),
     QWEN: (QwenImageTransformer2DModel, {"num_layers": 2, "num_attention_heads": 2, "joint_attention_dim": 64}),
 }
 F32 = torch.float32
