@@ -121,12 +121,13 @@ def _edited(
     model: EditModel, pairs: Sequence[EditPair], settings: RunSettings
 ) -> Generator[Progress, None, list[Image.Image]]:
     """Edit the pairs' controls by their captions, each from noise of its own."""
-    from .memory import Parts, base_dtype, default_device
+    from .memory import Parts, default_device
     from .models.family import Size
+    from .planning import make_plan
     from .sampling import decode, denoise
 
     device = default_device()
-    parts = Parts(model, device, base_dtype(settings, device), settings.offload)
+    parts = Parts(model, device, make_plan(model, settings, device))
     family, scheduler = model.family, model.load_scheduler()
     guidance = settings.sample_guidance or family.scale.sample_guidance
     picture = Size(*pairs[0].target.size)

@@ -19,9 +19,10 @@ from .errors import RunFailed
 from .events import Checkpoint, Event, Finished, Progress, RunControl, Started, Step, Warning
 from .files import remove
 from .init_lora import check_init_lora, init_lora_fingerprint
-from .memory import Parts, base_dtype, default_device, full_fine_tune_need
+from .memory import Parts, default_device, full_fine_tune_need
 from .metadata import export_metadata
 from .optim import build_optimizer, learning_rate_at, load_optimizer_tensors, optimizer_tensors
+from .planning import make_plan
 from .prefetch import prefetched
 from .runs import RunFolder, open_run_folder, run_fingerprint
 from .samples import Samples
@@ -80,7 +81,7 @@ def train(
         yield Warning(message=need)
     run.begin(request, settings, fingerprint)
     cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
-    parts = Parts(model, device, base_dtype(settings, device), settings.offload)
+    parts = Parts(model, device, make_plan(model, settings, device))
     training = Training(request, dataset, settings, run, parts, cache, control)
     yield from training.prepare()
     if not control.stopping:

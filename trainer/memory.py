@@ -8,14 +8,12 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import BadInput
-from .settings import RunSettings
-from .weights import DTYPES
+from .plan import Plan
+from .planning import FULL_SIZE_PARAMETERS
 
 if TYPE_CHECKING:
     from .models.sources import EditModel
 
-FULL_SIZE_PARAMETERS = 1_000_000_000
-"""Models from this size on are trained with gradient checkpointing unless the settings say otherwise."""
 FULL_FINE_TUNE_BYTES = 16
 """For each weight: itself, its gradient and AdamW's two moments, all in float32."""
 HEADROOM_BYTES = 6 * 2**30
@@ -27,22 +25,6 @@ def default_device() -> torch.device:
     # A CUDA build of torch names its accelerator on machines without a GPU too.
     available = torch.accelerator.is_available()
     return torch.accelerator.current_accelerator() if available else torch.device("cpu")
-
-
-def base_dtype(settings: RunSettings, device: torch.device) -> torch.dtype:
-    """Number format of the frozen base and of its computations."""
-    if settings.precision != "auto":
-        return DTYPES[settings.precision]
-    if device.type == "cpu" or (device.type == "cuda" and not torch.cuda.is_bf16_supported()):
-        return torch.float32
-    return torch.bfloat16
-
-
-def wants_checkpointing(settings: RunSettings, transformer: torch.nn.Module) -> bool:
-    """Whether activations are computed again in the backward pass."""
-    if settings.gradient_checkpointing != "auto":
-        return settings.gradient_checkpointing == "on"
-    return sum(parameter.numel() for parameter in transformer.parameters()) >= FULL_SIZE_PARAMETERS
 
 
 def full_fine_tune_need(parameters: int, device: torch.device) -> str | None:
@@ -70,11 +52,11 @@ class Parts:
     them stay while the device's free memory allows.
     """
 
-    def __init__(self, model: EditModel, device: torch.device, dtype: torch.dtype, offload: str) -> None:
+    def __init__(self, model: EditModel, device: torch.device, plan: Plan) -> None:
         self.model = model
         self.device = device
-        self.dtype = dtype
-        self.offload = offload
+        self.plan = plan
+        self.dtype = plan.dtype
         self._loaded: dict[str, Any] = {}
         self._on_device: set[str] = set()
 
@@ -113,9 +95,9 @@ class Parts:
 
     def _make_room(self, name: str) -> None:
         others = self._on_device - {name}
-        if self.device.type == "cpu" or not others or self.offload == "none":
+        if self.device.type == "cpu" or not others or self.plan.offload == "none":
             return
-        if self.offload == "auto" and self._free_bytes() > HEADROOM_BYTES + self._bytes(name):
+        if self.plan.offload == "auto" and self._free_bytes() > HEADROOM_BYTES + self._bytes(name):
             return
         for other in others:
             self._loaded[other].to("cpu")

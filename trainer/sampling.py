@@ -16,9 +16,10 @@ from PIL import Image
 from .errors import BadInput
 from .events import Progress, Warning
 from .lora import left_out
-from .memory import Parts, base_dtype
+from .memory import Parts
 from .models.family import Family, Grid, ImageCodec, PackedLatents, Size, TextConditioning
 from .models.sources import EditModel
+from .planning import make_plan
 from .settings import RunSettings
 
 
@@ -115,7 +116,7 @@ def edit(
     if model.adapter is not None and (note := left_out(model.adapter)):
         yield Warning(message=note)
     device = torch.device(device)
-    parts = Parts(model, device, base_dtype(RunSettings(), device), "phases")
+    parts = Parts(model, device, make_plan(model, RunSettings(offload="phases"), device))
 
     yield Progress(phase="loading", done=0, total=3, note="text encoder")
     encoder = parts.text_encoder()

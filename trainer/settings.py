@@ -32,16 +32,21 @@ class RunSettings(BaseModel):
     )
     images_root: str = Field("", description="Where relative image paths start; empty: the parquet's folder.")
     bad_rows: Literal["stop", "skip"] = Field("stop", description="What happens when rows cannot be used.")
-    precision: Literal["auto", "fp32", "bf16"] = Field(
-        "auto", description="How the frozen base is held; auto: bf16 on a GPU that has it, fp32 on the CPU."
-    )
-    offload: Literal["auto", "none", "phases"] = Field(
+    precision: Literal["auto", "fp32", "bf16", "int8", "fp8", "nf4"] = Field(
         "auto",
-        description="phases: text encoder, VAE and transformer take turns on the device; none: all stay; "
-        "auto: phases unless all fit.",
+        description="How the frozen base is held; auto: bf16 on a GPU where it fits, else int8; fp32 on the CPU. "
+        "nf4 needs bitsandbytes.",
     )
-    gradient_checkpointing: Literal["auto", "on", "off"] = Field(
-        "auto", description="Recompute activations in the backward pass to save memory; auto: on for full-size models."
+    offload: Literal["auto", "none", "phases", "modulation", "blocks"] = Field(
+        "auto",
+        description="phases: text encoder, VAE and transformer take turns on the device; modulation: and the "
+        "transformer's modulation stays in host memory; blocks: and so do its blocks, which come one by one; none: all "
+        "stays; auto: as little of that as fits.",
+    )
+    gradient_checkpointing: Literal["auto", "on", "off", "selective"] = Field(
+        "auto",
+        description="Recompute activations in the backward pass to save memory; selective: all but the attention; "
+        "auto: for as many blocks as need it.",
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="Compile the transformer's repeated blocks with torch.compile; auto: off."
@@ -49,7 +54,11 @@ class RunSettings(BaseModel):
     lora_targets: Literal["attention+mlp", "attention", "all-linear"] = Field(
         "attention+mlp", description="Which linear layers of the transformer blocks get a LoRA."
     )
-    optimizer: Literal["adamw"] = Field("adamw", description="The optimizer.")
+    optimizer: Literal["adamw", "adamw8bit", "adafactor"] = Field(
+        "adamw",
+        description="adamw8bit holds its state in 8 bits (needs bitsandbytes); adafactor trains all weights in bf16 "
+        "with stochastic rounding, in a quarter of AdamW's memory.",
+    )
     weight_decay: float = Field(0.01, ge=0, description="AdamW's decoupled weight decay.")
     max_grad_norm: float = Field(1.0, ge=0, description="Gradients are clipped to this global norm; 0: no clipping.")
     lr_scheduler: Literal["constant", "linear", "cosine"] = Field(

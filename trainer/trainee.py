@@ -12,7 +12,7 @@ import torch
 from .flow import example_generator
 from .init_lora import read_init_lora
 from .lora import LoraAdapter
-from .memory import Parts, wants_checkpointing
+from .memory import Parts
 from .schema import TrainingParams
 from .settings import RunSettings
 from .weights import FullTransformer
@@ -49,8 +49,8 @@ def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings) -
         trainee = FullTransformer(
             transformer, parts.model.family.layout(transformer), settings.save_layout == "single_file+diffusers"
         )
-    if wants_checkpointing(settings, transformer):
+    if "full" in parts.plan.recompute:
         transformer.enable_gradient_checkpointing()
-    if settings.compile == "on":
+    if parts.plan.compile:
         transformer.compile_repeated_blocks()
     return trainee

@@ -18,6 +18,7 @@ from trainer.models.flux_kontext import FULL as FULL_KONTEXT
 from trainer.models.flux_kontext import FluxKontext
 from trainer.models.qwen_image_edit import FULL as FULL_QWEN
 from trainer.models.qwen_image_edit import QwenImageEdit
+from trainer.plan import Plan
 from trainer.resize import Box, centre_crop, cut_to_multiples
 from trainer.step import Batch, TextGroup, micro_step
 
@@ -85,7 +86,7 @@ def test_an_odd_grid_has_its_middle_at_zero_and_the_text_follows_the_target():
 @pytest.fixture(scope="module")
 def parts() -> Parts:
     model = replace(open_model("tiny/flux-kontext"), policy="comfyui")
-    parts = Parts(model, CPU, torch.float32, "none")
+    parts = Parts(model, CPU, Plan(precision="fp32", dtype=torch.float32, offload="none"))
     parts.transformer().requires_grad_(True)
     return parts
 

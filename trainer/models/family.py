@@ -274,6 +274,11 @@ class Family(ABC):
         return ""
 
     @abstractmethod
+    def modulation_layers(self) -> str:
+        """A regular expression of the full names of the Linears that see nothing but the embedding of the timestep,
+        the guidance and the pooled text: one vector for each example, the same for every token."""
+
+    @abstractmethod
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:
         """The caption of the second pass of classifier-free guidance, None where the family has no second pass."""
 

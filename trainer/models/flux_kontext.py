@@ -145,6 +145,12 @@ class FluxKontext(PipelineFamily):
             targets += [rf"{double}{any_of('norm1', 'norm1_context')}\.linear", rf"{single}norm\.linear"]
         return "|".join(targets)
 
+    def modulation_layers(self) -> str:
+        return (
+            rf"transformer_blocks\.\d+\.{any_of('norm1', 'norm1_context')}\.linear"
+            r"|single_transformer_blocks\.\d+\.norm\.linear|norm_out\.linear"
+        )
+
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:
         return None
 

@@ -188,6 +188,9 @@ class QwenImageEdit(PipelineFamily):
         last = rf"transformer_blocks\.{transformer.config.num_layers - 1}\."
         return rf"{last}(attn\.{any_of('add_q_proj', 'to_add_out')}|txt_mlp\.net\.{any_of('0.proj', '2')})"
 
+    def modulation_layers(self) -> str:
+        return rf"transformer_blocks\.\d+\.{any_of('img_mod', 'txt_mod')}\.1|norm_out\.linear"
+
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:
         if guidance <= 1:
             return None
