@@ -154,6 +154,7 @@ def _edited(
                 settings.sample_seed + number,
                 device,
                 parts.dtype,
+                parts.placement(),
             )
         )
         drawn.append(decode(family, parts.codec(), edited))

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import closing
 from itertools import chain, islice
 from pathlib import Path
@@ -28,7 +28,7 @@ from .runs import RunFolder, open_run_folder, run_fingerprint
 from .samples import Samples
 from .schema import FineTuneRequest
 from .settings import RunSettings
-from .step import Batch, collate, micro_step
+from .step import Batch, collate, micro_step, with_modulation
 from .trainee import build_trainee
 from .weights import DTYPES, copy_values
 
@@ -38,6 +38,8 @@ if TYPE_CHECKING:
 
 TEXT_BLOCK = 128
 """Examples whose texts are encoded at a time when text embeddings are not cached."""
+MODULATION_BLOCK = 32
+"""Examples that the modulation is computed ahead for at a time, when its weights stay in host memory."""
 OUT_OF_MEMORY = (
     "The device's memory is full. Lower batch_size (and raise gradient_accumulation instead), resolution or the sample "
     "size, set gradient_checkpointing to on and offload to phases, or close other programs that use the device. The "
@@ -254,12 +256,21 @@ class Training:
         """Micro-batches ready to train on, loaded ahead by a thread; Progress while texts are encoded in blocks."""
         stream = micro_batches(self.examples, self.settings.seed, self.params.batch_size, self.position)
         if self.texts.on_disk:
-            yield from prefetched(stream, self._collate)
+            yield from self._loaded(stream)
         while True:
             block = list(islice(stream, max(1, TEXT_BLOCK // self.params.batch_size)))
             examples = chain.from_iterable(batch.examples for batch in block)
             yield from self.texts.encode(chain.from_iterable(map(self._captions, examples)), self.control)
-            yield from prefetched(block, self._collate)
+            yield from self._loaded(block)
+
+    def _loaded(self, stream: Iterable[MicroBatch]) -> Iterator[Batch]:
+        if not self.parts.plan.modulation_on_host:
+            yield from prefetched(stream, self._collate)
+            return
+        count = max(1, MODULATION_BLOCK // self.params.batch_size)
+        batches = prefetched(stream, self._collate, ahead=count)
+        while block := list(islice(batches, count)):
+            yield from with_modulation(self.parts, block, self.settings.training_guidance)
 
     def _collate(self, batch: MicroBatch) -> Batch:
         return collate(batch, self.encoder, self.texts, self.params.timestep_type, self.settings)

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import BadInput
+from .placement import Placement
 from .plan import Plan
 from .planning import FULL_SIZE_PARAMETERS
 
@@ -61,8 +62,12 @@ class Parts:
         self._on_device: set[str] = set()
 
     def transformer(self) -> torch.nn.Module:
-        """The transformer, on the device."""
-        return self._get("transformer", self.model.load_transformer)
+        """The transformer, placed as the plan says."""
+        return self.placement().transformer
+
+    def placement(self) -> Placement:
+        """What of the transformer is where."""
+        return self._get("transformer", self._load_transformer)
 
     def text_encoder(self) -> Any:
         """The TextEncoder, on the device."""
@@ -93,6 +98,10 @@ class Parts:
             self._on_device.add(name)
         return self._loaded[name]
 
+    def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> Placement:
+        transformer = self.model.load_transformer(device, dtype)
+        return Placement(transformer, self.model.family, self.plan, self.device)
+
     def _make_room(self, name: str) -> None:
         others = self._on_device - {name}
         if self.device.type == "cpu" or not others or self.plan.offload == "none":
@@ -106,6 +115,8 @@ class Parts:
 
     def _bytes(self, name: str) -> int:
         part = self._loaded.get(name)
+        if isinstance(part, Placement):
+            return part.device_bytes
         module = part if isinstance(part, torch.nn.Module) else getattr(part, "module", None)
         return sum(p.numel() * p.element_size() for p in module.parameters()) if module is not None else 0
 

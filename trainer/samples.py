@@ -121,6 +121,7 @@ class Samples:
                 seed=self.seed,
                 device=parts.device,
                 dtype=parts.dtype,
+                placement=parts.placement(),
             )
             drawn.append(latents)
         for index, (sample, latents) in enumerate(zip(self.prepared, drawn, strict=True)):

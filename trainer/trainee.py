@@ -13,6 +13,8 @@ from .flow import example_generator
 from .init_lora import read_init_lora
 from .lora import LoraAdapter
 from .memory import Parts
+from .placement import compile_blocks
+from .recompute import recompute_blocks
 from .schema import TrainingParams
 from .settings import RunSettings
 from .weights import FullTransformer
@@ -49,8 +51,8 @@ def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings) -
         trainee = FullTransformer(
             transformer, parts.model.family.layout(transformer), settings.save_layout == "single_file+diffusers"
         )
-    if "full" in parts.plan.recompute:
-        transformer.enable_gradient_checkpointing()
+    recompute_blocks(transformer, parts.plan)
     if parts.plan.compile:
-        transformer.compile_repeated_blocks()
+        compile_blocks(transformer)
+    parts.placement().to(parts.device)
     return trainee
