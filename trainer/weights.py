@@ -12,7 +12,7 @@ import torch
 from .errors import BadInput
 from .files import remove, replacing, write_tensors
 from .models.layout import Layout, to_stored
-from .models.quantized import dequantize_layers
+from .models.quantized_linear import dequantize_layers
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin

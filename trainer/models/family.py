@@ -147,11 +147,7 @@ class Family(ABC):
         self.vae_config = vae_config
         self.policy = policy
 
-    # loading, from a folder in the pipeline's layout
-
-    @abstractmethod
-    def load_transformer(self, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-        """The transformer, on the CPU."""
+    # loading
 
     @abstractmethod
     def empty_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:

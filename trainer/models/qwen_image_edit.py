@@ -63,11 +63,6 @@ class QwenImageEdit(PipelineFamily):
         transformer.pos_embed = self._rope(config)
         return transformer
 
-    def load_transformer(self, folder: Path, dtype: torch.dtype) -> QwenImageTransformer2DModel:
-        transformer = super().load_transformer(folder, dtype)
-        transformer.pos_embed = self._rope(transformer.config)
-        return transformer
-
     def _rope(self, config: Mapping[str, Any]) -> QwenEmbedRope:
         kind = ComfyQwenRope if self.policy == "comfyui" else QwenEmbedRope
         return kind(10000, list(config["axes_dims_rope"]), scale_rope=True)
