@@ -8,13 +8,15 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import BadInput
+from .models.quantized_linear import set_integer_products
 from .placement import Placement
 from .plan import Plan
-from .planning import FULL_SIZE_PARAMETERS
 
 if TYPE_CHECKING:
     from .models.sources import EditModel
 
+FULL_SIZE_PARAMETERS = 1_000_000_000
+"""A full fine-tune of fewer weights needs no word."""
 FULL_FINE_TUNE_BYTES = 16
 """For each weight: itself, its gradient and AdamW's two moments, all in float32."""
 HEADROOM_BYTES = 6 * 2**30
@@ -88,6 +90,11 @@ class Parts:
         del part
         self._free_device_memory()
 
+    def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> Placement:
+        transformer = self.model.load_transformer(device, dtype, self.plan.precision)
+        set_integer_products(transformer, self.plan.integer_products)
+        return Placement(transformer, self.model.family, self.plan, self.device)
+
     def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any]) -> Any:
         if name not in self._loaded:
             self._make_room(name)
@@ -97,10 +104,6 @@ class Parts:
             self._loaded[name].to(self.device)
             self._on_device.add(name)
         return self._loaded[name]
-
-    def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> Placement:
-        transformer = self.model.load_transformer(device, dtype)
-        return Placement(transformer, self.model.family, self.plan, self.device)
 
     def _make_room(self, name: str) -> None:
         others = self._on_device - {name}

@@ -16,7 +16,7 @@ from trainer.memory import Parts
 from trainer.models import open_model
 from trainer.models.family import Grid, PackedLatents
 from trainer.models.sources import EditModel
-from trainer.plan import Plan
+from trainer.plan import Plan, Precision
 from trainer.schema import TrainingParams
 from trainer.settings import RunSettings
 from trainer.step import Batch, TextGroup, micro_step, with_modulation
@@ -125,7 +125,7 @@ class Changed:
         self.ports = None
         self._model, self._change = model, change
 
-    def load_transformer(self, device: torch.device, dtype: torch.dtype) -> nn.Module:
-        transformer = self._model.load_transformer(device, dtype)
+    def load_transformer(self, device: torch.device, dtype: torch.dtype, precision: Precision) -> nn.Module:
+        transformer = self._model.load_transformer(device, dtype, precision)
         self._change(transformer)
         return transformer
