@@ -18,7 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from .lora_linear import LoraLinear
 from .models.blocks import blocks_of
 from .models.family import Grid, PackedLatents, Size
-from .plan import Recompute
+from .models.quantize import QUANTIZED, large_weights, quantize
+from .models.quantized_linear import QuantizedLinear, set_integer_products
+from .plan import Plan, Precision, Recompute
 from .schema import TrainingParams
 from .settings import RunSettings
 
@@ -37,6 +39,9 @@ class StepShape:
     target: Size
     controls: tuple[Size, ...]
     dtype: torch.dtype
+    """Of computations."""
+    precision: Precision
+    integer_products: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,12 +64,12 @@ class Footprint:
     """By the class of the block."""
 
 
-def step_shape(family: Family, params: TrainingParams, settings: RunSettings, dtype: torch.dtype) -> StepShape:
+def step_shape(family: Family, params: TrainingParams, settings: RunSettings, plan: Plan) -> StepShape:
     """The forward pass of square images, whose area all buckets have."""
     resolution = settings.resolution or family.scale.resolution
     target = family.target_size(Size(resolution, resolution), resolution)
     control = family.control_size(target, target, settings.control_resolution)
-    return StepShape(params.batch_size, target, (control,), dtype)
+    return StepShape(params.batch_size, target, (control,), plan.dtype, plan.precision, plan.integer_products)
 
 
 def measure(
@@ -128,7 +133,7 @@ class _Run:
     ) -> None:
         with FakeTensorMode():
             self.transformer = family.bare_transformer(config)
-            self._train(family, trained, shape.dtype)
+            self._train(family, trained, shape)
             if recompute:
                 self.transformer.enable_gradient_checkpointing(_checkpointed)
             inputs = _inputs(family, config, shape)
@@ -137,22 +142,33 @@ class _Run:
             self.tokens = images + text["prompt_embeds"].shape[1]
             self._measure(family, inputs, shape)
 
-    def _train(self, family: Family, trained: _Trained, dtype: torch.dtype) -> None:
+    def _train(self, family: Family, trained: _Trained, shape: StepShape) -> None:
         full = trained.rank is None
-        dtype = torch.float32 if full and not trained.rounded else dtype
+        dtype = torch.float32 if full and not trained.rounded else shape.dtype
         for module in self.transformer.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 values = parameter.detach().to(dtype)
                 setattr(module, name, torch.nn.Parameter(values, requires_grad=full))
         if full:
             return
+        if shape.precision in QUANTIZED:
+            self._quantize(shape)
         targets = re.compile(family.lora_targets(trained.targets, self.transformer))
         for name, layer in list(self.transformer.named_modules()):
             if targets.fullmatch(name):
                 self.transformer.set_submodule(name, LoraLinear(layer, trained.rank, 1.0))
 
+    def _quantize(self, shape: StepShape) -> None:
+        # nf4's values are made for the moment as fp8's are.
+        precision = "fp8" if shape.precision == "nf4" else shape.precision
+        for name in large_weights(self.transformer):
+            layer = self.transformer.get_submodule(name)
+            codes = quantize(layer.weight.detach(), precision)
+            self.transformer.set_submodule(name, QuantizedLinear(codes, layer.in_features, layer.bias.detach()))
+        set_integer_products(self.transformer, shape.integer_products)
+
     def _measure(self, family: Family, inputs: tuple, shape: StepShape) -> None:
-        live = _LiveBytes(self.transformer.parameters())
+        live = _LiveBytes([*self.transformer.parameters(), *self.transformer.buffers()])
         marks: list[int] = []
         for block in blocks_of(self.transformer):
             block.register_forward_pre_hook(lambda *_: marks.append(live.now))
