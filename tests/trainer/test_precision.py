@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import sys
-from collections.abc import Iterator
 from importlib.util import find_spec
 from pathlib import Path
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from torch.utils.checkpoint import checkpoint
 
 from trainer.errors import BadInput
 from trainer.files import write_tensors
@@ -322,25 +322,37 @@ def test_a_saved_lora_draws_on_codes_as_it_was_trained(model: EditModel, tmp_pat
         assert loss_of(model.family, bare, F32).item() != pytest.approx(expected.item(), rel=1e-5)
 
 
-@pytest.mark.parametrize("precision", [None, *PRECISIONS])
-def test_blocks_compile_whole_with_lora_and_checkpointing(model: EditModel, precision: Precision | None):
+class Block(torch.nn.Module):
+    """A residual block with a LoRA on both layers, of which the second sees few rows."""
+
+    def __init__(self, precision: Precision | None) -> None:
+        super().__init__()
+        layers = [layer_of(precision or "int8", 128, 64), layer_of(precision or "int8", 64, 64)]
+        self.layer, self.modulation = layers
+        if precision is None:
+            dequantize_layers(self, F32)
+        for parameter in LoraAdapter(self, "layer|modulation", 4, 8, seed=1).parameters.values():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(parameter)))
+
+    def forward(self, hidden: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        modulated = hidden * (1 + self.modulation(modulation)[:, None])
+        return hidden + torch.nn.functional.gelu(self.layer(modulated)).unflatten(-1, (2, 64)).sum(-2)
+
+
+@pytest.mark.parametrize("precision", [None, "int8", PRECISIONS[-1]])
+def test_a_block_compiles_whole_under_checkpointing(precision: Precision | None):
     results = []
     for compiled in (False, True):
-        torch.compiler.reset()
-        transformer = model.load_transformer("cpu", F32, precision)
-        set_integer_products(transformer, True)
-        adapter = adapter_on(model.family, transformer)
-        transformer.enable_gradient_checkpointing()
+        block = Block(precision)
         if compiled:
-            transformer.compile_repeated_blocks(fullgraph=True)
-        loss = loss_of(model.family, transformer, F32)
-        loss.backward()
-        results.append([loss.detach(), *(parameter.grad for parameter in adapter.parameters.values())])
+            torch.compiler.reset()
+            block.compile(fullgraph=True)
+        draw = torch.Generator().manual_seed(2)
+        hidden, modulation = (torch.randn(*size, 64, generator=draw).requires_grad_() for size in ((2, 24), (2,)))
+        output = checkpoint(block, hidden, modulation, use_reentrant=False)
+        output.square().mean().backward()
+        trained = [parameter.grad for parameter in block.parameters() if parameter.requires_grad]
+        results.append([output.detach(), hidden.grad, modulation.grad, *trained])
+    assert len(results[0]) == 7
     for ours, expected in zip(*results, strict=True):
         assert relative(ours, expected) < 1e-5
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    torch.set_num_threads(2)
-    yield
