@@ -10,11 +10,12 @@ import torch
 from .errors import BadInput
 from .models.quantized_linear import set_integer_products
 from .plan import Plan
-from .planning import FULL_SIZE_PARAMETERS
 
 if TYPE_CHECKING:
     from .models.sources import EditModel
 
+FULL_SIZE_PARAMETERS = 1_000_000_000
+"""A full fine-tune of fewer weights needs no word."""
 FULL_FINE_TUNE_BYTES = 16
 """For each weight: itself, its gradient and AdamW's two moments, all in float32."""
 HEADROOM_BYTES = 6 * 2**30

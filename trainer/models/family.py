@@ -154,6 +154,10 @@ class Family(ABC):
         """The transformer of this diffusers config without storage, on the meta device."""
 
     @abstractmethod
+    def bare_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
+        """The transformer of this diffusers config with fresh weights, on the current device."""
+
+    @abstractmethod
     def transformer_config(self, shapes: Shapes) -> dict[str, Any]:
         """diffusers' config of the transformer whose single file has these tensors. Raises KeyError where one is
         missing that every transformer of this family has."""
@@ -268,6 +272,15 @@ class Family(ABC):
     def idle_layers(self, transformer: torch.nn.Module) -> str:
         """A regular expression of the full names of the modules whose output reaches no prediction; empty: none."""
         return ""
+
+    @abstractmethod
+    def text_shapes(self, config: Mapping[str, Any], control: Size) -> dict[str, tuple[int, ...]]:
+        """Shapes, without the batch dimension, of the conditioning of a caption of usual length with a control image
+        of this size, for the transformer of this diffusers config."""
+
+    @abstractmethod
+    def two_blocks(self) -> list[dict[str, int]]:
+        """For each kind of block, what in the diffusers config makes a transformer of two of them."""
 
     @abstractmethod
     def modulation_layers(self) -> str:

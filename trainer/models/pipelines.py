@@ -33,7 +33,10 @@ class PipelineFamily(Family):
 
     def empty_transformer(self, config: Mapping[str, Any]) -> ModelMixin:
         with torch.device("meta"):
-            return self.transformer.from_config(config)
+            return self.bare_transformer(config)
+
+    def bare_transformer(self, config: Mapping[str, Any]) -> ModelMixin:
+        return self.transformer.from_config(config)
 
     def load_codec(
         self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
