@@ -131,7 +131,7 @@ def test_a_full_fine_tune_of_a_large_model_is_refused_on_a_small_card():
 
 
 def test_on_the_cpu_everything_stays_and_nothing_is_refused(kontext):
-    card = Card(kind="cpu", free=1, host=1, bf16=False, integer_products=False)
+    card = Card(kind="cpu", free=1, host=1, bf16=False)
     plan = make_plan(kontext, PARAMS, RunSettings(), card)
     assert (plan.precision, plan.modulation_on_host, plan.streamed) == ("fp32", False, frozenset())
 
