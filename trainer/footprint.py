@@ -6,7 +6,7 @@ import json
 import re
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -18,7 +18,9 @@ from torch.utils.checkpoint import checkpoint
 from .lora_linear import LoraLinear
 from .models.blocks import blocks_of
 from .models.family import Grid, PackedLatents, Size
-from .plan import Recompute
+from .models.quantize import QUANTIZED, large_weights, quantize
+from .models.quantized_linear import QuantizedLinear, set_integer_products
+from .plan import Plan, Precision, Recompute
 from .schema import TrainingParams
 from .settings import RunSettings
 
@@ -37,6 +39,9 @@ class StepShape:
     target: Size
     controls: tuple[Size, ...]
     dtype: torch.dtype
+    """Of computations."""
+    precision: Precision
+    integer_products: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -55,16 +60,18 @@ class Footprint:
 
     around: int
     """Inputs and embeddings, from the first block to the last."""
+    tokens: int
+    """Of an example, in a block."""
     blocks: Mapping[str, BlockFootprint]
     """By the class of the block."""
 
 
-def step_shape(family: Family, params: TrainingParams, settings: RunSettings, dtype: torch.dtype) -> StepShape:
+def step_shape(family: Family, params: TrainingParams, settings: RunSettings, plan: Plan) -> StepShape:
     """The forward pass of square images, whose area all buckets have."""
     resolution = settings.resolution or family.scale.resolution
     target = family.target_size(Size(resolution, resolution), resolution)
     control = family.control_size(target, target, settings.control_resolution)
-    return StepShape(params.batch_size, target, (control,), dtype)
+    return StepShape(params.batch_size, target, (control,), plan.dtype, plan.precision, plan.integer_products)
 
 
 def measure(
@@ -77,10 +84,15 @@ def measure(
         targets=settings.lora_targets,
         rounded=settings.optimizer == "adafactor",
     )
-    key = (type(model.family), model.policy, config, shape, trained, recompute)
+    key = (type(model.family), model.policy, config, shape, trained, recompute != "none")
     if key not in _MEASURED:
-        _MEASURED[key] = _measured(model, shape, trained, recompute)
-    return _MEASURED[key]
+        _MEASURED[key] = _measured(model, shape, trained, recompute != "none")
+    found = _MEASURED[key]
+    if recompute != "selective":
+        return found
+    extra = _attention_bytes(model.transformer_config(), shape, found.tokens)
+    blocks = {kind: BlockFootprint(block.kept + extra, block.work + extra) for kind, block in found.blocks.items()}
+    return replace(found, blocks=blocks)
 
 
 _MEASURED: dict[tuple, Footprint] = {}
@@ -98,15 +110,12 @@ class _Trained:
     """Weights that are all trained are held in the computation's format."""
 
 
-def _measured(model: EditModel, shape: StepShape, trained: _Trained, recompute: Recompute) -> Footprint:
-    blocks, around = {}, 0
+def _measured(model: EditModel, shape: StepShape, trained: _Trained, checkpointed: bool) -> Footprint:
+    blocks = {}
     for change in model.family.two_blocks():
-        config = {**model.transformer_config(), **change}
-        run = _Run(model.family, config, shape, trained, recompute != "none")
-        extra = _attention_bytes(config, shape, run.tokens) if recompute == "selective" else 0
-        around = run.around
-        blocks[type(blocks_of(run.transformer)[0]).__name__] = BlockFootprint(run.kept + extra, run.work + extra)
-    return Footprint(around, blocks)
+        run = _Run(model.family, {**model.transformer_config(), **change}, shape, trained, checkpointed)
+        blocks[type(blocks_of(run.transformer)[0]).__name__] = BlockFootprint(run.kept, run.work)
+    return Footprint(run.around, run.tokens, blocks)
 
 
 def _attention_bytes(config: Mapping[str, Any], shape: StepShape, tokens: int) -> int:
@@ -124,12 +133,12 @@ class _Run:
         config: Mapping[str, Any],
         shape: StepShape,
         trained: _Trained,
-        recompute: bool,
+        checkpointed: bool,
     ) -> None:
         with FakeTensorMode():
             self.transformer = family.bare_transformer(config)
-            self._train(family, trained, shape.dtype)
-            if recompute:
+            self._train(family, trained, shape)
+            if checkpointed:
                 self.transformer.enable_gradient_checkpointing(_checkpointed)
             inputs = _inputs(family, config, shape)
             noisy, controls, text, _ = inputs
@@ -137,22 +146,33 @@ class _Run:
             self.tokens = images + text["prompt_embeds"].shape[1]
             self._measure(family, inputs, shape)
 
-    def _train(self, family: Family, trained: _Trained, dtype: torch.dtype) -> None:
+    def _train(self, family: Family, trained: _Trained, shape: StepShape) -> None:
         full = trained.rank is None
-        dtype = torch.float32 if full and not trained.rounded else dtype
+        dtype = torch.float32 if full and not trained.rounded else shape.dtype
         for module in self.transformer.modules():
             for name, parameter in list(module.named_parameters(recurse=False)):
                 values = parameter.detach().to(dtype)
                 setattr(module, name, torch.nn.Parameter(values, requires_grad=full))
         if full:
             return
+        if shape.precision in QUANTIZED:
+            self._quantize(shape)
         targets = re.compile(family.lora_targets(trained.targets, self.transformer))
         for name, layer in list(self.transformer.named_modules()):
             if targets.fullmatch(name):
                 self.transformer.set_submodule(name, LoraLinear(layer, trained.rank, 1.0))
 
+    def _quantize(self, shape: StepShape) -> None:
+        # nf4's values are made for the moment as fp8's are.
+        precision = "fp8" if shape.precision == "nf4" else shape.precision
+        for name in large_weights(self.transformer):
+            layer = self.transformer.get_submodule(name)
+            codes = quantize(layer.weight.detach(), precision)
+            self.transformer.set_submodule(name, QuantizedLinear(codes, layer.in_features, layer.bias.detach()))
+        set_integer_products(self.transformer, shape.integer_products)
+
     def _measure(self, family: Family, inputs: tuple, shape: StepShape) -> None:
-        live = _LiveBytes(self.transformer.parameters())
+        live = _LiveBytes([*self.transformer.parameters(), *self.transformer.buffers()])
         marks: list[int] = []
         for block in blocks_of(self.transformer):
             block.register_forward_pre_hook(lambda *_: marks.append(live.now))

@@ -24,9 +24,8 @@ class LoraLinear(nn.Module):
         super().__init__()
         self.base_layer = base_layer
         self.scale = scale
-        place = {"device": base_layer.weight.device, "dtype": torch.float32}
-        self.lora_A = nn.utils.skip_init(nn.Linear, base_layer.in_features, rank, bias=False, **place)
-        self.lora_B = nn.utils.skip_init(nn.Linear, rank, base_layer.out_features, bias=False, **place)
+        self.lora_A = _matrix(base_layer.in_features, rank, base_layer.weight.device)
+        self.lora_B = _matrix(rank, base_layer.out_features, base_layer.weight.device)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         base = self.base_layer
@@ -43,6 +42,13 @@ class LoraLinear(nn.Module):
             codes and base.integer,
             base.bias,
         )
+
+
+def _matrix(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
+    """A Linear whose values are not set yet."""
+    linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+    linear.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.float32, device=device))
+    return linear
 
 
 class _LoraProduct(torch.autograd.Function):

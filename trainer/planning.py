@@ -12,6 +12,7 @@ import torch
 from .card import Card
 from .errors import BadInput
 from .footprint import Footprint, measure, step_shape
+from .models.quantize import QUANTIZED
 from .plan import Plan, Precision, Recompute
 from .schema import TrainingParams
 from .settings import RunSettings
@@ -20,7 +21,6 @@ from .weight_bytes import weight_bytes
 if TYPE_CHECKING:
     from .models.sources import EditModel
 
-QUANTIZED = ("int8", "fp8", "nf4")
 TRAINED_BYTES = {"adamw": 16, "adamw8bit": 10, "adafactor": 8}
 """For each weight of a LoRA: itself and its gradient in float32, and the optimizer's state."""
 SMALL = 100_000_000
@@ -101,7 +101,7 @@ def precisions(settings: RunSettings, card: Card) -> list[Precision]:
         return [settings.precision]
     if not card.bf16:
         return ["fp32"]
-    return ["int8"] if card.integer_products else ["bf16", "int8"]
+    return ["int8"] if "int8" in card.fast_codes else ["bf16", "int8"]
 
 
 def computation_dtype(precision: Precision, card: Card) -> torch.dtype:
@@ -137,7 +137,7 @@ class Needs:
         self.trainable = _trainable(model, transformer, params, settings)
         self.weights = weight_bytes(model, transformer, precision, self.dtype)
         self._measured: dict[Recompute, Footprint] = {}
-        self.model, self.shape = model, step_shape(model.family, params, settings, self.dtype)
+        self.model, self.shape = model, step_shape(model.family, params, settings, self._plan())
 
     def _footprint(self, recompute: Recompute) -> Footprint:
         if recompute not in self._measured:
@@ -151,13 +151,7 @@ class Needs:
 
     def _levers(self) -> Iterator[Plan]:
         settings, blocks = self.settings, len(self.weights.blocks)
-        plan = Plan(
-            precision=self.precision,
-            dtype=self.dtype,
-            offload="phases" if settings.offload in ("modulation", "blocks") else settings.offload,
-            integer_products=self.precision in ("int8", "fp8") and self.card.integer_products,
-            compile=settings.compile == "on",
-        )
+        plan = self._plan()
         # Trained or asked for on the device, it stays there; elsewhere it costs nothing to let it go.
         host = settings.offload in ("auto", "modulation", "blocks") and not self.card.is_cpu
         host = (host or settings.offload in ("modulation", "blocks")) and self._modulation_is_frozen
@@ -176,6 +170,16 @@ class Needs:
             return
         for count in range(blocks + 1):
             yield self._streaming(kept, blocks, count)
+
+    def _plan(self) -> Plan:
+        """With everything on the device and nothing computed again."""
+        return Plan(
+            precision=self.precision,
+            dtype=self.dtype,
+            offload="phases" if self.settings.offload in ("modulation", "blocks") else self.settings.offload,
+            integer_products=self.precision in self.card.fast_codes,
+            compile=self.settings.compile == "on",
+        )
 
     @property
     def _modulation_is_frozen(self) -> bool:
@@ -271,8 +275,7 @@ def drawing_plan(model: EditModel, settings: RunSettings, card: Card) -> Plan:
     for precision in offered:
         dtype = computation_dtype(precision, card)
         weights = weight_bytes(model, model.empty_transformer(), precision, dtype)
-        integer = precision in ("int8", "fp8") and card.integer_products
-        plan = Plan(precision=precision, dtype=dtype, offload="phases", integer_products=integer)
+        plan = Plan(precision=precision, dtype=dtype, offload="phases", integer_products=precision in card.fast_codes)
         if card.is_cpu or weights.total + DRAWING_WORK <= card.free:
             return plan
         resident = weights.around + sum(weights.blocks)

@@ -51,6 +51,7 @@ def bitsandbytes(what: str) -> ModuleType:
         import bitsandbytes.functional
     except ImportError:
         raise BadInput(
-            f'{what} needs the package bitsandbytes, which is not installed: `python -m pip install "bitsandbytes>=0.46"`.'
+            f"{what} needs the package bitsandbytes, which is not installed: `python -m pip install "
+            '"bitsandbytes>=0.46"`.'
         ) from None
     return bitsandbytes
