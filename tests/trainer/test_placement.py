@@ -225,12 +225,10 @@ def kept_bytes(model, how: Plan) -> int:
     parts = Parts(model, CPU, how)
     build_trainee(parts, TrainingParams(lora_rank=4, lora_alpha=4, **COLUMNS), RunSettings())
     batch = random_batch(model, 1, (6,), Grid(8, 8))
-    gc.collect()
-    counting = _LiveBytes([])
+    transformer = parts.transformer()
+    counting = _LiveBytes([*transformer.parameters(), *transformer.buffers()])
     with counting:
-        result = model.family.predict(
-            parts.transformer(), batch.clean, batch.controls, batch.texts[0].text, batch.sigmas, 1.0
-        )
+        result = model.family.predict(transformer, batch.clean, batch.controls, batch.texts[0].text, batch.sigmas, 1.0)
     host = sum(tensor.nbytes for kept in gc.get_objects() if isinstance(kept, _Inputs) for tensor in kept.host)
     assert (host > 0) == how.inputs_on_host
     assert result.requires_grad
@@ -243,7 +241,11 @@ def test_each_way_keeps_less(model):
         for mode, host in (("none", False), ("selective", False), ("full", False), ("full", True))
     ]
     none, selective, full, on_host = (kept_bytes(model, way) for way in ways)
-    assert none > 2 * selective > 2 * full > 2 * on_host
+    assert none > 2 * selective
+    # Tokens of 128 + 6 rows, 32 wide: the attention's output in every block, and what blocks are computed from.
+    tokens = 134 * 32 * 4 * count(model)
+    assert selective - full >= tokens
+    assert full - on_host >= tokens
 
 
 def test_a_run_is_the_same_run_under_every_setting(kontext, qwen, runs):
