@@ -124,17 +124,15 @@ def test_on_quantized_layers_too(model):
     assert trained(model, everything(model), batches, change).equals(expected)
 
 
-def test_compiled_with_everything_off_the_device(kontext, qwen):
-    """The blocks in shapes of two buckets."""
-    for model, number in ((kontext, 4), (qwen, 2)):
-        batches = [random_batch(model, 1), random_batch(model, 2, (5,), Grid(2, 6))]
-        expected = trained(model, plan(), batches)
-        compiled = trained(model, everything(model, compile=True), batches)
-        assert count(model) == number
-        assert torch.allclose(torch.stack(compiled.losses), torch.stack(expected.losses), rtol=1e-5, atol=0)
-        for ours, theirs in zip(compiled.gradients, expected.gradients, strict=True):
-            for name, gradient in theirs.items():
-                assert torch.linalg.vector_norm(ours[name] - gradient) <= 1e-5 * torch.linalg.vector_norm(gradient)
+def test_compiled_with_everything_off_the_device(qwen):
+    """The blocks in shapes of two buckets. Compiling takes a minute or two."""
+    batches = [random_batch(qwen, 1), random_batch(qwen, 2, (5,), Grid(2, 6))]
+    expected = trained(qwen, plan(), batches)
+    compiled = trained(qwen, everything(qwen, compile=True), batches)
+    assert torch.allclose(torch.stack(compiled.losses), torch.stack(expected.losses), rtol=1e-5, atol=0)
+    for ours, theirs in zip(compiled.gradients, expected.gradients, strict=True):
+        for name, gradient in theirs.items():
+            assert torch.linalg.vector_norm(ours[name] - gradient) <= 1e-5 * torch.linalg.vector_norm(gradient)
 
 
 def within(tensor: torch.Tensor, buffer: torch.Tensor) -> bool:
