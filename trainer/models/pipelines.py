@@ -109,6 +109,8 @@ class PipelineTextEncoder:
 class PipelineCodec:
     """An ImageCodec that is a diffusers VAE."""
 
+    batches = True
+
     def __init__(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> None:
         self.fingerprint = fingerprint
         self.module = vae.eval().requires_grad_(False)
