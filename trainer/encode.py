@@ -27,8 +27,8 @@ if TYPE_CHECKING:
     from .memory import Parts
     from .settings import RunSettings
 
-THREADS = 8
-"""That fetch images ahead: most of them wait, for the disk or for a server."""
+MOST_THREADS = 8
+"""That prepare images ahead."""
 AHEAD_PIXELS = 16 * 2**20
 """Of the prepared images of the rows ahead, 12 bytes each."""
 MOST_ROWS_AHEAD = 16
@@ -113,8 +113,9 @@ class Encoder:
         examples: list[Example] = []
         bad: dict[int, tuple[str, str]] = {}
         preparation = Preparation(self.cache)
+        ahead = self.rows_ahead
         reading = prefetched(
-            dataset, lambda row: self._read(dataset, row, preparation), self.rows_ahead, min(THREADS, self.rows_ahead)
+            dataset, lambda row: self._read(dataset, row, preparation), ahead, _threads(dataset, ahead)
         )
         with LatentBatches(self.parts, self.cache, preparation.forget) as batches, closing(reading) as rows:
             for done, read in enumerate(rows, 1):
@@ -222,6 +223,13 @@ class Encoder:
         with torch.no_grad():
             conditioning = encoder.encode(caption, controls)
         return {name: tensor.to("cpu") for name, tensor in conditioning.items()}
+
+
+def _threads(dataset: EditDataset, ahead: int) -> int:
+    """As many as there are processors; where images come from servers, they mostly wait."""
+    first = dataset[0]
+    remote = any(reference.kind == "url" for reference in (*first.controls, first.target))
+    return min(MOST_THREADS, ahead, MOST_THREADS if remote else max(2, os.cpu_count() or 1))
 
 
 class Texts:

@@ -49,7 +49,8 @@ _TURN = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
-_PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_PNG_ORIENTATION_MARKS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""What texts in a PNG begin with that may hold an orientation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,7 +179,7 @@ class EncodedImage:
         self._data = data
         self._image = _open(data)
         # PIL decodes a whole PNG to look for an orientation, so only where one may be.
-        self._marked_png = self._image.format == "PNG" and any(mark in data for mark in _PNG_ORIENTATION_MARKS)
+        self._marked_png = self._image.format == "PNG" and _png_may_be_turned(data)
 
     @property
     def size(self) -> Size:
@@ -264,6 +265,17 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     if min(width, height) < 1:
         raise BadImage(f"{width} x {height} pixels is not an image")
     return image
+
+
+def _png_may_be_turned(data: bytes) -> bool:
+    """Whether a PNG has a chunk in which PIL would find an orientation."""
+    at = 8
+    while at + 8 <= len(data):
+        kind, content = data[at + 4 : at + 8], at + 8
+        if kind == b"eXIf" or (kind.endswith(b"Xt") and data.startswith(_PNG_ORIENTATION_MARKS, content)):
+            return True
+        at = content + int.from_bytes(data[at : at + 4], "big") + 4
+    return False
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
