@@ -153,9 +153,8 @@ def main() -> None:
         print(f"{name:13} {total}")
     limit = (decode.cpu_seconds + encode.cpu_seconds) / options.threads
     print(f"pipeline / slower half {pipeline_spent.seconds / slower:.3f}")
-    print(
-        f"(decode + encode CPU seconds) / {options.threads} cores {limit:.2f} s, {limit / slower:.3f} of the slower half"
-    )
+    cores = options.threads
+    print(f"CPU seconds of both halves / {cores} cores {limit:.2f} s, {limit / slower:.3f} of the slower half")
     print(f"first progress after {first_progress:.2f} s at most")
     if hasattr(os, "getloadavg"):
         print("load", *(f"{load:.1f}" for load in os.getloadavg()))
