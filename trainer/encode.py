@@ -18,7 +18,7 @@ from .events import Progress, RunControl
 from .images import EncodedImage, decode_image
 from .latents import LatentBatches, Preparation, PreparedImage
 from .models.family import Size
-from .prefetch import prefetched
+from .prefetch import WorkBehind, prefetched
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -113,10 +113,8 @@ class Encoder:
         examples: list[Example] = []
         bad: dict[int, tuple[str, str]] = {}
         preparation = Preparation(self.cache)
-        ahead = self.rows_ahead
-        reading = prefetched(
-            dataset, lambda row: self._read(dataset, row, preparation), ahead, _threads(dataset, ahead)
-        )
+        threads = _threads(dataset, self.rows_ahead)
+        reading = prefetched(dataset, lambda row: self._read(dataset, row, preparation), self.rows_ahead, threads)
         with LatentBatches(self.parts, self.cache, preparation.forget) as batches, closing(reading) as rows:
             for done, read in enumerate(rows, 1):
                 if control.stopping:
@@ -264,16 +262,17 @@ class Texts:
                 missing[key] = (example, caption)
         self._block = needed
         controls = prefetched((example for example, _ in missing.values()), self._controls, threads=TEXT_THREADS)
-        with closing(controls) as seen:
+        with WorkBehind() as writing, closing(controls) as seen:
             for done, (key, (_, caption)) in enumerate(missing.items(), 1):
                 if control.stopping and self.on_disk:
                     return
                 tensors = self.encoder.encode_text(caption, next(seen))
                 if self.on_disk:
-                    self.encoder.cache.put(key, tensors)
+                    writing.add(self.encoder.cache.put, key, tensors)
                 else:
                     self._block[key] = tensors
                 yield Progress(phase="caching", done=done, total=len(missing), note="texts")
+            writing.finish()
 
     def encode_one(
         self, caption: str, controls: Sequence[ControlImage], seen: Sequence[torch.Tensor]

@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import threading
-from collections import deque
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
+from concurrent.futures import Future
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, NamedTuple
 
@@ -14,6 +13,7 @@ import torch
 from .cache import TensorCache
 from .events import RunControl
 from .models.family import Size
+from .prefetch import WorkBehind
 
 if TYPE_CHECKING:
     from .memory import Parts
@@ -23,7 +23,6 @@ BATCH_PIXELS = 2**20
 BATCH_IMAGES = 16
 WAITING_PIXELS = 4 * BATCH_PIXELS
 """Of pictures that wait for others of their size; 12 bytes each."""
-UNWRITTEN_BATCHES = 4
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -98,15 +97,14 @@ class LatentBatches:
         self._waiting_pixels = 0
         self._most: dict[Size, int] = {}
         """Pictures in a batch, where the device's memory did not hold more."""
-        self._writer = ThreadPoolExecutor(max_workers=1, thread_name_prefix="latents")
-        self._unwritten: deque[Future[None]] = deque()
+        self._writing = WorkBehind()
 
     def __enter__(self) -> LatentBatches:
         return self
 
     def __exit__(self, *_: object) -> None:
         self._waiting.clear()
-        self._writer.shutdown()
+        self._writing.__exit__()
 
     def add(self, image: PreparedImage) -> None:
         """Encode the picture, or keep it until there are enough of its size. Raises RunFailed when the disk refuses."""
@@ -121,8 +119,7 @@ class LatentBatches:
         """Encode all that waits and see it written, unless stopped on the way. Raises RunFailed."""
         while self._waiting and not (control and control.stopping):
             self._encode_waiting(next(iter(self._waiting)))
-        while self._unwritten:
-            self._unwritten.popleft().result()
+        self._writing.finish()
 
     def _encode_waiting(self, size: Size) -> None:
         images = self._waiting.pop(size)
@@ -133,9 +130,7 @@ class LatentBatches:
             if encoded is None:
                 self._most[size] = count // 2
                 continue
-            self._unwritten.append(self._writer.submit(self._write, encoded))
-            while len(self._unwritten) > UNWRITTEN_BATCHES:
-                self._unwritten.popleft().result()
+            self._writing.add(self._write, encoded)
             images = images[count:]
 
     def _encode(self, images: list[PreparedImage], count: int) -> _Encoded | None:

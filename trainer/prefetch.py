@@ -1,11 +1,11 @@
-"""Preparing the next items in threads while the current one is worked on."""
+"""Preparing the next items, and storing the last, in threads while the current one is worked on."""
 
 from __future__ import annotations
 
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from typing import TypeVar
+from typing import Any, TypeVar
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -30,3 +30,31 @@ def prefetched(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+class WorkBehind:
+    """A thread that does what it is given, in order, while its owner goes on; to be used in a `with`, at whose end all
+    that was given is done and the thread is gone."""
+
+    def __init__(self, most: int = 4) -> None:
+        """`most` bounds what is given and not done yet."""
+        self._most = most
+        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="behind")
+        self._undone: deque[Future[Any]] = deque()
+
+    def __enter__(self) -> WorkBehind:
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        self._executor.shutdown()
+
+    def add(self, work: Callable[..., Any], *arguments: Any) -> None:
+        """Have it done. Raises what earlier work raised, and waits where too much is undone."""
+        self._undone.append(self._executor.submit(work, *arguments))
+        while len(self._undone) > self._most:
+            self._undone.popleft().result()
+
+    def finish(self) -> None:
+        """Wait until all is done. Raises what it raised."""
+        while self._undone:
+            self._undone.popleft().result()
