@@ -67,6 +67,18 @@ def no_thread_left() -> Iterator[None]:
     assert not set(threading.enumerate()) - before
 
 
+def watched_shapes(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
+    """What is encoded from now on."""
+    shapes, real = [], FluxKontext.encode
+
+    def watch(family: FluxKontext, codec, image: torch.Tensor) -> torch.Tensor:
+        shapes.append(image.shape)
+        return real(family, codec, image)
+
+    monkeypatch.setattr(FluxKontext, "encode", watch)
+    return shapes
+
+
 def assert_encoded_alone(encoder: Encoder, dataset: EditDataset, examples: list[encode.Example], **close) -> None:
     """Every example's latents are those of its own images, encoded one at a time."""
     family, codec = encoder.family, encoder.parts.codec()
@@ -115,14 +127,14 @@ def test_equal_images_are_prepared_once_and_bad_ones_are_bad_in_every_row(tiny, 
     cut = png(shape_picture(6))[:-30]
     changes = {("before", row): same for row in range(0, 12)} | {("after", row): cut for row in (3, 4, 5, 9)}
     dataset, encoder = write_pairs(tmp_path, 12, changes), new_encoder(tiny, tmp_path / "cache")
-    prepared = []
-    monkeypatch.setattr(FluxKontext, "prepare_control", lambda self, *rest: prepared.append(rest) or real(self, *rest))
-    monkeypatch.setattr(FluxKontext, "prepare_target", lambda self, *rest: real(self, *rest))
-    real = FluxKontext.__mro__[1].prepare_control
+    shapes = watched_shapes(monkeypatch)
     examples = drain(encoder.examples(dataset, RunControl()))
     assert [fault.row for fault in dataset.report.bad] == [3, 4, 5, 9]
-    # one for each size that the target's size gives the control
-    assert len(prepared) == len({example.controls[0].latents for example in examples}) < 12
+    controls = {example.controls[0].latents for example in examples}
+    targets = {example.target for example in examples}
+    assert len(targets) == 8
+    assert len(controls) < 4
+    assert len(shapes) == len(controls) + len(targets)
     monkeypatch.undo()
     assert_encoded_alone(encoder, dataset, examples, rtol=0, atol=0)
 
@@ -176,8 +188,6 @@ def test_only_so_many_images_are_prepared_ahead(tiny, tmp_path, monkeypatch):
 class FullBatches(LatentBatches):
     """Batches as on an accelerator."""
 
-    sizes: Counter
-
     def batch_size(self, size: Size) -> int:
         return self._most.get(size, 4)
 
@@ -185,11 +195,7 @@ class FullBatches(LatentBatches):
 def test_batches_of_one_size_give_what_single_images_give(tiny, tmp_path, monkeypatch):
     dataset, encoder = write_pairs(tmp_path, 25), new_encoder(tiny, tmp_path / "cache")
     monkeypatch.setattr(encode, "LatentBatches", FullBatches)
-    shapes = []
-    real = FluxKontext.encode
-    monkeypatch.setattr(
-        FluxKontext, "encode", lambda self, c, image: shapes.append(image.shape) or real(self, c, image)
-    )
+    shapes = watched_shapes(monkeypatch)
     examples = drain(encoder.examples(dataset, RunControl()))
     assert {shape[0] for shape in shapes} == {4}
     assert len(shapes) == sum(-(-count // 4) for count in (18, 16, 16))
