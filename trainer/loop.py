@@ -13,15 +13,16 @@ import torch
 
 from .batches import MicroBatch, Position, micro_batches
 from .cache import TensorCache
+from .card import card_of
 from .checkpoint import TrainingState, checkpoint_folders, load_checkpoint, save_checkpoint
 from .encode import Encoder, Example, Texts
 from .errors import RunFailed
-from .events import Checkpoint, Event, Finished, Progress, RunControl, Started, Step, Warning
+from .events import Checkpoint, Event, Finished, Planned, Progress, RunControl, Started, Step, Warning
 from .files import remove
 from .init_lora import check_init_lora, init_lora_fingerprint
 from .memory import Parts, default_device, full_fine_tune_need
 from .metadata import export_metadata
-from .optim import build_optimizer, learning_rate_at, load_optimizer_tensors, optimizer_tensors
+from .optim import build_optimizer, check_optimizer, learning_rate_at, load_optimizer_tensors, optimizer_tensors
 from .planning import make_plan
 from .prefetch import prefetched
 from .runs import RunFolder, open_run_folder, run_fingerprint
@@ -77,11 +78,14 @@ def train(
     for note in check_init_lora(model, request.training_params, settings):
         yield Warning(message=note)
     device = device or default_device()
+    check_optimizer(settings)
     if not request.training_params.use_lora and (need := full_fine_tune_need(model.transformer_parameters(), device)):
         yield Warning(message=need)
+    plan = make_plan(model, request.training_params, settings, card_of(device))
+    yield Planned(line=plan.line())
     run.begin(request, settings, fingerprint)
     cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
-    parts = Parts(model, device, make_plan(model, settings, device))
+    parts = Parts(model, device, plan)
     training = Training(request, dataset, settings, run, parts, cache, control)
     yield from training.prepare()
     if not control.stopping:

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import BadInput
+from .models.quantized_linear import set_integer_products
 from .plan import Plan
-from .planning import FULL_SIZE_PARAMETERS
 
 if TYPE_CHECKING:
     from .models.sources import EditModel
 
+FULL_SIZE_PARAMETERS = 1_000_000_000
+"""A full fine-tune of fewer weights needs no word."""
 FULL_FINE_TUNE_BYTES = 16
 """For each weight: itself, its gradient and AdamW's two moments, all in float32."""
 HEADROOM_BYTES = 6 * 2**30
@@ -62,7 +64,7 @@ class Parts:
 
     def transformer(self) -> torch.nn.Module:
         """The transformer, on the device."""
-        return self._get("transformer", self.model.load_transformer)
+        return self._get("transformer", self._load_transformer)
 
     def text_encoder(self) -> Any:
         """The TextEncoder, on the device."""
@@ -82,6 +84,11 @@ class Parts:
             part.to("cpu")  # Its host holds on to it.
         del part
         self._free_device_memory()
+
+    def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+        transformer = self.model.load_transformer(device, dtype, self.plan.precision)
+        set_integer_products(transformer, self.plan.integer_products)
+        return transformer
 
     def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any]) -> Any:
         if name not in self._loaded:
