@@ -38,8 +38,9 @@ from trainer.latents import LatentBatches
 from trainer.memory import Parts, default_device
 from trainer.models import open_model
 from trainer.models.family import Size
-from trainer.planning import make_plan
+from trainer.plan import Plan
 from trainer.settings import RunSettings
+from trainer.weights import DTYPES
 
 SIDE = 512
 PICTURES = 32
@@ -120,7 +121,8 @@ def main() -> None:
     torch.set_num_threads(options.threads)
     model, device = open_model(options.base_model), default_device()
     settings = RunSettings(resolution=SIDE, control_resolution="target")
-    parts = Parts(model, device, make_plan(model, settings, device))
+    precision = "fp32" if device.type == "cpu" else "bf16"
+    parts = Parts(model, device, Plan(precision=precision, dtype=DTYPES[precision], offload="none"))
     files = pictures(options.kind)
     totals = [Spent(0, 0)] * 3
     first_progress = 0.0
