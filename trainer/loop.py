@@ -272,9 +272,9 @@ class Training:
             yield from prefetched(stream, self._collate)
             return
         count = max(1, MODULATION_BLOCK // self.params.batch_size)
-        batches = prefetched(stream, self._collate, ahead=count)
-        while block := list(islice(batches, count)):
-            yield from with_modulation(self.parts, block, self.settings.training_guidance)
+        with closing(prefetched(stream, self._collate, ahead=count)) as batches:
+            while block := list(islice(batches, count)):
+                yield from with_modulation(self.parts, block, self.settings.training_guidance)
 
     def _collate(self, batch: MicroBatch) -> Batch:
         return collate(batch, self.encoder, self.texts, self.params.timestep_type, self.settings)
