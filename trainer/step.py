@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -44,6 +44,9 @@ class Batch:
     weights: torch.Tensor
     """Of the losses, float32 [B]."""
     following: Position
+    """Where the next step begins."""
+    step_examples: int
+    """Examples of the optimizer step in all."""
 
 
 def collate(
@@ -76,6 +79,7 @@ def collate(
         sigmas=torch.cat(sigmas),
         weights=loss_weights(timestep_type, torch.cat(sigmas)),
         following=batch.following,
+        step_examples=batch.step_examples,
     )
 
 
@@ -93,7 +97,7 @@ def _group_step(parts: Parts, batch: Batch, group: TextGroup, step_examples: int
     transformer = parts.transformer()
 
     def rows_of(tensor: torch.Tensor) -> torch.Tensor:
-        chosen = tensor if len(batch.texts) == 1 else tensor[group.rows]
+        chosen = tensor if len(group.rows) == len(batch.examples) else tensor[group.rows]
         return chosen.to(device, non_blocking=True)
 
     with torch.enable_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
@@ -106,3 +110,9 @@ def _group_step(parts: Parts, batch: Batch, group: TextGroup, step_examples: int
         loss = losses.sum() / step_examples
         loss.backward()
     return loss.detach()
+
+
+def idle_batch(batch: Batch, passes: int) -> Batch:
+    """A batch whose `passes` forward and backward passes give a loss and gradients of 0: for a process that has to keep
+    step with others that have more passes to do."""
+    return replace(batch, texts=batch.texts[:1] * passes, weights=torch.zeros_like(batch.weights))

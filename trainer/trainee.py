@@ -9,12 +9,14 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from .distributed import Ranks
 from .flow import example_generator
 from .init_lora import read_init_lora
 from .lora import LoraAdapter
 from .memory import Parts
 from .schema import TrainingParams
 from .settings import RunSettings
+from .sharding import shard_transformer
 from .weights import FullTransformer
 
 if TYPE_CHECKING:
@@ -36,9 +38,9 @@ class Trainee(Protocol):
         ...
 
 
-def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings) -> Trainee:
+def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings, ranks: Ranks) -> Trainee:
     """Make the transformer ready for training: frozen with a LoRA, fresh or from a file, or all of it trainable in
-    float32."""
+    float32. Of a full fine-tune by several processes each holds a part of every tensor."""
     transformer = parts.transformer()
     if params.use_lora:
         targets = parts.model.family.lora_targets(settings.lora_targets, transformer)
@@ -51,6 +53,10 @@ def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings) -
         )
     if "full" in parts.plan.recompute:
         transformer.enable_gradient_checkpointing()
+    if ranks.world > 1 and not params.use_lora:
+        shard_transformer(transformer, parts.device)
+        trainee.parameters = dict(transformer.named_parameters())
+        trainee.writes, ranks.sharded = ranks.main, True
     if parts.plan.compile:
         transformer.compile_repeated_blocks()
     return trainee
