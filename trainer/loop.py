@@ -118,6 +118,7 @@ class Training:
         self.run = run
         self.parts = parts
         self.ranks = ranks
+        ranks.sharded = ranks.world > 1 and not self.params.use_lora
         self.control = ranks.agreed
         self.family = parts.model.family
         self.encoder = Encoder(parts, cache, settings)
@@ -307,7 +308,7 @@ class Training:
         return self.samples.missing(self.step)
 
     def _draw_samples(self) -> Generator[Event, None, None]:
-        if self.ranks.world > 1:
+        if self.ranks.world > 1 and self.step > self.course.saved_step:
             yield self.course.save()  # while it draws, nobody could save in the place of one that is lost
         with self.course.exported_values(DTYPES[self.settings.save_dtype]):
             for event in self.samples.draw(self.parts, self.step):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterable, Mapping
 
 import torch
@@ -33,6 +34,8 @@ def shard_transformer(
     options = {"mesh": mesh} | ({"ignored_params": set(kept_whole)} if kept_whole else {})
     for block in blocks_of(transformer):
         fully_shard(block, **options)
+    # The blocks return views, which nothing here changes in place.
+    warnings.filterwarnings("ignore", message="FSDP2-wrapped module .* returned a view tensor")
     # By default the root keeps what it has put together, and sampling would go on with old values after a step.
     fully_shard(transformer, reshard_after_forward=True, **options)
 

@@ -53,10 +53,10 @@ def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings, r
         )
     if "full" in parts.plan.recompute:
         transformer.enable_gradient_checkpointing()
-    if ranks.world > 1 and not params.use_lora:
+    if ranks.sharded:
         shard_transformer(transformer, parts.device)
         trainee.parameters = dict(transformer.named_parameters())
-        trainee.writes, ranks.sharded = ranks.main, True
+        trainee.writes = ranks.main
     if parts.plan.compile:
         transformer.compile_repeated_blocks()
     return trainee
