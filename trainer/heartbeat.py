@@ -151,6 +151,7 @@ class Heartbeat:
 
     def wait_for_ends(self) -> None:
         """Give the others time to hear of this process's end and to tell of theirs."""
+        time.sleep(3 * BEAT_SECONDS)
         deadline = time.monotonic() + LAST_WORDS_SECONDS
         while time.monotonic() < deadline and not all(
             peer.end or rank in self._lost for rank, peer in self._peers.items()
