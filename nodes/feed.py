@@ -15,7 +15,7 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..trainer.checkpoint import checkpoint_steps
-from ..trainer.events import Checkpoint, Event, Finished, Progress, RunControl, Sample, Started, Step, Warning
+from ..trainer.events import Checkpoint, Event, Finished, Planned, Progress, RunControl, Sample, Started, Step, Warning
 from ..trainer.runs import RunFolder
 from .archive import sample_entries, sample_entry
 from .folders import runs_folder
@@ -89,6 +89,8 @@ class RunFeed:
         itself come to an end soon."""
         if isinstance(event, Progress):
             self._progress(event)
+        elif isinstance(event, Planned):
+            self.whole["plan"] += f": {event.line}"
         elif isinstance(event, Started):
             self._started(event)
         elif isinstance(event, Step):

@@ -1,12 +1,18 @@
-"""What a choice in Load Edit Base Model amounts to: where the weights come from, and what they are trained on."""
+"""What a choice in Load Edit Base Model amounts to: where the weights come from, what they are trained on, and how."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
+from comfy.model_management import get_torch_device
 from huggingface_hub import try_to_load_from_cache
 
+from ..trainer.card import card_of
+from ..trainer.errors import BadInput
 from ..trainer.models.sources import EMBEDDED, EditModel
+from ..trainer.planning import make_plan
+from ..trainer.schema import COLUMN_FIELDS, TrainingParams
+from ..trainer.settings import RunSettings
 from .host import device_line
 
 DOWNLOAD_GB = {"black-forest-labs/FLUX.1-Kontext-dev": 34, "Qwen/Qwen-Image-Edit": 58}
@@ -14,9 +20,25 @@ DOWNLOAD_GB = {"black-forest-labs/FLUX.1-Kontext-dev": 34, "Qwen/Qwen-Image-Edit
 
 
 def describe(model: EditModel) -> list[str]:
-    """A line each: the weights and where they are, single files that take their place, and the device."""
+    """A line each: the weights and where they are, single files that take their place, the device, and how a LoRA
+    would be trained there with everything else left as it is."""
     files = {name: path for part in ("transformer", "vae", "text") for name, path in model.files.of(part).items()}
-    return [_weights(model), *(f"{name}: {_file(path)}" for name, path in files.items()), device_line()]
+    return [
+        _weights(model),
+        *(f"{name}: {_file(path)}" for name, path in files.items()),
+        device_line(),
+        plan_line(model),
+    ]
+
+
+def plan_line(model: EditModel) -> str:
+    """The plan of a LoRA of default rank, in one line, or why there is none."""
+    columns = dict.fromkeys(COLUMN_FIELDS, "column")
+    card = card_of(get_torch_device())
+    try:
+        return make_plan(model, TrainingParams(**columns), RunSettings(), card).line()
+    except BadInput as error:
+        return str(error)
 
 
 def _weights(model: EditModel) -> str:

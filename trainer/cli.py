@@ -66,6 +66,7 @@ def build_parser() -> argparse.ArgumentParser:
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
     _add_inspect(commands)
+    _add_plan(commands)
     _add_train(commands)
     _add_edit(commands)
     return parser
@@ -143,6 +144,26 @@ _COLUMN_OPTIONS = {
     "--control-image-column": "The column that holds the input image.",
     "--image-column": "The column that holds the target (output) image.",
 }
+
+
+def _add_plan(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "plan REQUEST.json",
+        ("commands", "plan"),
+        "Say how a request would be trained on a card, and what memory that takes.",
+        "Loads nothing, and needs neither the dataset nor the card.",
+        "plan request.json --vram 24",
+    )
+    command.add_argument("request", metavar="REQUEST.json", type=Path)
+    _add_gigabytes(command, "--vram", "The card's memory.", "what is free on this machine's device")
+    _add_gigabytes(command, "--ram", "Free host memory.", "what is free on this machine")
+    _add_model(command)
+    _add_settings(command)
+
+
+def _add_gigabytes(command: argparse.ArgumentParser, name: str, meaning: str, default: str) -> None:
+    command.add_argument(name, metavar="GB", type=float, help=f"{meaning} (default: {default})")
 
 
 def _add_train(commands: Any) -> None:

@@ -1,10 +1,11 @@
-"""What `train`, `inspect` and `edit` do."""
+"""What `train`, `plan`, `inspect` and `edit` do."""
 
 from __future__ import annotations
 
 import argparse
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 from .cli import model_options, option_of, read_settings
@@ -15,7 +16,7 @@ from .events import Warning
 from .exits import INTERRUPTED, OK
 from .request import load_request
 from .resource import column_faults, parquet_columns
-from .schema import COLUMN_FIELDS
+from .schema import COLUMN_FIELDS, parse_request, read_json_file
 from .terminal import Terminal
 
 
@@ -36,6 +37,30 @@ def train(options: argparse.Namespace) -> int:
         terminal.line(f"Done after {finished.step} steps: {finished.weights}")
         if request.training_params.use_lora:
             terminal.line(f"Use it:\n  {edit_command(request.base_model, finished.weights, model)}")
+    return OK
+
+
+def plan(options: argparse.Namespace) -> int:
+    """`plan REQUEST.json`."""
+    settings = read_settings(options)
+    request = parse_request(read_json_file(options.request, "the request"))
+    for name, amount in (("--vram", options.vram), ("--ram", options.ram)):
+        if amount is not None and not 0 < amount < math.inf:
+            raise BadInput(f"{name} {amount}: must be a positive number of GB")
+    model = load_model(request.base_model, model_options(options), settings.conditioning)
+    from .card import card_of, card_with
+    from .memory import default_device
+    from .planning import make_plan
+
+    card = card_of(default_device()) if options.vram is None else card_with(options.vram, options.ram)
+    if options.vram is None and options.ram is not None:
+        card = replace(card, host=int(options.ram * 1e9))
+    found = make_plan(model, request.training_params, settings, card)
+    print(f"{request.base_model} in {card.free / 1e9:.1f} GB: {found.line()}")
+    width = max(map(len, found.expected))
+    for name, size in found.expected.items():
+        print(f"  {name:<{width}}  {size / 1e9:7.2f} GB")
+    print(f"  {'together':<{width}}  {found.bytes / 1e9:7.2f} GB")
     return OK
 
 

@@ -122,13 +122,14 @@ def _edited(
     model: EditModel, pairs: Sequence[EditPair], settings: RunSettings
 ) -> Generator[Progress, None, list[Image.Image]]:
     """Edit the pairs' controls by their captions, each from noise of its own."""
+    from .card import card_of
     from .memory import Parts, default_device
     from .models.family import Size
-    from .planning import make_plan
+    from .planning import drawing_plan
     from .sampling import decode, denoise
 
     device = default_device()
-    parts = Parts(model, device, make_plan(model, settings, device))
+    parts = Parts(model, device, drawing_plan(model, settings, card_of(device)))
     family, scheduler = model.family, model.load_scheduler()
     guidance = settings.sample_guidance or family.scale.sample_guidance
     picture = Size(*pairs[0].target.size)

@@ -12,11 +12,13 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
+from dataclasses import asdict, replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from .card import Card, card_of
 from .errors import BadInput
 from .events import RunControl
 from .exits import outcome
@@ -54,6 +56,10 @@ class Ranks:
     def device(self) -> torch.device:
         """The device of this process."""
         return default_device()
+
+    def card(self, device: torch.device) -> Card:
+        """The card that a plan for all processes is made for."""
+        return card_of(device)
 
     def meet(self, value: Any = None) -> list[Any]:
         """Wait for all processes; what each has brought (JSON), by rank. Raises RankLost."""
@@ -143,6 +149,15 @@ class Group(Ranks):
 
     def device(self) -> torch.device:
         return self._device
+
+    def card(self, device: torch.device) -> Card:
+        """The one with the least memory. Processes of one machine share its host memory; where weights are shared out,
+        all cards together are taken for one."""
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
+        card = card_of(device)
+        card = replace(card, host=card.host // here, free=card.free // here if card.is_cpu else card.free)
+        card = Card(**min(self.meet(asdict(card)), key=lambda fields: fields["free"]))
+        return replace(card, free=card.free * self.world) if self.sharded else card
 
     def meet(self, value: Any = None) -> list[Any]:
         return self._heart.meet(value)

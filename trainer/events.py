@@ -26,6 +26,13 @@ class Started:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Planned:
+    """How the model will be held and run is decided; nothing is loaded yet."""
+
+    line: str
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
     """One unit of work is done (a file loaded, an image encoded, a micro-batch, a sampler step)."""
 
@@ -91,7 +98,7 @@ class Finished:
     run_dir: Path
 
 
-Event = Started | Progress | Warning | Step | Sample | Checkpoint | Finished
+Event = Planned | Started | Progress | Warning | Step | Sample | Checkpoint | Finished
 
 
 class RunControl:

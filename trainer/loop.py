@@ -4,33 +4,30 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing, suppress
-from itertools import chain, islice
+from contextlib import closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
-from .batches import MicroBatch, Position, micro_batches, step_share
+from .batches import Position
 from .cache import TensorCache
 from .course import Course
 from .distributed import Ranks
-from .encode import Encoder, Example, Texts
 from .errors import BadInput, RunFailed
-from .events import Event, Finished, Progress, RunControl, Started, Step, Warning
+from .events import Event, Finished, Planned, Progress, RunControl, Started, Step, Warning
 from .heartbeat import RankLost
 from .init_lora import check_init_lora, init_lora_fingerprint
 from .memory import Parts, full_fine_tune_need
 from .metadata import export_metadata
-from .optim import build_optimizer, learning_rate_at
+from .optim import build_optimizer, check_optimizer, learning_rate_at
 from .planning import make_plan
-from .prefetch import prefetched
 from .runs import RunFolder, open_run_folder, run_fingerprint
-from .samples import Samples
 from .schema import FineTuneRequest
 from .settings import RunSettings
 from .sharding import whole
-from .step import Batch, collate, idle_batch, micro_step
+from .step import Batch, idle_batch, micro_step
+from .supply import Supply
 from .trainee import build_trainee
 from .weights import DTYPES
 
@@ -38,8 +35,6 @@ if TYPE_CHECKING:
     from .dataset import EditDataset
     from .models.sources import EditModel
 
-TEXT_BLOCK = 128
-"""Examples whose texts are encoded at a time when text embeddings are not cached."""
 OUT_OF_MEMORY = (
     "The device's memory is full. Lower batch_size (and raise gradient_accumulation instead), resolution or the sample "
     "size, set gradient_checkpointing to on and offload to phases, or close other programs that use the device. The "
@@ -68,6 +63,7 @@ def train(
     BadInput for what the person can mend, RunFailed when the run cannot go on.
     """
     ranks = ranks or Ranks(control)
+    ranks.sharded = ranks.world > 1 and not request.training_params.use_lora
     steps = request.training_params.steps
     start = init_lora_fingerprint(request.training_params, settings)
     weights = [*(model.fingerprint(part) for part in ("transformer", "vae", "text")), *start]
@@ -84,11 +80,18 @@ def train(
     for note in check_init_lora(model, request.training_params, settings):
         yield Warning(message=note)
     device = device or ranks.device()
-    if not request.training_params.use_lora and (need := full_fine_tune_need(model.transformer_parameters(), device)):
+    check_optimizer(settings)
+    if ranks.sharded and settings.optimizer != "adamw":
+        raise BadInput(f"optimizer: a full fine-tune by several processes uses adamw, not {settings.optimizer}.")
+    if not request.training_params.use_lora and (
+        need := full_fine_tune_need(model.transformer_parameters(), device, ranks.world)
+    ):
         yield Warning(message=need)
+    plan = make_plan(model, request.training_params, settings, ranks.card(device))
+    yield Planned(line=plan.line())
     run.begin(request, settings, fingerprint)
     cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
-    parts = Parts(model, device, make_plan(model, settings, device))
+    parts = Parts(model, device, plan)
     training = Training(request, dataset, settings, run, parts, cache, ranks)
     yield from training.prepare()
     if not ranks.agreed.stopping:
@@ -113,18 +116,12 @@ class Training:
     ) -> None:
         self.request = request
         self.params = request.training_params
-        self.dataset = dataset
         self.settings = settings
         self.run = run
         self.parts = parts
         self.ranks = ranks
-        ranks.sharded = ranks.world > 1 and not self.params.use_lora
         self.control = ranks.agreed
-        self.family = parts.model.family
-        self.encoder = Encoder(parts, cache, settings)
-        self.texts = Texts(self.encoder, dataset, on_disk=self.params.cache_text_embeddings)
-        self.samples = Samples(run, self.params, self.encoder)
-        self.examples: list[Example] = []
+        self.supply = Supply(dataset, self.params, settings, run, parts, cache, ranks)
         self.course: Course | None = None
 
     @property
@@ -136,19 +133,7 @@ class Training:
 
     def prepare(self) -> Generator[Event, None, None]:
         """Encode images, samples and (when cached) texts, then load the transformer and the last checkpoint."""
-        asked = self.ranks.asked
-        yield from self._encode_images()
-        yield from self._warn_of_small_targets()
-        if self.ranks.main or self.ranks.sharded:
-            yield from self.samples.prepare(self.dataset, self.texts, asked)
-        if self.texts.on_disk:
-            captions = list(chain.from_iterable(map(self._captions, self.examples)))
-            yield from self.texts.encode(captions[self.ranks.rank :: self.ranks.world], asked)
-            self.ranks.agree()
-            yield from self.texts.encode(captions, asked)
-            self.parts.drop("text_encoder")
-        self.parts.drop("codec")
-        self.ranks.agree()
+        yield from self.supply.prepare()
         if self.control.stopping:
             return
         yield Progress(phase="loading", done=0, total=1, note="transformer")
@@ -163,36 +148,10 @@ class Training:
             run_dir=self.run.path,
             first_step=self.step,
             steps=self.params.steps,
-            examples=len(self.examples),
+            examples=len(self.supply.examples),
             trainable_parameters=sum(p.numel() for p in trainee.parameters.values()),
             resumed_from=resumed,
         )
-
-    def _encode_images(self) -> Generator[Progress, None, None]:
-        """Encode what the cache lacks; several processes share that out, then all find everything there."""
-        asked = self.ranks.asked
-        if self.ranks.world > 1:
-            with suppress(BadInput):  # which all of them find in the whole
-                yield from self.encoder.examples(self.dataset.share(self.ranks.rank, self.ranks.world), asked)
-            self.ranks.agree()
-        self.examples = yield from self.encoder.examples(self.dataset, asked)
-
-    def _captions(self, example: Example) -> list[tuple[Example, str]]:
-        """The captions that an example may be trained with."""
-        return [(example, example.caption)] + ([(example, "")] if self.settings.caption_dropout else [])
-
-    def _warn_of_small_targets(self) -> Iterator[Warning]:
-        small = sum(
-            1
-            for example in self.examples
-            if example.target_size.width * example.target_size.height
-            < 0.9 * example.controls[0].size.width * example.controls[0].size.height
-        )
-        if small:
-            yield Warning(
-                message=f"{small} of {len(self.examples)} targets are trained at a smaller size than their control "
-                "image gets in inference. Raise resolution, or set control_resolution to target."
-            )
 
     # the steps
 
@@ -200,7 +159,7 @@ class Training:
         """From the current step to the last. When closed or interrupted on the way, the last finished step is saved."""
         self.ranks.rescue_with(self._rescue)
         try:
-            with self.ranks.losses_named(), closing(self._batches()) as batches:
+            with self.ranks.losses_named(), closing(self.supply.batches(self.course.position)) as batches:
                 if self._sampling_due():
                     yield from self._draw_samples()
                 while self.step < self.params.steps and not self.control.stopping:
@@ -256,9 +215,11 @@ class Training:
     def _forward_backward(self, batch: Batch) -> torch.Tensor:
         """One micro-batch's share of the step's loss. Where weights are shared out, all processes do as many passes."""
         self.ranks.check()
+        passes = len(batch.texts)
+        most = max(self.ranks.meet(passes)) if self.ranks.sharded else passes
         loss = micro_step(self.parts, batch, batch.step_examples, self.settings.training_guidance)
-        if self.ranks.sharded and (idle := max(self.ranks.meet(len(batch.texts))) - len(batch.texts)):
-            loss += micro_step(self.parts, idle_batch(batch, idle), 1, self.settings.training_guidance)
+        if passes < most:
+            loss += micro_step(self.parts, idle_batch(batch, most - passes), 1, self.settings.training_guidance)
         return loss
 
     def _optimizer_step(self, loss: torch.Tensor, rate: float, following: Position) -> tuple[float, float]:
@@ -281,21 +242,6 @@ class Training:
         optimizer.zero_grad()
         return numbers
 
-    def _batches(self) -> Iterator[Batch | Progress]:
-        """Micro-batches ready to train on, loaded ahead by a thread; Progress while texts are encoded in blocks."""
-        stream = micro_batches(self.examples, self.settings.seed, self.params.batch_size, self.course.position)
-        stream = step_share(stream, self.params.gradient_accumulation, self.ranks.rank, self.ranks.world)
-        if self.texts.on_disk:
-            yield from prefetched(stream, self._collate)
-        while True:
-            block = list(islice(stream, max(1, TEXT_BLOCK // self.params.batch_size)))
-            examples = chain.from_iterable(batch.examples for batch in block)
-            yield from self.texts.encode(chain.from_iterable(map(self._captions, examples)), self.control)
-            yield from prefetched(block, self._collate)
-
-    def _collate(self, batch: MicroBatch) -> Batch:
-        return collate(batch, self.encoder, self.texts, self.params.timestep_type, self.settings)
-
     # once in a while
 
     def _checkpoint_due(self) -> bool:
@@ -305,13 +251,13 @@ class Training:
     def _sampling_due(self) -> bool:
         if self.step % self.params.sample_every and self.step != self.params.steps:
             return False
-        return self.samples.missing(self.step)
+        return self.supply.samples.missing(self.step)
 
     def _draw_samples(self) -> Generator[Event, None, None]:
         if self.ranks.world > 1 and self.step > self.course.saved_step:
             yield self.course.save()  # while it draws, nobody could save in the place of one that is lost
         with self.course.exported_values(DTYPES[self.settings.save_dtype]):
-            for event in self.samples.draw(self.parts, self.step):
+            for event in self.supply.samples.draw(self.parts, self.step):
                 self.ranks.check()
                 yield event
 

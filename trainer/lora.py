@@ -6,6 +6,7 @@ The portable form is what diffusers and ComfyUI both load: keys `transformer.<mo
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
@@ -15,6 +16,7 @@ import torch
 
 from .files import write_tensors
 from .lora_formats import PREFIX, text_encoder_parts, to_portable
+from .lora_linear import LoraLinear
 from .models.weight_files import open_weights
 from .weights import read_weights, swapped_values
 
@@ -42,22 +44,18 @@ class LoraAdapter:
         """`targets` is a regular expression of full module names. A fresh LoRA has A Kaiming-uniform and B zero;
         `start`, tensors in the portable form of at most this rank, takes the place of the first rows of A and columns
         of B, so that the sum is what `start` alone gives."""
-        from peft import LoraConfig
-
         transformer.requires_grad_(False)
-        config = LoraConfig(r=rank, lora_alpha=alpha, target_modules=targets, init_lora_weights=False)
-        with torch.random.fork_rng():
-            transformer.add_adapter(config, adapter_name=ADAPTER)
         self.scale = alpha / rank
+        for name, layer in list(transformer.named_modules()):
+            if isinstance(layer, torch.nn.Linear) and re.fullmatch(targets, name):
+                transformer.set_submodule(name, LoraLinear(layer, rank, self.scale))
         self.parameters: dict[str, torch.nn.Parameter] = {}
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in transformer.named_parameters():
             if parameter.requires_grad:
-                own = name.replace(f".{ADAPTER}.", ".")
-                # peft's own values are rounded to the base's number format.
-                values = self._first_values(own, parameter.shape, generator, (start or {}).get(PREFIX + own))
+                values = self._first_values(name, parameter.shape, generator, (start or {}).get(PREFIX + name))
                 parameter.data = values.to(parameter.device)
-                self.parameters[own] = parameter
+                self.parameters[name] = parameter
 
     def exported(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The portable state dict in the number format of the saved file."""

@@ -8,12 +8,14 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from .errors import BadInput
+from .models.quantized_linear import set_integer_products
 from .plan import Plan
-from .planning import FULL_SIZE_PARAMETERS
 
 if TYPE_CHECKING:
     from .models.sources import EditModel
 
+FULL_SIZE_PARAMETERS = 1_000_000_000
+"""A full fine-tune of fewer weights needs no word."""
 FULL_FINE_TUNE_BYTES = 16
 """For each weight: itself, its gradient and AdamW's two moments, all in float32."""
 HEADROOM_BYTES = 6 * 2**30
@@ -27,20 +29,22 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator() if available else torch.device("cpu")
 
 
-def full_fine_tune_need(parameters: int, device: torch.device) -> str | None:
-    """What a full fine-tune of this many weights takes, for the person to read; None where it is little.
+def full_fine_tune_need(parameters: int, device: torch.device, devices: int = 1) -> str | None:
+    """What a full fine-tune of this many weights, shared out over `devices`, takes, for the person to read; None where
+    it is little.
 
     Raises BadInput when the device's memory can never hold it.
     """
     gigabytes = parameters * FULL_FINE_TUNE_BYTES / 1e9
     if parameters < FULL_SIZE_PARAMETERS:
         return None
+    where = "on the device" if devices == 1 else f"shared out over {devices} devices"
     need = (
-        f"A full fine-tune trains all {parameters / 1e9:.1f} billion weights: about {gigabytes:.0f} GB on the device "
+        f"A full fine-tune trains all {parameters / 1e9:.1f} billion weights: about {gigabytes:.0f} GB {where} "
         f"(weights {gigabytes / 4:.0f}, gradients {gigabytes / 4:.0f}, AdamW {gigabytes / 2:.0f}), and more for "
         f"activations; the saved file takes {parameters * 2 / 1e9:.0f} GB in bf16."
     )
-    if device.type == "cuda" and (total := torch.cuda.mem_get_info(device)[1] / 1e9) < gigabytes:
+    if device.type == "cuda" and (total := torch.cuda.mem_get_info(device)[1] / 1e9) * devices < gigabytes:
         raise BadInput(f"use_lora: {need} This card has {total:.0f} GB. Set use_lora to true.")
     return need
 
@@ -62,7 +66,7 @@ class Parts:
 
     def transformer(self) -> torch.nn.Module:
         """The transformer, on the device."""
-        return self._get("transformer", self.model.load_transformer)
+        return self._get("transformer", self._load_transformer)
 
     def text_encoder(self) -> Any:
         """The TextEncoder, on the device."""
@@ -82,6 +86,11 @@ class Parts:
             part.to("cpu")  # Its host holds on to it.
         del part
         self._free_device_memory()
+
+    def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+        transformer = self.model.load_transformer(device, dtype, self.plan.precision)
+        set_integer_products(transformer, self.plan.integer_products)
+        return transformer
 
     def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any]) -> Any:
         if name not in self._loaded:

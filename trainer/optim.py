@@ -1,4 +1,4 @@
-"""The optimizer, its schedule, and its state as plain tensors."""
+"""The optimizers, their schedule, and their state as plain tensors."""
 
 from __future__ import annotations
 
@@ -7,17 +7,44 @@ from collections.abc import Mapping
 
 import torch
 
+from .errors import BadInput
+from .rounding import RoundedAdafactor
 from .settings import RunSettings
 
 
 def build_optimizer(
     parameters: Mapping[str, torch.nn.Parameter], settings: RunSettings, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """AdamW over the named parameters, in their order."""
+    """The optimizer that the settings name over the named parameters, in their order.
+
+    Raises BadInput when it needs a package that is not there.
+    """
+    options = {"lr": learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adafactor":
+        if all(parameter.dtype == torch.float32 for parameter in parameters.values()):
+            return torch.optim.Adafactor(parameters.values(), **options)
+        return RoundedAdafactor(parameters.values(), settings.seed, **options)
+    if settings.optimizer == "adamw8bit":
+        return _bitsandbytes().optim.AdamW8bit(parameters.values(), **options)
     fused = all(parameter.device.type == "cuda" for parameter in parameters.values())
-    return torch.optim.AdamW(
-        parameters.values(), lr=learning_rate, weight_decay=settings.weight_decay, fused=fused or None
-    )
+    return torch.optim.AdamW(parameters.values(), fused=fused or None, **options)
+
+
+def check_optimizer(settings: RunSettings) -> None:
+    """Raises BadInput when the optimizer needs a package that is not there. Loads nothing but that."""
+    if settings.optimizer == "adamw8bit":
+        _bitsandbytes()
+
+
+def _bitsandbytes():
+    try:
+        import bitsandbytes
+    except ImportError as error:
+        raise BadInput(
+            'optimizer: "adamw8bit" needs bitsandbytes, which is not there: `python -m pip install bitsandbytes`, or '
+            'choose "adamw".'
+        ) from error
+    return bitsandbytes
 
 
 def learning_rate_at(step: int, steps: int, peak: float, settings: RunSettings) -> float:
@@ -54,6 +81,19 @@ def load_optimizer_tensors(
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(".")
         by_name.setdefault(name, {})[key] = tensor
+    if isinstance(optimizer, RoundedAdafactor):
+        # load_state_dict would round the float32 state to the parameters' bf16.
+        for name, state in by_name.items():
+            placed = {
+                key: value if key == "step" else value.to(parameters[name].device) for key, value in state.items()
+            }
+            optimizer.state[parameters[name]] = placed
+        return
+    if not isinstance(optimizer, torch.optim.AdamW | torch.optim.Adafactor):
+        # bitsandbytes counts its steps in a plain number.
+        by_name = {
+            name: {k: v.item() if k == "step" else v for k, v in state.items()} for name, state in by_name.items()
+        }
     groups = optimizer.state_dict()["param_groups"]
     state = {index: by_name[name] for index, name in enumerate(parameters) if name in by_name}
     optimizer.load_state_dict({"state": state, "param_groups": groups})

@@ -44,3 +44,32 @@ class Plan:
     def recompute_of(self, block: int) -> Recompute:
         """What of this block is computed again."""
         return self.recompute[block] if block < len(self.recompute) else "none"
+
+    @property
+    def bytes(self) -> int:
+        """Of device memory, at the most."""
+        return sum(self.expected.values())
+
+    def sum_line(self) -> str:
+        """What the expected memory is made of."""
+        return " + ".join(f"{name} {gigabytes(size)}" for name, size in self.expected.items())
+
+    def line(self) -> str:
+        """How the run will go, in one line."""
+        parts = [self.precision]
+        blocks = len(self.recompute)
+        if self.modulation_on_host:
+            parts.append("modulation in host memory")
+        if self.streamed:
+            parts.append(f"{len(self.streamed)} of {blocks} blocks streamed")
+        for mode, name in (("full", "computed again"), ("selective", "computed again but for attention")):
+            if count := self.recompute.count(mode):
+                parts.append(f"{'all' if count == blocks else count} blocks {name}")
+        if self.compile:
+            parts.append("compiled")
+        return f"{', '.join(parts)}; about {gigabytes(self.bytes)} GB"
+
+
+def gigabytes(size: int) -> str:
+    """Bytes as decimal gigabytes, two digits of them."""
+    return f"{size / 1e9:.1f}" if size >= 1e9 else f"{size / 1e9:.2g}"

@@ -13,13 +13,14 @@ from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from .card import card_of
 from .errors import BadInput
 from .events import Progress, Warning
 from .lora import left_out
 from .memory import Parts
 from .models.family import Family, Grid, ImageCodec, PackedLatents, Size, TextConditioning
 from .models.sources import EditModel
-from .planning import make_plan
+from .planning import drawing_plan
 from .settings import RunSettings
 
 
@@ -116,7 +117,7 @@ def edit(
     if model.adapter is not None and (note := left_out(model.adapter)):
         yield Warning(message=note)
     device = torch.device(device)
-    parts = Parts(model, device, make_plan(model, RunSettings(offload="phases"), device))
+    parts = Parts(model, device, drawing_plan(model, RunSettings(), card_of(device)))
 
     yield Progress(phase="loading", done=0, total=3, note="text encoder")
     encoder = parts.text_encoder()

@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from .events import Checkpoint, Event, Finished, Progress, Sample, Started, Step, Warning
+from .events import Checkpoint, Event, Finished, Planned, Progress, Sample, Started, Step, Warning
 
 _PHASES = {
     "checking": "Checking",
@@ -107,6 +107,8 @@ class Terminal:
                 pass
             case Progress():
                 self._progress(event)
+            case Planned():
+                self.line(f"Plan: {event.line}")
             case Warning():
                 self.line(f"warning: {event.message}")
             case Sample():

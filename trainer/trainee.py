@@ -27,7 +27,7 @@ class Trainee(Protocol):
     """The trained weights of a run."""
 
     parameters: dict[str, Parameter]
-    """float32, by name."""
+    """By name. float32, but for a full fine-tune with adafactor, whose weights are in the computation's format."""
 
     def export(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Write the weights file that is handed on."""
@@ -40,7 +40,7 @@ class Trainee(Protocol):
 
 def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings, ranks: Ranks) -> Trainee:
     """Make the transformer ready for training: frozen with a LoRA, fresh or from a file, or all of it trainable in
-    float32. Of a full fine-tune by several processes each holds a part of every tensor."""
+    place. Of a full fine-tune by several processes each holds a part of every tensor."""
     transformer = parts.transformer()
     if params.use_lora:
         targets = parts.model.family.lora_targets(settings.lora_targets, transformer)
@@ -49,14 +49,17 @@ def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings, r
         trainee: Trainee = LoraAdapter(transformer, targets, params.lora_rank, params.lora_alpha, seed, start)
     else:
         trainee = FullTransformer(
-            transformer, parts.model.family.layout(transformer), settings.save_layout == "single_file+diffusers"
+            transformer,
+            parts.model.family.layout(transformer),
+            settings.save_layout == "single_file+diffusers",
+            parts.dtype if settings.optimizer == "adafactor" else torch.float32,
         )
     if "full" in parts.plan.recompute:
         transformer.enable_gradient_checkpointing()
+    if parts.plan.compile:
+        transformer.compile_repeated_blocks()
     if ranks.sharded:
         shard_transformer(transformer, parts.device)
         trainee.parameters = dict(transformer.named_parameters())
         trainee.writes = ranks.main
-    if parts.plan.compile:
-        transformer.compile_repeated_blocks()
     return trainee

@@ -12,7 +12,7 @@ import torch
 from .errors import BadInput
 from .files import remove, replacing, write_tensors
 from .models.layout import Layout, to_stored
-from .models.quantized import dequantize_layers
+from .models.quantized_linear import dequantize_layers
 from .sharding import whole
 
 if TYPE_CHECKING:
@@ -22,12 +22,15 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 class FullTransformer:
-    """All of a transformer's weights, trained in float32."""
+    """All of a transformer's weights, trained."""
 
-    def __init__(self, transformer: ModelMixin, layout: Layout, with_folder: bool = False) -> None:
-        """`layout` is that of the file that it is exported to; `with_folder` writes diffusers' folder beside it."""
-        dequantize_layers(transformer, torch.float32)
-        transformer.float().requires_grad_(True)
+    def __init__(
+        self, transformer: ModelMixin, layout: Layout, with_folder: bool = False, dtype: torch.dtype = torch.float32
+    ) -> None:
+        """`layout` is that of the file that it is exported to; `with_folder` writes diffusers' folder beside it. The
+        weights are held in `dtype`."""
+        dequantize_layers(transformer, dtype)
+        transformer.to(dtype=dtype).requires_grad_(True)
         self.transformer = transformer
         self.layout = layout
         self.with_folder = with_folder

@@ -1,7 +1,7 @@
 """Trains with two processes on the CPU: run as a script by test_distributed.py.
 
-One process imports everything and forks pairs of children, because importing takes much longer than training. Arguments:
-what to do ("equal" or "ends") and a JSON with the models' folders. Works in the current folder; prints JSON.
+One process imports everything and forks pairs of children, because importing takes much longer than training.
+Arguments: what to do ("equal" or "ends") and a JSON with the models' folders. Works in the current folder; prints JSON.
 """
 
 from __future__ import annotations
@@ -137,7 +137,7 @@ def equal() -> dict[str, Any]:
 
 
 def ends() -> dict[str, Any]:
-    """Pairs that end in all ways but the good one, all at a time. Each has a step 3 by then, and no checkpoint of it."""
+    """Pairs that end in all ways but the good one, all at a time, after step 3, of which there is no checkpoint."""
     base_model = next(iter(MODELS))
 
     def start(name: str, end: Callable[[Ranks], None], rank: int, **params: Any) -> list[Child]:

@@ -3,19 +3,14 @@
 import json
 import os
 import re
-import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
-
-from trainer.checkpoint import checkpoint_steps
-from trainer.events import Finished
 
 REPO = Path(__file__).parents[2]
 FAMILIES = ("flux-kontext", "qwen-image-edit")

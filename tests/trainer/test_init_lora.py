@@ -13,7 +13,8 @@ from trainer.events import Finished, Warning
 from trainer.files import write_tensors
 from trainer.lora import LoraAdapter
 from trainer.models.family import Grid, PackedLatents, Size
-from trainer.models.quantized import Quantization, QuantizedLinear, QuantizedWeight, dequantize_layers
+from trainer.models.quantized import Quantization, QuantizedWeight
+from trainer.models.quantized_linear import QuantizedLinear, dequantize_layers
 from trainer.sampling import edit
 
 from .lora_files import RANK, joined, kohya, portable, random_pairs

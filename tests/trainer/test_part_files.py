@@ -19,7 +19,7 @@ from transformers import CLIPTokenizer, Qwen2Tokenizer, T5EncoderModel, T5Tokeni
 from trainer.errors import BadInput
 from trainer.models import open_model
 from trainer.models.flux_files import TOKENIZERS as FLUX_TOKENIZERS
-from trainer.models.quantized import QuantizedLinear, dequantize_layers
+from trainer.models.quantized_linear import QuantizedLinear, dequantize_layers
 from trainer.models.qwen_files import TOKENIZERS as QWEN_TOKENIZERS
 from trainer.models.sources import EditModel, ModelFiles
 from trainer.models.tokenizers import load_tokenizers

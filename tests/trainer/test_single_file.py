@@ -17,7 +17,8 @@ from trainer.errors import BadInput
 from trainer.lora import LoraAdapter
 from trainer.models import family_class, open_model
 from trainer.models.layout import to_stored
-from trainer.models.quantized import FLOAT8, QuantizedLinear, dequantize_layers, float8_values
+from trainer.models.quantized import FLOAT8, float8_values
+from trainer.models.quantized_linear import QuantizedLinear, dequantize_layers
 from trainer.models.single_file import load_single_file
 from trainer.models.sources import CONFIGS, ModelFiles
 

@@ -147,15 +147,15 @@ class Family(ABC):
         self.vae_config = vae_config
         self.policy = policy
 
-    # loading, from a folder in the pipeline's layout
-
-    @abstractmethod
-    def load_transformer(self, folder: Path, dtype: torch.dtype) -> torch.nn.Module:
-        """The transformer, on the CPU."""
+    # loading
 
     @abstractmethod
     def empty_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
         """The transformer of this diffusers config without storage, on the meta device."""
+
+    @abstractmethod
+    def bare_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
+        """The transformer of this diffusers config with fresh weights, on the current device."""
 
     @abstractmethod
     def transformer_config(self, shapes: Shapes) -> dict[str, Any]:
@@ -272,6 +272,15 @@ class Family(ABC):
     def idle_layers(self, transformer: torch.nn.Module) -> str:
         """A regular expression of the full names of the modules whose output reaches no prediction; empty: none."""
         return ""
+
+    @abstractmethod
+    def text_shapes(self, config: Mapping[str, Any], control: Size) -> dict[str, tuple[int, ...]]:
+        """Shapes, without the batch dimension, of the conditioning of a caption of usual length with a control image
+        of this size, for the transformer of this diffusers config."""
+
+    @abstractmethod
+    def two_blocks(self) -> list[dict[str, int]]:
+        """For each kind of block, what in the diffusers config makes a transformer of two of them."""
 
     @abstractmethod
     def modulation_layers(self) -> str:

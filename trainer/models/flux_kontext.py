@@ -145,6 +145,15 @@ class FluxKontext(PipelineFamily):
             targets += [rf"{double}{any_of('norm1', 'norm1_context')}\.linear", rf"{single}norm\.linear"]
         return "|".join(targets)
 
+    def text_shapes(self, config: Mapping[str, Any], control: Size) -> dict[str, tuple[int, ...]]:
+        return {
+            "prompt_embeds": (self.scale.text_length, config["joint_attention_dim"]),
+            "pooled_prompt_embeds": (config["pooled_projection_dim"],),
+        }
+
+    def two_blocks(self) -> list[dict[str, int]]:
+        return [{"num_layers": 2, "num_single_layers": 0}, {"num_layers": 0, "num_single_layers": 2}]
+
     def modulation_layers(self) -> str:
         return (
             rf"transformer_blocks\.\d+\.{any_of('norm1', 'norm1_context')}\.linear"

@@ -1,8 +1,9 @@
-"""Any module from a file of weights: read tensor by tensor, checked key by key, quantized weights kept as stored."""
+"""Any module from a file of weights: read tensor by tensor, checked key by key, quantized weights kept as stored, plain
+ones quantized where that is asked for."""
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping
+from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -10,8 +11,11 @@ import torch
 from torch import nn
 
 from ..errors import BadInput
+from ..plan import Precision
 from .layout import Layout, Shapes, Stack, own_parameters, swapped_halves
-from .quantized import Quantization, QuantizedLinear, QuantizedWeight
+from .quantize import QUANTIZED, large_weights, quantize
+from .quantized import Quantization, QuantizedWeight
+from .quantized_linear import QuantizedLinear
 from .stored_quantization import read_markers
 from .weight_files import Reader, StoredTensor, WeightFile, open_weights
 
@@ -38,11 +42,15 @@ def open_module(path: Path, what: str, prefixes: Collection[str]) -> ModuleFile:
     """Read the header and what it says of quantization. The module's tensors are those with the first of `prefixes`
     that any tensor has; without one, all. Raises BadInput for a file that cannot be read, and for a format of
     quantization that cannot, by its name; `what` is what a person expects of it."""
-    file = open_weights(path, what)
+    return module_of(open_weights(path, what), what, prefixes)
+
+
+def module_of(file: WeightFile, what: str, prefixes: Collection[str] = ()) -> ModuleFile:
+    """The same of a file whose header is read."""
     prefix = next((p for p in prefixes if any(name.startswith(p) for name in file.tensors)), "")
     source = ModuleFile(file, prefix, *read_markers(file, prefix))
     if empty := next((name for name, shape in source.shapes.items() if 0 in shape), None):
-        raise BadInput(f"{path} is no usable {what}: {empty} is an empty tensor.")
+        raise BadInput(f"{file.path} is no usable {what}: {empty} is an empty tensor.")
     return source
 
 
@@ -64,13 +72,18 @@ def check_keys(module: nn.Module, layout: Layout, source: ModuleFile, what: str,
         raise BadInput(f"{source.file.path} is not a whole {what}: {'; '.join(faults[:5])}{more}.")
 
 
-def fill_module(module: nn.Module, layout: Layout, source: ModuleFile, dtype: torch.dtype) -> None:
-    """Give the module, whose keys are checked, its weights: plain ones in `dtype`, quantized ones as they are stored
-    where they are a Linear's. Host memory beyond the module's own stays at one tensor."""
+def fill_module(
+    module: nn.Module, layout: Layout, source: ModuleFile, dtype: torch.dtype, precision: Precision | None = None
+) -> None:
+    """Give the module, whose keys are checked, its weights: quantized ones as they are stored where they are a
+    Linear's, plain ones in `dtype`, but for those of the repeated blocks' Linears when `precision` is a quantized one.
+    Host memory beyond the module's own stays at one tensor. Raises BadInput for a `precision` that needs a package
+    which is missing."""
     modules = dict(own_parameters(module))
+    made = large_weights(module) if precision in QUANTIZED else ()
     with source.file.opened() as reader:
         for stack in layout:
-            _fill(module, modules, source, reader, stack, dtype)
+            _fill(module, modules, source, reader, stack, dtype, precision if stack.modules[0] in made else None)
 
 
 def _expected_shapes(module: nn.Module, layout: Layout) -> dict[str, tuple[int, ...]]:
@@ -99,25 +112,29 @@ def _fill(
     reader: Reader,
     stack: Stack,
     dtype: torch.dtype,
+    precision: Precision | None,
 ) -> None:
-    """Give the stack's modules their weights."""
+    """Give the stack's modules their weights; a plain `weight` is quantized when there is a `precision`."""
     rows = [next(iter(modules[name].values())).shape[0] for name in stack.modules]
 
-    def read(leaf: str) -> list[torch.Tensor]:
+    def read(leaf: str) -> Sequence[torch.Tensor]:
         name = _alias(stack.stored_name(leaf), source.tensors)
         values = reader.read(source.prefix + name).reshape(source.tensors[name].shape)
-        values = swapped_halves(values) if stack.swapped else values
-        # Copies, also where nothing is converted: what is read may be the file's own memory.
-        return [part.to(dtype, copy=True) for part in values.split(rows)]
+        return (swapped_halves(values) if stack.swapped else values).split(rows)
 
     quantized = None
     if quantization := source.quantizations.get(stack.stored):
-        quantized = _read_quantized(source, reader, stack, quantization).split(rows)
+        stored = _read_quantized(source, reader, stack, quantization).split(rows)
+        # Copies, as below: what is read may be the file's own memory.
+        quantized = [weight.clone() for weight in stored]
+    elif precision:
+        quantized = [quantize(part, precision) for part in read("weight")]
     for leaf in modules[stack.modules[0]]:
         if leaf == "weight" and quantized:
             continue
         for name, values in zip(stack.modules, read(leaf), strict=True):
-            setattr(root.get_submodule(name), leaf, nn.Parameter(values, requires_grad=False))
+            own = values.to(dtype, copy=True)
+            setattr(root.get_submodule(name), leaf, nn.Parameter(own, requires_grad=False))
     for name, weight in zip(stack.modules, quantized or (), strict=quantized is not None):
         _set_quantized(root, name, weight, dtype)
 
@@ -144,7 +161,4 @@ def _set_quantized(root: nn.Module, name: str, weight: QuantizedWeight, dtype: t
     if not isinstance(module, nn.Linear):
         module.weight = nn.Parameter(weight.dequantize(dtype), requires_grad=False)
         return
-    own = QuantizedWeight(
-        weight.codes.clone(), None if weight.scale is None else weight.scale.clone(), weight.quantization
-    )
-    root.set_submodule(name, QuantizedLinear(own, module.in_features, module.bias))
+    root.set_submodule(name, QuantizedLinear(weight, module.in_features, module.bias))

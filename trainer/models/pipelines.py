@@ -31,12 +31,12 @@ class PipelineFamily(Family):
     """Its static methods pack and unpack."""
     transformer: ClassVar[type[ModelMixin]]
 
-    def load_transformer(self, folder: Path, dtype: torch.dtype) -> ModelMixin:
-        return self.transformer.from_pretrained(folder, subfolder="transformer", **from_folder(dtype))
-
     def empty_transformer(self, config: Mapping[str, Any]) -> ModelMixin:
         with torch.device("meta"):
-            return self.transformer.from_config(config)
+            return self.bare_transformer(config)
+
+    def bare_transformer(self, config: Mapping[str, Any]) -> ModelMixin:
+        return self.transformer.from_config(config)
 
     def load_codec(
         self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str

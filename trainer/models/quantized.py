@@ -1,7 +1,8 @@
-"""Linear layers whose frozen weights stay as a quantized file has them: fp8, int8 or GGUF blocks.
+"""Linear layers whose frozen weights are codes: fp8, int8, nf4, or GGUF blocks, as a file has them or made from plain
+ones.
 
-Every layer keeps the stored codes alone, also for the backward pass; a weight in the format of the computation exists
-only while it is multiplied. Dequantization repeats ComfyUI's arithmetic to the bit.
+Every layer keeps the codes alone, also for the backward pass; a weight in the format of the computation exists only
+while it is multiplied. Dequantization of files repeats ComfyUI's arithmetic to the bit.
 """
 
 from __future__ import annotations
@@ -9,11 +10,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import lru_cache
-from typing import Any
 
 import torch
-from torch import nn
 
+NF4_BLOCK = 64
+"""Consecutive numbers of a weight that share a scale in nf4."""
 FLOAT8 = {"float8_e4m3fn": torch.float8_e4m3fn, "float8_e5m2": torch.float8_e5m2}
 
 
@@ -22,7 +23,7 @@ class Quantization:
     """How a weight's codes are to be read."""
 
     format: str
-    """`float8_e4m3fn`, `float8_e5m2`, `int8_tensorwise`, or `gguf:` and ggml's name of the type."""
+    """`float8_e4m3fn`, `float8_e5m2`, `int8_tensorwise`, `nf4`, or `gguf:` and ggml's name of the type."""
     rotation: int = 0
     """Size of the Hadamard matrix that was multiplied on groups of input features ("convrot"); 0: none."""
 
@@ -32,9 +33,9 @@ class QuantizedWeight:
     """A weight [out, in] in its stored form."""
 
     codes: torch.Tensor
-    """The weight in its storage dtype, or uint8 [out, bytes] for GGUF."""
+    """The weight in its storage dtype, or uint8 [out, bytes] for GGUF and nf4."""
     scale: torch.Tensor | None
-    """float32, one number or one for each row [out, 1]; None: 1."""
+    """float32, one number or one for each row [out, 1]; one for each block of nf4; None: 1."""
     quantization: Quantization
 
     def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
@@ -44,6 +45,12 @@ class QuantizedWeight:
         if self.scale is not None and self.scale.numel() > 1:
             scales = self.scale.reshape(-1, 1).split(list(rows))
         return [QuantizedWeight(c, s, self.quantization) for c, s in zip(codes, scales, strict=True)]
+
+    def clone(self) -> QuantizedWeight:
+        """The same in memory of its own."""
+        return QuantizedWeight(
+            self.codes.clone(), None if self.scale is None else self.scale.clone(), self.quantization
+        )
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight's values [out, in] in `dtype`."""
@@ -58,16 +65,27 @@ def dequantize(
     if kind in FLOAT8:
         values = float8_values(codes, kind, dtype, by_table=codes.device.type == "mps")
         return values if scale is None else values * scale.to(dtype)
+    if kind == "nf4":
+        from bitsandbytes import functional  # noqa: F401 (makes the operator known)
+
+        shape = (codes.shape[0], 2 * codes.shape[1])
+        return torch.ops.bitsandbytes.dequantize_4bit(codes.view(torch.uint8), scale, NF4_BLOCK, "nf4", shape, dtype)
     if kind.startswith("gguf:"):
         return _from_ggml(codes.view(torch.uint8), kind.removeprefix("gguf:")).to(dtype)
     values = codes.view(torch.int8).float()
     if scale is not None:
         values = values * scale
-    if size := quantization.rotation:
-        rows, features = values.shape
-        # Symmetric and its own inverse: the same product rotates back.
-        values = (values.reshape(rows, features // size, size) @ _hadamard(size, values.device)).reshape(rows, features)
+    with torch.autocast(codes.device.type, enabled=False):
+        values = rotated(values, quantization.rotation)
     return values.to(dtype)
+
+
+def rotated(rows: torch.Tensor, size: int) -> torch.Tensor:
+    """Groups of `size` features times the Hadamard matrix, which is symmetric and its own inverse; 0: as they are."""
+    if not size:
+        return rows
+    groups = rows.unflatten(1, (-1, size)) @ _hadamard(size, rows.device).to(rows.dtype)
+    return groups.flatten(1)
 
 
 def float8_values(codes: torch.Tensor, kind: str, dtype: torch.dtype, by_table: bool) -> torch.Tensor:
@@ -99,62 +117,3 @@ def _hadamard(size: int, device: torch.device) -> torch.Tensor:
     while matrix.shape[0] < size:
         matrix = torch.kron(matrix, base)
     return matrix / size**0.5
-
-
-class QuantizedLinear(nn.Linear):
-    """A frozen Linear on stored codes. `weight` holds the codes as whole numbers, so that no cast of a module to
-    another number format changes them."""
-
-    def __init__(self, weight: QuantizedWeight, in_features: int, bias: torch.Tensor | None) -> None:
-        super().__init__(in_features, weight.codes.shape[0], bias=False, device="meta")
-        # int8 of all whole numbers: transformers' T5 casts its input to the dtype of any other weight.
-        self.weight = nn.Parameter(weight.codes.view(torch.int8), requires_grad=False)
-        self.quantization = weight.quantization
-        self.register_buffer("scale", weight.scale)
-        if bias is not None:
-            self.bias = nn.Parameter(bias, requires_grad=False)
-
-    def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight's values [out, in] in `dtype`."""
-        return dequantize(self.weight, self.scale, self.quantization, dtype)
-
-    def forward(self, input: torch.Tensor) -> torch.Tensor:
-        kind = input.device.type
-        dtype = torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
-        bias = None if self.bias is None else self.bias.to(dtype)
-        return _FrozenProduct.apply(input.to(dtype), self.weight, self.scale, self.quantization, bias)
-
-    def extra_repr(self) -> str:
-        return f"{super().extra_repr()}, format={self.quantization.format}"
-
-
-class _FrozenProduct(torch.autograd.Function):
-    """input @ weight.T + bias, where only the input has a gradient; what is saved for it is the codes."""
-
-    @staticmethod
-    def forward(
-        ctx: Any,
-        input: torch.Tensor,
-        codes: torch.Tensor,
-        scale: torch.Tensor | None,
-        quantization: Quantization,
-        bias: torch.Tensor | None,
-    ) -> torch.Tensor:
-        ctx.save_for_backward(codes, scale)
-        ctx.quantization = quantization
-        return nn.functional.linear(input, dequantize(codes, scale, quantization, input.dtype), bias)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None]:
-        codes, scale = ctx.saved_tensors
-        return gradient @ dequantize(codes, scale, ctx.quantization, gradient.dtype), None, None, None, None
-
-
-def dequantize_layers(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every QuantizedLinear inside by a Linear with its values."""
-    for name, layer in list(module.named_modules()):
-        if isinstance(layer, QuantizedLinear):
-            plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
-            plain.weight = nn.Parameter(layer.dequantized(dtype), requires_grad=False)
-            plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.to(dtype), requires_grad=False)
-            module.set_submodule(name, plain)

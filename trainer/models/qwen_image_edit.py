@@ -26,6 +26,11 @@ from .qwen_files import TEXT_ENCODERS, TOKENIZERS, VAE
 SIDE_STEP = 32
 """Pixels: `calculate_dimensions` makes sides multiples of it."""
 
+VISION_TOKEN = 28
+"""Pixels along the side of what Qwen2.5-VL sees as one token."""
+CAPTION_TOKENS = 128
+"""Of the caption and the template around it, usually fewer."""
+
 FULL = Scale(resolution=1024, max_sample_resolution=2048, text_length=512, sample_steps=20, sample_guidance=4.0)
 TINY = Scale(resolution=64, max_sample_resolution=64, text_length=32, sample_steps=10, sample_guidance=1.0)
 
@@ -56,11 +61,6 @@ class QwenImageEdit(PipelineFamily):
         transformer = super().empty_transformer(config)
         # Its tables of rotations are neither parameters nor buffers: no weights file fills them in.
         transformer.pos_embed = self._rope(config)
-        return transformer
-
-    def load_transformer(self, folder: Path, dtype: torch.dtype) -> QwenImageTransformer2DModel:
-        transformer = super().load_transformer(folder, dtype)
-        transformer.pos_embed = self._rope(transformer.config)
         return transformer
 
     def _rope(self, config: Mapping[str, Any]) -> QwenEmbedRope:
@@ -187,6 +187,13 @@ class QwenImageEdit(PipelineFamily):
     def idle_layers(self, transformer: torch.nn.Module) -> str:
         last = rf"transformer_blocks\.{transformer.config.num_layers - 1}\."
         return rf"{last}(attn\.{any_of('add_q_proj', 'to_add_out')}|txt_mlp\.net\.{any_of('0.proj', '2')})"
+
+    def text_shapes(self, config: Mapping[str, Any], control: Size) -> dict[str, tuple[int, ...]]:
+        image_tokens = control.width * control.height // VISION_TOKEN**2
+        return {"prompt_embeds": (image_tokens + CAPTION_TOKENS, config["joint_attention_dim"])}
+
+    def two_blocks(self) -> list[dict[str, int]]:
+        return [{"num_layers": 2}]
 
     def modulation_layers(self) -> str:
         return rf"transformer_blocks\.\d+\.{any_of('img_mod', 'txt_mod')}\.1|norm_out\.linear"

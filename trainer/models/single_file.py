@@ -1,4 +1,4 @@
-"""The transformer from a single file, as ComfyUI's users have it."""
+"""The transformer from its files: a single one, as ComfyUI's users have it, or a folder in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -10,15 +10,18 @@ import torch
 from torch import nn
 
 from ..errors import BadInput
+from ..plan import Precision
 from . import family_class
 from .identify import describe_other, doubts_about
-from .layout import Layout
-from .module_file import ModuleFile, check_keys, fill_module, open_module
-from .weight_files import open_weights
+from .layout import Layout, same_names
+from .module_file import ModuleFile, check_keys, fill_module, module_of, open_module
+from .weight_files import open_shards, open_weights
 
 if TYPE_CHECKING:
     from .family import Family
 
+WEIGHTS = "diffusion_pytorch_model"
+"""diffusers' name of the weights in a part's folder."""
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
 
 
@@ -41,16 +44,32 @@ def doubts_of(path: Path, base_model: str) -> list[str]:
 
 
 def load_single_file(
-    family: Family, path: Path, dtype: torch.dtype, config: Mapping[str, Any] | None = None
+    family: Family,
+    path: Path,
+    dtype: torch.dtype,
+    config: Mapping[str, Any] | None = None,
+    precision: Precision | None = None,
 ) -> nn.Module:
-    """The transformer on the CPU: plain weights in `dtype`, quantized ones as they are stored.
+    """The transformer on the CPU: plain weights in `dtype`, or the large ones in `precision` when that is a quantized
+    one; quantized weights as they are stored.
 
     Read tensor by tensor: host memory beyond the model's own stays at one tensor. `config` is diffusers', where it is
     known; else it follows from the shapes. Raises BadInput when the file is not this model's, with every key checked.
     """
     source = open_transformer(path)
     transformer, layout = _empty_for(family, source, config)
-    fill_module(transformer, layout, source, dtype)
+    fill_module(transformer, layout, source, dtype, precision)
+    return transformer
+
+
+def load_folder(
+    family: Family, folder: Path, dtype: torch.dtype, config: Mapping[str, Any], precision: Precision | None = None
+) -> nn.Module:
+    """The same from a folder with weights under diffusers' own names and this config."""
+    transformer = family.empty_transformer(config)
+    layout, source = same_names(transformer), module_of(open_shards(folder, WEIGHTS, "transformer"), "transformer")
+    check_keys(transformer, layout, source, f"transformer of {family.name}")
+    fill_module(transformer, layout, source, dtype, precision)
     return transformer
 
 

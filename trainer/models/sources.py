@@ -18,11 +18,12 @@ from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 
 from ..errors import BadInput, RunFailed
+from ..plan import Precision
 from . import CONFIGS, family_class
 from .family import Family, ImageCodec, Part, Ports, TextEncoder
 from .fingerprint import files_in, fingerprint_files
 from .given_files import NO_FILES, ModelFiles, check_files, doubts_about_files
-from .single_file import load_single_file, open_transformer
+from .single_file import load_folder, load_single_file, open_transformer
 from .text_files import load_encoder
 from .tokenizers import find_tokenizers, load_tokenizers
 from .vae_files import load_vae
@@ -105,16 +106,23 @@ class EditModel:
         """Whether it is more than a base: it carries the result of a training."""
         return self.adapter is not None or self.weights is not None
 
-    def load_transformer(self, device: torch.device | str, dtype: torch.dtype) -> torch.nn.Module:
-        """The transformer in eval mode without gradients, the adapter on it."""
+    def load_transformer(
+        self, device: torch.device | str, dtype: torch.dtype, precision: Precision | None = None
+    ) -> torch.nn.Module:
+        """The transformer in eval mode without gradients, the adapter on it.
+
+        With a quantized `precision` the large weights are quantized while they are read; others, and None, change
+        nothing. Those of a quantized file stay as they are stored.
+        """
         if file := self.weights or self.files.transformer:
             with _readable(f"The transformer {file}"):
                 config = self.transformer_config() if self.weights else None
-                transformer = load_single_file(self.family, file, dtype, config)
+                transformer = load_single_file(self.family, file, dtype, config, precision)
         else:
             folder = self._part("transformer")
             with _readable(f"The transformer of {self.base_model} in {folder}"):
-                transformer = self.family.load_transformer(folder, dtype)
+                config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+                transformer = load_folder(self.family, folder / "transformer", dtype, config, precision)
         transformer.eval().requires_grad_(False).to(device)
         if self.adapter is not None:
             from ..lora import load_lora

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from math import prod
 from pathlib import Path
@@ -77,6 +77,21 @@ class WeightFile:
         return any(tensor.dtype.startswith("GGUF:") for tensor in self.tensors.values())
 
 
+@dataclass(frozen=True, slots=True)
+class ShardedWeights(WeightFile):
+    """Several such files that hold one module between them, as one; `path` is their folder."""
+
+    shards: tuple[WeightFile, ...]
+
+    @contextmanager
+    def opened(self) -> Iterator[Reader]:
+        with ExitStack() as stack:
+            readers = {}
+            for shard in self.shards:
+                readers |= dict.fromkeys(shard.tensors, stack.enter_context(shard.opened()))
+            yield _ShardsReader(readers)
+
+
 class Reader(Protocol):
     """Reads the tensors of an open file."""
 
@@ -93,6 +108,14 @@ class _SafetensorsReader:
         return self._file.get_tensor(name)
 
 
+class _ShardsReader:
+    def __init__(self, readers: Mapping[str, Reader]) -> None:
+        self._readers = readers
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._readers[name].read(name)
+
+
 class _GgufReader:
     def __init__(self, path: Path) -> None:
         from gguf import GGUFReader
@@ -104,6 +127,16 @@ class _GgufReader:
         import torch
 
         return torch.from_numpy(self._tensors[name].copy())
+
+
+def bits_of(dtype: str) -> float:
+    """Bits of one number of a StoredTensor's dtype, shared scales of GGUF's blocks included."""
+    if dtype.startswith("GGUF:"):
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[dtype.removeprefix("GGUF:")]]
+        return 8 * size / numbers
+    return _BITS[dtype]
 
 
 def open_weights(path: Path, what: str) -> WeightFile:
@@ -139,6 +172,21 @@ def open_weights(path: Path, what: str) -> WeightFile:
     if not header.startswith(b"{"):
         raise BadInput(f"The {what} {path} is not a safetensors file: it has no header of one.")
     return _parse_header(path, what, header, size)
+
+
+def open_shards(folder: Path, stem: str, what: str) -> WeightFile:
+    """The safetensors files `<stem>...` of a folder in diffusers' layout: one, or those that its index names. Raises
+    BadInput as `open_weights` does."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        return open_weights(folder / f"{stem}.safetensors", what)
+    try:
+        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
+        shards = tuple(open_weights(folder / Path(name).name, what) for name in names)
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise BadInput(f"The {what} {index} is damaged: it does not say which files hold the weights.") from None
+    tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
+    return ShardedWeights(folder, tensors, {}, shards)
 
 
 def _parse_header(path: Path, what: str, header: bytes, size: int) -> WeightFile:

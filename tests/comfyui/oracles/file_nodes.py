@@ -85,7 +85,7 @@ class SingleFile(io.ComfyNode):
 
 def _unequal_weights(family, ours: torch.nn.Module, theirs: torch.nn.Module) -> list[str]:
     """Names of the weights that are not bit for bit ComfyUI's, once both are dequantized."""
-    quantized, layout = trainer("models.quantized"), trainer("models.layout")
+    quantized, layout = trainer("models.quantized_linear"), trainer("models.layout")
     state = {}
     for name, module in ours.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):
