@@ -108,32 +108,28 @@ def equal() -> dict[str, Any]:
     """The same trainings by two processes and by one, for both families."""
 
     def pairs(ranks: Ranks) -> None:
-        for base_model in MODELS:
-            family = base_model.rpartition("/")[2]
+        for base_model, family in families:
             for batch_size in (1, 2):
                 run(base_model, f"{family}-{batch_size}-two", ranks, batch_size=batch_size)
-            run(base_model, f"{family}-full-two", ranks, use_lora=False, batch_size=2)
+            run(base_model, f"{family}-full-two", ranks, use_lora=False)
             run(base_model, f"{family}-two-one", ranks, steps=2)
-            ranks.meet()
 
-    def resumed_pairs(ranks: Ranks) -> None:
-        for base_model in MODELS:
-            family = base_model.rpartition("/")[2]
-            run(base_model, f"{family}-one-two", ranks, steps=4)
-            run(base_model, f"{family}-full-one-two", ranks, steps=4, use_lora=False)
+    def resumed(ranks: Ranks) -> None:
+        for base_model, family in families:
+            run(base_model, f"{family}-one-two", ranks)
+            run(base_model, f"{family}-full-one-two", ranks, use_lora=False)
 
+    families = [(base_model, base_model.rpartition("/")[2]) for base_model in MODELS]
     first = [child.result() for child in start_pair("pairs", pairs)]
-    for base_model in MODELS:
-        family = base_model.rpartition("/")[2]
+    alone = {"ranks": Ranks(), "gradient_accumulation": 2}
+    for base_model, family in families:
         for batch_size in (1, 2):
-            run(base_model, f"{family}-{batch_size}-one", Ranks(), batch_size=batch_size, gradient_accumulation=2)
-        run(base_model, f"{family}-full-one", Ranks(), use_lora=False, batch_size=2, gradient_accumulation=2)
-        run(base_model, f"{family}-whole", Ranks(), steps=4, gradient_accumulation=2)
-        run(base_model, f"{family}-full-whole", Ranks(), steps=4, gradient_accumulation=2, use_lora=False)
-        run(base_model, f"{family}-two-one", Ranks(), steps=4, gradient_accumulation=2)
-        run(base_model, f"{family}-one-two", Ranks(), steps=2, gradient_accumulation=2)
-        run(base_model, f"{family}-full-one-two", Ranks(), steps=2, gradient_accumulation=2, use_lora=False)
-    return {"pairs": first, "resumed": [child.result() for child in start_pair("resumed", resumed_pairs)]}
+            run(base_model, f"{family}-{batch_size}-one", batch_size=batch_size, **alone)
+        run(base_model, f"{family}-full-one", use_lora=False, **alone)
+        run(base_model, f"{family}-two-one", **alone)
+        run(base_model, f"{family}-one-two", steps=2, **alone)
+        run(base_model, f"{family}-full-one-two", steps=2, use_lora=False, **alone)
+    return {"pairs": first, "resumed": [child.result() for child in start_pair("resumed", resumed)]}
 
 
 def ends() -> dict[str, Any]:
