@@ -3,14 +3,18 @@
 import json
 import os
 import re
+import signal
 import subprocess
 import sys
+import time
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file
+
+from trainer.checkpoint import checkpoint_steps
 
 REPO = Path(__file__).parents[2]
 FAMILIES = ("flux-kontext", "qwen-image-edit")
@@ -107,9 +111,13 @@ def test_a_process_killed_under_a_launcher_is_named(kontext, runs):
     launcher = ["accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1"]
     training = launched([*launcher, "--mixed_precision=no", "--dynamo_backend=no"], request, out)
     deadline = time.monotonic() + 120
-    while not ((out / "log.jsonl").exists() and len(runs.losses()) > 3) and time.monotonic() < deadline:
-        time.sleep(0.2)
-    os.kill(process_of_rank(0, training.pid), signal.SIGKILL)
+    try:
+        while not ((out / "log.jsonl").exists() and len(runs.losses()) > 3) and time.monotonic() < deadline:
+            time.sleep(0.2)
+        os.kill(process_of_rank(0, training.pid), signal.SIGKILL)
+    except BaseException:
+        training.terminate()
+        raise
     killed = time.monotonic()
     told, _ = training.communicate(timeout=60)
     assert time.monotonic() - killed < 60
