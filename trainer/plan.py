@@ -72,4 +72,4 @@ class Plan:
 
 def gigabytes(size: int) -> str:
     """Bytes as decimal gigabytes, two digits of them."""
-    return f"{size / 1e9:.1f}" if size >= 1e9 else f"{size / 1e9:.2g}"
+    return f"{size / 1e9:.1f}" if size >= 1e9 or not size else f"{size / 1e9:.2g}"

@@ -1,0 +1,68 @@
+"""The plans of both models for cards of all sizes, as the table in docs/memory.md has them.
+
+Run from the repository's root: python tests/benchmarks/plans.py
+"""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+from trainer.card import card_with
+from trainer.models import open_model
+from trainer.plan import Plan, gigabytes
+from trainer.planning import make_plan
+from trainer.schema import TrainingParams
+from trainer.settings import RunSettings
+
+MODELS = {"Qwen-Image-Edit": "Qwen/Qwen-Image-Edit", "FLUX.1 Kontext": "black-forest-labs/FLUX.1-Kontext-dev"}
+RESOLUTIONS = (1024, 512)
+CARDS = (80, 48, 32, 24, 16, 12)
+HOST = 64
+"""GB of free host memory."""
+HEADER = (
+    "| card | base | modulation | streamed | again but for attention | again in full | "
+    "weights | two slots | LoRA | kept | work | reserve | together |"
+)
+PARTS = (
+    "frozen weights",
+    "two blocks that come and go",
+    "trained weights, gradients, optimizer",
+    "kept for the backward pass",
+    "work of the largest block",
+    "driver and gaps",
+)
+
+
+def table(base_model: str, resolution: int) -> list[str]:
+    """Lines of Markdown."""
+    model = open_model(base_model)
+    params = TrainingParams(caption_column="c", control_image_column="b", image_column="a")
+    settings = RunSettings(resolution=resolution, control_resolution="target")
+    lines = [HEADER, "|---" * HEADER.count(" | ") + "|---|"]
+    return lines + [row(gb, make_plan(model, params, settings, card_with(gb, HOST))) for gb in CARDS]
+
+
+def row(card: int, plan: Plan) -> str:
+    """One card's plan."""
+    blocks = len(plan.recompute)
+    cells = [
+        f"{card} GB",
+        plan.precision,
+        "host" if plan.modulation_on_host else "card",
+        f"{len(plan.streamed)} of {blocks}",
+        str(plan.recompute.count("selective")),
+        f"{plan.recompute.count('full')}{', inputs on host' if plan.inputs_on_host else ''}",
+        *(gigabytes(plan.expected.get(part, 0)) for part in PARTS),
+        gigabytes(plan.bytes),
+    ]
+    return f"| {' | '.join(cells)} |"
+
+
+if __name__ == "__main__":
+    for name, base_model in MODELS.items():
+        for resolution in RESOLUTIONS:
+            print(f"\n{name}, {resolution} x {resolution} from {resolution} x {resolution}\n")
+            print("\n".join(table(base_model, resolution)))

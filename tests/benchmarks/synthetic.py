@@ -1,0 +1,98 @@
+"""Models of any size with random weights, and batches of random tokens, for benchmarks."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field, replace
+from math import ceil
+from typing import Any
+
+import torch
+from torch import nn
+
+from trainer.batches import Position
+from trainer.flow import draw_sigmas, loss_weights
+from trainer.footprint import StepShape
+from trainer.models import CONFIGS, open_model
+from trainer.models.family import Family, Grid, PackedLatents, Size
+from trainer.models.quantize import QUANTIZED, large_weights, quantize
+from trainer.models.quantized_linear import QuantizedLinear
+from trainer.models.sources import EditModel
+from trainer.plan import Precision
+from trainer.step import Batch, TextGroup
+
+POOL = 2**22
+"""Random numbers that all weights are made of."""
+
+
+@dataclass(frozen=True)
+class RandomModel(EditModel):
+    """A base of a full-size model's family whose transformer has random weights."""
+
+    config: Mapping[str, Any] = field(default_factory=dict)
+    """diffusers' config of the transformer."""
+
+    def transformer_config(self) -> Mapping[str, Any]:
+        return self.config
+
+    def load_transformer(
+        self, device: torch.device | str, dtype: torch.dtype, precision: Precision | None = None
+    ) -> nn.Module:
+        """Weight by weight, so that no more than one is there unquantized."""
+        pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)) * 0.02
+        transformer = self.empty_transformer()
+        large = large_weights(transformer) if precision in QUANTIZED else set()
+        for name, module in list(transformer.named_modules()):
+            for leaf, parameter in list(module.named_parameters(recurse=False)):
+                values = torch.ones(parameter.shape) if parameter.ndim == 1 else _drawn(pool, parameter.shape)
+                if leaf == "bias":
+                    values = torch.zeros(parameter.shape)
+                setattr(module, leaf, nn.Parameter(values.to(dtype), requires_grad=False))
+            if name in large:
+                codes = quantize(module.weight.detach(), precision)
+                layer = QuantizedLinear(codes, module.in_features, module.bias.detach())
+                transformer.set_submodule(name, layer)
+        return transformer.eval().requires_grad_(False).to(device)
+
+
+def random_model(base_model: str, **changes: int) -> RandomModel:
+    """The full-size model of this name; `changes`: to its transformer's diffusers config."""
+    opened = open_model(base_model)
+    path = CONFIGS / opened.family.name / "transformer" / "config.json"
+    config = json.loads(path.read_text(encoding="utf-8")) | changes
+    return RandomModel(**{name: getattr(opened, name) for name in ("base_model", "folder", "policy")}, config=config)
+
+
+def random_batches(family: Family, config: Mapping[str, Any], shape: StepShape) -> Iterator[Batch]:
+    """Micro-batches of this shape, each with noise and timesteps of its own."""
+    generator = torch.Generator().manual_seed(1)
+
+    def image(size: Size) -> PackedLatents:
+        grid = Grid(size.height // family.patch, size.width // family.patch)
+        tokens = torch.randn(shape.batch, grid.height * grid.width, config["in_channels"], generator=generator)
+        return PackedLatents(tokens.to(shape.dtype), grid)
+
+    text = {
+        name: torch.randn(shape.batch, *own, generator=generator).to(shape.dtype)
+        for name, own in family.text_shapes(config, shape.controls[0]).items()
+    }
+    clean = image(shape.target)
+    batch = Batch(
+        examples=[None] * shape.batch,
+        clean=clean,
+        noise=clean.tokens,
+        controls=tuple(map(image, shape.controls)),
+        texts=(TextGroup(list(range(shape.batch)), text),),
+        sigmas=torch.empty(0),
+        weights=torch.empty(0),
+        following=Position(0, 0),
+    )
+    while True:
+        sigmas = draw_sigmas("weighted", shape.batch, generator)
+        noise = torch.randn(clean.tokens.shape, generator=generator)
+        yield replace(batch, noise=noise, sigmas=sigmas, weights=loss_weights("weighted", sigmas))
+
+
+def _drawn(pool: torch.Tensor, shape: torch.Size) -> torch.Tensor:
+    return pool.repeat(ceil(shape.numel() / POOL))[: shape.numel()].view(shape)

@@ -1,0 +1,50 @@
+"""Trains a reduced Kontext for some steps in a process of its own; prints what its plan says and what it took.
+
+python planned_memory.py SETTINGS_AS_JSON
+"""
+
+from __future__ import annotations
+
+import json
+import sys
+from itertools import islice
+
+import torch
+
+from tests.benchmarks.synthetic import random_batches, random_model
+from tests.trainer.loading_memory import Peak, anonymous_bytes
+from trainer.card import card_of
+from trainer.footprint import step_shape
+from trainer.memory import Parts
+from trainer.optim import build_optimizer
+from trainer.planning import make_plan
+from trainer.schema import TrainingParams
+from trainer.settings import RunSettings
+from trainer.step import micro_step
+from trainer.trainee import build_trainee
+
+CPU = torch.device("cpu")
+
+
+def main() -> None:
+    settings = RunSettings(resolution=512, control_resolution="target", **json.loads(sys.argv[1]))
+    params = TrainingParams(caption_column="c", control_image_column="b", image_column="a")
+    model = random_model(
+        "black-forest-labs/FLUX.1-Kontext-dev", num_layers=2, num_single_layers=4, num_attention_heads=6
+    )
+    plan = make_plan(model, params, settings, card_of(CPU))
+    before, peak = anonymous_bytes(), Peak()
+    peak.start()
+    parts = Parts(model, CPU, plan)
+    trainee = build_trainee(parts, params, settings)
+    optimizer = build_optimizer(trainee.parameters, settings, 1e-4)
+    shape = step_shape(model.family, params, settings, plan)
+    for batch in islice(random_batches(model.family, model.transformer_config(), shape), 2):
+        micro_step(parts, batch, 1, 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+    print(json.dumps({"planned": plan.bytes, "taken": peak.stop() - before, "parts": dict(plan.expected)}))
+
+
+if __name__ == "__main__":
+    main()
