@@ -18,7 +18,7 @@ from .events import Checkpoint, Warning
 from .files import remove
 from .optim import load_optimizer_tensors, optimizer_tensors
 from .runs import RunFolder
-from .sharding import shared_like, whole_on_main
+from .sharding import is_sharded, shared_like, whole_on_main
 from .weights import copy_values
 
 if TYPE_CHECKING:
@@ -40,6 +40,8 @@ class Course:
         self.saved_step = 0
         self.consistent = True
         """Whether the weights are those of `step`: not within an update, nor while they are exchanged for others."""
+        self.in_parts = any(map(is_sharded, trainee.parameters.values()))
+        """Each process holds but a part of what is trained."""
         self._entry: dict[str, Any] = {}
         self._saving = threading.Lock()
 
@@ -107,7 +109,7 @@ class Course:
         path = self.run.checkpoints / f"step-{self.step:06d}"
         with self._saving:
             if self.step > self.saved_step:
-                if self.ranks.sharded:
+                if self.in_parts:
                     self.ranks.meet()
                 state = self._state()
                 if self.run.writes:
@@ -116,7 +118,7 @@ class Course:
         return Checkpoint(step=self.step, path=path)
 
     def _state(self) -> TrainingState:
-        main, parameters = self.ranks.main or not self.ranks.sharded, self.trainee.parameters
+        main, parameters = self.ranks.main or not self.in_parts, self.trainee.parameters
         return TrainingState(
             step=self.step,
             position=self.position,
@@ -130,7 +132,7 @@ class Course:
 
         Weights that are shared out cannot be saved any more; neither can those within an update.
         """
-        if self.ranks.sharded or not self.ranks.saves or not self.consistent:
+        if self.in_parts or not self.ranks.saves or not self.consistent:
             return
         self.run = self.run.for_writing()
         stream = torch.cuda.Stream() if torch.cuda.is_available() else None

@@ -27,6 +27,8 @@ STALE_SECONDS = 20.0
 """A process without a sign of life for so long is taken for lost."""
 STALE_SECONDS_WHEN_TERMINATED = 5.0
 """The same when the launcher has told this process to end: most likely because it has seen another one die."""
+HUNG_SECONDS = 1800.0
+"""The same for one whose heart beats, but which has not moved on. No unit of work takes longer."""
 STUCK_SECONDS = 5.0
 """A main thread that has not noticed a loss by then is taken to be stuck in a collective."""
 LAST_WORDS_SECONDS = 10.0
@@ -51,6 +53,7 @@ class _Peer:
 
     text: str = ""
     heard: float = 0.0
+    moved: float = 0.0
     told: dict[str, Any] = field(default_factory=dict)
 
     @property
@@ -85,7 +88,11 @@ class Heartbeat:
         self._stopping, self._stop, self._rescue = stopping, stop, rescue
         self._store, self._beats = connect(), connect()
         self._met = 0
-        self._own: dict[str, Any] = {"beat": 0, "process": f"process {os.getpid()} on {socket.gethostname()}"}
+        self._own: dict[str, Any] = {
+            "beat": 0,
+            "moves": 0,
+            "process": f"process {os.getpid()} on {socket.gethostname()}",
+        }
         self._peers = {other: _Peer() for other in range(world) if other != rank}
         self._sending = threading.Lock()
         self._lost: dict[int, str] = {}
@@ -121,7 +128,8 @@ class Heartbeat:
         return values
 
     def check(self) -> None:
-        """Raises RankLost or RanksLeft when a process is gone."""
+        """Raises RankLost or RanksLeft when a process is gone. To be called between all units of work."""
+        self._own["moves"] += 1
         if self._loss:
             self._ending.acquire()  # For good. While the other thread rescues, this one waits here for the end.
             raise self._loss
@@ -182,7 +190,7 @@ class Heartbeat:
             if now - before > STALE_SECONDS_WHEN_TERMINATED / 2:
                 # It was this process that slept: what it has not heard says nothing about the others.
                 for peer in self._peers.values():
-                    peer.heard = now
+                    peer.heard = peer.moved = now
             before = now
             try:
                 self._send()
@@ -206,7 +214,11 @@ class Heartbeat:
         limit = STALE_SECONDS_WHEN_TERMINATED if self.terminated else STALE_SECONDS
         for (rank, peer), text in zip(self._peers.items(), texts, strict=True):
             if text != peer.text:
-                peer.text, peer.heard, peer.told = text, now, json.loads(text)
+                before, peer.text, peer.heard, peer.told = peer.told, text, now, json.loads(text)
+                if peer.told["moves"] != before.get("moves"):
+                    peer.moved = now
+                elif now - peer.moved > HUNG_SECONDS and not peer.end:
+                    self._lose(rank, f"hangs: it has not moved on for {HUNG_SECONDS / 60:.0f} minutes.", FAILED)
                 if peer.told["stopping"]:
                     self._stop()
                 if peer.end and peer.end["message"]:

@@ -53,17 +53,19 @@ def train(
     control: RunControl | None = None,
     device: torch.device | None = None,
     ranks: Ranks | None = None,
+    shard_base: bool = False,
 ) -> Generator[Event, None, None]:
     """Train, and tell of everything that happens.
 
     Yields at every unit of work; between two units the run can be stopped. Closing the generator cancels: the last
     finished step is saved first. The same request in the same `run_dir` goes on where it stopped; a finished one ends
     at once. `cache_dir` holds latents and text embeddings and may be shared by runs; by default it lies beside the run
-    folder. `ranks` are the processes that do this together, each calling this; they bring their own control. Raises
+    folder. `ranks` are the processes that do this together, each calling this; they bring their own control. With
+    `shard_base` each holds but a part of the frozen base's weights, as it always does of a full fine-tune's. Raises
     BadInput for what the person can mend, RunFailed when the run cannot go on.
     """
     ranks = ranks or Ranks(control)
-    ranks.sharded = ranks.world > 1 and not request.training_params.use_lora
+    ranks.sharded = ranks.world > 1 and (shard_base or not request.training_params.use_lora)
     steps = request.training_params.steps
     start = init_lora_fingerprint(request.training_params, settings)
     weights = [*(model.fingerprint(part) for part in ("transformer", "vae", "text")), *start]
@@ -81,7 +83,7 @@ def train(
         yield Warning(message=note)
     device = device or ranks.device()
     check_optimizer(settings)
-    if ranks.sharded and settings.optimizer != "adamw":
+    if ranks.world > 1 and not request.training_params.use_lora and settings.optimizer != "adamw":
         raise BadInput(f"optimizer: a full fine-tune by several processes uses adamw, not {settings.optimizer}.")
     if not request.training_params.use_lora and (
         need := full_fine_tune_need(model.transformer_parameters(), device, ranks.world)
@@ -93,7 +95,9 @@ def train(
     cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
     parts = Parts(model, device, plan)
     training = Training(request, dataset, settings, run, parts, cache, ranks)
-    yield from training.prepare()
+    for event in training.prepare():
+        ranks.check()
+        yield event
     if not ranks.agreed.stopping:
         yield from training.run_steps()
     if ranks.agreed.stopping and training.step < steps:
@@ -175,7 +179,7 @@ class Training:
         except RunFailed as error:
             raise RunFailed(f"{error}\n{self.course.how_to_go_on()}") from error
         except BaseException as error:
-            if self.course.consistent and not self.ranks.sharded:
+            if self.course.consistent and not self.course.in_parts:
                 self.course.save()
             if isinstance(error, torch.OutOfMemoryError):
                 raise RunFailed(OUT_OF_MEMORY) from error
@@ -265,7 +269,7 @@ class Training:
         yield Progress(phase="saving", done=0, total=1)
         weights = self.run.weights_path(self.step)
         metadata = export_metadata(self.request, self.settings, self.parts.model, self.step)
-        if self.run.writes or self.ranks.sharded:
+        if self.run.writes or self.course.in_parts:
             self.course.trainee.export(weights, DTYPES[self.settings.save_dtype], metadata)
         self.run.finish(self.step, weights)
         self.ranks.meet()

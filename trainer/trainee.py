@@ -59,7 +59,8 @@ def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings, r
     if parts.plan.compile:
         transformer.compile_repeated_blocks()
     if ranks.sharded:
-        shard_transformer(transformer, parts.device)
+        shard_transformer(transformer, parts.device, kept_whole=trainee.parameters.values() if params.use_lora else ())
+    if ranks.sharded and isinstance(trainee, FullTransformer):
         trainee.parameters = dict(transformer.named_parameters())
         trainee.writes = ranks.main
     return trainee

@@ -36,7 +36,14 @@ MODELS: dict[str, str] = {}
 """Folder by base model."""
 
 
-def run(base_model: str, name: str, ranks: Ranks, on_step: Callable[[int], None] = lambda step: None, **params) -> None:
+def run(
+    base_model: str,
+    name: str,
+    ranks: Ranks,
+    on_step: Callable[[int], None] = lambda step: None,
+    shard_base: bool = False,
+    **params: Any,
+) -> None:
     """A whole run, the gradients of its optimizer steps in `<name>.gradients`."""
     params = COLUMNS | {"steps": 3, "sample_every": 100, "lora_rank": 4, "lora_alpha": 4, "samples": []} | params
     request = {"resource": "pairs.parquet", "base_model": base_model, "script_type": "image_editing"}
@@ -58,6 +65,7 @@ def run(base_model: str, name: str, ranks: Ranks, on_step: Callable[[int], None]
         run_dir=Path(name),
         cache_dir=Path("cache"),
         ranks=ranks,
+        shard_base=shard_base,
     )
     for event in events:
         if isinstance(event, Step):
@@ -112,6 +120,7 @@ def equal() -> dict[str, Any]:
             for batch_size in (1, 2):
                 run(base_model, f"{family}-{batch_size}-two", ranks, batch_size=batch_size)
             run(base_model, f"{family}-full-two", ranks, use_lora=False)
+            run(base_model, f"{family}-base-two", ranks, shard_base=True)
             run(base_model, f"{family}-two-one", ranks, steps=2)
 
     def resumed(ranks: Ranks) -> None:

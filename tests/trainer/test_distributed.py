@@ -47,8 +47,8 @@ def test_two_processes_train_as_one(kontext, qwen, runs):
     for pair in told.values():
         assert [rank["code"] for rank in pair] == [0, 0], pair
     for family in FAMILIES:
-        for kind in ("1", "2", "full"):
-            one, two = f"{family}-{kind}-one", f"{family}-{kind}-two"
+        for two, one in (("1-two", "1-one"), ("2-two", "2-one"), ("full-two", "full-one"), ("base-two", "1-one")):
+            one, two = f"{family}-{one}", f"{family}-{two}"
             assert_close(runs.folder / f"{one}.gradients", runs.folder / f"{two}.gradients", 1e-6)
             assert runs.losses(one) == pytest.approx(runs.losses(two), abs=1e-6)
         for kind, whole in (("two-one", "1-one"), ("one-two", "1-one"), ("full-one-two", "full-one")):
