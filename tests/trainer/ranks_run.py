@@ -45,7 +45,8 @@ def run(
     **params: Any,
 ) -> None:
     """A whole run, the gradients of its optimizer steps in `<name>.gradients`."""
-    params = COLUMNS | {"steps": 3, "sample_every": 100, "lora_rank": 4, "lora_alpha": 4, "samples": []} | params
+    defaults = {"steps": 3, "sample_every": 100, "lora_rank": 4, "lora_alpha": 4, "samples": []}
+    params = COLUMNS | {"cache_text_embeddings": True} | defaults | params
     request = {"resource": "pairs.parquet", "base_model": base_model, "script_type": "image_editing"}
     settings = {"save_dtype": "fp32", "max_grad_norm": 0.0, "sample_steps": 2, "checkpoint_every": 2}
     gradients: dict[str, torch.Tensor] = {}
@@ -161,13 +162,17 @@ def ends() -> dict[str, Any]:
     def kill(ranks: Ranks) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
-    def hang(ranks: Ranks) -> None:
+    def hang(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
+
+    def hang_in_sum(ranks: Ranks) -> None:
+        torch.distributed.all_reduce = hang  # so that the other one is stuck in its own
 
     started = {
         "killed-1": start("killed-1", kill, 1),
         "killed-0": start("killed-0", kill, 0),
         "hung-1": start("hung-1", hang, 1),
+        "stuck-0": start("stuck-0", hang_in_sum, 1),
         "failed-1": start("failed-1", raises, 1),
         "stopped-1": start("stopped-1", lambda ranks: ranks.asked.stop(), 1),
         "killed-full": start("killed-full", kill, 1, use_lora=False),
@@ -175,11 +180,11 @@ def ends() -> dict[str, Any]:
     results = {}
     for name, (one, two) in started.items():
         result = [one.result()]
-        if name == "hung-1":
+        if name in ("hung-1", "stuck-0"):
             os.kill(two.pid, signal.SIGKILL)
         results[name] = [*result, two.result()]
     run(base_model, "whole", Ranks(), steps=6, gradient_accumulation=2)
-    for name in ("killed-1", "killed-0", "hung-1", "failed-1", "stopped-1"):
+    for name in started.keys() - {"killed-full"}:
         run(base_model, name, Ranks(), steps=6, gradient_accumulation=2)
     return results
 
