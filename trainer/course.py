@@ -135,7 +135,8 @@ class Course:
         if self.in_parts or not self.ranks.saves or not self.consistent:
             return
         self.run = self.run.for_writing()
-        stream = torch.cuda.Stream() if torch.cuda.is_available() else None
+        device = next(iter(self.trainee.parameters.values())).device
+        stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         with torch.cuda.stream(stream):  # not the one that may wait for the lost process for ever
             self.save()
         self.run.complete_log(self._entry)

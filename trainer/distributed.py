@@ -228,6 +228,8 @@ class Group(Ranks):
         self._heart.end()
         if self._keeps_store:
             self._heart.wait_for_ends()
+        self._heart.close()
+        torch.distributed.destroy_process_group()
 
     def fail(self, error: BaseException) -> None:
         """Tell the others and, unless a rank before this one has the same to tell, the person; then exit. Nothing is

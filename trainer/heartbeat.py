@@ -101,7 +101,9 @@ class Heartbeat:
         self._send()
         self.meet()
         self._listen()
-        threading.Thread(target=self._watch, name="heartbeat", daemon=True).start()
+        self._closed = threading.Event()
+        self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
+        self._thread.start()
 
     def meet(self, value: Any = None) -> list[Any]:
         """Wait until every process has come here; what each has brought (JSON), by rank.
@@ -180,12 +182,16 @@ class Heartbeat:
             time.sleep(0.1)
         return False
 
+    def close(self) -> None:
+        """Beat no more."""
+        self._closed.set()
+        self._thread.join()
+
     # the thread
 
     def _watch(self) -> None:
         before, noticed = time.monotonic(), 0.0
-        while True:
-            time.sleep(BEAT_SECONDS)
+        while not self._closed.wait(BEAT_SECONDS):
             now = time.monotonic()
             if now - before > STALE_SECONDS_WHEN_TERMINATED / 2:
                 # It was this process that slept: what it has not heard says nothing about the others.

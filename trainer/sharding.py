@@ -57,7 +57,7 @@ def whole_on_main(tensors: Mapping[str, torch.Tensor], main: bool) -> dict[str, 
 
 
 def shared_like(values: Mapping[str, torch.Tensor], owners: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """This process's parts of whole tensors that every process has: each shared out as the tensor of its name in
+    """This process's parts of whole tensors, all processes together: each shared out as the tensor of its name in
     `owners` is, where the two have one shape; else whole."""
     shared = {}
     for name, value in values.items():
@@ -65,6 +65,6 @@ def shared_like(values: Mapping[str, torch.Tensor], owners: Mapping[str, torch.T
         if owner is not None and is_sharded(owner) and owner.shape == value.shape:
             from torch.distributed.tensor import distribute_tensor
 
-            value = distribute_tensor(value.to(owner.device), owner.device_mesh, owner.placements, src_data_rank=None)
+            value = distribute_tensor(value.to(owner.device), owner.device_mesh, owner.placements)
         shared[name] = value
     return shared
