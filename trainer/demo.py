@@ -156,6 +156,7 @@ def _edited(
                 settings.sample_seed + number,
                 device,
                 parts.dtype,
+                parts.placement(),
             )
         )
         drawn.append(decode(family, parts.codec(), edited))

@@ -93,7 +93,7 @@ def train(
     yield Planned(line=plan.line())
     run.begin(request, settings, fingerprint)
     cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
-    parts = Parts(model, device, plan)
+    parts = Parts(model, device, plan, in_parts=ranks.sharded)
     training = Training(request, dataset, settings, run, parts, cache, ranks)
     for event in training.prepare():
         ranks.check()

@@ -9,6 +9,7 @@ import torch
 
 from .errors import BadInput
 from .models.quantized_linear import set_integer_products
+from .placement import Placement
 from .plan import Plan
 
 if TYPE_CHECKING:
@@ -56,16 +57,21 @@ class Parts:
     them stay while the device's free memory allows.
     """
 
-    def __init__(self, model: EditModel, device: torch.device, plan: Plan) -> None:
+    def __init__(self, model: EditModel, device: torch.device, plan: Plan, in_parts: bool = False) -> None:
         self.model = model
         self.device = device
         self.plan = plan
+        self.in_parts = in_parts
         self.dtype = plan.dtype
         self._loaded: dict[str, Any] = {}
         self._on_device: set[str] = set()
 
     def transformer(self) -> torch.nn.Module:
-        """The transformer, on the device."""
+        """The transformer, placed as the plan says."""
+        return self.placement().transformer
+
+    def placement(self) -> Placement:
+        """What of the transformer is where."""
         return self._get("transformer", self._load_transformer)
 
     def text_encoder(self) -> Any:
@@ -87,10 +93,10 @@ class Parts:
         del part
         self._free_device_memory()
 
-    def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> torch.nn.Module:
+    def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> Placement:
         transformer = self.model.load_transformer(device, dtype, self.plan.precision)
         set_integer_products(transformer, self.plan.integer_products)
-        return transformer
+        return Placement(transformer, self.model.family, self.plan, self.device, self.in_parts)
 
     def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any]) -> Any:
         if name not in self._loaded:
@@ -115,6 +121,8 @@ class Parts:
 
     def _bytes(self, name: str) -> int:
         part = self._loaded.get(name)
+        if isinstance(part, Placement):
+            return part.device_bytes
         module = part if isinstance(part, torch.nn.Module) else getattr(part, "module", None)
         return sum(p.numel() * p.element_size() for p in module.parameters()) if module is not None else 0
 

@@ -122,6 +122,7 @@ class Samples:
                 seed=self.seed,
                 device=parts.device,
                 dtype=parts.dtype,
+                placement=parts.placement(),
             )
             drawn.append(latents)
         if not self.run.writes:

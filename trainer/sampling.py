@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
+from contextlib import nullcontext
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -20,6 +22,7 @@ from .lora import left_out
 from .memory import Parts
 from .models.family import Family, Grid, ImageCodec, PackedLatents, Size, TextConditioning
 from .models.sources import EditModel
+from .placement import Placement
 from .planning import drawing_plan
 from .settings import RunSettings
 
@@ -37,12 +40,14 @@ def denoise(
     seed: int,
     device: torch.device | str,
     dtype: torch.dtype,
+    placement: Placement | None = None,
 ) -> Generator[Progress, None, torch.Tensor]:
     """Yield Progress after every sampler step; return normalized latents [1, C, size.height/8, size.width/8].
 
     `controls` are packed normalized latents, batch 1. With `negative_text` every step has a second pass and
     `guidance` combines the two; else `guidance` feeds the guidance embedding. The noise is drawn on the CPU from
-    `seed` in `dtype`: the same seed gives the image that the family's pipeline gives.
+    `seed` in `dtype`: the same seed gives the image that the family's pipeline gives. `placement` is the
+    transformer's, where it has one.
     """
     grid = Grid(size.height // family.patch, size.width // family.patch)
     channels = controls[0].tokens.shape[-1] // 4
@@ -61,13 +66,23 @@ def denoise(
     )
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device, mu=shift)
     scheduler.set_begin_index(0)
+    texts = [text] if negative_text is None else [text, negative_text]
+
+    def predict(step: int, text: TextConditioning) -> torch.Tensor:
+        sigma = scheduler.sigmas[step : step + 1]
+        return family.predict(transformer, PackedLatents(tokens, grid), controls, text, sigma, guidance)
+
+    passes = [partial(predict, step, each) for step in range(len(scheduler.timesteps)) for each in texts]
+    ahead = iter(placement.ahead(passes) if placement is not None else [None] * len(passes))
     for step, timestep in enumerate(scheduler.timesteps):
+        velocities = []
         with torch.no_grad():
-            noisy, sigma = PackedLatents(tokens, grid), scheduler.sigmas[step : step + 1]
-            velocity = family.predict(transformer, noisy, controls, text, sigma, guidance)
+            for each in texts:
+                with placement.forward(next(ahead)) if placement is not None else nullcontext():
+                    velocities.append(predict(step, each))
+            velocity = velocities[0]
             if negative_text is not None:
-                negative = family.predict(transformer, noisy, controls, negative_text, sigma, guidance)
-                velocity = family.combine_guidance(velocity, negative, guidance)
+                velocity = family.combine_guidance(*velocities, guidance)
             tokens = scheduler.step(velocity, timestep, tokens, return_dict=False)[0]
         yield Progress(phase="sampling", done=step + 1, total=steps)
     return family.unpack(PackedLatents(tokens, grid))
@@ -143,5 +158,6 @@ def edit(
         seed,
         device,
         parts.dtype,
+        parts.placement(),
     )
     return decode(family, parts.codec(), latents)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import TYPE_CHECKING
 
 import torch
@@ -12,6 +13,7 @@ from .batches import MicroBatch, Position
 from .encode import Encoder, Example, Texts
 from .flow import add_noise, draw_sigmas, example_generator, example_losses, loss_weights
 from .models.family import PackedLatents, TextConditioning
+from .modulation import Modulated
 from .sampling import place
 from .schema import TimestepType
 from .settings import RunSettings
@@ -27,6 +29,8 @@ class TextGroup:
     rows: list[int]
     """Their places in the batch."""
     text: TextConditioning
+    modulated: Modulated | None = None
+    """What was computed ahead of that forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -45,7 +49,7 @@ class Batch:
     """Of the losses, float32 [B]."""
     following: Position
     """Where the next step begins."""
-    step_examples: int
+    step_examples: int = 0
     """Examples of the optimizer step in all."""
 
 
@@ -83,6 +87,20 @@ def collate(
     )
 
 
+def with_modulation(parts: Parts, batches: Sequence[Batch], guidance: float) -> list[Batch]:
+    """The same micro-batches; with each forward pass what the plan lets compute ahead of it."""
+
+    def forward(batch: Batch, group: TextGroup) -> torch.Tensor:
+        return _velocity(parts, _inputs(parts, batch, group), guidance)
+
+    passes = [partial(forward, batch, group) for batch in batches for group in batch.texts]
+    with _autocast(parts):
+        ahead = iter(parts.placement().ahead(passes))
+    return [
+        replace(batch, texts=tuple(replace(group, modulated=next(ahead)) for group in batch.texts)) for batch in batches
+    ]
+
+
 def micro_step(parts: Parts, batch: Batch, step_examples: int, guidance: float) -> torch.Tensor:
     """Forward and backward of one micro-batch, in an optimizer step of `step_examples` examples in all.
 
@@ -93,23 +111,54 @@ def micro_step(parts: Parts, batch: Batch, step_examples: int, guidance: float) 
 
 
 def _group_step(parts: Parts, batch: Batch, group: TextGroup, step_examples: int, guidance: float) -> torch.Tensor:
+    with torch.enable_grad(), _autocast(parts), parts.placement().forward(group.modulated):
+        inputs = _inputs(parts, batch, group)
+        velocity = _velocity(parts, inputs, guidance)
+        losses = example_losses(velocity, inputs.clean, inputs.noise, inputs.weights)
+        loss = losses.sum() / step_examples
+        loss.backward()
+    return loss.detach()
+
+
+@dataclass(frozen=True, slots=True)
+class _Inputs:
+    """What a forward pass sees, on the device."""
+
+    clean: torch.Tensor
+    noise: torch.Tensor
+    noisy: PackedLatents
+    controls: Sequence[PackedLatents]
+    text: TextConditioning
+    sigmas: torch.Tensor
+    weights: torch.Tensor
+
+
+def _inputs(parts: Parts, batch: Batch, group: TextGroup) -> _Inputs:
     device, dtype = parts.device, parts.dtype
-    transformer = parts.transformer()
 
     def rows_of(tensor: torch.Tensor) -> torch.Tensor:
         chosen = tensor if len(group.rows) == len(batch.examples) else tensor[group.rows]
         return chosen.to(device, non_blocking=True)
 
-    with torch.enable_grad(), torch.autocast(device.type, dtype, enabled=dtype != torch.float32):
-        clean, noise, sigmas = rows_of(batch.clean.tokens).float(), rows_of(batch.noise), rows_of(batch.sigmas)
-        noisy = PackedLatents(add_noise(clean, noise, sigmas).to(dtype), batch.clean.grid)
-        controls = [PackedLatents(rows_of(c.tokens).to(dtype), c.grid) for c in batch.controls]
-        text = place(group.text, device, dtype)
-        velocity = parts.model.family.predict(transformer, noisy, controls, text, sigmas, guidance)
-        losses = example_losses(velocity, clean, noise, rows_of(batch.weights))
-        loss = losses.sum() / step_examples
-        loss.backward()
-    return loss.detach()
+    clean, noise, sigmas = rows_of(batch.clean.tokens).float(), rows_of(batch.noise), rows_of(batch.sigmas)
+    return _Inputs(
+        clean=clean,
+        noise=noise,
+        noisy=PackedLatents(add_noise(clean, noise, sigmas).to(dtype), batch.clean.grid),
+        controls=[PackedLatents(rows_of(c.tokens).to(dtype), c.grid) for c in batch.controls],
+        text=place(group.text, device, dtype),
+        sigmas=sigmas,
+        weights=rows_of(batch.weights),
+    )
+
+
+def _velocity(parts: Parts, inputs: _Inputs, guidance: float) -> torch.Tensor:
+    family = parts.model.family
+    return family.predict(parts.transformer(), inputs.noisy, inputs.controls, inputs.text, inputs.sigmas, guidance)
+
+
+def _autocast(parts: Parts) -> torch.autocast:
+    return torch.autocast(parts.device.type, parts.dtype, enabled=parts.dtype != torch.float32)
 
 
 def idle_batch(batch: Batch, passes: int) -> Batch:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterable, Iterator
 from contextlib import suppress
 from itertools import chain, islice
 from typing import TYPE_CHECKING
@@ -19,13 +19,15 @@ from .runs import RunFolder
 from .samples import Samples
 from .schema import TrainingParams
 from .settings import RunSettings
-from .step import Batch, collate
+from .step import Batch, collate, with_modulation
 
 if TYPE_CHECKING:
     from .dataset import EditDataset
 
 TEXT_BLOCK = 128
 """Examples whose texts are encoded at a time when text embeddings are not cached."""
+MODULATION_BLOCK = 32
+"""Examples that the modulation is computed ahead for at a time, when its weights stay in host memory."""
 
 
 class Supply:
@@ -95,12 +97,21 @@ class Supply:
         stream = micro_batches(self.examples, self.settings.seed, self.params.batch_size, position)
         stream = step_share(stream, self.params.gradient_accumulation, self.ranks.rank, self.ranks.world)
         if self.texts.on_disk:
-            yield from prefetched(stream, self._collate)
+            yield from self._loaded(stream)
         while True:
             block = list(islice(stream, max(1, TEXT_BLOCK // self.params.batch_size)))
             examples = chain.from_iterable(batch.examples for batch in block)
             yield from self.texts.encode(chain.from_iterable(map(self._captions, examples)), self.ranks.agreed)
-            yield from prefetched(block, self._collate)
+            yield from self._loaded(block)
+
+    def _loaded(self, stream: Iterable[MicroBatch]) -> Iterator[Batch]:
+        if not self.parts.plan.modulation_on_host:
+            yield from prefetched(stream, self._collate)
+            return
+        count = max(1, MODULATION_BLOCK // self.params.batch_size)
+        batches = prefetched(stream, self._collate, ahead=count)
+        while block := list(islice(batches, count)):
+            yield from with_modulation(self.parts, block, self.settings.training_guidance)
 
     def _collate(self, batch: MicroBatch) -> Batch:
         return collate(batch, self.encoder, self.texts, self.params.timestep_type, self.settings)

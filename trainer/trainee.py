@@ -14,9 +14,10 @@ from .flow import example_generator
 from .init_lora import read_init_lora
 from .lora import LoraAdapter
 from .memory import Parts
+from .placement import compile_blocks
+from .recompute import recompute_blocks
 from .schema import TrainingParams
 from .settings import RunSettings
-from .sharding import shard_transformer
 from .weights import FullTransformer
 
 if TYPE_CHECKING:
@@ -54,12 +55,12 @@ def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings, r
             settings.save_layout == "single_file+diffusers",
             parts.dtype if settings.optimizer == "adafactor" else torch.float32,
         )
-    if "full" in parts.plan.recompute:
-        transformer.enable_gradient_checkpointing()
+    recompute_blocks(transformer, parts.plan)
     if parts.plan.compile:
-        transformer.compile_repeated_blocks()
+        compile_blocks(transformer)
     if ranks.sharded:
-        shard_transformer(transformer, parts.device, kept_whole=trainee.parameters.values() if params.use_lora else ())
+        parts.placement().shard(kept_whole=trainee.parameters.values() if params.use_lora else ())
+    parts.placement().to(parts.device)
     if ranks.sharded and isinstance(trainee, FullTransformer):
         trainee.parameters = dict(transformer.named_parameters())
         trainee.writes = ranks.main
