@@ -131,4 +131,4 @@ class Parts:
 
     def _free_device_memory(self) -> None:
         if self.device.type != "cpu":
-            torch.accelerator.empty_cache()
+            torch.get_device_module(self.device).empty_cache()
