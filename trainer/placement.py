@@ -20,6 +20,9 @@ if TYPE_CHECKING:
     from .models.family import Family
     from .plan import Plan
 
+COMPILED_FORMS = 32
+"""Of one class of blocks, at the most."""
+
 
 class Placement:
     """A transformer under a plan.
@@ -119,5 +122,10 @@ def attention_backend(device: torch.device) -> AbstractContextManager[Any]:
 
 def compile_blocks(transformer: nn.Module) -> None:
     """Compile what each repeated block computes. Hooks and checkpointing stay outside."""
+    config = torch._dynamo.config
+    # Blocks of one class share their compiled forms: one, then one for any shape, for each batch size and set of
+    # inputs and adapters; torch gives up at 8.
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, limit, max(COMPILED_FORMS, getattr(config, limit)))
     for block in blocks_of(transformer):
         block.forward = torch.compile(block.forward)

@@ -23,6 +23,7 @@ NOT_IN_FINGERPRINT = {
     "settings": {
         "bad_rows",
         "checkpoint_every",
+        "gradient_checkpointing",
         "images_root",
         "init_lora",
         "keep_checkpoints",

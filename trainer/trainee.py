@@ -44,11 +44,13 @@ def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings, r
     place. Of a full fine-tune by several processes each holds a part of every tensor."""
     transformer = parts.transformer()
     if params.use_lora:
+        assert not (parts.plan.modulation_on_host and settings.lora_targets == "all-linear"), "modulation is trained"
         targets = parts.model.family.lora_targets(settings.lora_targets, transformer)
         seed = example_generator(settings.seed, "lora").initial_seed()
         start = read_init_lora(parts.model.family, transformer, params, settings)
         trainee: Trainee = LoraAdapter(transformer, targets, params.lora_rank, params.lora_alpha, seed, start)
     else:
+        assert not (parts.plan.modulation_on_host or parts.plan.streamed), "nothing is frozen"
         trainee = FullTransformer(
             transformer,
             parts.model.family.layout(transformer),

@@ -23,6 +23,8 @@ from trainer.step import Batch, TextGroup, micro_step, with_modulation
 from trainer.trainee import build_trainee
 
 CPU = torch.device("cpu")
+SQUARE = Grid(4, 4)
+COLUMNS = {"caption_column": "c", "control_image_column": "b", "image_column": "a"}
 DEPTHS = {"flux-kontext": {"num_layers": 3, "num_single_layers": 4}, "qwen-image-edit": {"num_layers": 6}}
 
 
@@ -41,19 +43,19 @@ def plan(**how: Any) -> Plan:
     return Plan(**{"precision": "fp32", "dtype": torch.float32, "offload": "none"} | how)
 
 
-def random_batch(model: EditModel, seed: int, texts: Sequence[int] = (6,), grid: Grid = Grid(4, 4)) -> Batch:
+def random_batch(model: EditModel, seed: int, texts: Sequence[int] = (6,), grid: Grid = SQUARE) -> Batch:
     """A micro-batch with one example for each of the texts' lengths."""
     generator = torch.Generator().manual_seed(seed)
-    size = len(texts)
+    size, config = len(texts), model.empty_transformer().config
 
     def tokens() -> torch.Tensor:
         return torch.randn(size, grid.height * grid.width, 64, generator=generator)
 
     conditionings = []
     for length in texts:
-        text = {"prompt_embeds": torch.randn(1, length, 48, generator=generator)}
+        text = {"prompt_embeds": torch.randn(1, length, config["joint_attention_dim"], generator=generator)}
         if model.family.name == "flux-kontext":
-            text["pooled_prompt_embeds"] = torch.randn(1, 32, generator=generator)
+            text["pooled_prompt_embeds"] = torch.randn(1, config["pooled_projection_dim"], generator=generator)
         conditionings.append(text)
     groups = [
         TextGroup(rows, model.family.collate_text([conditionings[row] for row in rows]))
@@ -93,14 +95,12 @@ def trained(
     plan: Plan,
     batches: Sequence[Batch],
     change: Callable[[nn.Module], object] | None = None,
-    loaded: type[Parts] = Parts,
-    **settings: Any,
 ) -> Trained:
     """One step of a LoRA, all of it random, for each micro-batch. `change`: done to the transformer when it is
     loaded."""
-    parts = loaded(model if change is None else Changed(model, change), CPU, plan)
+    parts = Parts(model if change is None else Changed(model, change), CPU, plan)
     params = TrainingParams(lora_rank=4, lora_alpha=4, **COLUMNS)
-    trainee = build_trainee(parts, params, RunSettings(**settings))
+    trainee = build_trainee(parts, params, RunSettings())
     generator = torch.Generator().manual_seed(5)
     for parameter in trainee.parameters.values():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
@@ -112,9 +112,6 @@ def trained(
             parameter.data -= 0.1 * parameter.grad
             parameter.grad = None
     return Trained(parts, losses, gradients)
-
-
-COLUMNS = {"caption_column": "c", "control_image_column": "b", "image_column": "a"}
 
 
 class Changed:

@@ -2,14 +2,30 @@
 
 from __future__ import annotations
 
+import gc
+import json
+import re
+
 import pytest
+import torch
+from torch import nn
 
+from trainer.dataset import drain
+from trainer.footprint import _LiveBytes
+from trainer.memory import Parts
 from trainer.models.blocks import blocks_of
-from trainer.models.family import Grid
+from trainer.models.family import Grid, Size
 from trainer.plan import Plan
+from trainer.recompute import _Inputs
+from trainer.sampling import denoise
+from trainer.schema import TrainingParams
+from trainer.settings import RunSettings
+from trainer.step import micro_step, with_modulation
 from trainer.streaming import following
+from trainer.trainee import build_trainee
 
-from .steps import deepened, plan, random_batch, trained
+from .steps import COLUMNS, CPU, deepened, plan, random_batch, trained
+from .test_init_lora import quantized
 
 
 @pytest.fixture(scope="module")
@@ -80,12 +96,176 @@ def some_batches(model):
     ]
 
 
+@pytest.fixture(scope="module")
+def plain(deep):
+    """The plain steps of both."""
+    return {name: trained(model, plan(), some_batches(model)) for name, model in deep.items()}
+
+
 @pytest.mark.parametrize("name", NAMES)
-def test_every_plan_gives_the_plain_steps(model, name):
-    plain = trained(model, plan(), some_batches(model))
-    ours = trained(model, plans(model)[name], some_batches(model))
-    assert all(gradient.any() for gradient in plain.gradients[0].values())
-    assert ours.equals(plain)
+def test_every_plan_gives_the_plain_steps(model, plain, name):
+    expected = plain[model.family.name]
+    assert all(gradient.any() for gradient in expected.gradients[0].values())
+    assert trained(model, plans(model)[name], some_batches(model)).equals(expected)
+
+
+def everything(model, **how) -> Plan:
+    """Every block streamed and computed again, inputs and modulation on the host."""
+    streamed = frozenset(range(count(model)))
+    return plan(streamed=streamed, inputs_on_host=True, modulation_on_host=True, **every(model, "full"), **how)
+
+
+def test_on_quantized_layers_too(model):
+    def change(transformer: nn.Module) -> None:
+        quantized(transformer, "int8_tensorwise")
+
+    batches = some_batches(model)[:2]
+    expected = trained(model, plan(), batches, change)
+    assert trained(model, everything(model), batches, change).equals(expected)
+
+
+def test_compiled_with_everything_off_the_device(kontext, qwen):
+    """The blocks in shapes of two buckets."""
+    for model, number in ((kontext, 4), (qwen, 2)):
+        batches = [random_batch(model, 1), random_batch(model, 2, (5,), Grid(2, 6))]
+        expected = trained(model, plan(), batches)
+        compiled = trained(model, everything(model, compile=True), batches)
+        assert count(model) == number
+        assert torch.allclose(torch.stack(compiled.losses), torch.stack(expected.losses), rtol=1e-5, atol=0)
+        for ours, theirs in zip(compiled.gradients, expected.gradients, strict=True):
+            for name, gradient in theirs.items():
+                assert torch.linalg.vector_norm(ours[name] - gradient) <= 1e-5 * torch.linalg.vector_norm(gradient)
+
+
+def within(tensor: torch.Tensor, buffer: torch.Tensor) -> bool:
+    start = buffer.data_ptr()
+    return start <= tensor.data_ptr() < start + max(1, buffer.numel())
+
+
+def test_weights_are_where_the_plan_says(model):
+    parts = Parts(model, CPU, everything(model))
+    placement = parts.placement()
+    ring, modulation = placement.ring, placement.modulation
+    layers = re.compile(model.family.modulation_layers())
+    plainly = model.load_transformer("cpu", torch.float32)
+    size = {name: module.weight.nbytes for name, module in plainly.named_modules() if layers.fullmatch(name)}
+    assert len(modulation.layers) == len(size)
+    assert sum(layer.weights.tensors[0].nbytes for layer in modulation.layers) == sum(size.values())
+    visits = []
+
+    def running(index: int):
+        def check(*_):
+            slots = [slot.flat for slot in ring._slots]
+            assert len(slots) == 2
+            for other, block in enumerate(ring.blocks):
+                on_device = [any(within(tensor, slot) for slot in slots) for tensor in block.tensors]
+                at_home = [within(tensor, block.flat) for tensor in block.tensors]
+                assert all(on_device) or (all(at_home) and other != index)
+            assert all(within(t, layer.weights.flat) for layer in modulation.layers for t in layer.weights.tensors)
+            visits.append(index)
+
+        return check
+
+    for index, block in enumerate(blocks_of(placement.transformer)):
+        block.register_forward_hook(running(index))
+    (batch,) = with_modulation(parts, [random_batch(model, 1)], 1.0)
+    build_trainee(parts, TrainingParams(lora_rank=4, lora_alpha=4, **COLUMNS), RunSettings())
+    micro_step(parts, batch, 1, 1.0)
+    blocks = list(range(count(model)))
+    assert visits[: len(blocks)] == blocks
+    assert set(visits) == set(blocks)
+    placement.to("meta")
+    assert not ring._slots
+    for block in ring.blocks:
+        assert all(within(tensor, block.flat) for tensor in block.tensors)
+    away = [tensor for tensor in placement.transformer.parameters() if tensor.device.type == "cpu"]
+    assert len(away) == sum(len(block.tensors) for block in ring.blocks) + len(modulation.tensors)
+
+
+def drawn(model, how: Plan) -> torch.Tensor:
+    parts = Parts(model, CPU, how)
+    batch = random_batch(model, 7)
+    negative = random_batch(model, 8, (4,)).texts[0].text if model.family.name == "qwen-image-edit" else None
+    return drain(
+        denoise(
+            model.family,
+            parts.transformer(),
+            model.load_scheduler(),
+            [batch.controls[0]],
+            batch.texts[0].text,
+            negative,
+            Size(64, 64),
+            3,
+            2.5,
+            1,
+            CPU,
+            torch.float32,
+            parts.placement(),
+        )
+    )
+
+
+def test_drawing_is_the_same(model):
+    expected = drawn(model, plan())
+    assert torch.equal(drawn(model, everything(model)), expected)
+    # Passes that nobody foresaw fetch their modulation themselves.
+    parts = Parts(model, CPU, everything(model))
+    group, batch = (one := random_batch(model, 1)).texts[0], one
+    plainly = Parts(model, CPU, plan())
+    with torch.no_grad():
+        ours, theirs = (
+            model.family.predict(p.transformer(), batch.clean, batch.controls, group.text, batch.sigmas, 1.0)
+            for p in (parts, plainly)
+        )
+    assert torch.equal(ours, theirs)
+
+
+def kept_bytes(model, how: Plan) -> int:
+    """Bytes of the device that live from a forward pass to its backward pass."""
+    parts = Parts(model, CPU, how)
+    build_trainee(parts, TrainingParams(lora_rank=4, lora_alpha=4, **COLUMNS), RunSettings())
+    batch = random_batch(model, 1, (6,), Grid(8, 8))
+    gc.collect()
+    counting = _LiveBytes([])
+    with counting:
+        result = model.family.predict(
+            parts.transformer(), batch.clean, batch.controls, batch.texts[0].text, batch.sigmas, 1.0
+        )
+    host = sum(tensor.nbytes for kept in gc.get_objects() if isinstance(kept, _Inputs) for tensor in kept.host)
+    assert (host > 0) == how.inputs_on_host
+    assert result.requires_grad
+    return counting.now - host
+
+
+def test_each_way_keeps_less(model):
+    ways = [
+        plan(**every(model, mode), inputs_on_host=host)
+        for mode, host in (("none", False), ("selective", False), ("full", False), ("full", True))
+    ]
+    none, selective, full, on_host = (kept_bytes(model, way) for way in ways)
+    assert none > 2 * selective > 2 * full > 2 * on_host
+
+
+def test_a_run_is_the_same_run_under_every_setting(kontext, qwen, runs):
+    samples = [{"ctrl_img_url": "", "prompt": "invert it"}]
+    ways = {
+        "plain": {},
+        "selective": {"gradient_checkpointing": "selective"},
+        "modulation": {"offload": "modulation"},
+        "blocks": {"offload": "blocks"},
+    }
+    for model in (kontext, qwen):
+        outcomes = []
+        for way, settings in ways.items():
+            name = f"{way}-{model.family.name}"
+            runs.run(model, name, steps=3, batch_size=2, samples=samples, settings=settings)
+            folder = runs.folder / name
+            pictures = [file.read_bytes() for file in sorted((folder / "samples").glob("step-*.png"))]
+            run = json.loads((folder / "run.json").read_text())
+            outcomes.append((runs.losses(name), pictures, run["fingerprint"], runs.weights(name)))
+        for losses, pictures, fingerprint, weights in outcomes[1:]:
+            assert (losses, pictures, fingerprint) == outcomes[0][:3]
+            assert all(torch.equal(weights[key], value) for key, value in outcomes[0][3].items())
 
 
 @pytest.mark.parametrize(("count", "order"), [(1, "0000"), (2, "01100110"), (4, "0123321001233210")])
