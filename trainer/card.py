@@ -7,9 +7,11 @@ from dataclasses import dataclass
 import psutil
 import torch
 
-FAST_BF16 = ((8, 0), (9, 0), (10, 0), (10, 3))
-"""Compute capabilities of data-centre cards: bf16 products there are about as fast as int8 ones with their
-quantization. On the others bf16 with float32 sums runs at half of that."""
+from .models.fast_codes import fast_codes
+from .plan import Precision
+
+CONSUMER = frozenset({"int8", "fp8"})
+"""What consumer cards of the last generations multiply faster: bf16 with float32 sums runs at half its rate there."""
 CONSUMER_LIMIT = 40_000_000_000
 """Bytes. A card that is only known by its memory is taken for a consumer's below this."""
 
@@ -25,8 +27,8 @@ class Card:
     host: int
     """Bytes of free host memory."""
     bf16: bool
-    integer_products: bool
-    """Whether int8 and fp8 weights are multiplied faster as they are."""
+    fast_codes: frozenset[Precision] = frozenset()
+    """Precisions whose weights are multiplied faster as they are than with their values."""
 
     @property
     def is_cpu(self) -> bool:
@@ -36,23 +38,24 @@ class Card:
 def card_of(device: torch.device) -> Card:
     """The card that a run would find now."""
     host = psutil.virtual_memory().available
+    if device.type == "cpu":
+        return Card(kind="cpu", free=host, host=host, bf16=False)
     if device.type == "cuda":
-        capability = torch.cuda.get_device_capability(device)
-        # An AMD card names no such capability and has no int8 product here.
-        integer = torch.version.hip is None and capability >= (8, 0) and capability not in FAST_BF16
+        # First, for what it tries stays in the allocator's hands.
+        fast = fast_codes(device)
+        torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(device)[0]
-        return Card(kind="cuda", free=free, host=host, bf16=torch.cuda.is_bf16_supported(), integer_products=integer)
+        return Card(kind="cuda", free=free, host=host, bf16=torch.cuda.is_bf16_supported(), fast_codes=fast)
     if device.type == "mps":
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-        return Card(kind="mps", free=free, host=host, bf16=True, integer_products=False)
-    if device.type == "cpu":
-        return Card(kind="cpu", free=host, host=host, bf16=False, integer_products=False)
-    free = torch.get_device_module(device).mem_get_info(device)[0]
-    return Card(kind=device.type, free=free, host=host, bf16=True, integer_products=False)
+        return Card(kind="mps", free=free, host=host, bf16=True)
+    return Card(kind=device.type, free=torch.get_device_module(device).mem_get_info(device)[0], host=host, bf16=True)
 
 
 def card_with(gigabytes: float, host_gigabytes: float | None = None) -> Card:
     """A CUDA card of which nothing is known but its memory, in a machine with this much free host memory."""
     host = psutil.virtual_memory().available if host_gigabytes is None else int(host_gigabytes * 1e9)
     free = int(gigabytes * 1e9)
-    return Card(kind="cuda", free=free, host=host, bf16=True, integer_products=free < CONSUMER_LIMIT)
+    return Card(
+        kind="cuda", free=free, host=host, bf16=True, fast_codes=CONSUMER if free < CONSUMER_LIMIT else frozenset()
+    )

@@ -6,7 +6,7 @@ import json
 import re
 import weakref
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -60,6 +60,8 @@ class Footprint:
 
     around: int
     """Inputs and embeddings, from the first block to the last."""
+    tokens: int
+    """Of an example, in a block."""
     blocks: Mapping[str, BlockFootprint]
     """By the class of the block."""
 
@@ -82,10 +84,15 @@ def measure(
         targets=settings.lora_targets,
         rounded=settings.optimizer == "adafactor",
     )
-    key = (type(model.family), model.policy, config, shape, trained, recompute)
+    key = (type(model.family), model.policy, config, shape, trained, recompute != "none")
     if key not in _MEASURED:
-        _MEASURED[key] = _measured(model, shape, trained, recompute)
-    return _MEASURED[key]
+        _MEASURED[key] = _measured(model, shape, trained, recompute != "none")
+    found = _MEASURED[key]
+    if recompute != "selective":
+        return found
+    extra = _attention_bytes(model.transformer_config(), shape, found.tokens)
+    blocks = {kind: BlockFootprint(block.kept + extra, block.work + extra) for kind, block in found.blocks.items()}
+    return replace(found, blocks=blocks)
 
 
 _MEASURED: dict[tuple, Footprint] = {}
@@ -103,15 +110,12 @@ class _Trained:
     """Weights that are all trained are held in the computation's format."""
 
 
-def _measured(model: EditModel, shape: StepShape, trained: _Trained, recompute: Recompute) -> Footprint:
-    blocks, around = {}, 0
+def _measured(model: EditModel, shape: StepShape, trained: _Trained, checkpointed: bool) -> Footprint:
+    blocks = {}
     for change in model.family.two_blocks():
-        config = {**model.transformer_config(), **change}
-        run = _Run(model.family, config, shape, trained, recompute != "none")
-        extra = _attention_bytes(config, shape, run.tokens) if recompute == "selective" else 0
-        around = run.around
-        blocks[type(blocks_of(run.transformer)[0]).__name__] = BlockFootprint(run.kept + extra, run.work + extra)
-    return Footprint(around, blocks)
+        run = _Run(model.family, {**model.transformer_config(), **change}, shape, trained, checkpointed)
+        blocks[type(blocks_of(run.transformer)[0]).__name__] = BlockFootprint(run.kept, run.work)
+    return Footprint(run.around, run.tokens, blocks)
 
 
 def _attention_bytes(config: Mapping[str, Any], shape: StepShape, tokens: int) -> int:
@@ -129,12 +133,12 @@ class _Run:
         config: Mapping[str, Any],
         shape: StepShape,
         trained: _Trained,
-        recompute: bool,
+        checkpointed: bool,
     ) -> None:
         with FakeTensorMode():
             self.transformer = family.bare_transformer(config)
             self._train(family, trained, shape)
-            if recompute:
+            if checkpointed:
                 self.transformer.enable_gradient_checkpointing(_checkpointed)
             inputs = _inputs(family, config, shape)
             noisy, controls, text, _ = inputs

@@ -123,4 +123,4 @@ class Parts:
 
     def _free_device_memory(self) -> None:
         if self.device.type != "cpu":
-            torch.accelerator.empty_cache()
+            torch.get_device_module(self.device).empty_cache()

@@ -101,7 +101,7 @@ def precisions(settings: RunSettings, card: Card) -> list[Precision]:
         return [settings.precision]
     if not card.bf16:
         return ["fp32"]
-    return ["int8"] if card.integer_products else ["bf16", "int8"]
+    return ["int8"] if "int8" in card.fast_codes else ["bf16", "int8"]
 
 
 def computation_dtype(precision: Precision, card: Card) -> torch.dtype:
@@ -177,7 +177,7 @@ class Needs:
             precision=self.precision,
             dtype=self.dtype,
             offload="phases" if self.settings.offload in ("modulation", "blocks") else self.settings.offload,
-            integer_products=self.precision in ("int8", "fp8") and self.card.integer_products,
+            integer_products=self.precision in self.card.fast_codes,
             compile=self.settings.compile == "on",
         )
 
@@ -275,8 +275,7 @@ def drawing_plan(model: EditModel, settings: RunSettings, card: Card) -> Plan:
     for precision in offered:
         dtype = computation_dtype(precision, card)
         weights = weight_bytes(model, model.empty_transformer(), precision, dtype)
-        integer = precision in ("int8", "fp8") and card.integer_products
-        plan = Plan(precision=precision, dtype=dtype, offload="phases", integer_products=integer)
+        plan = Plan(precision=precision, dtype=dtype, offload="phases", integer_products=precision in card.fast_codes)
         if card.is_cpu or weights.total + DRAWING_WORK <= card.free:
             return plan
         resident = weights.around + sum(weights.blocks)

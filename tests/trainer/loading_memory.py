@@ -1,6 +1,6 @@
 """Loads a large single file in a process of its own and prints what host memory that took at its peak.
 
-python loading_memory.py FILE fp32|bf16
+python loading_memory.py FILE fp32|bf16 [PRECISION]
 """
 
 from __future__ import annotations
@@ -46,8 +46,9 @@ def main() -> None:
     assert model.family
     before, peak = anonymous_bytes(), Peak()
     peak.start()
-    transformer = model.load_transformer(torch.device("cpu"), DTYPES[sys.argv[2]])
-    held = sum(tensor.numel() * tensor.element_size() for tensor in transformer.parameters())
+    transformer = model.load_transformer(torch.device("cpu"), DTYPES[sys.argv[2]], *sys.argv[3:])
+    tensors = [*transformer.parameters(), *transformer.buffers()]
+    held = sum(tensor.numel() * tensor.element_size() for tensor in tensors)
     print(json.dumps({"before": before, "peak": peak.stop(), "held": held}))
 
 

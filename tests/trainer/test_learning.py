@@ -1,6 +1,7 @@
 """That a LoRA learns: the demo, shortened, on the embedded models."""
 
 import json
+from pathlib import Path
 
 import pytest
 from PIL import Image
@@ -12,19 +13,29 @@ from trainer.tiny.shapes import BASE_EDITS, TAUGHT_EDITS
 BASES = ("tiny/flux-kontext", "tiny/qwen-image-edit")
 
 
-def taught(capsys, folder) -> dict:
-    assert main(["demo", "--out", str(folder)]) == 0
+SCORES: dict[str, float] = {}
+"""psnr_after of what has been taught in float32."""
+
+
+@pytest.fixture
+def short(base_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The demo of this base model alone, in 120 steps."""
+    monkeypatch.setattr(demo, "LESSONS", {base_model: demo.LESSONS[base_model]})
+    monkeypatch.setattr(demo, "HELD_OUT_PAIRS", 8)
+    monkeypatch.setattr(demo, "TRAINING", demo.TRAINING | {"steps": 120})
+
+
+def taught(capsys: pytest.CaptureFixture[str], folder: Path, *options: str) -> dict:
+    assert main(["demo", "--out", str(folder), *options]) == 0
     return json.loads(capsys.readouterr().out.splitlines()[-1])
 
 
 @pytest.mark.parametrize("base_model", BASES)
-def test_a_lora_teaches_an_edit_that_the_base_has_never_seen(base_model, tmp_path, capsys, monkeypatch):
+def test_a_lora_teaches_an_edit_that_the_base_has_never_seen(base_model, tmp_path, capsys, short):
     assert demo.LESSONS[base_model] in set(TAUGHT_EDITS) - set(BASE_EDITS)
-    monkeypatch.setattr(demo, "LESSONS", {base_model: demo.LESSONS[base_model]})
-    monkeypatch.setattr(demo, "HELD_OUT_PAIRS", 8)
-    monkeypatch.setattr(demo, "TRAINING", demo.TRAINING | {"steps": 120})
     folder = tmp_path / "demo"
     (score,) = taught(capsys, folder).values()
+    SCORES[base_model] = score["psnr_after"]
     assert score["psnr_after"] > 20
     assert score["psnr_after"] > max(score["psnr_before"], score["psnr_copy"]) + 5
     assert score["psnr_after"] > score["psnr_swapped"] + 4
@@ -34,3 +45,11 @@ def test_a_lora_teaches_an_edit_that_the_base_has_never_seen(base_model, tmp_pat
     before = log.read_bytes()
     assert list(taught(capsys, folder).values()) == [score]
     assert log.read_bytes() == before
+
+
+@pytest.mark.parametrize("base_model", BASES)
+def test_it_is_learned_as_well_on_an_int8_base(base_model, tmp_path, capsys, short):
+    if base_model not in SCORES:
+        SCORES[base_model] = taught(capsys, tmp_path / "plain")[base_model]["psnr_after"]
+    score = taught(capsys, tmp_path / "int8", "--precision", "int8")[base_model]
+    assert score["psnr_after"] > SCORES[base_model] - 1

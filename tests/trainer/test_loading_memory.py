@@ -19,13 +19,16 @@ from ..single_files import FLUX
 
 WIDTHS = {"num_layers": 3, "num_single_layers": 7, "guidance_embeds": True}
 """Full width, so many blocks that bf16 takes 4 GB."""
+LARGEST = 7 * 3072 * 3072
+"""Numbers of the largest weight: a single block's joined q, k, v and MLP."""
+reads_proc = pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 NAMES = {torch.bfloat16: "BF16", torch.float8_e4m3fn: "F8_E4M3"}
 
 
-def write_random(path: Path, dtype: torch.dtype) -> int:
+def write_random(path: Path, dtype: torch.dtype, **blocks: int) -> int:
     """A file of the Flux layout with random weights, written piece by piece; its size in bytes."""
     with torch.device("meta"):
-        transformer = FluxTransformer2DModel(**WIDTHS)
+        transformer = FluxTransformer2DModel(**WIDTHS | blocks)
     stored = dict(to_stored(family_class(FLUX).layout(None, transformer), transformer.state_dict()))
     header, end = {}, 0
     for name, tensor in stored.items():
@@ -40,19 +43,34 @@ def write_random(path: Path, dtype: torch.dtype) -> int:
     return end
 
 
-@pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
+def taken_by_loading(file: Path, *arguments: str) -> dict[str, int]:
+    """What loading_memory.py prints of a file."""
+    script = Path(__file__).with_name("loading_memory.py")
+    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
+    done = subprocess.run(
+        [sys.executable, script, file, *arguments], capture_output=True, text=True, env=environment, check=False
+    )
+    file.unlink()
+    assert done.returncode == 0, done.stderr
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@reads_proc
 @pytest.mark.parametrize("dtype", NAMES, ids=str)
 def test_loading_takes_little_more_memory_than_the_model(tmp_path: Path, dtype: torch.dtype):
     file = tmp_path / "kontext.safetensors"
     size = write_random(file, dtype)
     assert size > 3.8e9 * dtype.itemsize / 2
-    script = Path(__file__).with_name("loading_memory.py")
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[2])}
-    done = subprocess.run(
-        [sys.executable, script, file, "bf16"], capture_output=True, text=True, env=environment, check=False
-    )
-    file.unlink()
-    assert done.returncode == 0, done.stderr
-    taken = json.loads(done.stdout.splitlines()[-1])
+    taken = taken_by_loading(file, "bf16")
     assert taken["held"] == pytest.approx(size, rel=0.01)
     assert taken["peak"] - taken["before"] < 1.2 * taken["held"], taken
+
+
+@reads_proc
+def test_quantizing_takes_little_more_memory_than_the_codes(tmp_path: Path):
+    file = tmp_path / "kontext.safetensors"
+    size = write_random(file, torch.bfloat16, num_layers=1, num_single_layers=5)
+    assert size > 2e9
+    taken = taken_by_loading(file, "bf16", "int8")
+    assert size / 2 < taken["held"] < 0.56 * size, "all but what lies outside of the blocks"
+    assert taken["peak"] - taken["before"] < 1.25 * (taken["held"] + LARGEST * torch.bfloat16.itemsize), taken

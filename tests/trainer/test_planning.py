@@ -87,10 +87,9 @@ def test_a_host_without_room_streams_less():
         planned(QWEN, 12, host=6)
 
 
-@pytest.mark.parametrize("base_model", [QWEN, KONTEXT])
-def test_what_a_refusal_advises_fits(base_model: str):
+def test_what_a_refusal_advises_fits():
     with pytest.raises(BadInput) as refused:
-        planned(base_model, 10, batch_size=4, offload="phases")
+        planned(QWEN, 10, batch_size=4, offload="phases")
     advice = re.findall(
         r'(offload|gradient_checkpointing|precision|resolution|batch_size) "?(\w+)"?', str(refused.value)
     )
@@ -100,7 +99,7 @@ def test_what_a_refusal_advises_fits(base_model: str):
     for choice in choices:
         batch = int(choice.pop("batch_size", 4))
         how = {"offload": "phases", **{k: int(v) if v.isdigit() else v for k, v in choice.items()}}
-        assert planned(base_model, 10, batch_size=batch, **how).bytes <= 10e9
+        assert planned(QWEN, 10, batch_size=batch, **how).bytes <= 10e9
 
 
 def test_nothing_fits_a_card_that_is_far_too_small():
@@ -132,12 +131,12 @@ def test_a_full_fine_tune_of_a_large_model_is_refused_on_a_small_card():
 
 
 def test_on_the_cpu_everything_stays_and_nothing_is_refused(kontext):
-    card = Card(kind="cpu", free=1, host=1, bf16=False, integer_products=False)
+    card = Card(kind="cpu", free=1, host=1, bf16=False)
     plan = make_plan(kontext, PARAMS, RunSettings(), card)
     assert (plan.precision, plan.modulation_on_host, plan.streamed) == ("fp32", False, frozenset())
 
 
-@pytest.mark.parametrize(("vram", "streams"), [(80, False), (24, False), (8, True)])
+@pytest.mark.parametrize(("vram", "streams"), [(80, False), (20, False), (8, True)])
 def test_drawing_takes_what_fits(vram: int, streams: bool):
     plan = drawing_plan(open_model(QWEN), RunSettings(), card_with(vram, HOST))
     assert bool(plan.streamed) == streams

@@ -7,26 +7,20 @@ product. Both need nothing but the codes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import lru_cache
+from importlib.util import find_spec
+from typing import Any
+
 import torch
 from torch import nn
 
-from ..plan import Precision
 from .quantized import FLOAT8, Quantization, dequantize, rotated
 
 FEW_ROWS = 16
 """Up to so many rows the values are made: torch's int8 product takes no fewer, and modulation has one an example."""
 MULTIPLES = {"int8_tensorwise": 8, "float8_e4m3fn": 16}
 """Formats whose codes can be multiplied, and what both sides of the weight must be multiples of."""
-CAPABILITIES = {"int8": (8, 0), "fp8": (8, 9)}
-"""The NVIDIA generation from which on products of codes are faster than bf16's."""
-
-
-def integer_products_pay(device: torch.device, precision: Precision) -> bool:
-    """Whether products of codes are faster on this device than making the values: on the CPU they are far slower."""
-    wanted = CAPABILITIES.get(precision)
-    if wanted is None or device.type != "cuda" or torch.version.hip:
-        return False
-    return torch.cuda.get_device_capability(device) >= wanted
 
 
 def product(
@@ -88,15 +82,41 @@ def _product_of_codes(
     """rows [M, K], each quantized by its largest number, @ codes [K, N]; the columns times `scale`, one number or
     [N, 1]. In `dtype`, without one the rows'."""
     dtype = dtype or rows.dtype
-    largest = rows.abs().amax(1, keepdim=True).float()
+    quantized, rescaled = _elementwise(rows)
+    row_codes, row_scale = quantized(rows, codes.dtype)
     if codes.dtype == torch.int8:
-        row_scale = (largest / 127).clamp(min=torch.finfo(torch.float32).tiny)
-        sums = torch._int_mm((rows / row_scale).round_().to(torch.int8), codes)
+        sums = torch._int_mm(row_codes, codes)
     else:
-        row_scale = (largest / torch.finfo(codes.dtype).max).clamp(min=torch.finfo(torch.float32).tiny)
         one = torch.ones((), device=rows.device)
         # Scales of rows are applied below: not every card's own product takes them.
         wide = torch.bfloat16 if dtype == torch.bfloat16 else torch.float32
-        sums = torch._scaled_mm((rows / row_scale).to(codes.dtype), codes, scale_a=one, scale_b=one, out_dtype=wide)
-    result = (sums * row_scale).to(dtype)
-    return result if scale is None else result.mul_(scale.t())
+        sums = torch._scaled_mm(row_codes, codes, scale_a=one, scale_b=one, out_dtype=wide)
+    return rescaled(sums, row_scale, None if scale is None else scale.t(), dtype)
+
+
+def _quantized(rows: torch.Tensor, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
+    """Codes of this dtype, and the float32 scale of each row [M, 1]."""
+    limit = 127 if kind == torch.int8 else torch.finfo(kind).max
+    scale = (rows.abs().amax(1, keepdim=True).float() / limit).clamp(min=torch.finfo(torch.float32).tiny)
+    numbers = rows / scale
+    return (numbers.round() if kind == torch.int8 else numbers).to(kind), scale
+
+
+def _rescaled(sums: torch.Tensor, rows: torch.Tensor, columns: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
+    result = sums * rows
+    return (result if columns is None else result * columns).to(dtype)
+
+
+Elementwise = tuple[Callable[..., Any], Callable[..., Any]]
+
+
+def _elementwise(rows: torch.Tensor) -> Elementwise:
+    """`_quantized` and `_rescaled`, on a GPU each as one kernel: one by one their parts take as long as the product."""
+    if not rows.is_cuda or torch.compiler.is_compiling() or find_spec("triton") is None:
+        return _quantized, _rescaled
+    return _fused()
+
+
+@lru_cache(maxsize=1)
+def _fused() -> Elementwise:
+    return torch.compile(_quantized, dynamic=True), torch.compile(_rescaled, dynamic=True)

@@ -181,10 +181,11 @@ def open_shards(folder: Path, stem: str, what: str) -> WeightFile:
     if not index.is_file():
         return open_weights(folder / f"{stem}.safetensors", what)
     try:
-        names = sorted(set(json.loads(index.read_text(encoding="utf-8"))["weight_map"].values()))
-        shards = tuple(open_weights(folder / Path(name).name, what) for name in names)
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({Path(name).name for name in weight_map.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
         raise BadInput(f"The {what} {index} is damaged: it does not say which files hold the weights.") from None
+    shards = tuple(open_weights(folder / name, what) for name in names)
     tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
     return ShardedWeights(folder, tensors, {}, shards)
 

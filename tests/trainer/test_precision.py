@@ -1,0 +1,358 @@
+"""The frozen base in int8, fp8 and nf4: that its codes are made right, and that a LoRA on it learns what it should."""
+
+from __future__ import annotations
+
+import sys
+from importlib.util import find_spec
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from torch.utils.checkpoint import checkpoint
+
+from trainer.errors import BadInput
+from trainer.files import write_tensors
+from trainer.lora import LoraAdapter, load_lora
+from trainer.models import open_model
+from trainer.models.family import Family, PackedLatents
+from trainer.models.fast_codes import fast_codes
+from trainer.models.quantize import large_weights, quantize
+from trainer.models.quantized_linear import QuantizedLinear, dequantize_layers, set_integer_products
+from trainer.models.single_file import load_single_file
+from trainer.models.sources import EditModel
+from trainer.plan import Precision
+
+from ..single_files import FLUX, FLUX_SIZES, QWEN, stored, write
+
+SIZES = {
+    FLUX: (FluxTransformer2DModel, FLUX_SIZES | {"num_layers": 4, "num_single_layers": 6}),
+    QWEN: (QwenImageTransformer2DModel, {"num_layers": 8, "num_attention_heads": 2, "joint_attention_dim": 64}),
+}
+F32, BF16 = torch.float32, torch.bfloat16
+needs_bitsandbytes = pytest.mark.skipif(find_spec("bitsandbytes") is None, reason="nf4 needs bitsandbytes")
+PRECISIONS = ["int8", "fp8", pytest.param("nf4", marks=needs_bitsandbytes)]
+
+
+@pytest.fixture(scope="module", params=SIZES, ids=["flux", "qwen"])
+def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactory) -> tuple[Family, Path]:
+    """A family and a file of its transformer with ten or eight blocks, random weights in float32."""
+    kind, config = SIZES[request.param]
+    torch.manual_seed(0)
+    path = tmp_path_factory.mktemp("base") / "transformer.safetensors"
+    return open_model(request.param).family, write(path, "fp32", stored(request.param, kind(**config)))
+
+
+def loss_of(family: Family, transformer: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
+    """A training loss as a step computes it, on fixed random tensors; the timestep is one that bf16 has."""
+    draw = torch.Generator().manual_seed(5)
+    images = [family.pack(torch.randn(1, 16, *size, generator=draw)) for size in ((8, 8), (8, 12))]
+    width = transformer.config.joint_attention_dim
+    text = {"prompt_embeds": torch.randn(1, 20, width, generator=draw)}
+    if family.name == "flux-kontext":
+        text["pooled_prompt_embeds"] = torch.randn(1, transformer.config.pooled_projection_dim, generator=draw)
+    target = torch.randn(images[0].tokens.shape, generator=draw)
+    noisy, control = (PackedLatents(image.tokens.to(dtype), image.grid) for image in images)
+    text = {name: tensor.to(dtype) for name, tensor in text.items()}
+    with torch.autocast("cpu", dtype, enabled=dtype != F32):
+        velocity = family.predict(transformer, noisy, [control], text, torch.tensor([0.5]), 1.0)
+        return (velocity.float() - target).square().mean()
+
+
+def adapter_on(family: Family, transformer: torch.nn.Module, rank: int = 4) -> LoraAdapter:
+    """A LoRA with both matrices random."""
+    adapter = LoraAdapter(transformer, family.lora_targets("attention+mlp", transformer), rank, 2 * rank, seed=1)
+    draw = torch.Generator().manual_seed(2)
+    for name, parameter in adapter.parameters.items():
+        if ".lora_B." in name:
+            torch.nn.init.normal_(parameter, std=0.05, generator=draw)
+    return adapter
+
+
+# gradients
+
+
+def first_gradients(base: tuple[Family, Path], precision: Precision | None, dtype: torch.dtype) -> list[torch.Tensor]:
+    """Of the first block's A and B matrices, each all modules in one; codes are multiplied where they can be."""
+    family, path = base
+    transformer = load_single_file(family, path, dtype, precision=precision).requires_grad_(False)
+    set_integer_products(transformer, precision in ("int8", "fp8"))
+    adapter = adapter_on(family, transformer)
+    loss_of(family, transformer, dtype).backward()
+    first = {n: p.grad for n, p in adapter.parameters.items() if n.startswith("transformer_blocks.0.")}
+    assert {gradient.dtype for gradient in first.values()} == {F32}
+    return [torch.cat([g.flatten() for n, g in first.items() if half in n]) for half in (".lora_A.", ".lora_B.")]
+
+
+@pytest.fixture(scope="module")
+def bf16_cosines(base: tuple[Family, Path]) -> tuple[list[torch.Tensor], list[float]]:
+    """The exact gradients, and bf16's cosines with them."""
+    exact = first_gradients(base, None, F32)
+    return exact, cosines(first_gradients(base, None, BF16), exact)
+
+
+def cosines(ours: list[torch.Tensor], exact: list[torch.Tensor]) -> list[float]:
+    return [torch.cosine_similarity(a, b, dim=0).item() for a, b in zip(ours, exact, strict=True)]
+
+
+def test_bf16_gradients_point_where_exact_ones_do(bf16_cosines: tuple[list[torch.Tensor], list[float]]):
+    assert min(bf16_cosines[1]) >= 0.98
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_gradients_on_codes_point_where_exact_ones_do(
+    base: tuple[Family, Path], bf16_cosines: tuple[list[torch.Tensor], list[float]], precision: Precision
+):
+    exact, bf16 = bf16_cosines
+    for ours, plain in zip(cosines(first_gradients(base, precision, BF16), exact), bf16, strict=True):
+        assert ours >= (0.95 if precision == "nf4" else plain - 0.01)
+
+
+# codes
+
+
+@pytest.mark.parametrize(
+    ("precision", "error"), [("int8", 0.01), ("fp8", 0.03), pytest.param("nf4", 0.1, marks=needs_bitsandbytes)]
+)
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_codes_stand_for_the_weight(precision: Precision, error: float, dtype: torch.dtype):
+    weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(0)).to(dtype)
+    weight[5], weight[6] = 0, weight[6] * 1e-4
+    made = quantize(weight, precision)
+    assert made.codes.element_size() * made.codes.numel() == weight.numel() // (2 if precision == "nf4" else 1)
+    assert relative(made.dequantize(F32), weight.float()) < error
+    if precision != "nf4":
+        assert relative(made.dequantize(F32)[6], weight[6].float()) < error, "every row has a scale of its own"
+    assert made.dequantize(F32)[5].eq(0).all()
+
+
+def relative(ours: torch.Tensor, expected: torch.Tensor) -> float:
+    return (torch.linalg.vector_norm(ours - expected) / torch.linalg.vector_norm(expected)).item()
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_file_folder_and_shards_give_the_same_codes(model: EditModel, tmp_path: Path, precision: Precision):
+    plain = model.load_transformer("cpu", F32)
+    plain.save_pretrained(tmp_path / "shards" / "transformer", max_shard_size="40KB")
+    assert len(list((tmp_path / "shards" / "transformer").glob("*.safetensors"))) > 2
+    (tmp_path / "shards" / "model_index.json").write_text("{}")
+    (tmp_path / "shards" / "vae").mkdir()
+    (tmp_path / "shards" / "vae" / "config.json").write_bytes((model.folder / "vae" / "config.json").read_bytes())
+    file = write(tmp_path / "file.safetensors", "fp32", stored(FAMILY_FILES[model.family.name], plain))
+    loaded = [
+        model.load_transformer("cpu", F32, precision),
+        open_model(model.base_model, tmp_path / "shards").load_transformer("cpu", F32, precision),
+        load_single_file(model.family, file, F32, model.transformer_config(), precision),
+    ]
+    names = {name for name, layer in loaded[0].named_modules() if isinstance(layer, QuantizedLinear)}
+    assert names == large_weights(plain)
+    assert all("blocks." in name for name in names)
+    state = loaded[0].state_dict()
+    for other in loaded[1:]:
+        assert other.state_dict().keys() == state.keys()
+        assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
+
+
+FAMILY_FILES = {"flux-kontext": FLUX, "qwen-image-edit": QWEN}
+
+
+def test_plain_precisions_quantize_nothing(model: EditModel):
+    for precision in ("fp32", "bf16", None):
+        layers = model.load_transformer("cpu", F32, precision).modules()
+        assert not any(isinstance(layer, QuantizedLinear) for layer in layers)
+
+
+def test_what_a_file_has_quantized_stays_as_it_is(base: tuple[Family, Path], tmp_path: Path):
+    family, path = base
+    state = stored(FAMILY_FILES[family.name], load_single_file(family, path, F32))
+    file = write(tmp_path / "file.safetensors", "scaled fp8", state)
+    as_stored, loaded = (load_single_file(family, file, F32, precision=precision) for precision in (None, "int8"))
+    formats = [
+        {name: layer.quantization.format for name, layer in t.named_modules() if isinstance(layer, QuantizedLinear)}
+        for t in (as_stored, loaded)
+    ]
+    assert set(formats[0].values()) == {"float8_e4m3fn"}
+    assert formats[0].items() <= formats[1].items()
+    assert formats[1].keys() == large_weights(loaded)
+
+
+def test_nf4_without_bitsandbytes_says_what_to_install(kontext: EditModel, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setitem(sys.modules, "bitsandbytes", None)
+    with pytest.raises(BadInput, match="pip install"):
+        kontext.load_transformer("cpu", F32, "nf4")
+
+
+def test_a_damaged_index_is_named(kontext: EditModel, tmp_path: Path):
+    kontext.load_transformer("cpu", F32).save_pretrained(tmp_path / "transformer", max_shard_size="40KB")
+    (tmp_path / "model_index.json").write_text("{}")
+    (tmp_path / "vae").mkdir()
+    (tmp_path / "vae" / "config.json").write_bytes((kontext.folder / "vae" / "config.json").read_bytes())
+    model = open_model(kontext.base_model, tmp_path)
+    index = tmp_path / "transformer" / "diffusion_pytorch_model.safetensors.index.json"
+    next((tmp_path / "transformer").glob("*.safetensors")).unlink()
+    with pytest.raises(BadInput, match="does not exist"):
+        model.load_transformer("cpu", F32)
+    index.write_text("[]")
+    with pytest.raises(BadInput, match=r"index\.json is damaged"):
+        model.load_transformer("cpu", F32)
+
+
+# products
+
+
+def layer_of(precision: Precision, rows: int, columns: int, integer: bool = True) -> QuantizedLinear:
+    draw = torch.Generator().manual_seed(0)
+    weight = torch.randn(rows, columns, generator=draw) / columns**0.5
+    layer = QuantizedLinear(quantize(weight, precision), columns, torch.randn(rows, generator=draw))
+    set_integer_products(layer, integer)
+    return layer
+
+
+def output_and_gradient(layer: torch.nn.Module, rows: int, columns: int, dtype: torch.dtype) -> list[torch.Tensor]:
+    draw = torch.Generator().manual_seed(3)
+    input = torch.randn(2, rows // 2, columns, generator=draw).to(dtype).requires_grad_()
+    output = layer(input)
+    output.backward(torch.randn(output.shape, generator=draw).to(dtype))
+    return [output.detach().float(), input.grad.float()]
+
+
+@pytest.mark.parametrize(("precision", "error"), [("int8", 0.015), ("fp8", 0.05)])
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_products_of_codes_are_nearly_those_of_values(precision: Precision, error: float, dtype: torch.dtype):
+    results = [output_and_gradient(layer_of(precision, 192, 128, integer), 40, 128, dtype) for integer in (True, False)]
+    for ours, expected in zip(*results, strict=True):
+        assert 0 < relative(ours, expected) < error
+
+
+@pytest.mark.parametrize("precision", ["int8", "fp8"])
+@pytest.mark.parametrize(("out_features", "in_features", "rows"), [(64, 64, 16), (64, 36, 32), (36, 64, 32)])
+def test_few_rows_and_odd_shapes_are_multiplied_as_values(
+    precision: Precision, out_features: int, in_features: int, rows: int
+):
+    results = [
+        output_and_gradient(layer_of(precision, out_features, in_features, integer), rows, in_features, F32)
+        for integer in (True, False)
+    ]
+    assert all(torch.equal(ours, expected) for ours, expected in zip(*results, strict=True))
+
+
+def test_rotated_codes_are_multiplied_with_rotated_inputs(base: tuple[Family, Path], tmp_path: Path):
+    family, path = base
+    state = stored(FAMILY_FILES[family.name], load_single_file(family, path, F32))
+    loaded = load_single_file(family, write(tmp_path / "file.safetensors", "int8 rotated", state), F32)
+    layer = next(layer for layer in loaded.modules() if isinstance(layer, QuantizedLinear))
+    assert layer.quantization.rotation
+    results = []
+    for integer in (True, False):
+        set_integer_products(layer, integer)
+        results.append(output_and_gradient(layer, 40, layer.in_features, F32))
+    for ours, expected in zip(*results, strict=True):
+        assert 0 < relative(ours, expected) < 0.015
+
+
+def test_the_cpu_multiplies_values():
+    assert not fast_codes(torch.device("cpu"))
+
+
+# the LoRA's layer
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+@pytest.mark.parametrize("dtype", [F32, BF16])
+def test_nothing_but_codes_and_the_input_is_kept(precision: Precision, dtype: torch.dtype):
+    root = torch.nn.Sequential(layer_of(precision, 192, 128))
+    LoraAdapter(root, "0", rank=4, alpha=4, seed=0)
+    input = torch.randn(40, 128, dtype=dtype, requires_grad=True)
+    kept: dict[int, int] = {}
+
+    def pack(tensor: torch.Tensor) -> torch.Tensor:
+        kept[tensor.untyped_storage().data_ptr()] = tensor.untyped_storage().nbytes()
+        return tensor
+
+    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
+        root(input)
+    held = [input, *root.parameters(), *root.buffers()]
+    places = {tensor.untyped_storage().data_ptr() for tensor in held}
+    assert input.untyped_storage().data_ptr() in kept
+    extra = sum(size for place, size in kept.items() if place not in places)
+    assert extra == 40 * 4 * dtype.itemsize, "the rank's features alone are new"
+
+
+def test_in_float32_it_trains_as_peft_does(model: EditModel):
+    from peft import LoraConfig
+
+    ours = model.load_transformer("cpu", F32)
+    adapter = adapter_on(model.family, ours)
+    theirs = model.load_transformer("cpu", F32)
+    targets = model.family.lora_targets("attention+mlp", theirs)
+    theirs.add_adapter(LoraConfig(r=4, lora_alpha=8, target_modules=targets), adapter_name="default")
+    named = {n.replace(".default.", "."): p for n, p in theirs.named_parameters() if p.requires_grad}
+    assert named.keys() == adapter.parameters.keys()
+    for name, parameter in named.items():
+        parameter.data = adapter.parameters[name].data.clone()
+    losses = []
+    for transformer, parameters in ((ours, adapter.parameters), (theirs, named)):
+        optimizer = torch.optim.SGD(parameters.values(), lr=0.5)
+        losses.append([])
+        for _ in range(5):
+            loss = loss_of(model.family, transformer, F32)
+            loss.backward()
+            losses[-1].append(loss.item())
+            optimizer.step()
+            optimizer.zero_grad()
+    assert losses[0][-1] < losses[0][0]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-6)
+
+
+@pytest.mark.parametrize("precision", PRECISIONS)
+def test_a_saved_lora_draws_on_codes_as_it_was_trained(model: EditModel, tmp_path: Path, precision: Precision):
+    trained = model.load_transformer("cpu", F32, precision)
+    adapter = adapter_on(model.family, trained)
+    write_tensors(tmp_path / "lora.safetensors", adapter.exported(F32))
+    again = model.load_transformer("cpu", F32, precision)
+    load_lora(again, model.family, tmp_path / "lora.safetensors")
+    bare = model.load_transformer("cpu", F32, precision)
+    plain = model.load_transformer("cpu", F32, precision)
+    dequantize_layers(plain, F32)
+    load_lora(plain, model.family, tmp_path / "lora.safetensors")
+    with torch.no_grad():
+        expected = loss_of(model.family, trained, F32)
+        assert loss_of(model.family, again, F32).item() == pytest.approx(expected.item(), rel=1e-5)
+        assert loss_of(model.family, plain, F32).item() == pytest.approx(expected.item(), rel=1e-5)
+        assert loss_of(model.family, bare, F32).item() != pytest.approx(expected.item(), rel=1e-5)
+
+
+class Block(torch.nn.Module):
+    """A residual block with a LoRA on both layers, of which the second sees few rows."""
+
+    def __init__(self, precision: Precision | None) -> None:
+        super().__init__()
+        layers = [layer_of(precision or "int8", 128, 64), layer_of(precision or "int8", 64, 64)]
+        self.layer, self.modulation = layers
+        if precision is None:
+            dequantize_layers(self, F32)
+        for parameter in LoraAdapter(self, "layer|modulation", 4, 8, seed=1).parameters.values():
+            torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(parameter)))
+
+    def forward(self, hidden: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
+        modulated = hidden * (1 + self.modulation(modulation)[:, None])
+        return hidden + torch.nn.functional.gelu(self.layer(modulated)).unflatten(-1, (2, 64)).sum(-2)
+
+
+@pytest.mark.parametrize("precision", [None, "int8", PRECISIONS[-1]])
+def test_a_block_compiles_whole_under_checkpointing(precision: Precision | None):
+    results = []
+    for compiled in (False, True):
+        block = Block(precision)
+        if compiled:
+            torch.compiler.reset()
+            block.compile(fullgraph=True)
+        draw = torch.Generator().manual_seed(2)
+        hidden, modulation = (torch.randn(*size, 64, generator=draw).requires_grad_() for size in ((2, 24), (2,)))
+        output = checkpoint(block, hidden, modulation, use_reentrant=False)
+        output.square().mean().backward()
+        trained = [parameter.grad for parameter in block.parameters() if parameter.requires_grad]
+        results.append([output.detach(), hidden.grad, modulation.grad, *trained])
+    assert len(results[0]) == 7
+    for ours, expected in zip(*results, strict=True):
+        assert relative(ours, expected) < 1e-5
