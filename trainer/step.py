@@ -45,7 +45,7 @@ class Batch:
     """Of the losses, float32 [B]."""
     following: Position
     """Where the next step begins."""
-    step_examples: int
+    step_examples: int = 0
     """Examples of the optimizer step in all."""
 
 
