@@ -12,7 +12,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, replace
+from dataclasses import replace
 from datetime import timedelta
 from typing import TYPE_CHECKING, Any
 
@@ -151,13 +151,20 @@ class Group(Ranks):
         return self._device
 
     def card(self, device: torch.device) -> Card:
-        """The one with the least memory. Processes of one machine share its host memory; where weights are shared out,
-        all cards together are taken for one."""
+        """One that does what all can, with the least memory. Processes of one machine share its host memory; where
+        weights are shared out, all cards together are taken for one."""
         here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
         card = card_of(device)
-        card = replace(card, host=card.host // here, free=card.free // here if card.is_cpu else card.free)
-        card = Card(**min(self.meet(asdict(card)), key=lambda fields: fields["free"]))
-        return replace(card, free=card.free * self.world) if self.sharded else card
+        own = card.free // here if card.is_cpu else card.free
+        all_cards = zip(*self.meet((own, card.host // here, card.bf16, sorted(card.fast_codes))), strict=True)
+        free, host, bf16, fast = map(list, all_cards)
+        return replace(
+            card,
+            free=min(free) * (self.world if self.sharded else 1),
+            host=min(host),
+            bf16=all(bf16),
+            fast_codes=card.fast_codes.intersection(*fast),
+        )
 
     def meet(self, value: Any = None) -> list[Any]:
         return self._heart.meet(value)

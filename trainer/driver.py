@@ -90,8 +90,8 @@ def run_training(
                 break
     steps = request.training_params.steps
     done = f"after step {step} of {steps}, which is saved" if step else "before the first step was done"
-    again = "start the same command again." if ranks.world > 1 else f"\n  {_quoted(command_line)}"
-    terminal.line(f"Stopped {done}. To go on: {again}")
+    again = " start the same command again." if ranks.world > 1 else f"\n  {_quoted(command_line)}"
+    terminal.line(f"Stopped {done}. To go on:{again}")
     return None
 
 
