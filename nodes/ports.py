@@ -98,6 +98,10 @@ class ComfyTextEncoder:
 class ComfyCodec:
     """An ImageCodec that is a VAE: VAEEncode and VAEDecode."""
 
+    batches = False
+    """ComfyUI takes several apart by the memory that is free at the moment, or for frames: latents would differ from
+    one run to the next."""
+
     def __init__(self, vae: VAE) -> None:
         self.vae = vae
         self.module: torch.nn.Module = vae.first_stage_model

@@ -3,22 +3,39 @@
 from __future__ import annotations
 
 import hashlib
+import os
+import threading
 from collections.abc import Callable, Generator, Iterable, Mapping, Sequence
+from contextlib import closing, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from .cache import TensorCache, Tensors, cache_key
 from .errors import BadInput, RunFailed
 from .events import Progress, RunControl
-from .images import decode_image, image_size
+from .images import EncodedImage, decode_image
+from .latents import LatentBatches, Preparation, PreparedImage
 from .models.family import Size
+from .prefetch import WorkBehind, prefetched
 
 if TYPE_CHECKING:
-    from .dataset import EditDataset
+    from PIL import Image
+
+    from .dataset import EditDataset, EditRow
     from .memory import Parts
     from .settings import RunSettings
+
+MOST_THREADS = 8
+"""That prepare images ahead."""
+AHEAD_PIXELS = 16 * 2**20
+"""Of the prepared images of the rows ahead, 12 bytes each."""
+MOST_ROWS_AHEAD = 16
+TEXT_THREADS = 2
+"""That prepare the control images which the text encoder is to see."""
+LARGE_PIXELS = 2**24
+"""Of larger images one is decoded at a time."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -50,6 +67,30 @@ class Example:
         return (self.target_size, *(control.size for control in self.controls))
 
 
+@dataclass(frozen=True, slots=True)
+class _ReadRow:
+    """What the threads ahead make of a row."""
+
+    row: int
+    example: Example | None
+    fault: tuple[str, str] | None
+    """(column, why) of a bad row."""
+    images: list[PreparedImage]
+    """What is not in the cache yet."""
+
+
+class _Source(NamedTuple):
+    """An image file."""
+
+    digest: str
+    """sha256 of its bytes."""
+    image: EncodedImage
+
+    @classmethod
+    def of(cls, data: bytes) -> _Source:
+        return cls(hashlib.sha256(data).hexdigest(), EncodedImage(data))
+
+
 class Encoder:
     """Encodes through the model's ports, into the cache."""
 
@@ -60,55 +101,100 @@ class Encoder:
         self.settings = settings
         self.resolution = settings.resolution or self.family.scale.resolution
         self._vae, self._text = parts.model.fingerprint("vae"), parts.model.fingerprint("text")
+        self._decoding = threading.Semaphore(os.cpu_count() or 1)
+        self._decoding_large = threading.Lock()
 
     def examples(self, dataset: EditDataset, control: RunControl) -> Generator[Progress, None, list[Example]]:
         """Encode every image that is not in the cache yet; every row is checked on the way.
 
-        Rows that turn out bad stop the run or are left out, as the dataset was told. Raises BadInput.
+        Threads fetch, decode and resize a bounded number of images ahead. Rows that turn out bad stop the run or are
+        left out, as the dataset was told. Raises BadInput.
         """
         examples: list[Example] = []
         bad: dict[int, tuple[str, str]] = {}
-        for done, row in enumerate(dataset, 1):
-            if control.stopping:
-                break
-            column = dataset.image_column
-            try:
-                target_data = dataset.fetch(row.target)
-                target_size = self.family.target_size(image_size(target_data), self.resolution)
-                column = dataset.control_image_column
-                controls = []
-                for reference in row.controls:
-                    data = dataset.fetch(reference)
-                    controls.append(self.control_image(data, target_size))
-                column = dataset.image_column
-                target = self._target(target_data, target_size)
-            except BadInput as error:
-                bad[row.row] = (column, str(error))
-            else:
-                examples.append(Example(row.row, row.caption, tuple(controls), target, target_size))
-            yield Progress(phase="caching", done=done, total=len(dataset), note="images")
+        preparation = Preparation(self.cache)
+        threads = _threads(dataset, self.rows_ahead)
+        reading = prefetched(dataset, lambda row: self._read(dataset, row, preparation), self.rows_ahead, threads)
+        with LatentBatches(self.parts, self.cache, preparation.forget) as batches, closing(reading) as rows:
+            for done, read in enumerate(rows, 1):
+                if control.stopping:
+                    break
+                for image in read.images:
+                    batches.add(image)
+                if read.example is None:
+                    bad[read.row] = read.fault
+                else:
+                    examples.append(read.example)
+                yield Progress(phase="caching", done=done, total=len(dataset), note="images")
+            batches.finish(control)
         if bad:
             dataset.exclude(bad)
         return examples
 
+    @property
+    def rows_ahead(self) -> int:
+        """Rows whose images are prepared while those of another are encoded."""
+        control = self.resolution if self.settings.control_resolution == "target" else self.family.scale.resolution
+        return max(2, min(MOST_ROWS_AHEAD, AHEAD_PIXELS // (self.resolution**2 + control**2)))
+
+    def _read(self, dataset: EditDataset, row: EditRow, preparation: Preparation) -> _ReadRow:
+        images: list[PreparedImage] = []
+        column = dataset.image_column
+        try:
+            target = _Source.of(dataset.fetch(row.target))
+            target_size = self.family.target_size(target.image.size, self.resolution)
+            column = dataset.control_image_column
+            controls = []
+            for reference in row.controls:
+                source = _Source.of(dataset.fetch(reference))
+                control = self._control(source, target_size)
+                prepare = self.family.prepare_control
+                images += self._prepared(preparation, control.latents, source, prepare, control.size)
+                controls.append(control)
+            column = dataset.image_column
+            key = self._latents_key("target", target, target_size)
+            images += self._prepared(preparation, key, target, self.family.prepare_target, target_size)
+        except BadInput as error:
+            return _ReadRow(row.row, None, (column, str(error)), images)
+        return _ReadRow(row.row, Example(row.row, row.caption, tuple(controls), key, target_size), None, images)
+
     def control_image(self, data: bytes, target_size: Size) -> ControlImage:
         """Encode one control image, given as the bytes of its file, unless the cache has it."""
-        size = self.family.control_size(image_size(data), target_size, self.settings.control_resolution)
-        digest = hashlib.sha256(data).hexdigest()
-        key = self._latents("control", digest, size, lambda: self.family.prepare_control(decode_image(data), size))
-        return ControlImage(digest, size, key)
+        source = _Source.of(data)
+        control = self._control(source, target_size)
+        with LatentBatches(self.parts, self.cache) as batches:
+            preparation = Preparation(self.cache)
+            for image in self._prepared(
+                preparation, control.latents, source, self.family.prepare_control, control.size
+            ):
+                batches.add(image)
+            batches.finish()
+        return control
 
-    def _target(self, data: bytes, size: Size) -> str:
-        digest = hashlib.sha256(data).hexdigest()
-        return self._latents("target", digest, size, lambda: self.family.prepare_target(decode_image(data), size))
+    def _control(self, source: _Source, target_size: Size) -> ControlImage:
+        size = self.family.control_size(source.image.size, target_size, self.settings.control_resolution)
+        return ControlImage(source.digest, size, self._latents_key("control", source, size))
 
-    def _latents(self, role: str, digest: str, size: Size, prepare: Callable[[], torch.Tensor]) -> str:
-        key = cache_key("latents", self._policy, role, digest, size, self._vae, self.parts.dtype)
-        if key not in self.cache:
-            image = prepare()
-            with torch.no_grad():
-                self.cache.put(key, {"latents": self.family.encode(self.parts.codec(), image)})
-        return key
+    def _latents_key(self, role: str, source: _Source, size: Size) -> str:
+        return cache_key("latents", self._policy, role, source.digest, size, self._vae, self.parts.dtype)
+
+    def _prepared(
+        self,
+        preparation: Preparation,
+        key: str,
+        source: _Source,
+        prepare: Callable[[Image.Image, Size], torch.Tensor],
+        size: Size,
+    ) -> list[PreparedImage]:
+        """The image, if its latents are to be made of it."""
+
+        def decode_and_resize() -> torch.Tensor:
+            large = source.image.size.width * source.image.size.height > LARGE_PIXELS
+            with self._decoding_large if large else nullcontext(), self._decoding:
+                return prepare(source.image.decode(), size)
+
+        image = preparation.prepare(key, decode_and_resize)
+        return [] if image is None else [image]
 
     @property
     def _policy(self) -> str:
@@ -135,6 +221,13 @@ class Encoder:
         with torch.no_grad():
             conditioning = encoder.encode(caption, controls)
         return {name: tensor.to("cpu") for name, tensor in conditioning.items()}
+
+
+def _threads(dataset: EditDataset, ahead: int) -> int:
+    """As many as there are processors; where images come from servers, they mostly wait."""
+    first = dataset[0]
+    remote = any(reference.kind == "url" for reference in (*first.controls, first.target))
+    return min(MOST_THREADS, ahead, MOST_THREADS if remote else max(2, os.cpu_count() or 1))
 
 
 class Texts:
@@ -168,15 +261,18 @@ class Texts:
             elif key not in missing and not (self.on_disk and key in self.encoder.cache):
                 missing[key] = (example, caption)
         self._block = needed
-        for done, (key, (example, caption)) in enumerate(missing.items(), 1):
-            if control.stopping and self.on_disk:
-                return
-            tensors = self.encoder.encode_text(caption, self._controls(example))
-            if self.on_disk:
-                self.encoder.cache.put(key, tensors)
-            else:
-                self._block[key] = tensors
-            yield Progress(phase="caching", done=done, total=len(missing), note="texts")
+        controls = prefetched((example for example, _ in missing.values()), self._controls, threads=TEXT_THREADS)
+        with WorkBehind() as writing, closing(controls) as seen:
+            for done, (key, (_, caption)) in enumerate(missing.items(), 1):
+                if control.stopping and self.on_disk:
+                    return
+                tensors = self.encoder.encode_text(caption, next(seen))
+                if self.on_disk:
+                    writing.add(self.encoder.cache.put, key, tensors)
+                else:
+                    self._block[key] = tensors
+                yield Progress(phase="caching", done=done, total=len(missing), note="texts")
+            writing.finish()
 
     def encode_one(
         self, caption: str, controls: Sequence[ControlImage], seen: Sequence[torch.Tensor]

@@ -49,7 +49,8 @@ _TURN = {
     8: Image.Transpose.ROTATE_90,
 }
 _ORIENTATION_TAG = 0x0112
-_PNG_ORIENTATION_MARKS = (b"eXIf", b"Raw profile type exif", b"XML:com.adobe.xmp")
+_PNG_ORIENTATION_MARKS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""What texts in a PNG begin with that may hold an orientation."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -170,33 +171,63 @@ def _checked_size(data: bytes, where: str) -> bytes:
     return data
 
 
+class EncodedImage:
+    """An image whose header is read: its size is known before its pixels are decoded."""
+
+    def __init__(self, data: bytes) -> None:
+        """Raises BadImage for other formats than those of `_open` and for sizes over MAX_PIXELS or MAX_SIDE."""
+        self._data = data
+        self._image = _open(data)
+        # PIL decodes a whole PNG to look for an orientation, so only where one may be.
+        self._marked_png = self._image.format == "PNG" and _png_may_be_turned(data)
+
+    @property
+    def size(self) -> Size:
+        """Size of the image that `decode` gives."""
+        image = self._image
+        turned = image.format != "TIFF" and self._orientation(image) >= 5
+        return Size(image.height, image.width) if turned else Size(*image.size)
+
+    def decode(self) -> Image.Image:
+        """See `decode_image`. Once only."""
+        # A PNG that `size` has failed to decode is in no state to be decoded.
+        image = _open(self._data) if self._marked_png else self._image
+        try:
+            image.load()
+            turn = _TURN.get(self._orientation(image))
+            if image.mode.startswith(("I", "F")):
+                image = _eight_bits(image)
+            elif image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")
+            rgb = image.convert("RGB")
+        except BadImage:
+            raise
+        except Exception as error:
+            raise _damaged(error) from error
+        return rgb if turn is None else rgb.transpose(turn)
+
+    def _orientation(self, image: ImageFile.ImageFile) -> int:
+        """EXIF orientation, 1 when it cannot be read."""
+        if image.format == "PNG" and not self._marked_png:
+            return 1
+        try:
+            return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        except Exception:  # PIL raises all kinds on broken EXIF, which is no reason to refuse the picture
+            return 1
+
+
 def decode_image(data: bytes) -> Image.Image:
     """Decode to RGB, EXIF orientation applied, alpha dropped, as diffusers' `load_image` does; of animations the
     first frame; 16-bit gray is scaled to 8 bits.
 
     Raises BadImage for other formats than those of `_open`, sizes over MAX_PIXELS or MAX_SIDE, and damaged data.
     """
-    image = _open(data)
-    try:
-        image.load()
-        if image.mode.startswith(("I", "F")):
-            image = _eight_bits(image)
-        elif image.mode == "P" and "transparency" in image.info:
-            image = image.convert("RGBA")
-        rgb = image.convert("RGB")
-        turn = _TURN.get(_orientation(image, data))
-    except BadImage:
-        raise
-    except Exception as error:
-        raise _damaged(error) from error
-    return rgb if turn is None else rgb.transpose(turn)
+    return EncodedImage(data).decode()
 
 
 def image_size(data: bytes) -> Size:
     """Size of the image that `decode_image` gives, from the header. Raises BadImage like it, but for damaged pixels."""
-    image = _open(data)
-    turned = image.format != "TIFF" and _orientation(image, data) >= 5
-    return Size(image.height, image.width) if turned else Size(*image.size)
+    return EncodedImage(data).size
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
@@ -236,14 +267,15 @@ def _open(data: bytes) -> ImageFile.ImageFile:
     return image
 
 
-def _orientation(image: ImageFile.ImageFile, data: bytes) -> int:
-    """EXIF orientation, 1 when it cannot be read. PIL decodes a whole PNG to look for it, so only where one may be."""
-    if image.format == "PNG" and not any(mark in data for mark in _PNG_ORIENTATION_MARKS):
-        return 1
-    try:
-        return int(image.getexif().get(_ORIENTATION_TAG, 1))
-    except Exception:  # PIL raises all kinds on broken EXIF, which is no reason to refuse the picture
-        return 1
+def _png_may_be_turned(data: bytes) -> bool:
+    """Whether a PNG has a chunk in which PIL would find an orientation."""
+    at = 8
+    while at + 8 <= len(data):
+        kind, content = data[at + 4 : at + 8], at + 8
+        if kind == b"eXIf" or (kind.endswith(b"Xt") and data.startswith(_PNG_ORIENTATION_MARKS, content)):
+            return True
+        at = content + int.from_bytes(data[at : at + 4], "big") + 4
+    return False
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:

@@ -81,7 +81,8 @@ def decode(family: Family, codec: ImageCodec, latents: torch.Tensor) -> Image.Im
 def place(text: TextConditioning, device: torch.device | str, dtype: torch.dtype) -> TextConditioning:
     """The conditioning on a device; its floating-point tensors, not its masks, in `dtype`."""
     return {
-        name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype) for name, tensor in text.items()
+        name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, non_blocking=True)
+        for name, tensor in text.items()
     }
 
 

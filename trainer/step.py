@@ -31,7 +31,7 @@ class TextGroup:
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch on the CPU, noise drawn."""
+    """A micro-batch on the CPU, noise drawn; in pinned memory where a CUDA device is to take it."""
 
     examples: Sequence[Example]
     clean: PackedLatents
@@ -65,7 +65,7 @@ def collate(
         dropped = torch.rand((), generator=example_generator(seed, "caption", *address)) < settings.caption_dropout
         conditionings.append(texts.get(encoder.text_key("" if dropped else example.caption, example.controls)))
     controls = zip(*(example.controls for example in batch.examples), strict=True)
-    return Batch(
+    collated = Batch(
         examples=batch.examples,
         clean=family.pack(clean),
         noise=family.pack(torch.stack(noises)).tokens,
@@ -80,6 +80,27 @@ def collate(
         weights=loss_weights(timestep_type, torch.cat(sigmas)),
         following=batch.following,
         step_examples=batch.step_examples,
+    )
+    return _pinned(collated) if encoder.parts.device.type == "cuda" else collated
+
+
+def _pinned(batch: Batch) -> Batch:
+    """The batch where a CUDA device takes it from without keeping anyone waiting."""
+
+    def packed(latents: PackedLatents) -> PackedLatents:
+        return PackedLatents(latents.tokens.pin_memory(), latents.grid)
+
+    return replace(
+        batch,
+        clean=packed(batch.clean),
+        noise=batch.noise.pin_memory(),
+        controls=tuple(map(packed, batch.controls)),
+        texts=tuple(
+            TextGroup(group.rows, {name: tensor.pin_memory() for name, tensor in group.text.items()})
+            for group in batch.texts
+        ),
+        sigmas=batch.sigmas.pin_memory(),
+        weights=batch.weights.pin_memory(),
     )
 
 

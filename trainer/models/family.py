@@ -75,6 +75,8 @@ class ImageCodec(Protocol):
 
     fingerprint: str
     """Names the weights; part of every cache key."""
+    batches: bool
+    """Whether several pictures go through it at once, not one after the other."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] in -1..1 to the distribution's mode [B, C, H/8, W/8]."""

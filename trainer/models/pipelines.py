@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
+from functools import cache
 from pathlib import Path
 from typing import Any, ClassVar
 
@@ -78,6 +79,7 @@ def from_folder(dtype: torch.dtype) -> dict[str, Any]:
     return {DTYPE: dtype, "local_files_only": True, "use_safetensors": True}
 
 
+@cache
 def image_processor(patch: int) -> VaeImageProcessor:
     """The pipelines' image processor (PIL's Lanczos), without its step from 0..1 to -1..1."""
     return VaeImageProcessor(vae_scale_factor=patch, do_normalize=False)
@@ -108,6 +110,8 @@ class PipelineTextEncoder:
 
 class PipelineCodec:
     """An ImageCodec that is a diffusers VAE."""
+
+    batches = True
 
     def __init__(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> None:
         self.fingerprint = fingerprint

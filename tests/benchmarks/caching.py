@@ -1,0 +1,177 @@
+"""What caching costs beside its slower half. Run from the repository's root: python tests/benchmarks/caching.py
+
+Makes pairs of 512 x 512 pictures, then takes, block by block so that a busy machine is as busy for each of the three:
+decode alone (two threads: fetch, hash, decode, resize), encode alone (the same batches, tensors ready), and
+`Encoder.examples` with an empty cache. Prints the seconds of all blocks, the CPU's seconds, and the ratio of the
+pipeline to the slower half; the aim is at most 1.1. No pipeline on so many cores can take less than the two halves'
+CPU seconds divided by the cores: that limit is printed as well.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import io
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Callable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import NamedTuple
+
+sys.path.insert(0, str(Path(__file__).parents[2]))
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import torch
+from PIL import Image
+
+from trainer.cache import TensorCache
+from trainer.dataset import EditDataset, drain, open_dataset
+from trainer.encode import Encoder
+from trainer.events import RunControl
+from trainer.images import decode_image
+from trainer.latents import LatentBatches
+from trainer.memory import Parts, default_device
+from trainer.models import open_model
+from trainer.models.family import Size
+from trainer.plan import Plan
+from trainer.settings import RunSettings
+from trainer.weights import DTYPES
+
+SIDE = 512
+PICTURES = 32
+COLUMNS = {"caption_column": "caption", "control_image_column": "control", "image_column": "target"}
+
+
+class Spent(NamedTuple):
+    seconds: float
+    cpu_seconds: float
+
+    def __add__(self, other: Spent) -> Spent:
+        return Spent(self.seconds + other.seconds, self.cpu_seconds + other.cpu_seconds)
+
+    def __str__(self) -> str:
+        return f"{self.seconds:8.2f} s, {self.cpu_seconds:8.2f} CPU s"
+
+
+def spent(work: Callable[[], object]) -> Spent:
+    begun, cpu = time.perf_counter(), time.process_time()
+    work()
+    return Spent(time.perf_counter() - begun, time.process_time() - cpu)
+
+
+def pictures(kind: str) -> list[bytes]:
+    """Files about as hard to decode as photographs: soft shapes and a little noise."""
+    random = np.random.default_rng(0)
+    files = []
+    for _ in range(PICTURES):
+        soft = Image.fromarray(random.integers(0, 256, (24, 24, 3), dtype=np.uint8)).resize((SIDE, SIDE), 3)
+        noisy = np.asarray(soft, dtype=np.int16) + random.integers(-5, 6, (SIDE, SIDE, 3))
+        buffer = io.BytesIO()
+        options = {"quality": 90} if kind == "jpeg" else {}
+        Image.fromarray(noisy.clip(0, 255).astype(np.uint8)).save(buffer, kind, **options)
+        files.append(buffer.getvalue())
+    return files
+
+
+def write_block(folder: Path, files: list[bytes], first: int, pairs: int, as_files: bool) -> EditDataset:
+    """A dataset of pairs in which no two images are the same file: each has its number behind its end."""
+
+    def image(number: int) -> bytes:
+        return files[number % len(files)] + number.to_bytes(8, "big")
+
+    images = {"control": [image(2 * n) for n in range(first, first + pairs)]}
+    images["target"] = [image(2 * n + 1) for n in range(first, first + pairs)]
+    if as_files:
+        for name, column in images.items():
+            for number, data in enumerate(column):
+                (folder / f"{name}-{first + number}").write_bytes(data)
+            images[name] = [f"{name}-{first + number}" for number in range(pairs)]
+    path = folder / f"pairs-{first}.parquet"
+    pq.write_table(pa.table({"caption": [f"pair {first + n}" for n in range(pairs)], **images}), path)
+    return drain(open_dataset(path, **COLUMNS))
+
+
+def decode_alone(dataset: EditDataset, encoder: Encoder, threads: int) -> Iterator[torch.Tensor]:
+    """Every image fetched, hashed, decoded and resized."""
+
+    def prepare(reference) -> torch.Tensor:
+        data = dataset.fetch(reference)
+        hashlib.sha256(data).hexdigest()
+        return encoder.family.prepare_target(decode_image(data), Size(SIDE, SIDE))
+
+    references = [reference for row in dataset for reference in (*row.controls, row.target)]
+    with ThreadPoolExecutor(threads) as executor:
+        yield from executor.map(prepare, references)
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--pairs", type=int, default=1000)
+    parser.add_argument("--block", type=int, default=50, help="pairs in a block")
+    parser.add_argument("--kind", choices=("png", "jpeg"), default="png")
+    parser.add_argument("--files", action="store_true", help="images in files, not in the parquet")
+    parser.add_argument("--base-model", default="tiny/flux-kontext")
+    parser.add_argument("--threads", type=int, default=2)
+    options = parser.parse_args()
+    torch.set_num_threads(options.threads)
+    model, device = open_model(options.base_model), default_device()
+    settings = RunSettings(resolution=SIDE, control_resolution="target")
+    precision = "fp32" if device.type == "cpu" else "bf16"
+    parts = Parts(model, device, Plan(precision=precision, dtype=DTYPES[precision], offload="none"))
+    files = pictures(options.kind)
+    totals = [Spent(0, 0)] * 3
+    first_progress = 0.0
+    for first in range(0, options.pairs, options.block):
+        with tempfile.TemporaryDirectory() as folder:
+            pairs = min(options.block, options.pairs - first)
+            dataset = write_block(Path(folder), files, first, pairs, options.files)
+            encoder = Encoder(parts, TensorCache(Path(folder) / "cache"), settings)
+            ready = [next(decode_alone(dataset, encoder, 1))] * (2 * pairs)
+            encode_alone(encoder, ready[:2])
+
+            def pipeline(encoder: Encoder = encoder, dataset: EditDataset = dataset) -> None:
+                nonlocal first_progress
+                begun = time.perf_counter()
+                for event in encoder.examples(dataset, RunControl()):
+                    if event.done == 1:
+                        first_progress = max(first_progress, time.perf_counter() - begun)
+
+            rounds = [
+                spent(lambda: [None for _ in decode_alone(dataset, encoder, options.threads)]),  # noqa: B023
+                spent(lambda: encode_alone(encoder, ready)),  # noqa: B023
+                spent(pipeline),
+            ]
+            dataset.close()
+            totals = [total + took for total, took in zip(totals, rounds, strict=True)]
+            print(f"{first + pairs:6} pairs: " + "   ".join(map(str, rounds)), flush=True)
+    decode, encode, pipeline_spent = totals
+    slower = max(decode.seconds, encode.seconds)
+    for name, total in zip(("decode alone", "encode alone", "pipeline"), totals, strict=True):
+        print(f"{name:13} {total}")
+    limit = (decode.cpu_seconds + encode.cpu_seconds) / options.threads
+    print(f"pipeline / slower half {pipeline_spent.seconds / slower:.3f}")
+    cores = options.threads
+    print(f"CPU seconds of both halves / {cores} cores {limit:.2f} s, {limit / slower:.3f} of the slower half")
+    print(f"first progress after {first_progress:.2f} s at most")
+    if hasattr(os, "getloadavg"):
+        print("load", *(f"{load:.1f}" for load in os.getloadavg()))
+
+
+def encode_alone(encoder: Encoder, ready: list[torch.Tensor]) -> None:
+    """The prepared tensors through the codec, in the batches that the pipeline makes."""
+    batches = LatentBatches(encoder.parts, encoder.cache)
+    count = batches.batch_size(Size(SIDE, SIDE))
+    with torch.no_grad():
+        for first in range(0, len(ready), count):
+            chosen = ready[first : first + count]
+            batch = torch.cat(chosen) if count > 1 else chosen[0]
+            encoder.family.encode(encoder.parts.codec(), batch).to("cpu")
+
+
+if __name__ == "__main__":
+    main()
