@@ -1,0 +1,39 @@
+"""From an empty canvas, as a person does it: the templates browser, the first workflow, Run."""
+
+from __future__ import annotations
+
+import re
+
+import pytest
+from playwright.sync_api import Page, expect
+
+from ..comfyui.server import PACK, Server
+from .watch import Said, choose_renderer, look_at, panel, until
+
+WORKFLOW = "1_train_and_edit_tiny"
+
+
+@pytest.mark.parametrize("renderer", ["classic", "vue"])
+def test_the_first_workflow_from_the_templates_browser(page: Page, server: Server, renderer: str) -> None:
+    choose_renderer(page, renderer)
+    said = Said(page)
+    page.evaluate("() => app.graph.clear()")
+    page.evaluate("() => app.extensionManager.command.execute('Comfy.BrowseTemplates')")
+    dialog = page.get_by_role("dialog").first
+    dialog.get_by_text(PACK.name, exact=True).first.click()
+    dialog.get_by_text(re.compile(WORKFLOW.replace("_", "[ _]"), re.IGNORECASE)).first.click()
+    until(lambda: page.evaluate("() => app.graph.nodes.some((node) => node.type === 'EditTrainerTrain')"), 60)
+    look_at(page, "EditTrainerTrain")
+    expect(page.get_by_test_id("queue-button")).to_be_visible()
+    page.get_by_test_id("queue-button").click()
+    seen = {until(lambda: (shown := panel(page))["state"] == "running" and shown["phase"])}
+    middle = until(lambda: (shown := panel(page))["step"] and shown["left"] and shown)
+    last = until(lambda: (shown := panel(page))["state"] == "finished" and shown, 900)
+    seen |= {middle["phase"], last["phase"]}
+    assert len(seen) > 1
+    assert 0 < middle["bar"] < last["bar"] == 1
+    assert last["small"] > middle["small"]
+    until(lambda: not server.get("/queue")["queue_running"], 120)
+    assert any("EditTrainerEdit" in str(node) for node in page.evaluate("() => app.graph.nodes.map((n) => n.type)"))
+    assert not said.lines
+    assert not said.hosts
