@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
+from itertools import islice
 from typing import NamedTuple
 
 import torch
@@ -24,6 +25,8 @@ class MicroBatch(NamedTuple):
     epoch: int
     examples: Sequence[Example]
     following: Position
+    step_examples: int = 0
+    """How many examples the optimizer step has in all; 0 as long as it is not known which step this belongs to."""
 
 
 def epoch_batches(examples: Sequence[Example], seed: int, epoch: int, batch_size: int) -> list[list[Example]]:
@@ -54,3 +57,16 @@ def micro_batches(examples: Sequence[Example], seed: int, batch_size: int, posit
             following = Position(epoch + 1, 0) if last else Position(epoch, number + 1)
             yield MicroBatch(epoch, batches[number], following)
         epoch, start = epoch + 1, 0
+
+
+def step_share(stream: Iterator[MicroBatch], size: int, rank: int, world: int) -> Iterator[MicroBatch]:
+    """What one of `world` processes takes of the stream, in steps of `size` micro-batches for each of them.
+
+    A step is the stream's next `size * world` micro-batches, dealt out in turn; `following` is where the next step
+    begins. Every process knows the whole step, so that what it has in all needs no communication.
+    """
+    while True:
+        step = list(islice(stream, size * world))
+        examples = sum(len(batch.examples) for batch in step)
+        for batch in step[rank::world]:
+            yield batch._replace(following=step[-1].following, step_examples=examples)

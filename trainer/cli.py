@@ -6,17 +6,15 @@ import argparse
 import io
 import os
 import sys
-import traceback
 from collections.abc import Sequence
 from importlib import import_module
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from .errors import BadInput, RunFailed
+from .errors import BadInput
+from .exits import FAILED, OK, outcome
 from .schema import BASE_MODELS, read_json_file
 from .settings import RunSettings, parse_settings
-
-OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130
 
 _PROG = "python -m trainer"
 _EXIT_CODES = (
@@ -48,17 +46,13 @@ def main(argv: Sequence[str] | None = None) -> int:
         return getattr(import_module(f".{module}", __package__), function)(options)
     except SystemExit as leaving:
         return int(leaving.code or OK)
-    except KeyboardInterrupt:
-        return _complain("Interrupted.", INTERRUPTED)
-    except BadInput as error:
-        return _complain(f"error: {error}", BAD_INPUT)
-    except RunFailed as error:
-        return _complain(f"error: {error}", FAILED)
     except BrokenPipeError:
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
         return FAILED
-    except Exception as error:
-        return _complain(_explain(error), FAILED)
+    except (Exception, KeyboardInterrupt) as error:
+        message, code = outcome(error)
+        print(message, file=sys.stderr, flush=True)
+        return code
 
 
 def build_parser() -> argparse.ArgumentParser:
@@ -297,26 +291,6 @@ def _number(text: str, annotation: Any) -> str | int | float:
         return text
 
 
-def _complain(message: str, code: int) -> int:
-    print(message, file=sys.stderr, flush=True)
-    return code
-
-
-def _explain(error: Exception) -> str:
-    """What went wrong, for everything that is neither BadInput nor RunFailed."""
-    torch = sys.modules.get("torch")
-    if isinstance(error, MemoryError) or (torch and isinstance(error, torch.cuda.OutOfMemoryError)):
-        return (
-            "error: out of memory. What helps, best first: --gradient-checkpointing on, --offload phases, "
-            "--precision bf16, a smaller --resolution, a smaller batch_size."
-        )
-    if isinstance(error, OSError):
-        where = f": {error.filename}" if error.filename else ""
-        return f"error: {error.strerror or error}{where}"
-    trace = "".join(traceback.format_exception(error))
-    return f"{trace}\nThis is a fault of the trainer, not of your input. Please report it with the lines above."
-
-
 def _never_fail_to_print() -> None:
     """A console that lacks a character shows a question mark for it."""
     for stream in (sys.stdout, sys.stderr):
@@ -328,3 +302,5 @@ def _quiet_libraries() -> None:
     """Let the libraries tell of errors only, unless the person wants otherwise; read by them when imported."""
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
+    if "WORLD_SIZE" in os.environ:
+        os.environ.setdefault("TORCH_CPP_LOG_LEVEL", "ERROR")

@@ -8,11 +8,12 @@ import math
 from dataclasses import replace
 from pathlib import Path
 
-from .cli import INTERRUPTED, OK, model_options, option_of, read_settings
+from .cli import model_options, option_of, read_settings
 from .columns import guess_columns
 from .driver import consume, edit_command, load_dataset, load_model, run_training
 from .errors import BadInput
 from .events import Warning
+from .exits import INTERRUPTED, OK
 from .request import load_request
 from .resource import column_faults, parquet_columns
 from .schema import COLUMN_FIELDS, parse_request, read_json_file
@@ -21,13 +22,15 @@ from .terminal import Terminal
 
 def train(options: argparse.Namespace) -> int:
     """`train REQUEST.json`."""
-    settings = read_settings(options)
-    request, parquet = load_request(options.request)
-    model = model_options(options)
-    run_dir = options.out or Path("runs") / options.request.stem
-    with Terminal() as terminal:
+    from .distributed import joined
+
+    with joined() as ranks, Terminal(silent=not ranks.main) as terminal:
+        settings = read_settings(options)
+        request, parquet = load_request(options.request)
+        model = model_options(options)
+        run_dir = options.out or Path("runs") / options.request.stem
         finished = run_training(
-            terminal, request, parquet, settings, run_dir, options.cache, model, options.command_line
+            terminal, request, parquet, settings, run_dir, options.cache, model, options.command_line, ranks
         )
         if finished is None:
             return INTERRUPTED

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import hashlib
 import os
 from collections.abc import Generator, Iterator, Mapping
@@ -86,6 +87,13 @@ class EditDataset:
             first, end = np.searchsorted(rows, (block.first, block.first + block.rows))
             for row in rows[first:end].tolist():
                 yield _edit_row(block, row)
+
+    def share(self, rank: int, world: int) -> EditDataset:
+        """Every `world`-th example, from place `rank` on: what one of several processes takes. What is excluded from a
+        share stays in the whole."""
+        part = copy.copy(self)
+        part._rows = self._rows[rank::world]
+        return part
 
     def fetch(self, reference: ImageRef) -> bytes:
         """The encoded bytes of an image. Raises BadImage when they cannot be had."""

@@ -11,10 +11,11 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
-from .cli import INTERRUPTED, OK, read_settings
+from .cli import read_settings
 from .dataset import drain
 from .driver import check_folder, consume, edit_command, load_model, run_training
 from .events import Finished, Progress
+from .exits import INTERRUPTED, OK
 from .files import replacing, write_text
 from .request import load_request
 from .schema import FineTuneRequest, parse_request

@@ -12,16 +12,18 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, TypeVar
 
-from .cli import INTERRUPTED, MODEL_FILES
+from .cli import MODEL_FILES
 from .dataset import EditDataset, open_dataset
 from .downloads import Downloads
 from .errors import BadInput
 from .events import Event, Finished, Progress, RunControl, Started, Step
+from .exits import INTERRUPTED
 from .schema import COLUMN_FIELDS, FineTuneRequest
 from .settings import RunSettings
 from .terminal import Terminal
 
 if TYPE_CHECKING:
+    from .distributed import Ranks
     from .models.sources import EditModel
 
 Result = TypeVar("Result")
@@ -52,22 +54,29 @@ def run_training(
     cache_dir: Path | None,
     model_options: Mapping[str, Path],
     command_line: Sequence[str],
+    ranks: Ranks | None = None,
 ) -> Finished | None:
-    """Train and show it. None when Ctrl-C has stopped the run: what is saved, and how to go on, is said by then."""
+    """Train and show it. None when Ctrl-C has stopped the run: what is saved, and how to go on, is said by then.
+    `ranks` are the processes that train together, each calling this."""
+    from .distributed import Ranks
+
+    ranks = ranks or Ranks()
     check_folder(run_dir)
     columns = request.training_params.model_dump(include=set(COLUMN_FIELDS))
     cache_dir = cache_dir or run_dir.parent / CACHE_FOLDER
     downloads = Downloads(cache_dir / "downloads")
-    dataset = load_dataset(terminal, columns, parquet, settings.images_root, settings.bad_rows, downloads)
+    with ranks.main_first():
+        dataset = load_dataset(terminal, columns, parquet, settings.images_root, settings.bad_rows, downloads)
     terminal.line(str(dataset.report))
     terminal.line(f"Loading {request.base_model} ...")
-    model = load_model(request.base_model, model_options, settings.conditioning)
+    with ranks.main_first():
+        model = load_model(request.base_model, model_options, settings.conditioning)
     from .loop import train
 
-    control = RunControl()
+    control = ranks.asked
     step = 0
-    training = train(request, dataset, model, settings, run_dir=run_dir, cache_dir=cache_dir, control=control)
-    with _stopping_on_interrupt(control), closing(training):
+    training = train(request, dataset, model, settings, run_dir=run_dir, cache_dir=cache_dir, ranks=ranks)
+    with _stopping_on_interrupt(control, ranks.main), closing(training):
         for event in training:
             terminal.show(event)
             if isinstance(event, Started):
@@ -76,11 +85,13 @@ def run_training(
                 step = event.step
             if isinstance(event, Finished) and not event.stopped:
                 return event
-            if control.stopping and isinstance(event, Progress) and event.phase not in ("training", "saving"):
+            at_once = control.stopping and ranks.main and not ranks.sharded and not ranks.terminated
+            if at_once and isinstance(event, Progress) and event.phase not in ("training", "saving"):
                 break
     steps = request.training_params.steps
     done = f"after step {step} of {steps}, which is saved" if step else "before the first step was done"
-    terminal.line(f"Stopped {done}. To go on:\n  {_quoted(command_line)}")
+    again = " start the same command again." if ranks.world > 1 else f"\n  {_quoted(command_line)}"
+    terminal.line(f"Stopped {done}. To go on:{again}")
     return None
 
 
@@ -136,15 +147,16 @@ def _hide_library_bars() -> None:
 
 
 @contextmanager
-def _stopping_on_interrupt(control: RunControl) -> Iterator[None]:
-    """Inside, the first Ctrl-C asks the run to stop and save, and a second one leaves at once."""
+def _stopping_on_interrupt(control: RunControl, spoken: bool) -> Iterator[None]:
+    """Inside, the first Ctrl-C asks the run to stop and save (`spoken`: and says so), a second one leaves at once."""
 
     def interrupted(number: int, frame: FrameType | None) -> None:
         if control.stopping:
             os._exit(INTERRUPTED)
         control.stop()
         # Not print(): the signal may have come in the middle of one.
-        os.write(2, b"\nStopping after this step, and saving. Ctrl-C again leaves at once, without saving.\n")
+        if spoken:
+            os.write(2, b"\nStopping after this step, and saving. Ctrl-C again leaves at once, without saving.\n")
 
     before = signal.signal(signal.SIGINT, interrupted)
     try:

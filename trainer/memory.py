@@ -7,18 +7,17 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .errors import BadInput
 from .models.quantized_linear import set_integer_products
 from .placement import Placement
 from .plan import Plan
+from .planning import full_fine_tune_bytes
+from .settings import RunSettings
 
 if TYPE_CHECKING:
     from .models.sources import EditModel
 
 FULL_SIZE_PARAMETERS = 1_000_000_000
 """A full fine-tune of fewer weights needs no word."""
-FULL_FINE_TUNE_BYTES = 16
-"""For each weight: itself, its gradient and AdamW's two moments, all in float32."""
 HEADROOM_BYTES = 6 * 2**30
 """Device memory left for activations when all parts are kept on the device."""
 
@@ -30,22 +29,19 @@ def default_device() -> torch.device:
     return torch.accelerator.current_accelerator() if available else torch.device("cpu")
 
 
-def full_fine_tune_need(parameters: int, device: torch.device) -> str | None:
-    """What a full fine-tune of this many weights takes, for the person to read; None where it is little.
-
-    Raises BadInput when the device's memory can never hold it.
-    """
-    gigabytes = parameters * FULL_FINE_TUNE_BYTES / 1e9
+def full_fine_tune_need(model: EditModel, settings: RunSettings, devices: int = 1) -> str | None:
+    """What a full fine-tune of this model, shared out over `devices`, takes, for the person to read; None where it is
+    little."""
+    parameters = model.transformer_parameters()
     if parameters < FULL_SIZE_PARAMETERS:
         return None
-    need = (
-        f"A full fine-tune trains all {parameters / 1e9:.1f} billion weights: about {gigabytes:.0f} GB on the device "
-        f"(weights {gigabytes / 4:.0f}, gradients {gigabytes / 4:.0f}, AdamW {gigabytes / 2:.0f}), and more for "
-        f"activations; the saved file takes {parameters * 2 / 1e9:.0f} GB in bf16."
+    gigabytes = parameters * full_fine_tune_bytes(settings.optimizer) / 1e9
+    where = "on the device" if devices == 1 else f"shared out over {devices} devices"
+    return (
+        f"A full fine-tune trains all {parameters / 1e9:.1f} billion weights: about {gigabytes:.0f} GB {where} for "
+        f"weights, gradients and {settings.optimizer}'s state, and more for activations; the saved file takes "
+        f"{parameters * 2 / 1e9:.0f} GB in bf16."
     )
-    if device.type == "cuda" and (total := torch.cuda.mem_get_info(device)[1] / 1e9) < gigabytes:
-        raise BadInput(f"use_lora: {need} This card has {total:.0f} GB. Set use_lora to true.")
-    return need
 
 
 class Parts:
@@ -55,10 +51,11 @@ class Parts:
     them stay while the device's free memory allows.
     """
 
-    def __init__(self, model: EditModel, device: torch.device, plan: Plan) -> None:
+    def __init__(self, model: EditModel, device: torch.device, plan: Plan, in_parts: bool = False) -> None:
         self.model = model
         self.device = device
         self.plan = plan
+        self.in_parts = in_parts
         self.dtype = plan.dtype
         self._loaded: dict[str, Any] = {}
         self._on_device: set[str] = set()
@@ -93,7 +90,7 @@ class Parts:
     def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> Placement:
         transformer = self.model.load_transformer(device, dtype, self.plan.precision)
         set_integer_products(transformer, self.plan.integer_products)
-        return Placement(transformer, self.model.family, self.plan, self.device)
+        return Placement(transformer, self.model.family, self.plan, self.device, self.in_parts)
 
     def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any]) -> Any:
         if name not in self._loaded:

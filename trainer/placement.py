@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
 from typing import TYPE_CHECKING, Any
@@ -13,6 +13,7 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from .models.blocks import blocks_of
 from .modulation import Modulated, Modulation
+from .sharding import shard_transformer
 from .streaming import Ring
 
 if TYPE_CHECKING:
@@ -30,9 +31,13 @@ class Placement:
     resident.
     """
 
-    def __init__(self, transformer: nn.Module, family: Family, plan: Plan, device: torch.device) -> None:
-        """`transformer` is on the CPU; what stays in host memory moves to buffers that the device copies from."""
+    def __init__(
+        self, transformer: nn.Module, family: Family, plan: Plan, device: torch.device, in_parts: bool = False
+    ) -> None:
+        """`transformer` is on the CPU; what stays in host memory moves to buffers that the device copies from. With
+        `in_parts` all of it stays there until `shard` is called."""
         self.transformer = transformer
+        self._waits = in_parts
         self.device = device
         self.modulation: Modulation | None = None
         self.ring: Ring | None = None
@@ -56,11 +61,19 @@ class Placement:
     def to(self, device: torch.device | str) -> None:
         """Move what is resident to the plan's device, or out of the way to the host. What was moved stays where it
         is, so that it may be called again after an adapter came in."""
+        if self._waits:
+            return
         if self.ring is not None and torch.device(device) == self.device:
             self.ring.take_slots()
         elif self.ring is not None:
             self.ring.release_slots()
         self.transformer._apply(lambda tensor: tensor if id(tensor) in self._hosted else tensor.to(device))
+
+    def shard(self, kept_whole: Iterable[nn.Parameter]) -> None:
+        """Share the weights out between the processes, block by block on their way to the device; see
+        `shard_transformer`."""
+        shard_transformer(self.transformer, self.device, kept_whole)
+        self._waits = False
 
     @property
     def device_bytes(self) -> int:

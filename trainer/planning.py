@@ -111,6 +111,12 @@ def computation_dtype(precision: Precision, card: Card) -> torch.dtype:
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
+def full_fine_tune_bytes(optimizer: str, dtype: torch.dtype = torch.bfloat16) -> int:
+    """For each weight when all are trained: itself, its gradient, and the optimizer's state. With adafactor the first
+    two are in the computation's `dtype`."""
+    return 2 * dtype.itemsize if optimizer == "adafactor" else TRAINED_BYTES[optimizer]
+
+
 def _check(params: TrainingParams, settings: RunSettings) -> None:
     faults = []
     if settings.offload == "blocks" and settings.gradient_checkpointing in ("off", "selective"):
@@ -212,15 +218,12 @@ class Needs:
         if not self.params.use_lora:
             resident, modulation = 0, 0
         optimizer = self.settings.optimizer
-        if self.params.use_lora or optimizer != "adafactor":
-            trained = self.trainable * TRAINED_BYTES[optimizer]
-        else:
-            trained = self.trainable * 2 * self.dtype.itemsize
+        each = TRAINED_BYTES[optimizer] if self.params.use_lora else full_fine_tune_bytes(optimizer, self.dtype)
         kept, work = self._activations(plan)
         parts = {
             "frozen weights": resident + modulation,
             "two blocks that come and go": 2 * max(streamed, default=0),
-            "trained weights, gradients, optimizer": trained,
+            "trained weights, gradients, optimizer": self.trainable * each,
             "kept for the backward pass": kept,
             "work of the largest block": work,
             "driver and gaps": 0 if self.card.is_cpu else RESERVE,

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -39,12 +39,16 @@ NOT_IN_FINGERPRINT = {
 the LoRA that training goes on from through its own."""
 
 
-def run_fingerprint(request: FineTuneRequest, settings: RunSettings, dataset: str, model: Sequence[str]) -> str:
+def run_fingerprint(
+    request: FineTuneRequest, settings: RunSettings, dataset: str, model: Sequence[str], world: int = 1
+) -> str:
     """Names a training's course: equal fingerprints, equal losses. `dataset` and `model` are the fingerprints of the
-    data and of the model's parts, the LoRA that training goes on from being one of them."""
+    data and of the model's parts, the LoRA that training goes on from being one of them. `world` processes that each
+    accumulate the request's gradients train as one does that accumulates all of theirs."""
+    params = request.training_params.model_dump(exclude=NOT_IN_FINGERPRINT["request"])
     course = {
         "base_model": request.base_model,
-        "request": request.training_params.model_dump(exclude=NOT_IN_FINGERPRINT["request"]),
+        "request": params | {"gradient_accumulation": params["gradient_accumulation"] * world},
         "settings": settings.model_dump(exclude=NOT_IN_FINGERPRINT["settings"]),
         "dataset": dataset,
         "model": list(model),
@@ -57,6 +61,8 @@ class RunFolder:
     """One run's folder."""
 
     path: Path
+    writes: bool = True
+    """Of the processes of a run only one writes; what the others are asked to write they leave out."""
 
     @property
     def checkpoints(self) -> Path:
@@ -93,6 +99,8 @@ class RunFolder:
 
     def begin(self, request: FineTuneRequest, settings: RunSettings, fingerprint: str) -> None:
         """Make the folder, or take it up again, for this request. Raises RunFailed when it cannot be written."""
+        if not self.writes:
+            return
         for folder in (self.path, self.checkpoints, self.samples):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
@@ -127,7 +135,8 @@ class RunFolder:
 
     def finish(self, step: int, weights: Path) -> None:
         """Note that all steps are done and where the exported weights are."""
-        write_json(self.path / "run.json", {**self.state(), "finished_step": step, "weights": weights.name})
+        if self.writes:
+            write_json(self.path / "run.json", {**self.state(), "finished_step": step, "weights": weights.name})
 
     def finished_weights(self, steps: int) -> Path | None:
         """The exported weights if exactly `steps` steps are done and they are still there."""
@@ -138,6 +147,8 @@ class RunFolder:
 
     def append_log(self, entry: dict[str, Any]) -> None:
         """Add one line to log.jsonl. Raises RunFailed when the disk refuses."""
+        if not self.writes:
+            return
         try:
             with self.log.open("a", encoding="utf-8") as file:
                 file.write(json.dumps(entry, ensure_ascii=False) + "\n")
@@ -146,9 +157,20 @@ class RunFolder:
 
     def cut_log(self, step: int) -> None:
         """Drop the log's lines after `step`, and a line that a crash cut short."""
+        if not self.writes:
+            return
         kept = [line for line in self._log_lines() if line["step"] <= step]
         with replacing(self.log) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+
+    def complete_log(self, entry: dict[str, Any]) -> None:
+        """Add a step's line where the process that was to write it did not live to do so."""
+        if not any(line["event"] == "step" and line["step"] == entry["step"] for line in self._log_lines()):
+            self.append_log(entry)
+
+    def for_writing(self) -> RunFolder:
+        """The folder for a process that takes over the writing."""
+        return replace(self, writes=True)
 
     def losses(self) -> list[tuple[int, float]]:
         """Step and loss of every step in the log."""

@@ -104,7 +104,8 @@ class Samples:
         return not all(self.run.sample_path(step, index).is_file() for index in range(len(self.prepared)))
 
     def draw(self, parts: Parts, step: int) -> Generator[Progress | Sample, None, None]:
-        """Draw all samples, save them, and tell of each."""
+        """Draw all samples, save them, and tell of each; only draw them where the run's folder is another process's to
+        write."""
         family, scheduler = self.encoder.family, parts.model.load_scheduler()
         drawn = []
         for sample in self.prepared:
@@ -124,6 +125,8 @@ class Samples:
                 placement=parts.placement(),
             )
             drawn.append(latents)
+        if not self.run.writes:
+            return
         for index, (sample, latents) in enumerate(zip(self.prepared, drawn, strict=True)):
             image = decode(family, parts.codec(), latents)
             path = self.run.sample_path(step, index)

@@ -48,6 +48,9 @@ class Batch:
     weights: torch.Tensor
     """Of the losses, float32 [B]."""
     following: Position
+    """Where the next step begins."""
+    step_examples: int = 0
+    """Examples of the optimizer step in all."""
 
 
 def collate(
@@ -80,6 +83,7 @@ def collate(
         sigmas=torch.cat(sigmas),
         weights=loss_weights(timestep_type, torch.cat(sigmas)),
         following=batch.following,
+        step_examples=batch.step_examples,
     )
     return _pinned(collated) if encoder.parts.device.type == "cuda" else collated
 
@@ -154,7 +158,7 @@ def _inputs(parts: Parts, batch: Batch, group: TextGroup) -> _Inputs:
     device, dtype = parts.device, parts.dtype
 
     def rows_of(tensor: torch.Tensor) -> torch.Tensor:
-        chosen = tensor if len(batch.texts) == 1 else tensor[group.rows]
+        chosen = tensor if len(group.rows) == len(batch.examples) else tensor[group.rows]
         return chosen.to(device, non_blocking=True)
 
     clean, noise, sigmas = rows_of(batch.clean.tokens).float(), rows_of(batch.noise), rows_of(batch.sigmas)
@@ -176,3 +180,9 @@ def _velocity(parts: Parts, inputs: _Inputs, guidance: float) -> torch.Tensor:
 
 def _autocast(parts: Parts) -> torch.autocast:
     return torch.autocast(parts.device.type, parts.dtype, enabled=parts.dtype != torch.float32)
+
+
+def idle_batch(batch: Batch, passes: int) -> Batch:
+    """A batch whose `passes` forward and backward passes give a loss and gradients of 0: for a process that has to keep
+    step with others that have more passes to do."""
+    return replace(batch, texts=batch.texts[:1] * passes, weights=torch.zeros_like(batch.weights))

@@ -63,10 +63,14 @@ class Terminal:
     """Shows events. Lines go to stdout; the bar, where stderr is a terminal, to stderr.
 
     `quiet_seconds`: without a terminal, the least time between two lines that only say how far a phase has come.
+    `silent`: nothing is shown.
     """
 
-    def __init__(self, *, quiet_seconds: float = 15.0, clock: Callable[[], float] = time.monotonic) -> None:
+    def __init__(
+        self, *, quiet_seconds: float = 15.0, clock: Callable[[], float] = time.monotonic, silent: bool = False
+    ) -> None:
         self._bar: tqdm[Any] | None = None
+        self._silent = silent
         self._has_bar = sys.stderr.isatty()
         self._phase = ""
         self._pace = Pace()
@@ -84,12 +88,16 @@ class Terminal:
 
     def line(self, text: str) -> None:
         """Print a line above the bar."""
+        if self._silent:
+            return
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
         self._said = self._clock()
 
     def show(self, event: Event) -> None:
         """Show one event."""
+        if self._silent:
+            return
         match event:
             case Started():
                 self._start(event)

@@ -9,6 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
+from .distributed import Ranks
 from .flow import example_generator
 from .init_lora import read_init_lora
 from .lora import LoraAdapter
@@ -38,9 +39,9 @@ class Trainee(Protocol):
         ...
 
 
-def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings) -> Trainee:
+def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings, ranks: Ranks | None = None) -> Trainee:
     """Make the transformer ready for training: frozen with a LoRA, fresh or from a file, or all of it trainable in
-    place."""
+    place. Of a full fine-tune by several processes each holds a part of every tensor."""
     transformer = parts.transformer()
     if params.use_lora:
         assert not (parts.plan.modulation_on_host and settings.lora_targets == "all-linear"), "modulation is trained"
@@ -59,5 +60,10 @@ def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings) -
     recompute_blocks(transformer, parts.plan)
     if parts.plan.compile:
         compile_blocks(transformer)
+    if ranks is not None and ranks.sharded:
+        parts.placement().shard(kept_whole=trainee.parameters.values() if params.use_lora else ())
     parts.placement().to(parts.device)
+    if ranks is not None and ranks.sharded and isinstance(trainee, FullTransformer):
+        trainee.parameters = dict(transformer.named_parameters())
+        trainee.writes = ranks.main
     return trainee

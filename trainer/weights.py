@@ -13,6 +13,7 @@ from .errors import BadInput
 from .files import remove, replacing, write_tensors
 from .models.layout import Layout, to_stored
 from .models.quantized_linear import dequantize_layers
+from .sharding import whole
 
 if TYPE_CHECKING:
     from diffusers import ModelMixin
@@ -33,12 +34,16 @@ class FullTransformer:
         self.transformer = transformer
         self.layout = layout
         self.with_folder = with_folder
+        self.writes = True
+        """Of several processes that share the weights out, `export` is called by all and written by one."""
         self.parameters: dict[str, torch.nn.Parameter] = dict(transformer.named_parameters())
 
     def export(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Write the whole transformer as ComfyUI's single files hold it, and where that is wanted as diffusers loads
         it, in `<path without ending>/transformer`. Raises RunFailed when the disk refuses."""
-        state = {name: parameter.detach().to("cpu", dtype) for name, parameter in self.parameters.items()}
+        state = {name: whole(parameter.detach()).to("cpu", dtype) for name, parameter in self.parameters.items()}
+        if not self.writes:
+            return
         if self.with_folder:
             self._export_folder(path.with_suffix(""), state)
         write_tensors(path, dict(to_stored(self.layout, state)), metadata)
