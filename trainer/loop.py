@@ -87,9 +87,11 @@ def train(
         raise BadInput(f"optimizer: a full fine-tune by several processes uses adamw, not {settings.optimizer}.")
     if not request.training_params.use_lora and (need := full_fine_tune_need(model, settings, ranks.world)):
         yield Warning(message=need)
-    plan = make_plan(model, request.training_params, settings, ranks.card(device))
+    # What was begun in one precision goes on in it, however much memory is free now.
+    held = {"precision": run.state().get("precision", "auto")} if settings.precision == "auto" else {}
+    plan = make_plan(model, request.training_params, settings.model_copy(update=held), ranks.card(device))
     yield Planned(line=plan.line())
-    run.begin(request, settings, fingerprint)
+    run.begin(request, settings, fingerprint, plan.precision)
     cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
     parts = Parts(model, device, plan, in_parts=ranks.sharded)
     training = Training(request, dataset, settings, run, parts, cache, ranks)

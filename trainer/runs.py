@@ -77,7 +77,7 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     def state(self) -> dict[str, Any]:
-        """What run.json says: fingerprint, finished_step, weights; empty for a folder that is no run yet."""
+        """What run.json says: fingerprint, precision, finished_step, weights; empty for a folder that is no run yet."""
         try:
             state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
             return state if "fingerprint" in state else {}
@@ -97,8 +97,9 @@ class RunFolder:
             return False
         return self.finished_weights(steps) is not None or last_step(self.checkpoints) <= steps
 
-    def begin(self, request: FineTuneRequest, settings: RunSettings, fingerprint: str) -> None:
-        """Make the folder, or take it up again, for this request. Raises RunFailed when it cannot be written."""
+    def begin(self, request: FineTuneRequest, settings: RunSettings, fingerprint: str, precision: str) -> None:
+        """Make the folder, or take it up again, for this request, its base held in this precision. Raises RunFailed
+        when it cannot be written."""
         if not self.writes:
             return
         for folder in (self.path, self.checkpoints, self.samples):
@@ -109,7 +110,7 @@ class RunFolder:
             remove_unfinished(folder)
         write_json(self.path / "request.json", request.model_dump())
         write_json(self.path / "settings.json", settings.model_dump())
-        write_json(self.path / "run.json", {**self.state(), "fingerprint": fingerprint})
+        write_json(self.path / "run.json", {**self.state(), "fingerprint": fingerprint, "precision": precision})
 
     def control_path(self, index: int) -> Path:
         """Where a sample's control image is saved."""

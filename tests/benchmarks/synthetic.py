@@ -95,4 +95,4 @@ def random_batches(family: Family, config: Mapping[str, Any], shape: StepShape) 
 
 
 def _drawn(pool: torch.Tensor, shape: torch.Size) -> torch.Tensor:
-    return pool.repeat(ceil(shape.numel() / POOL))[: shape.numel()].view(shape)
+    return pool.repeat(ceil(shape.numel() / POOL))[: shape.numel()].view(shape).clone()

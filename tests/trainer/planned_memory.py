@@ -27,7 +27,7 @@ CPU = torch.device("cpu")
 
 
 def main() -> None:
-    settings = RunSettings(resolution=512, control_resolution="target", **json.loads(sys.argv[1]))
+    settings = RunSettings(resolution=384, control_resolution="target", **json.loads(sys.argv[1]))
     params = TrainingParams(caption_column="c", control_image_column="b", image_column="a")
     model = random_model(
         "black-forest-labs/FLUX.1-Kontext-dev", num_layers=2, num_single_layers=4, num_attention_heads=6

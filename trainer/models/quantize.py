@@ -18,18 +18,28 @@ QUANTIZED = ("int8", "fp8", "nf4")
 
 def quantize(weight: torch.Tensor, precision: Precision) -> QuantizedWeight:
     """A plain weight [out, in] in one of the `QUANTIZED` precisions: int8 and fp8 (e4m3) with a scale for each row,
-    which maps its largest number to the largest code; nf4 in blocks of 64. Raises BadInput for nf4 without
-    bitsandbytes."""
-    if precision == "nf4":
-        functional = bitsandbytes("precision nf4").functional
-        codes, state = functional.quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
-        return QuantizedWeight(codes.reshape(len(weight), -1), state.absmax, Quantization("nf4"))
+    which maps its largest number to the largest code; nf4 in blocks of 64. Done on the CUDA device where there is one,
+    the result is where the weight was. Raises BadInput for nf4 without bitsandbytes."""
+    home = weight.device
+    if torch.cuda.is_available():
+        weight = weight.to("cuda", non_blocking=True)
+    codes, scale, quantization = _nf4(weight) if precision == "nf4" else _by_rows(weight, precision)
+    return QuantizedWeight(codes.to(home), scale.to(home), quantization)
+
+
+def _nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Quantization]:
+    functional = bitsandbytes("precision nf4").functional
+    codes, state = functional.quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
+    return codes.reshape(len(weight), -1), state.absmax, Quantization("nf4")
+
+
+def _by_rows(weight: torch.Tensor, precision: Precision) -> tuple[torch.Tensor, torch.Tensor, Quantization]:
     kind = torch.int8 if precision == "int8" else torch.float8_e4m3fn
     limit = 127 if precision == "int8" else torch.finfo(kind).max
     scale = (weight.abs().amax(1, keepdim=True).float() / limit).clamp(min=torch.finfo(torch.float32).tiny)
     numbers = weight / scale
     codes = (numbers.round_() if precision == "int8" else numbers).to(kind)
-    return QuantizedWeight(codes, scale, Quantization("int8_tensorwise" if precision == "int8" else "float8_e4m3fn"))
+    return codes, scale, Quantization("int8_tensorwise" if precision == "int8" else "float8_e4m3fn")
 
 
 def large_weights(transformer: nn.Module) -> set[str]:
