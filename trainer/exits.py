@@ -26,8 +26,8 @@ def _explain(error: BaseException) -> str:
     torch = sys.modules.get("torch")
     if isinstance(error, MemoryError) or (torch and isinstance(error, torch.cuda.OutOfMemoryError)):
         return (
-            "error: out of memory. What helps, best first: --gradient-checkpointing on, --offload phases, "
-            "--precision bf16, a smaller --resolution, a smaller batch_size."
+            "error: out of memory. What helps, best first: --offload blocks, --precision int8, a smaller --resolution, "
+            "a smaller batch_size."
         )
     if isinstance(error, OSError):
         where = f": {error.filename}" if error.filename else ""

@@ -18,10 +18,10 @@ from .errors import BadInput, RunFailed
 from .events import Event, Finished, Planned, Progress, RunControl, Started, Step, Warning
 from .heartbeat import RankLost
 from .init_lora import check_init_lora, init_lora_fingerprint
+from .joint_plan import joint_plan
 from .memory import Parts, full_fine_tune_need
 from .metadata import export_metadata
 from .optim import build_optimizer, check_optimizer, learning_rate_at
-from .planning import make_plan
 from .runs import RunFolder, open_run_folder, run_fingerprint
 from .schema import FineTuneRequest
 from .settings import RunSettings
@@ -37,8 +37,8 @@ if TYPE_CHECKING:
 
 OUT_OF_MEMORY = (
     "The device's memory is full. Lower batch_size (and raise gradient_accumulation instead), resolution or the sample "
-    "size, set gradient_checkpointing to on and offload to phases, or close other programs that use the device. The "
-    "last finished step is saved; the same request goes on from there."
+    "size, set offload to blocks, or close other programs that use the device. The last finished step is saved; the "
+    "same request goes on from there."
 )
 
 
@@ -89,7 +89,7 @@ def train(
         yield Warning(message=need)
     # What was begun in one precision goes on in it, however much memory is free now.
     held = {"precision": run.state().get("precision", "auto")} if settings.precision == "auto" else {}
-    plan = make_plan(model, request.training_params, settings.model_copy(update=held), ranks.card(device))
+    plan = joint_plan(model, request.training_params, settings.model_copy(update=held), ranks, device)
     yield Planned(line=plan.line())
     run.begin(request, settings, fingerprint, plan.precision)
     cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
