@@ -38,7 +38,8 @@ def bare_step(parts, batch, optimizer) -> float:
     noisy = PackedLatents((1 - sigmas) * clean + sigmas * batch.noise, batch.clean.grid)
     target = batch.noise - clean
     begun = time.perf_counter()
-    velocity = parts.model.family.predict(parts.transformer(), noisy, batch.controls, batch.text, batch.sigmas, 1.0)
+    family, text = parts.model.family, batch.texts[0].text
+    velocity = family.predict(parts.transformer(), noisy, batch.controls, text, batch.sigmas, 1.0)
     ((velocity - target) ** 2).mean().backward()
     optimizer.step()
     optimizer.zero_grad()
