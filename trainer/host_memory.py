@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
+from contextlib import suppress
 
 import torch
 
@@ -63,8 +64,13 @@ def _lock_pages(owner: object, pages: torch.Tensor) -> None:
     """Lock a buffer's pages while `owner` lives. torch's own page-locked memory comes in powers of two. Where the
     system locks no more, the memory stays as it is: right, but slower to copy from."""
     address, size = pages.data_ptr(), pages.numel()
-    if size and int(torch.cuda.cudart().cudaHostRegister(address, size, 0)) == 0:
+    if not size:
+        return
+    if int(torch.cuda.cudart().cudaHostRegister(address, size, 0)) == 0:
         weakref.finalize(owner, _unlock_pages, address)
+        return
+    with suppress(RuntimeError):
+        torch.zeros(1, device="cuda").add_(1)  # CUDA hands the refusal to the next kernel that is launched.
 
 
 def _unlock_pages(address: int) -> None:
