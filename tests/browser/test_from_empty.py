@@ -24,6 +24,14 @@ def test_the_first_workflow_from_the_templates_browser(page: Page, server: Serve
     dialog.get_by_text(re.compile(WORKFLOW.replace("_", "[ _]"), re.IGNORECASE)).first.click()
     until(lambda: page.evaluate("() => app.graph.nodes.some((node) => node.type === 'EditTrainerTrain')"), 60)
     look_at(page, "EditTrainerTrain")
+    # Both renderers share a server, where a run of the same name would be found finished.
+    page.evaluate(
+        """(name) => {
+          const node = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
+          node.widgets.find((widget) => widget.name === 'run_name').value = name
+        }""",
+        f"first-{renderer}",
+    )
     expect(page.get_by_test_id("queue-button")).to_be_visible()
     page.get_by_test_id("queue-button").click()
     seen = {until(lambda: (shown := panel(page))["state"] == "running" and shown["phase"])}
