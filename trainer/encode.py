@@ -18,7 +18,7 @@ from .events import Progress, RunControl
 from .images import EncodedImage, decode_image
 from .latents import LatentBatches, Preparation, PreparedImage
 from .models.family import Size
-from .prefetch import WorkBehind, prefetched
+from .prefetch import WorkBehind, in_turns, prefetched
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -113,8 +113,10 @@ class Encoder:
         examples: list[Example] = []
         bad: dict[int, tuple[str, str]] = {}
         preparation = Preparation(self.cache)
+        # On the CPU threads that decode would only hold up those that encode; from a server they mostly wait.
+        ahead = in_turns if self.parts.device.type == "cpu" and not _is_remote(dataset) else prefetched
         threads = _threads(dataset, self.rows_ahead)
-        reading = prefetched(dataset, lambda row: self._read(dataset, row, preparation), self.rows_ahead, threads)
+        reading = ahead(dataset, lambda row: self._read(dataset, row, preparation), self.rows_ahead, threads)
         with LatentBatches(self.parts, self.cache, preparation.forget) as batches, closing(reading) as rows:
             for done, read in enumerate(rows, 1):
                 if control.stopping:
@@ -225,9 +227,13 @@ class Encoder:
 
 def _threads(dataset: EditDataset, ahead: int) -> int:
     """As many as there are processors; where images come from servers, they mostly wait."""
+    return min(MOST_THREADS, ahead, MOST_THREADS if _is_remote(dataset) else max(2, os.cpu_count() or 1))
+
+
+def _is_remote(dataset: EditDataset) -> bool:
+    """Whether its images come from servers, by the first row."""
     first = dataset[0]
-    remote = any(reference.kind == "url" for reference in (*first.controls, first.target))
-    return min(MOST_THREADS, ahead, MOST_THREADS if remote else max(2, os.cpu_count() or 1))
+    return any(reference.kind == "url" for reference in (*first.controls, first.target))
 
 
 class Texts:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
+from itertools import islice
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -30,6 +31,15 @@ def prefetched(
         finally:
             for future in waiting:
                 future.cancel()
+
+
+def in_turns(
+    items: Iterable[T], prepare: Callable[[T], R], ahead: int = 2, threads: int = 1
+) -> Generator[R, None, None]:
+    """The same, but nothing is computed while an item is worked on: `ahead` items are, whenever there are none left."""
+    iterator = iter(items)
+    while block := list(islice(iterator, ahead)):
+        yield from list(prefetched(block, prepare, ahead, threads))
 
 
 class WorkBehind:
