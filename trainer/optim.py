@@ -7,7 +7,7 @@ from collections.abc import Mapping
 
 import torch
 
-from .errors import BadInput
+from .models.quantize import bitsandbytes
 from .rounding import RoundedAdafactor
 from .settings import RunSettings
 
@@ -25,7 +25,7 @@ def build_optimizer(
             return torch.optim.Adafactor(parameters.values(), **options)
         return RoundedAdafactor(parameters.values(), settings.seed, **options)
     if settings.optimizer == "adamw8bit":
-        return _bitsandbytes().optim.AdamW8bit(parameters.values(), **options)
+        return bitsandbytes('optimizer "adamw8bit"').optim.AdamW8bit(parameters.values(), **options)
     fused = all(parameter.device.type == "cuda" for parameter in parameters.values())
     return torch.optim.AdamW(parameters.values(), fused=fused or None, **options)
 
@@ -33,18 +33,7 @@ def build_optimizer(
 def check_optimizer(settings: RunSettings) -> None:
     """Raises BadInput when the optimizer needs a package that is not there. Loads nothing but that."""
     if settings.optimizer == "adamw8bit":
-        _bitsandbytes()
-
-
-def _bitsandbytes():
-    try:
-        import bitsandbytes
-    except ImportError as error:
-        raise BadInput(
-            'optimizer: "adamw8bit" needs bitsandbytes, which is not there: `python -m pip install bitsandbytes`, or '
-            'choose "adamw".'
-        ) from error
-    return bitsandbytes
+        bitsandbytes('optimizer "adamw8bit"')
 
 
 def learning_rate_at(step: int, steps: int, peak: float, settings: RunSettings) -> float:
