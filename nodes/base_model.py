@@ -6,10 +6,9 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ..trainer.errors import BadInput
 from ..trainer.schema import BASE_MODELS
 from .host import readable_errors
-from .model_files import AUTO, open_choice, state_of, transformer_options
+from .model_files import AUTO, check_connected, open_choice, state_of, transformer_options
 from .types import EditModel
 
 if TYPE_CHECKING:
@@ -63,14 +62,10 @@ class BaseModel(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..trainer.models import family_class
 
-        if (clip is None) != (vae is None):
-            missing, there = ("clip", "vae") if clip is None else ("vae", "clip")
-            raise BadInput(f"{missing}: is not connected, but {there} is; connect both or neither.")
-        if base_model.startswith("tiny/") and (clip is not None or transformer != AUTO):
-            raise BadInput(f'{base_model} has parts of its own: choose transformer "{AUTO}", disconnect clip and vae.')
+        connected = check_connected(base_model, transformer, clip is not None, vae is not None)
         ports = None
-        if clip is not None:
+        if connected:
             from .ports import connect
 
             ports = connect(family_class(base_model).name, clip, vae)
-        return io.NodeOutput(open_choice(base_model, transformer, ports))
+        return io.NodeOutput(open_choice(base_model, transformer, connected, ports))

@@ -36,11 +36,22 @@ def state_of(choice: str) -> str:
     return "\n".join(states)
 
 
-def open_choice(base_model: str, choice: str, ports: Ports | None) -> EditModel:
+def check_connected(base_model: str, choice: str, clip: bool, vae: bool) -> bool:
+    """Whether both clip and vae are connected. Raises BadInput where only one is, or where the model takes none."""
+    if clip != vae:
+        missing, there = ("vae", "clip") if clip else ("clip", "vae")
+        raise BadInput(f"{missing}: is not connected, but {there} is; connect both or neither.")
+    if base_model.startswith("tiny/") and (clip or choice != AUTO):
+        raise BadInput(f'{base_model} has parts of its own: choose transformer "{AUTO}", disconnect clip and vae.')
+    return clip
+
+
+def open_choice(base_model: str, choice: str, connected: bool, ports: Ports | None = None) -> EditModel:
     """The base model with the chosen transformer.
 
-    auto: models/diffusers, then the Hugging Face cache; with `ports` then a file of models/diffusion_models that is
-    surely this model's; then the Hugging Face hub. Raises BadInput for a choice that is not there or another model's.
+    auto: models/diffusers, then the Hugging Face cache; where clip and vae are `connected` then a file of
+    models/diffusion_models that is surely this model's; then the Hugging Face hub. Without their `ports` it can be
+    described, not trained. Raises BadInput for a choice that is not there or another model's.
     """
     from ..trainer.models import family_class, open_model
     from ..trainer.models.sources import ModelFiles
@@ -48,7 +59,7 @@ def open_choice(base_model: str, choice: str, ports: Ports | None) -> EditModel:
     pipeline = family_class(base_model).pipeline_class
     if choice == AUTO:
         folder = _folder_of(base_model, pipeline)
-        if folder is None and ports is not None and not _in_hub_cache(base_model):
+        if folder is None and connected and not _in_hub_cache(base_model):
             found = _sure_file(base_model, ports)
             if found is not None:
                 return found
@@ -119,7 +130,7 @@ def _in_hub_cache(base_model: str) -> bool:
     return all((folder / shard).is_file() for shard in shards)
 
 
-def _sure_file(base_model: str, ports: Ports) -> EditModel | None:
+def _sure_file(base_model: str, ports: Ports | None) -> EditModel | None:
     """The base model from the first file that fits and gives no reason to doubt it."""
     from ..trainer.models import open_model
     from ..trainer.models.sources import ModelFiles

@@ -19,13 +19,15 @@ DOWNLOAD_GB = {"black-forest-labs/FLUX.1-Kontext-dev": 34, "Qwen/Qwen-Image-Edit
 """What the hub's folders hold, about."""
 
 
-def describe(model: EditModel) -> list[str]:
-    """A line each: the weights and where they are, single files that take their place, the device, and how a LoRA
-    would be trained there with everything else left as it is."""
+def describe(model: EditModel, connected: bool) -> list[str]:
+    """A line each: the weights and where they are, single files that take their place, clip and vae where they are
+    connected, the device, and how a LoRA would be trained there with everything else left as it is."""
     files = {name: path for part in ("transformer", "vae", "text") for name, path in model.files.of(part).items()}
+    ports = ["texts and pictures are encoded by the clip and the vae that are connected"] if connected else []
     return [
-        _weights(model),
+        *([] if connected and files else [_weights(model, connected)]),
         *(f"{name}: {_file(path)}" for name, path in files.items()),
+        *ports,
         device_line(),
         plan_line(model),
     ]
@@ -41,7 +43,7 @@ def plan_line(model: EditModel) -> str:
         return str(error)
 
 
-def _weights(model: EditModel) -> str:
+def _weights(model: EditModel, connected: bool) -> str:
     if model.folder is not None:
         size = sum(path.stat().st_size for path in model.folder.rglob("*.safetensors"))
         where = "part of the pack" if model.folder.is_relative_to(EMBEDDED) else str(model.folder)
@@ -49,10 +51,11 @@ def _weights(model: EditModel) -> str:
     cached = try_to_load_from_cache(model.base_model, "model_index.json")
     if isinstance(cached, str):
         return "in the Hugging Face cache of this machine"
-    return (
-        f"downloaded from the Hugging Face hub on first use, about {DOWNLOAD_GB[model.base_model]} GB; with clip and "
-        "vae connected, a file of models/diffusion_models that is surely this model's is taken instead"
-    )
+    if connected:
+        instead = "no file of models/diffusion_models is surely this model's; one can be chosen under transformer"
+    else:
+        instead = "with clip and vae connected, a file of models/diffusion_models that is surely this model's is taken"
+    return f"downloaded from the Hugging Face hub on first use, about {DOWNLOAD_GB[model.base_model]} GB; {instead}"
 
 
 def _file(path: Path) -> str:

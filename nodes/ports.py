@@ -98,10 +98,6 @@ class ComfyTextEncoder:
 class ComfyCodec:
     """An ImageCodec that is a VAE: VAEEncode and VAEDecode."""
 
-    batches = False
-    """ComfyUI takes several apart by the memory that is free at the moment, or for frames: latents would differ from
-    one run to the next."""
-
     def __init__(self, vae: VAE) -> None:
         self.vae = vae
         self.module: torch.nn.Module = vae.first_stage_model
@@ -123,6 +119,10 @@ class ComfyCodec:
             images = self.vae.decode(latents.unsqueeze(2) if self.vae.latent_dim == 3 else latents)
             images = images.squeeze(1) if images.ndim == 5 else images
             return _trainable(2 * images.movedim(-1, 1) - 1)
+
+    def for_batches(self) -> None:
+        """ComfyUI takes several apart by the memory that is free at the moment, or for frames: latents would differ
+        from one run to the next."""
 
     def to(self, device: torch.device | str) -> None:
         _leave(self.vae.patcher, device)

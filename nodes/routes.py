@@ -112,10 +112,12 @@ async def first_rows(request: web.Request) -> web.Response:
 
 
 async def base_model(request: web.Request) -> web.Response:
-    """`?base_model=&transformer=`: what will be loaded from where, as `{"lines": […]}`, or `{"error": …}`."""
+    """`?base_model=&transformer=&connected=`: what will be loaded from where, as `{"lines": […]}`, or `{"error": …}`.
+    `connected` has the names of those of clip and vae that are."""
     choice = request.query.get("base_model", ""), request.query.get("transformer", AUTO)
+    connected = request.query.getall("connected", [])
     try:
-        return web.json_response({"lines": await asyncio.to_thread(_base_model, *choice)})
+        return web.json_response({"lines": await asyncio.to_thread(_base_model, *choice, connected)})
     except BadInput as error:
         return web.json_response({"error": str(error)})
 
@@ -202,11 +204,12 @@ def _columns(resource: str) -> dict[str, Any]:
     }
 
 
-def _base_model(name: str, transformer: str) -> list[str]:
-    from .model_files import open_choice
+def _base_model(name: str, transformer: str, connected: list[str]) -> list[str]:
+    from .model_files import check_connected, open_choice
     from .model_info import describe
 
-    return describe(open_choice(name, transformer, None))
+    both = check_connected(name, transformer, "clip" in connected, "vae" in connected)
+    return describe(open_choice(name, transformer, both), both)
 
 
 def _first_rows(resource: str, images_root: str, names: list[str]) -> dict[str, list[str | None]]:

@@ -18,7 +18,7 @@ from .events import Progress, RunControl
 from .images import EncodedImage, decode_image
 from .latents import LatentBatches, Preparation, PreparedImage
 from .models.family import Size
-from .prefetch import WorkBehind, in_turns, prefetched
+from .prefetch import WorkBehind, prefetched
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -113,10 +113,8 @@ class Encoder:
         examples: list[Example] = []
         bad: dict[int, tuple[str, str]] = {}
         preparation = Preparation(self.cache)
-        # On the CPU threads that decode would only hold up those that encode; from a server they mostly wait.
-        ahead = in_turns if self.parts.device.type == "cpu" and not _is_remote(dataset) else prefetched
         threads = _threads(dataset, self.rows_ahead)
-        reading = ahead(dataset, lambda row: self._read(dataset, row, preparation), self.rows_ahead, threads)
+        reading = prefetched(dataset, lambda row: self._read(dataset, row, preparation), self.rows_ahead, threads)
         with LatentBatches(self.parts, self.cache, preparation.forget) as batches, closing(reading) as rows:
             for done, read in enumerate(rows, 1):
                 if control.stopping:

@@ -1,4 +1,4 @@
-"""From prepared pictures to cached latents: encoded in batches of one size, written to the cache by a thread."""
+"""From prepared pictures to cached latents: in batches of one size on an accelerator, side by side on the CPU."""
 
 from __future__ import annotations
 
@@ -6,13 +6,14 @@ import threading
 from collections.abc import Callable
 from concurrent.futures import Future
 from dataclasses import dataclass
+from functools import cached_property, partial
 from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
 from .cache import TensorCache
 from .events import RunControl
-from .models.family import Size
+from .models.family import ImageCodec, Size
 from .prefetch import WorkBehind
 
 if TYPE_CHECKING:
@@ -23,6 +24,8 @@ BATCH_PIXELS = 2**20
 BATCH_IMAGES = 16
 WAITING_PIXELS = 4 * BATCH_PIXELS
 """Of pictures that wait for others of their size; 12 bytes each."""
+SIDE_BY_SIDE_PIXELS = 2 * 2**20
+"""Of pictures that are encoded at the same time on the CPU; a full model's VAE takes 2.5 KB for each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -80,12 +83,14 @@ class _Encoded(NamedTuple):
 
 
 class LatentBatches:
-    """Encodes prepared pictures into the cache; to be used in a `with`, at whose end its thread is gone.
+    """Encodes prepared pictures into the cache; to be used in a `with`, at whose end its threads are gone.
 
     On an accelerator pictures of one size go through the codec together. A codec's roundings depend on the shape of
     what it is given, so all batches of a size have the same: a picture's latents do not depend on which others share
-    its batch, and an interrupted encoding gives what an uninterrupted one does. On the CPU one goes at a time: more at
-    once are no faster there.
+    its batch, and an interrupted encoding gives what an uninterrupted one does.
+
+    On the CPU every thread encodes a picture of its own, where the codec allows it. All threads on one picture would
+    wait for each other at every layer, and for those that decode the next ones.
     """
 
     def __init__(self, parts: Parts, cache: TensorCache, written: Callable[[str], None] = lambda key: None) -> None:
@@ -98,6 +103,8 @@ class LatentBatches:
         self._most: dict[Size, int] = {}
         """Pictures in a batch, where the device's memory did not hold more."""
         self._writing = WorkBehind()
+        self._side_by_side: WorkBehind | None = None
+        self._threads = torch.get_num_threads()
 
     def __enter__(self) -> LatentBatches:
         return self
@@ -105,9 +112,17 @@ class LatentBatches:
     def __exit__(self, *_: object) -> None:
         self._waiting.clear()
         self._writing.__exit__()
+        if self._side_by_side:
+            self._side_by_side.__exit__()
+            # Torch hands the count that was set last, by whichever thread, to every thread that begins later.
+            torch.set_num_threads(self._threads)
 
     def add(self, image: PreparedImage) -> None:
         """Encode the picture, or keep it until there are enough of its size. Raises RunFailed when the disk refuses."""
+        if self._goes_side_by_side:
+            self._side_by_side = self._side_by_side or self._encoding_threads(image.size)
+            self._side_by_side.add(self._encode_alone, image)
+            return
         self._waiting.setdefault(image.size, []).append(image)
         self._waiting_pixels += _area(image.size)
         if len(self._waiting[image.size]) >= self.batch_size(image.size):
@@ -120,6 +135,24 @@ class LatentBatches:
         while self._waiting and not (control and control.stopping):
             self._encode_waiting(next(iter(self._waiting)))
         self._writing.finish()
+        if self._side_by_side:
+            self._side_by_side.finish()
+
+    @cached_property
+    def _batch_codec(self) -> ImageCodec | None:
+        return self.parts.codec().for_batches()
+
+    @property
+    def _goes_side_by_side(self) -> bool:
+        """Whether every picture is encoded by a thread of its own."""
+        return self.parts.device.type == "cpu" and self._batch_codec is not None
+
+    def _encoding_threads(self, size: Size) -> WorkBehind:
+        count = max(1, min(self._threads, SIDE_BY_SIDE_PIXELS // _area(size)))
+        return WorkBehind(count, count, partial(torch.set_num_threads, self._threads // count))
+
+    def _encode_alone(self, image: PreparedImage) -> None:
+        self._write(self._encode([image], 1))
 
     def _encode_waiting(self, size: Size) -> None:
         images = self._waiting.pop(size)
@@ -139,7 +172,7 @@ class LatentBatches:
         batch = torch.cat(pixels + pixels[-1:] * (count - len(pixels))) if count > 1 else pixels[0]
         try:
             with torch.no_grad():
-                latents = self.parts.model.family.encode(self.parts.codec(), batch)
+                latents = self.parts.model.family.encode(self._batch_codec or self.parts.codec(), batch)
         except torch.OutOfMemoryError:
             if count == 1:
                 raise
@@ -153,7 +186,7 @@ class LatentBatches:
             self._written(key)
 
     def batch_size(self, size: Size) -> int:
-        if self.parts.device.type == "cpu" or not self.parts.codec().batches:
+        if self._batch_codec is None:
             return 1
         most = self._most.get(size, BATCH_IMAGES)
         return max(1, min(most, BATCH_PIXELS // _area(size)))

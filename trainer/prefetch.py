@@ -5,7 +5,6 @@ from __future__ import annotations
 from collections import deque
 from collections.abc import Callable, Generator, Iterable
 from concurrent.futures import Future, ThreadPoolExecutor
-from itertools import islice
 from typing import Any, TypeVar
 
 T = TypeVar("T")
@@ -33,23 +32,14 @@ def prefetched(
                 future.cancel()
 
 
-def in_turns(
-    items: Iterable[T], prepare: Callable[[T], R], ahead: int = 2, threads: int = 1
-) -> Generator[R, None, None]:
-    """The same, but nothing is computed while an item is worked on: `ahead` items are, whenever there are none left."""
-    iterator = iter(items)
-    while block := list(islice(iterator, ahead)):
-        yield from list(prefetched(block, prepare, ahead, threads))
-
-
 class WorkBehind:
-    """A thread that does what it is given, in order, while its owner goes on; to be used in a `with`, at whose end all
-    that was given is done and the thread is gone."""
+    """Threads that do what they are given, begun in order, while their owner goes on; to be used in a `with`, at whose
+    end all that was given is done and the threads are gone."""
 
-    def __init__(self, most: int = 4) -> None:
-        """`most` bounds what is given and not done yet."""
+    def __init__(self, most: int = 4, threads: int = 1, at_start: Callable[[], object] | None = None) -> None:
+        """`most` bounds what is given and not done yet; each thread calls `at_start` first."""
         self._most = most
-        self._executor = ThreadPoolExecutor(max_workers=1, thread_name_prefix="behind")
+        self._executor = ThreadPoolExecutor(threads, thread_name_prefix="behind", initializer=at_start)
         self._undone: deque[Future[Any]] = deque()
 
     def __enter__(self) -> WorkBehind:

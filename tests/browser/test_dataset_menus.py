@@ -96,22 +96,59 @@ def test_a_dropped_parquet_is_uploaded_and_shown(page: Page, server: Server, ren
     assert not said.lines
 
 
-def test_a_pasted_request_becomes_a_graph(page: Page, server: Server) -> None:
-    choose_renderer(page, "classic")
-    page.evaluate("() => app.graph.clear()")
-    request = {
+def a_request(**params: Any) -> dict[str, Any]:
+    columns = {"caption_column": "caption", "control_image_column": "control", "image_column": "target"}
+    return {
         "resource": "main/edit_trainer_example.parquet",
         "base_model": "tiny/qwen-image-edit",
         "script_type": "image_editing",
-        "training_params": {
-            "caption_column": "caption",
-            "control_image_column": "control",
-            "image_column": "target",
-            "steps": 33,
-            "learning_rate": 0.00005,
-            "samples": [{"ctrl_img_url": "", "prompt": "<b>one</b>"}, {"ctrl_img_url": "", "prompt": "two"}],
-        },
+        "training_params": columns | params,
     }
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_request_pasted_into_its_node_trains(page: Page, server: Server, renderer: str) -> None:
+    choose_renderer(page, renderer)
+    said = Said(page)
+    page.context.grant_permissions(["clipboard-read", "clipboard-write"])
+    page.evaluate(
+        """() => {
+          app.graph.clear()
+          const node = LiteGraph.createNode('EditTrainerLoadRequest')
+          node.pos = [300, 200]
+          app.graph.add(node)
+        }"""
+    )
+    look_at(page, "EditTrainerLoadRequest")
+    samples = [{"ctrl_img_url": "", "prompt": "add a red frame"}]
+    request = a_request(steps=2, sample_every=2, sample_width=64, sample_height=64, samples=samples)
+    page.evaluate("(text) => navigator.clipboard.writeText(text)", json.dumps(request, indent=1))
+    field = page.locator("textarea:visible").first
+    field.click()
+    page.keyboard.press("ControlOrMeta+a")
+    page.keyboard.press("ControlOrMeta+v")
+    until(lambda: page.evaluate("() => app.graph.nodes.length") == 4, 30)
+    assert json.loads(field.input_value()) == request
+    page.evaluate(
+        """(name) => {
+          const node = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
+          node.widgets.find((widget) => widget.name === 'run_name').value = name
+          app.queuePrompt(0, 1)
+        }""",
+        f"pasted-{renderer}",
+    )
+    until(lambda: any(line["run"] == f"pasted-{renderer}" for line in server.get("/edit_trainer/archive")), 120)
+    until(lambda: not server.get("/queue")["queue_running"], 120)
+    whole = server.get(f"/edit_trainer/archive/pasted-{renderer}")
+    assert (whole["state"], whole["step"], whole["base_model"]) == ("finished", 2, "tiny/qwen-image-edit")
+    assert not said.lines
+
+
+def test_a_pasted_request_becomes_a_graph(page: Page, server: Server) -> None:
+    choose_renderer(page, "classic")
+    page.evaluate("() => app.graph.clear()")
+    samples = [{"ctrl_img_url": "", "prompt": "<b>one</b>"}, {"ctrl_img_url": "", "prompt": "two"}]
+    request = a_request(steps=33, learning_rate=0.00005, samples=samples)
     paste = """(text) => {
       const data = new DataTransfer()
       data.setData('text/plain', text)

@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page
 
+from ..comfyui.graphs import training
 from ..comfyui.server import Server
 from .watch import PANEL, Said, choose_renderer, load, look_at, ours, panel, short_workflow, until
 
@@ -84,6 +85,14 @@ FRAMES = """async () => {
   return (performance.now() - begun) / 90
 }"""
 """Mean milliseconds of a frame while the canvas is moved."""
+
+HELD = """() => {
+  const images = [...document.querySelectorAll('.edit-trainer-panel img[src]')]
+  const bytes = images.map(({ naturalWidth, naturalHeight }) => 4 * naturalWidth * naturalHeight)
+  return { count: images.length, bytes: bytes.reduce((sum, one) => sum + one, 0) }
+}"""
+"""Pictures that the panel holds, and their bytes decoded."""
+MOST_PICTURES, MOST_PICTURE_BYTES = 150, 16e6
 
 
 def shoot(page: Page, name: str) -> None:
@@ -197,6 +206,40 @@ def test_names_are_text_and_never_markup(page: Page, server: Server) -> None:
     assert page.evaluate("document.querySelectorAll('.edit-trainer script').length") == 0
     assert "<img src=x" in page.locator(".edit-trainer-viewer h2").inner_text()
     assert "<img src=x" in panel(page)["message"]
+
+
+def test_of_a_thousand_samples_few_pictures_are_held(page: Page, server: Server) -> None:
+    choose_renderer(page, "classic")
+    result = server.run(training(run_name="held"))
+    assert result.status == "execution_success", result.details
+    load(page, short_workflow("held", 4, 4))
+    until(lambda: page.locator(".edit-trainer-small img[src]").count(), 30)
+    page.evaluate(
+        """() => {
+          const node = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
+          const image = { filename: 'step-000004-00.png', subfolder: '', type: 'output' }
+          const sample = { index: 0, prompt: 'p', image, control: image }
+          const samples = Array.from({ length: 1000 }, (_, step) => ({ step, ...sample }))
+          const from = { points: 0, samples: 0, checkpoints: 0, warnings: 0 }
+          window.comfyAPI.api.api.dispatchCustomEvent('edit_trainer.run', {
+            id: 'held', node_id: String(node.id), run: 'held', state: 'running', status: '', plan: '',
+            phase: 'training', note: '', done: 1, total: 1, step: 1000, steps: 1000, seconds: 1,
+            seconds_left: 0, memory: null, points: [], samples, checkpoints: [], warnings: [], from,
+          })
+        }"""
+    )
+    until(lambda: page.locator(".edit-trainer-small").count() == 1000, 30)
+    strip, most, loaded = page.locator(".edit-trainer-strip"), 0, 0
+    for top in range(0, strip.evaluate("(strip) => strip.scrollHeight"), 150):
+        strip.evaluate("(strip, top) => (strip.scrollTop = top)", top)
+        page.wait_for_timeout(60)
+        held = page.evaluate(HELD)
+        most, loaded = max(most, held["count"]), loaded + 1
+        assert held["bytes"] <= MOST_PICTURE_BYTES
+    assert loaded > 20
+    assert 30 < most <= MOST_PICTURES
+    last = page.locator(".edit-trainer-small img").nth(999)
+    until(lambda: last.evaluate("(image) => image.naturalWidth") > 0, 10)
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

@@ -113,9 +113,9 @@ class Server:
         except subprocess.TimeoutExpired:
             self.process.kill()
 
-    def get(self, path: str, **query: str) -> Any:
+    def get(self, path: str, **query: str | list[str]) -> Any:
         """Decoded JSON of an address of the server. Raises urllib.error.HTTPError."""
-        address = f"http://127.0.0.1:{self.port}{path}?{urllib.parse.urlencode(query)}"
+        address = f"http://127.0.0.1:{self.port}{path}?{urllib.parse.urlencode(query, doseq=True)}"
         with urllib.request.urlopen(address, timeout=60) as answer:
             return json.loads(answer.read())
 

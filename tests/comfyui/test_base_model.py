@@ -123,3 +123,21 @@ def test_a_fingerprint_names_weights_and_patches(server: Server) -> None:
         assert len({prints["first"], prints["other weights"], prints["patched"]}) == 3, kind
         assert prints["patched"] == prints["patched and loaded"], kind
         assert prints["first"] == prints["first, while the patched one is loaded"], kind
+
+
+def test_the_page_is_told_what_a_choice_amounts_to(server: Server, folder: Path) -> None:
+    def told(**query: str | list[str]) -> str:
+        answer = server.get("/edit_trainer/base_model", **query)
+        return answer.get("error") or "\n".join(answer["lines"])
+
+    assert "part of the pack" in told(base_model="tiny/flux-kontext")
+    assert "with clip and vae connected, a file" in told(base_model=FLUX)
+    assert "no file of models/diffusion_models is surely" in told(base_model=FLUX, connected=["clip", "vae"])
+    kontext_file(folder / "flux1-dev-kontext.safetensors")
+    found = told(base_model=FLUX, connected=["clip", "vae"])
+    assert "flux1-dev-kontext.safetensors" in found
+    assert "clip and the vae that are connected" in found
+    assert "downloaded" not in found
+    assert "downloaded" in told(base_model=FLUX), "what is taken without clip and vae"
+    assert told(base_model=FLUX, connected="vae").startswith("clip: is not connected")
+    assert "disconnect clip and vae" in told(base_model="tiny/flux-kontext", connected=["clip", "vae"])

@@ -6,6 +6,7 @@ import threading
 import time
 from collections import Counter
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from pathlib import Path
 
@@ -82,7 +83,7 @@ def watched_shapes(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 
 def assert_encoded_alone(encoder: Encoder, dataset: EditDataset, examples: list[encode.Example], **close) -> None:
     """Every example's latents are those of its own images, encoded one at a time."""
-    family, codec = encoder.family, encoder.parts.codec()
+    family, codec = encoder.family, encoder.parts.codec().for_batches()
     for example in examples:
         row = dataset.at_row(example.row)
         control = family.prepare_control(decode_image(dataset.fetch(row.controls[0])), example.controls[0].size)
@@ -106,6 +107,28 @@ def test_examples_are_in_order_and_their_latents_their_own(tiny, tmp_path):
     assert [example.row for example in examples] == list(range(25))
     assert [example.caption for example in examples] == [f"pair {number}" for number in range(25)]
     assert_encoded_alone(encoder, dataset, examples, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("side", [64, 72])
+@pytest.mark.parametrize("base_model", ["tiny/flux-kontext", "tiny/qwen-image-edit"])
+def test_many_at_once_are_encoded_as_one_alone(base_model, side):
+    codec = open_model(base_model).load_codec("cpu", torch.float32)
+    pixels = torch.rand(6, 3, side, 64, generator=torch.Generator().manual_seed(0)) * 2 - 1
+    alone = torch.cat([codec.encode(one) for one in pixels.split(1)])
+    at_once = codec.for_batches()
+    torch.testing.assert_close(at_once.encode(pixels), alone, rtol=1e-4, atol=1e-5)
+    for _ in range(5):
+        with ThreadPoolExecutor(3) as executor:
+            side_by_side = torch.cat(list(executor.map(at_once.encode, pixels.split(1))))
+        torch.testing.assert_close(side_by_side, alone, rtol=1e-4, atol=1e-5)
+    assert torch.equal(codec.encode(pixels[:1]), alone[:1]), "the codec itself is as it was"
+
+
+def test_the_count_of_threads_is_as_before(tiny, tmp_path):
+    before = torch.get_num_threads()
+    drain(new_encoder(tiny, tmp_path / "cache").examples(write_pairs(tmp_path, 4), RunControl()))
+    with ThreadPoolExecutor(1) as executor:
+        assert executor.submit(torch.get_num_threads).result() == torch.get_num_threads() == before
 
 
 def test_bad_rows_in_the_middle_are_left_out_and_named(tiny, tmp_path, monkeypatch):
@@ -188,6 +211,8 @@ def test_only_so_many_images_are_prepared_ahead(tiny, tmp_path, monkeypatch):
 
 class FullBatches(LatentBatches):
     """Batches as on an accelerator."""
+
+    _goes_side_by_side = False
 
     def batch_size(self, size: Size) -> int:
         return self._most.get(size, 4)

@@ -21,13 +21,17 @@ def counts(monkeypatch):
 
         def load(self, *arguments):
             port = real(self, *arguments)
-            encode = port.encode
+            counted_port = port
+            if loader == "load_codec":
+                counted_port = port.for_batches()
+                port.for_batches = lambda: counted_port
+            encode = counted_port.encode
 
             def count(*rest):
                 counted[what] += 1
                 return encode(*rest)
 
-            port.encode = count
+            counted_port.encode = count
             return port
 
         monkeypatch.setattr(EditModel, loader, load)
@@ -137,7 +141,7 @@ def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypa
     columns = {"caption_column": "words", "control_image_column": "before", "image_column": "after"}
     dataset = drain(open_dataset(runs.parquet, **columns))
     family = model.family
-    codec = model.load_codec("cpu", torch.float32)
+    codec = model.load_codec("cpu", torch.float32).for_batches()
     encoder = model.load_text_encoder("cpu", torch.float32)
     for batch in batches:
         texts = []

@@ -75,8 +75,6 @@ class ImageCodec(Protocol):
 
     fingerprint: str
     """Names the weights; part of every cache key."""
-    batches: bool
-    """Whether several pictures go through it at once, not one after the other."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """[B, 3, H, W] in -1..1 to the distribution's mode [B, C, H/8, W/8]."""
@@ -84,6 +82,11 @@ class ImageCodec(Protocol):
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """[B, C, h, w] to [B, 3, 8h, 8w] in -1..1."""
+        ...
+
+    def for_batches(self) -> ImageCodec | None:
+        """What encodes many pictures: several in one tensor, or each in a thread of its own. With the same weights,
+        until they are moved, and the same latents but for roundings. None where pictures only go one by one."""
         ...
 
     def to(self, device: torch.device | str) -> None:

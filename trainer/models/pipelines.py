@@ -111,8 +111,6 @@ class PipelineTextEncoder:
 class PipelineCodec:
     """An ImageCodec that is a diffusers VAE."""
 
-    batches = True
-
     def __init__(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> None:
         self.fingerprint = fingerprint
         self.module = vae.eval().requires_grad_(False)
@@ -128,6 +126,9 @@ class PipelineCodec:
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.module.decode(self._place(latents), return_dict=False)[0]
+
+    def for_batches(self) -> PipelineCodec:
+        return self
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.module.device, self.module.dtype)

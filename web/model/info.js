@@ -4,6 +4,7 @@ import { ask } from "../lib/server.js";
 
 const MIN_HEIGHT = 62;
 const CHOICES = ["base_model", "transformer"];
+const PORTS = ["clip", "vae"];
 const infos = new WeakMap();
 
 /** Under a base-model node's widgets: what will be loaded from where, and on which device it is trained. */
@@ -21,6 +22,11 @@ export function addModelInfo(node) {
       return chosen?.apply(this, args);
     };
   }
+  const changed = node.onConnectionsChange;
+  node.onConnectionsChange = function (...args) {
+    showModelInfo(node);
+    return changed?.apply(this, args);
+  };
   showModelInfo(node);
 }
 
@@ -29,7 +35,9 @@ export async function showModelInfo(node) {
   makeRoom(node);
   const info = infos.get(node);
   const request = ++info.request;
-  const query = Object.fromEntries(CHOICES.map((name) => [name, widgetOf(node, name)?.value ?? ""]));
+  const choices = CHOICES.map((name) => [name, widgetOf(node, name)?.value ?? ""]);
+  const linked = PORTS.filter((name) => node.inputs?.some((input) => input.name === name && input.link != null));
+  const query = [...choices, ...linked.map((name) => ["connected", name])];
   const { lines, error } = await ask("/base_model", query).catch(({ message }) => ({ error: message }));
   if (request !== info.request) return;
   info.element.textContent = error ?? lines.join("\n");

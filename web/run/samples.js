@@ -8,10 +8,11 @@ const SMALL = 96;
 const LARGE = 512;
 const SETTLED_MS = 150;
 const MOST_IN_SIGHT = 2;
+const MOST_KEPT = 120;
 
 /**
  * The samples of a run: a row a prompt with its control image, the chosen step large, and a strip of all steps; a slider
- * and the arrow keys go through the steps. Small pictures are loaded as they come into sight.
+ * and the arrow keys go through the steps. Small pictures are loaded as they come into sight; of those out of sight only the last seen are kept.
  */
 export class SampleGrid {
   #run = "";
@@ -21,6 +22,8 @@ export class SampleGrid {
   #settling = 0;
   #views = new Map();
   #frame = onFrame(() => this.#draw());
+  #kept = new Set();
+  #sight = new IntersectionObserver((entries) => this.#see(entries));
 
   constructor() {
     this.slider = el("input", {
@@ -44,6 +47,8 @@ export class SampleGrid {
     if (run !== this.#run) {
       this.#chosen = null;
       this.#views.clear();
+      this.#sight.disconnect();
+      this.#kept.clear();
       this.list.replaceChildren();
     }
     this.#run = run;
@@ -147,16 +152,31 @@ export class SampleGrid {
 
   #small(step, image) {
     const img = el("img", {
-      loading: "lazy",
       decoding: "async",
       draggable: false,
       width: 40,
       height: 40,
-      src: picture(this.#run, image.filename, SMALL),
+      "data-src": picture(this.#run, image.filename, SMALL),
       alt: t("atStep", { n: step }),
     });
+    this.#sight.observe(img);
     const choose = () => this.#choose(this.#steps.indexOf(step));
     const title = t("atStep", { n: step });
     return el("button", { class: "edit-trainer-small", type: "button", title, "data-step": step, on: { click: choose } }, img);
+  }
+
+  #see(entries) {
+    for (const { target, isIntersecting } of entries) {
+      this.#kept.delete(target);
+      if (isIntersecting && !target.hasAttribute("src")) target.src = target.dataset.src;
+      if (isIntersecting || target.hasAttribute("src")) this.#kept.add(target);
+      target.toggleAttribute("data-seen", isIntersecting);
+    }
+    for (const image of this.#kept) {
+      if (this.#kept.size <= MOST_KEPT) break;
+      if (image.hasAttribute("data-seen")) continue;
+      image.removeAttribute("src");
+      this.#kept.delete(image);
+    }
   }
 }

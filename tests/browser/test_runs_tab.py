@@ -1,0 +1,114 @@
+"""The runs tab in the real page: runs listed, opened, compared, resumed, and their LoRA dragged into the graph."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+from playwright.sync_api import Locator, Page, expect
+
+from ..comfyui.graphs import training
+from ..comfyui.server import Server
+from .watch import Said, choose_renderer, until
+
+RUNS = ("tab-one", "tab-two")
+NODES = """() => app.graph.nodes.map((node) => ({
+  type: node.type,
+  pos: [...node.pos],
+  values: Object.fromEntries((node.widgets ?? []).map((widget) => [widget.name, widget.value])),
+}))"""
+
+
+@pytest.fixture(scope="module")
+def runs(server: Server) -> tuple[str, ...]:
+    """Two finished runs of different lengths."""
+    for name, steps in zip(RUNS, (4, 6), strict=True):
+        result = server.run(training(run_name=name, params={"steps": steps, "sample_every": 2}))
+        assert result.status == "execution_success", result.details
+    return RUNS
+
+
+def open_tab(page: Page, renderer: str) -> None:
+    choose_renderer(page, renderer)
+    page.evaluate("() => app.graph.clear()")
+    page.locator(".edit-trainer-runs-tab-button").click()
+
+
+def row(page: Page, name: str) -> Locator:
+    return page.locator(".edit-trainer-run").filter(has=page.locator("strong", has_text=name))
+
+
+def nodes(page: Page, kind: str) -> list[dict[str, Any]]:
+    return [node for node in page.evaluate(NODES) if node["type"] == kind]
+
+
+@pytest.mark.parametrize("renderer", ["classic", "vue"])
+def test_runs_are_listed_opened_and_compared(page: Page, server: Server, runs, renderer: str) -> None:
+    said = Said(page)
+    open_tab(page, renderer)
+    for name, steps in zip(runs, (4, 6), strict=True):
+        expect(row(page, name)).to_contain_text(f"{steps} / {steps}")
+        expect(row(page, name)).to_contain_text("tiny/flux-kontext")
+        thumbnail = row(page, name).locator("img")
+        until(lambda shown=thumbnail: shown.evaluate("(image) => image.naturalWidth") > 0, 30)
+
+    row(page, runs[0]).get_by_role("button", name="Open").click()
+    dialog = page.locator("dialog.edit-trainer-compare")
+    expect(dialog.locator(".edit-trainer-panel")).to_have_attribute("data-state", "finished")
+    expect(dialog.locator(".edit-trainer-small")).to_have_count(3)
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+
+    compare = page.get_by_role("button", name="Compare two")
+    expect(compare).to_be_disabled()
+    for name in runs:
+        row(page, name).get_by_role("checkbox").check()
+    compare.click()
+    expect(dialog.locator("h3")).to_have_text(list(runs))
+    expect(dialog.locator("canvas")).to_have_count(1)
+    assert [dialog.locator("section").nth(side).locator(".edit-trainer-small").count() for side in (0, 1)] == [3, 4]
+    page.keyboard.press("Escape")
+    row(page, runs[0]).get_by_role("checkbox").uncheck()
+    expect(compare).to_be_disabled()
+    assert not said.lines
+    assert not said.hosts
+
+
+@pytest.mark.parametrize("renderer", ["classic", "vue"])
+def test_a_run_is_resumed_from_the_list(page: Page, server: Server, runs, renderer: str) -> None:
+    said = Said(page)
+    open_tab(page, renderer)
+    row(page, runs[0]).get_by_role("button", name="Resume").click()
+    until(lambda: nodes(page, "EditTrainerPreviewSamples"), 30)
+    (train,) = nodes(page, "EditTrainerTrain")
+    (params,) = nodes(page, "EditTrainerParams")
+    assert train["values"]["run_name"] == runs[0]
+    until(lambda: page.locator(".edit-trainer-panel").get_attribute("data-state") == "finished", 30)
+    reached = server.get(f"/edit_trainer/archive/{runs[0]}")["step"]
+    assert params["values"]["steps"] == reached
+    page.evaluate(
+        """(steps) => {
+          const node = app.graph.nodes.find((node) => node.type === 'EditTrainerParams')
+          node.widgets.find((widget) => widget.name === 'steps').value = steps
+          app.queuePrompt(0, 1)
+        }""",
+        reached + 2,
+    )
+    resumed = until(lambda: (whole := server.get(f"/edit_trainer/archive/{runs[0]}"))["step"] > reached and whole)
+    until(lambda: not server.get("/queue")["queue_running"], 120)
+    assert [step for step, _ in resumed["points"]][: reached + 1] == list(range(1, reached + 2)), "not begun anew"
+    assert [line["run"] for line in server.get("/edit_trainer/archive") if line["run"].startswith(runs[0])] == [runs[0]]
+    assert not said.lines
+
+
+@pytest.mark.parametrize("renderer", ["classic", "vue"])
+def test_its_lora_is_dragged_into_the_graph(page: Page, server: Server, runs, renderer: str) -> None:
+    open_tab(page, renderer)
+    lora = server.get(f"/edit_trainer/archive/{runs[1]}")["lora"]
+    row(page, runs[1]).get_by_role("button", name="LoRA").drag_to(
+        page.locator("#graph-canvas"), target_position={"x": 1100, "y": 500}, force=True
+    )
+    (loader,) = until(lambda: nodes(page, "LoraLoaderModelOnly"), 30)
+    assert loader["values"]["lora_name"] == lora
+    x, y = page.evaluate("([x, y]) => app.canvas.convertOffsetToCanvas([x, y])", loader["pos"])
+    assert abs(x - 1100) < 60 and abs(y - 500) < 60, "where it was dropped"
