@@ -10,15 +10,18 @@ from typing import Any
 
 from ..trainer.checkpoint import checkpoint_steps
 from ..trainer.errors import BadInput, RunFailed
+from ..trainer.files import write_json
 from ..trainer.images import decode_image
 from ..trainer.runs import RunFolder
-from .folders import CACHE, is_folder_name, output_folder, runs_folder
+from .folders import CACHE, NO_LORA, find_lora, is_folder_name, lora_options, output_folder, runs_folder
 
 LONGEST_LIST = 500
 """Runs that are listed, the newest first."""
 TAIL_BYTES = 1 << 16
 """Of a log's end, in which the last step is looked for."""
 KEPT_THUMBNAILS = 512
+WORKFLOW = "workflow.json"
+"""In a run's folder: ComfyUI's graph."""
 
 
 def find_run(name: str) -> RunFolder:
@@ -58,8 +61,30 @@ def whole_run(name: str, running: set[str]) -> dict[str, Any]:
         "seconds_left": None,
         "memory": None,
         "request": _json(run.path / "request.json"),
-        "settings": _json(run.path / "settings.json"),
+        "settings": _node_values(_json(run.path / "settings.json")),
+        "workflow": _workflow(run),
     }
+
+
+def keep_workflow(run: RunFolder, workflow: dict[str, Any]) -> None:
+    """Keep the page's graph with the run that it began, or resumed."""
+    write_json(run.path / WORKFLOW, workflow)
+
+
+def _workflow(run: RunFolder) -> dict[str, Any] | None:
+    """The graph that the run was last queued from; None when it was not queued by a page."""
+    try:
+        workflow = _json(run.path / WORKFLOW)
+    except (OSError, ValueError):
+        return None
+    return workflow if isinstance(workflow, dict) else None
+
+
+def _node_values(settings: dict[str, Any]) -> dict[str, Any]:
+    """A run's settings as the widgets of the settings node take them."""
+    path = settings.get("init_lora")
+    name = next((name for name in lora_options()[1:] if find_lora(name) == Path(path)), path) if path else NO_LORA
+    return settings | {"init_lora": name}
 
 
 def sample_entries(run: RunFolder) -> list[dict[str, Any]]:

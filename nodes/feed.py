@@ -17,7 +17,7 @@ from server import PromptServer
 from ..trainer.checkpoint import checkpoint_steps
 from ..trainer.events import Checkpoint, Event, Finished, Planned, Progress, RunControl, Sample, Started, Step, Warning
 from ..trainer.runs import RunFolder
-from .archive import sample_entries, sample_entry
+from .archive import keep_workflow, sample_entries, sample_entry
 from .folders import runs_folder
 from .host import NodeDisplay, Pace, card_memory, progress_line
 
@@ -34,7 +34,9 @@ SPEED_STEPS = 20
 class RunFeed:
     """One run of one node, as the page and the node show it."""
 
-    def __init__(self, node_id: str, run: str, plan: str = "") -> None:
+    def __init__(self, node_id: str, run: str, plan: str, workflow: dict[str, Any] | None) -> None:
+        """`workflow` is the page's, kept with the run; None when it was not queued by a page."""
+        self._workflow = workflow
         self.display = NodeDisplay(node_id)
         self.control = RunControl()
         """What the panel's buttons press; for `train`."""
@@ -130,6 +132,8 @@ class RunFeed:
     def _started(self, event: Started) -> None:
         self.whole |= {"run": event.run_dir.name, "step": event.first_step, "steps": event.steps}
         self._earlier(event.run_dir)
+        if self._workflow is not None:
+            keep_workflow(RunFolder(event.run_dir), self._workflow)
         if event.resumed_from:
             self.whole["status"] = f"resumed at step {event.first_step}/{event.steps}"
 

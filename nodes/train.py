@@ -34,7 +34,7 @@ class Train(io.ComfyNode):
             category="edit trainer",
             description="Trains. Cancel saves, and queueing the same graph again goes on from there.",
             is_output_node=True,
-            hidden=[io.Hidden.unique_id],
+            hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             inputs=[
                 EditModel.Input("model", tooltip="The base, from Load Edit Base Model."),
                 EditDataset.Input("dataset", tooltip="From Load Edit Dataset or Fine-tune Request."),
@@ -81,7 +81,8 @@ class Train(io.ComfyNode):
         request = build_request(dataset, params, model, samples)
         model = _conditioned(model, (settings or {}).get("conditioning", "auto"))
         run_settings = _run_settings(dataset, seed, settings or {})
-        feed = RunFeed(cls.hidden.unique_id, folder.name, f"{model.base_model} {device_line()}")
+        workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
+        feed = RunFeed(cls.hidden.unique_id, folder.name, f"{model.base_model} {device_line()}", workflow)
         with feed.shown(), borrowed_device() as device:
             training = train(
                 request,

@@ -15,8 +15,10 @@ RUNS = ("tab-one", "tab-two")
 NODES = """() => app.graph.nodes.map((node) => ({
   type: node.type,
   pos: [...node.pos],
-  values: Object.fromEntries((node.widgets ?? []).map((widget) => [widget.name, widget.value])),
+  values: Object.fromEntries((node.widgets ?? []).filter(({ name }) => !name.startsWith('$$'))
+    .map((widget) => [widget.name, widget.value])),
 }))"""
+"""But the page's own widgets, as that of a preview."""
 
 
 @pytest.fixture(scope="module")
@@ -98,6 +100,13 @@ def test_a_run_is_resumed_from_the_list(page: Page, server: Server, runs, render
     until(lambda: not server.get("/queue")["queue_running"], 120)
     assert [step for step, _ in resumed["points"]][: reached + 1] == list(range(1, reached + 2)), "not begun anew"
     assert [line["run"] for line in server.get("/edit_trainer/archive") if line["run"].startswith(runs[0])] == [runs[0]]
+
+    page.evaluate("() => { app.graph.nodes[0].title = 'renamed by hand'; app.queuePrompt(0, 1) }")
+    until(lambda: server.get("/history", max_items="1"), 30)
+    queued = page.evaluate(NODES)
+    page.evaluate("() => app.graph.clear()")
+    row(page, runs[0]).get_by_role("button", name="Resume").click()
+    assert until(lambda: page.evaluate(NODES) == queued, 30), "the graph that it was queued from"
     assert not said.lines
 
 

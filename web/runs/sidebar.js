@@ -118,8 +118,10 @@ async function open(names) {
   openRuns(await Promise.all(names.map((name) => ask(`/archive/${encodeURIComponent(name)}`))));
 }
 
+/** Open the graph that the run was queued from; of one that no page has queued, a graph of its request. */
 async function resume(name) {
-  const { request, settings } = await ask(`/archive/${encodeURIComponent(name)}`);
+  const { request, settings, workflow } = await ask(`/archive/${encodeURIComponent(name)}`);
+  if (workflow) return app.loadGraphData(workflow);
   const { dataset } = addRequestGraph(request, freePlace(), { runName: name, settings });
   await Promise.all([refreshInfo(dataset), showAll()]);
 }
