@@ -120,7 +120,7 @@ def _add_demo(commands: Any) -> None:
         "demo --out demo",
     )
     _add_path(command, "--out", Path("demo"), "Folder for the data, the runs and samples.png.")
-    _add_settings(command)
+    add_settings(command)
 
 
 def _add_inspect(commands: Any) -> None:
@@ -159,7 +159,7 @@ def _add_plan(commands: Any) -> None:
     _add_gigabytes(command, "--vram", "The card's memory.", "what is free on this machine's device")
     _add_gigabytes(command, "--ram", "Free host memory.", "what is free on this machine")
     _add_model(command)
-    _add_settings(command)
+    add_settings(command)
 
 
 def _add_gigabytes(command: argparse.ArgumentParser, name: str, meaning: str, default: str) -> None:
@@ -185,7 +185,7 @@ def _add_train(commands: Any) -> None:
         "edit_trainer_cache beside the run folder",
     )
     _add_model(command)
-    _add_settings(command)
+    add_settings(command)
 
 
 def _add_edit(commands: Any) -> None:
@@ -240,7 +240,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     _add_path(group, "--comfyui", None, meaning, "COMFYUI_PATH, then the Hugging Face cache")
 
 
-def _add_settings(command: argparse.ArgumentParser) -> None:
+def add_settings(command: argparse.ArgumentParser) -> None:
     """One option for each field of RunSettings; text until `read_settings` has all of them checked together."""
     group = command.add_argument_group("run settings")
     group.add_argument("--settings", metavar="FILE", type=Path, help="JSON with any of these; options win over it.")

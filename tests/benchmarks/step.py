@@ -27,7 +27,7 @@ from torch import nn
 
 from tests.benchmarks.synthetic import RandomModel, random_batches, random_model
 from trainer.card import Card, card_of
-from trainer.cli import _add_settings, read_settings
+from trainer.cli import add_settings, read_settings
 from trainer.footprint import step_shape
 from trainer.memory import Parts, default_device
 from trainer.models.blocks import blocks_of
@@ -96,7 +96,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, nargs="*", default=[], help="Kontext: double and single; Qwen: one.")
     parser.add_argument("--cap-gb", type=float, default=0, help="Memory of the card that is planned for.")
     parser.add_argument("--threads", type=int, default=0)
-    _add_settings(parser)
+    add_settings(parser)
     return parser.parse_args()
 
 

@@ -76,7 +76,7 @@ def load(page: Page, workflow: dict[str, Any]) -> None:
 def look_at(page: Page, kind: str, scale: float = 1.0) -> None:
     page.evaluate(
         """([kind, scale]) => {
-          const node = app.graph.nodes.find((node) => node.type === kind)
+          const node = app.canvas.graph.nodes.find((node) => node.type === kind)
           app.canvas.ds.scale = scale
           app.canvas.ds.offset = [120 / scale - node.pos[0], 110 / scale - node.pos[1]]
           app.canvas.setDirty(true, true)

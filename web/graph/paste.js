@@ -6,28 +6,38 @@ import { addRequestGraph, completeRequestNode } from "./build.js";
 import { widgetOf } from "./nodes.js";
 
 const LONGEST = 4 * 2 ** 20;
+const REQUEST = "EditTrainerLoadRequest";
 
-/** On a paste anywhere in the page: a fine-tune request's JSON on the canvas becomes a graph; all else is let through. */
+/**
+ * On a paste anywhere in the page: a fine-tune request's JSON on the canvas becomes a graph, and in a request node that
+ * nothing follows it gets what it needs to train. All else is let through.
+ */
 export function pasteRequest(event) {
-  if (event.target?.closest?.("input, textarea, [contenteditable]")) return;
   const text = event.clipboardData?.getData("text/plain") ?? "";
   if (!isRequest(text)) return;
+  const node = requestNodeOf(event.target);
+  if (node?.outputs.every((output) => !output.links?.length)) completeRequestNode(node);
+  if (event.target?.closest?.("input, textarea, [contenteditable]")) return;
   event.preventDefault();
   event.stopImmediatePropagation();
   addGraph(text, [...app.canvas.graph_mouse]);
 }
 
-/** Give a request node a button that makes its text a graph of nodes, and have a paste into it complete the graph. */
+/** Give a request node a button that makes its text a graph of nodes. */
 export function addRequestButton(node) {
   const button = node.addWidget("button", t("makeNodes"), null, () => {
     addGraph(widgetOf(node, "request").value, [node.pos[0] + node.size[0] + 80, node.pos[1]]);
   });
   button.serialize = false;
-  const field = widgetOf(node, "request");
-  (field.element ?? field.inputEl)?.addEventListener("paste", (event) => {
-    const unused = node.outputs.every((output) => !output.links?.length);
-    if (unused && isRequest(event.clipboardData?.getData("text/plain") ?? "")) completeRequestNode(node);
-  });
+}
+
+/** The request node whose text field this is, in either renderer. */
+function requestNodeOf(field) {
+  if (!field?.matches?.("textarea")) return undefined;
+  const id = field.closest("[data-node-id]")?.dataset.nodeId;
+  return app.canvas.graph.nodes.find(
+    (node) => node.comfyClass === REQUEST && (String(node.id) === id || widgetOf(node, "request").element === field),
+  );
 }
 
 /** Whether a text is meant as a fine-tune request, faults aside. */
