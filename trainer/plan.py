@@ -11,6 +11,9 @@ import torch
 Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8", "nf4"]
 """How the large weights of the frozen base are held. Those of a quantized file stay as they are stored."""
 
+KEPT = "kept for the backward pass"
+"""Of `Plan.expected`: the activations. Not there where nobody counted them."""
+
 Recompute = Literal["none", "selective", "full"]
 """What of a block is computed again in the backward pass: nothing, all but the attention's output, or all."""
 
@@ -67,7 +70,8 @@ class Plan:
                 parts.append(f"{'all' if count == blocks else count} blocks {name}")
         if self.compile:
             parts.append("compiled")
-        return f"{', '.join(parts)}; about {gigabytes(self.bytes)} GB"
+        more = "" if KEPT in self.expected else " and activations"
+        return f"{', '.join(parts)}; about {gigabytes(self.bytes)} GB{more}"
 
 
 def gigabytes(size: int) -> str:

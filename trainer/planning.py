@@ -13,7 +13,7 @@ from .card import Card
 from .errors import BadInput
 from .footprint import Footprint, measure, step_shape
 from .models.quantize import QUANTIZED
-from .plan import Plan, Precision, Recompute
+from .plan import KEPT, Plan, Precision, Recompute
 from .schema import TrainingParams
 from .settings import RunSettings
 from .weight_bytes import weight_bytes
@@ -224,7 +224,7 @@ class Needs:
             "frozen weights": resident + modulation,
             "two blocks that come and go": 2 * max(streamed, default=0),
             "trained weights, gradients, optimizer": self.trainable * each,
-            "kept for the backward pass": kept,
+            KEPT: kept,
             "work of the largest block": work,
             "driver and gaps": 0 if self.card.is_cpu else RESERVE,
         }

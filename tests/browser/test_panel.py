@@ -2,19 +2,15 @@
 
 from __future__ import annotations
 
-import os
 import time
-from pathlib import Path
 
 import pytest
 from playwright.sync_api import Page
 
 from ..comfyui.graphs import training
 from ..comfyui.server import Server
-from .watch import PANEL, Said, choose_renderer, load, look_at, ours, panel, short_workflow, until
+from .watch import PANEL, Said, choose_renderer, load, look_at, ours, panel, shoot, short_workflow, until
 
-SHOTS = os.environ.get("EDIT_TRAINER_SHOTS")
-"""Where pictures of the page are put, when they are wanted."""
 RENDERERS = ["classic", "vue"]
 RELOADED_SECONDS = 2
 MOST_MS, MOST_HEAP = 8, 60e6
@@ -93,11 +89,6 @@ HELD = """() => {
 }"""
 """Pictures that the panel holds, and their bytes decoded."""
 MOST_PICTURES, MOST_PICTURE_BYTES = 150, 16e6
-
-
-def shoot(page: Page, name: str) -> None:
-    if SHOTS:
-        page.locator(PANEL).screenshot(path=Path(SHOTS) / f"{name}.png")
 
 
 def heap_bytes(page: Page) -> float:

@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import json
+import os
 import time
 from collections.abc import Callable
+from pathlib import Path
 from typing import Any
 from urllib.parse import urlsplit
 
@@ -23,6 +25,8 @@ OF_COMFYUI = (
 """Parts of errors and warnings that the page says without the pack as well."""
 WITH_PARTS = ("EditTrainerTrain", "EditTrainerLoadDataset", "EditTrainerBaseModel")
 PANEL = ".edit-trainer-panel"
+SHOTS = os.environ.get("EDIT_TRAINER_SHOTS")
+"""Where pictures of the page are put, when they are wanted."""
 
 
 class Said:
@@ -83,6 +87,12 @@ def look_at(page: Page, kind: str, scale: float = 1.0) -> None:
         }""",
         [kind, scale],
     )
+
+
+def shoot(page: Page, name: str, part: str = PANEL) -> None:
+    """Take a picture of a part of the page, when pictures are wanted."""
+    if SHOTS:
+        page.locator(part).first.screenshot(path=Path(SHOTS) / f"{name}.png")
 
 
 def until(condition: Callable[[], Any], seconds: float = 300) -> Any:
