@@ -92,7 +92,7 @@ def test_a_dropped_parquet_is_uploaded_and_shown(page: Page, server: Server, ren
     until(lambda: page.evaluate(VALUES)["resource"] == name, 60)
     assert (server.base / "input" / name).read_bytes() == data
     until(lambda: page.locator(".edit-trainer-first img[src]").count() == 6, 30)
-    assert page.evaluate(VALUES)["control_image_column"] == "control"
+    until(lambda: page.evaluate(VALUES)["control_image_column"] == "control", 10)
     assert not said.lines
 
 

@@ -21,6 +21,8 @@ OF_COMFYUI = (
     "user.css",
     "/userdata",
     "Comfy-Org/",
+    "for graph that was never set up",
+    "Subgraph not found",
 )
 """Parts of errors and warnings that the page says without the pack as well."""
 WITH_PARTS = ("EditTrainerTrain", "EditTrainerLoadDataset", "EditTrainerBaseModel")
@@ -65,9 +67,9 @@ def short_workflow(run_name: str, steps: int, sample_every: int) -> dict[str, An
 
 
 def choose_renderer(page: Page, renderer: str) -> None:
-    """Classic canvas or Vue nodes, and no dialogs in the way."""
-    for name, value in (("Comfy.TutorialCompleted", True), ("Comfy.VueNodes.Enabled", renderer == "vue")):
-        page.evaluate("([name, value]) => app.extensionManager.setting.set(name, value)", [name, value])
+    """Classic canvas or Vue nodes, and no dialog in the way."""
+    change = "(vue) => app.extensionManager.setting.set('Comfy.VueNodes.Enabled', vue)"
+    page.evaluate(change, renderer == "vue")
     page.keyboard.press("Escape")
 
 
