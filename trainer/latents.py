@@ -25,7 +25,8 @@ BATCH_IMAGES = 16
 WAITING_PIXELS = 4 * BATCH_PIXELS
 """Of pictures that wait for others of their size; 12 bytes each."""
 SIDE_BY_SIDE_PIXELS = 2 * 2**20
-"""Of pictures that are encoded at the same time on the CPU; a full model's VAE takes 2.5 KB for each."""
+"""Of pictures that are encoded at the same time on the CPU; a full model's VAE holds several tensors of 128 float32
+channels for each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
