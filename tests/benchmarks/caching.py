@@ -162,11 +162,9 @@ def main() -> None:
 
 
 def encode_in_turn(encoder: Encoder, ready: list[torch.Tensor]) -> None:
-    """The prepared tensors through the codec in batches: on the CPU of one for Kontext, of four for Qwen-Image, whose
-    VAE does better with them, and on an accelerator of the pipeline's size."""
-    count = LatentBatches(encoder.parts, encoder.cache).batch_size(Size(SIDE, SIDE))
-    if encoder.parts.device.type == "cpu" and encoder.family.name == "flux-kontext":
-        count = 1
+    """The prepared tensors through the codec: on the CPU one by one, on an accelerator in the pipeline's batches."""
+    on_cpu = encoder.parts.device.type == "cpu"
+    count = 1 if on_cpu else LatentBatches(encoder.parts, encoder.cache).batch_size(Size(SIDE, SIDE))
     with torch.no_grad():
         for first in range(0, len(ready), count):
             batch = torch.cat(ready[first : first + count])

@@ -85,8 +85,8 @@ class ImageCodec(Protocol):
         ...
 
     def for_batches(self) -> ImageCodec | None:
-        """What encodes many pictures: several in one tensor, or each in a thread of its own. With the same weights,
-        until they are moved, and the same latents but for roundings. None where pictures only go one by one."""
+        """What encodes many pictures: several in one tensor or, on the CPU, each in a thread of its own, until the
+        weights are moved. None where pictures only go one by one."""
         ...
 
     def to(self, device: torch.device | str) -> None:

@@ -127,7 +127,7 @@ class PipelineCodec:
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         return self.module.decode(self._place(latents), return_dict=False)[0]
 
-    def for_batches(self) -> PipelineCodec:
+    def for_batches(self) -> PipelineCodec | None:
         return self
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:

@@ -20,9 +20,8 @@ from .comfy_images import area_resized, cut_to_latents, padded_to_patches
 from .comfy_positions import ComfyQwenRope
 from .family import ImageCodec, PackedLatents, Scale, Size, TextConditioning
 from .layout import AXES, HEAD_SIZE, Layout, Shapes, count_blocks, same_names
-from .pipelines import VAE_SCALE, PipelineFamily, PipelineTextEncoder, any_of, to_pil
+from .pipelines import VAE_SCALE, PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, to_pil
 from .qwen_files import TEXT_ENCODERS, TOKENIZERS, VAE
-from .qwen_vae import QwenCodec
 
 SIDE_STEP = 32
 """Pixels: `calculate_dimensions` makes sides multiples of it."""
@@ -218,6 +217,20 @@ class QwenTextEncoder(PipelineTextEncoder):
         (control,) = controls
         prompt, _ = self.pipeline.encode_prompt(caption, image=to_pil(control), device=self.device)
         return {"prompt_embeds": prompt}
+
+
+class QwenCodec(PipelineCodec):
+    """A video VAE whose frame axis, always 1 for images, stays inside."""
+
+    def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        return super().encode(pixels.unsqueeze(2)).squeeze(2)
+
+    def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        return super().decode(latents.unsqueeze(2)).squeeze(2)
+
+    def for_batches(self) -> QwenCodec | None:
+        # While it encodes it keeps frames in itself, which forbids a second thread; on the CPU those are the batches.
+        return None if self.module.device.type == "cpu" else self
 
 
 class ImageTextProcessor(Qwen2VLProcessor):

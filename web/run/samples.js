@@ -12,7 +12,8 @@ const MOST_KEPT = 120;
 
 /**
  * The samples of a run: a row a prompt with its control image, the chosen step large, and a strip of all steps; a slider
- * and the arrow keys go through the steps. Small pictures are loaded as they come into sight; of those out of sight only the last seen are kept.
+ * and the arrow keys go through the steps. Small pictures are loaded as they come into sight; of those out of sight only
+ * the last seen are kept.
  */
 export class SampleGrid {
   #run = "";
