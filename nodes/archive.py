@@ -8,11 +8,11 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..trainer.checkpoint import checkpoint_steps
+from ..trainer.data.images import decode_image
 from ..trainer.errors import BadInput, RunFailed
 from ..trainer.files import write_json
-from ..trainer.images import decode_image
-from ..trainer.runs import RunFolder
+from ..trainer.training.checkpoint import checkpoint_steps
+from ..trainer.training.run_folder import RunFolder
 from .folders import CACHE, NO_LORA, find_lora, is_folder_name, lora_options, output_folder, runs_folder
 
 LONGEST_LIST = 500

@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ..trainer.schema import BASE_MODELS
+from ..trainer.config.request import BASE_MODELS
 from .host import readable_errors
 from .model_files import AUTO, check_connected, open_choice, state_of, transformer_options
 from .types import EditModel

@@ -6,9 +6,9 @@ from itertools import islice
 
 from comfy_api.latest import io
 
+from ..trainer.config.request import COLUMN_FIELDS, FineTuneRequest, TrainingParams
+from ..trainer.config.settings import RunSettings
 from ..trainer.errors import BadInput
-from ..trainer.schema import COLUMN_FIELDS, FineTuneRequest, TrainingParams
-from ..trainer.settings import RunSettings
 from .folders import cache_folder, file_state, find_parquet
 from .host import NodeDisplay, follow, readable_errors
 from .pictures import grid, small, to_images
@@ -53,9 +53,9 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     @readable_errors()
     def execute(cls, resource: str, images_root: str, bad_rows: str, **columns: str) -> io.NodeOutput:
-        from ..trainer.dataset import open_dataset
-        from ..trainer.downloads import Downloads
-        from ..trainer.images import decode_image
+        from ..trainer.data.dataset import open_dataset
+        from ..trainer.data.downloads import Downloads
+        from ..trainer.data.images import decode_image
 
         downloads = Downloads(cache_folder() / "downloads")
         opening = open_dataset(

@@ -16,8 +16,8 @@ from .types import EditModel
 if TYPE_CHECKING:
     from PIL import Image
 
-    from ..trainer.models.family import Size
-    from ..trainer.models.sources import EditModel as Model
+    from ..trainer.data.resize import Size
+    from ..trainer.models.edit_model import EditModel as Model
 
 
 class EditImage(io.ComfyNode):
@@ -86,7 +86,7 @@ class EditImage(io.ComfyNode):
         lora_name: str = NO_LORA,
         **how: object,
     ) -> io.NodeOutput:
-        from ..trainer.sampling import edit
+        from ..trainer.inference import edit
 
         file = find_lora(lora_name)
         if lora and file:
@@ -107,7 +107,7 @@ class EditImage(io.ComfyNode):
 
 def _size(picture: Image.Image, width: int, height: int) -> Size | None:
     """The size asked for; one side that is left open keeps the image's aspect, None leaves both open."""
-    from ..trainer.models.family import Size
+    from ..trainer.data.resize import Size
 
     if not width and not height:
         return None

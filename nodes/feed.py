@@ -14,9 +14,9 @@ from comfy.model_management import InterruptProcessingException
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..trainer.checkpoint import checkpoint_steps
 from ..trainer.events import Checkpoint, Event, Finished, Planned, Progress, RunControl, Sample, Started, Step, Warning
-from ..trainer.runs import RunFolder
+from ..trainer.training.checkpoint import checkpoint_steps
+from ..trainer.training.run_folder import RunFolder
 from .archive import keep_workflow, sample_entries, sample_entry
 from .folders import runs_folder
 from .host import NodeDisplay, Pace, card_memory, progress_line

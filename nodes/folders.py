@@ -66,7 +66,7 @@ def is_folder_name(name: str) -> bool:
 
 def find_parquet(resource: str) -> Path:
     """The parquet that a person named. Raises BadInput naming every place tried."""
-    from ..trainer.resource import resolve_resource
+    from ..trainer.data.load_request import resolve_resource
 
     if not resource.strip():
         raise BadInput("resource: is required but empty; name a parquet file.")

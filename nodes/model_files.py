@@ -13,8 +13,8 @@ from ..trainer.errors import BadInput
 from .folders import file_state, output_folder
 
 if TYPE_CHECKING:
-    from ..trainer.models.family import Ports
-    from ..trainer.models.sources import EditModel
+    from ..trainer.models.edit_model import EditModel
+    from ..trainer.models.types import Ports
 
 AUTO = "auto"
 FILES = "diffusion_models"
@@ -54,7 +54,7 @@ def open_choice(base_model: str, choice: str, connected: bool, ports: Ports | No
     described, not trained. Raises BadInput for a choice that is not there or another model's.
     """
     from ..trainer.models import family_class, open_model
-    from ..trainer.models.sources import ModelFiles
+    from ..trainer.models.edit_model import ModelFiles
 
     pipeline = family_class(base_model).pipeline_class
     if choice == AUTO:
@@ -133,7 +133,7 @@ def _in_hub_cache(base_model: str) -> bool:
 def _sure_file(base_model: str, ports: Ports | None) -> EditModel | None:
     """The base model from the first file that fits and gives no reason to doubt it."""
     from ..trainer.models import open_model
-    from ..trainer.models.sources import ModelFiles
+    from ..trainer.models.edit_model import ModelFiles
 
     for path in filter(None, map(_path_of, _file_names())):
         if output_folder() in path.parents:

@@ -7,12 +7,12 @@ from pathlib import Path
 from comfy.model_management import get_torch_device
 from huggingface_hub import try_to_load_from_cache
 
-from ..trainer.card import card_of
+from ..trainer.config.request import COLUMN_FIELDS, TrainingParams
+from ..trainer.config.settings import RunSettings
+from ..trainer.device import card_of
 from ..trainer.errors import BadInput
-from ..trainer.models.sources import EMBEDDED, EditModel
-from ..trainer.planning import make_plan
-from ..trainer.schema import COLUMN_FIELDS, TrainingParams
-from ..trainer.settings import RunSettings
+from ..trainer.memory.planner import make_plan
+from ..trainer.models.edit_model import EMBEDDED, EditModel
 from .host import device_line
 
 DOWNLOAD_GB = {"black-forest-labs/FLUX.1-Kontext-dev": 34, "Qwen/Qwen-Image-Edit": 58}

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from comfy_api.latest import io
 
-from ..trainer.schema import TrainingParams
-from ..trainer.settings import RunSettings
+from ..trainer.config.request import TrainingParams
+from ..trainer.config.settings import RunSettings
 from .folders import NO_LORA, find_lora, lora_options, lora_state
 from .host import readable_errors
 from .types import EditParams, EditSettings

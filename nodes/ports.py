@@ -13,7 +13,7 @@ from comfy.text_encoders.flux import FluxClipModel
 from comfy.text_encoders.qwen_image import QwenImageTEModel, QwenImageTokenizer
 
 from ..trainer.errors import BadInput
-from ..trainer.models.family import Ports, TextConditioning
+from ..trainer.models.types import Ports, TextConditioning
 from .host import unload
 from .patched import fingerprint_patched
 

@@ -8,7 +8,7 @@ from comfy_api.latest import io, ui
 from PIL import Image
 
 from ..trainer.errors import BadInput
-from ..trainer.runs import RunFolder
+from ..trainer.training.run_folder import RunFolder
 from .host import readable_errors
 from .pictures import grid, small, to_images
 from .types import EditRun, FinishedRun

@@ -9,17 +9,17 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 from comfy_api.latest import io, ui
 
+from ..trainer.config.request import BASE_MODELS, COLUMN_FIELDS, FineTuneRequest, SamplePrompt, parse_request
 from ..trainer.errors import BadInput
 from ..trainer.files import write_text
-from ..trainer.schema import BASE_MODELS, COLUMN_FIELDS, FineTuneRequest, SamplePrompt, parse_request
 from .folders import EXAMPLES, cache_folder, file_state, find_request, input_folder, is_kept_control, output_folder
 from .host import NodeDisplay, follow, readable_errors
 from .params import PARAMS
 from .types import EditDataset, EditModel, EditParams, EditSamples
 
 if TYPE_CHECKING:
-    from ..trainer.dataset import EditDataset as Dataset
-    from ..trainer.models.sources import EditModel as Model
+    from ..trainer.data.dataset import EditDataset as Dataset
+    from ..trainer.models.edit_model import EditModel as Model
 
 
 def build_request(
@@ -71,7 +71,7 @@ class LoadRequest(io.ComfyNode):
     def fingerprint_inputs(cls, request: str | None = None) -> str | float:
         if request is None:
             return float("nan")
-        from ..trainer.request import load_request
+        from ..trainer.data.load_request import load_request
 
         try:
             source = find_request(request)
@@ -83,9 +83,9 @@ class LoadRequest(io.ComfyNode):
     @classmethod
     @readable_errors()
     def execute(cls, request: str) -> io.NodeOutput:
-        from ..trainer.dataset import open_dataset
-        from ..trainer.downloads import Downloads
-        from ..trainer.request import load_request
+        from ..trainer.data.dataset import open_dataset
+        from ..trainer.data.downloads import Downloads
+        from ..trainer.data.load_request import load_request
 
         parsed, parquet = load_request(find_request(request), input_folder(), EXAMPLES)
         params = parsed.training_params

@@ -140,7 +140,7 @@ async def upload(request: web.Request) -> web.Response:
                 if size > GREATEST_UPLOAD:
                     raise BadInput("The parquet is too large to be uploaded; copy it into ComfyUI's input folder.")
                 await asyncio.to_thread(file.write, chunk)
-        from ..trainer.resource import read_schema
+        from ..trainer.data.parquet import read_schema
 
         try:
             await asyncio.to_thread(read_schema, temporary)
@@ -159,7 +159,7 @@ async def upload(request: web.Request) -> web.Response:
 async def read_request(request: web.Request) -> web.Response:
     """The body is a fine-tune request's JSON; the answer is `{"request": …}` with every default written out, or all
     that is wrong with it as `{"error": …}`."""
-    from ..trainer.schema import parse_request
+    from ..trainer.config.request import parse_request
 
     text = await request.content.read(GREATEST_REQUEST + 1)
     if len(text) > GREATEST_REQUEST:
@@ -187,8 +187,8 @@ def _pixels(request: web.Request) -> int:
 
 
 def _columns(resource: str) -> dict[str, Any]:
-    from ..trainer.columns import column_kinds, first_texts, guess_columns
-    from ..trainer.resource import open_parquet, parquet_columns
+    from ..trainer.data.columns import column_kinds, first_texts, guess_columns
+    from ..trainer.data.parquet import open_parquet, parquet_columns
 
     path = find_contained_parquet(resource)
     kinds = column_kinds(path)
@@ -213,8 +213,8 @@ def _base_model(name: str, transformer: str, connected: list[str]) -> list[str]:
 
 
 def _first_rows(resource: str, images_root: str, names: list[str]) -> dict[str, list[str | None]]:
-    from ..trainer.columns import column_kinds
-    from ..trainer.rows import RowBlocks
+    from ..trainer.data.columns import column_kinds
+    from ..trainer.data.row_blocks import RowBlocks
 
     path = find_contained_parquet(resource)
     root = (path.parent / images_root).resolve()
@@ -235,8 +235,8 @@ def _first_rows(resource: str, images_root: str, names: list[str]) -> dict[str, 
 
 def _small(value: str | bytes | None, root: Path) -> str | None:
     """A cell's picture as a data address; None where there is none to show."""
-    from ..trainer.downloads import Downloads
-    from ..trainer.images import image_ref, read_bytes
+    from ..trainer.data.downloads import Downloads
+    from ..trainer.data.images import image_ref, read_bytes
 
     try:
         reference = image_ref(value)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import torch
 from comfy_api.latest import io
 
-from ..trainer.schema import SamplePrompt
+from ..trainer.config.request import SamplePrompt
 from .folders import keep_control
 from .host import readable_errors
 from .pictures import to_pictures

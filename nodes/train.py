@@ -7,9 +7,9 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
+from ..trainer.config.request import SamplePrompt
+from ..trainer.config.settings import RunSettings, parse_settings
 from ..trainer.errors import BadInput
-from ..trainer.schema import SamplePrompt
-from ..trainer.settings import RunSettings, parse_settings
 from .feed import RunFeed
 from .folders import cache_folder, publish_lora, publish_transformer, run_folder
 from .host import borrowed_device, device_line, follow, readable_errors
@@ -18,9 +18,9 @@ from .types import EditDataset, EditModel, EditParams, EditRun, EditSamples, Edi
 from .widgets import field_input
 
 if TYPE_CHECKING:
-    from ..trainer.dataset import EditDataset as Dataset
-    from ..trainer.models.sources import EditModel as Model
-    from ..trainer.schema import FineTuneRequest
+    from ..trainer.config.request import FineTuneRequest
+    from ..trainer.data.dataset import EditDataset as Dataset
+    from ..trainer.models.edit_model import EditModel as Model
 
 
 class Train(io.ComfyNode):
@@ -75,7 +75,7 @@ class Train(io.ComfyNode):
         samples: tuple[SamplePrompt, ...] | None = None,
         settings: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
-        from ..trainer.loop import train
+        from ..trainer.training.loop import train
 
         folder = run_folder(run_name, resume)
         request = build_request(dataset, params, model, samples)
@@ -115,8 +115,8 @@ def _run_settings(dataset: Dataset, seed: int, settings: dict[str, Any]) -> RunS
 
 def _results(model: Model, request: FineTuneRequest, feed: RunFeed) -> io.NodeOutput:
     """The outputs, and the last line of text."""
-    from ..trainer.runs import RunFolder
-    from ..trainer.weights import read_weights
+    from ..trainer.tensors import read_weights
+    from ..trainer.training.run_folder import RunFolder
 
     finished = feed.finished
     losses = [loss for _, loss in RunFolder(finished.run_dir).losses()]

@@ -8,13 +8,13 @@ from pathlib import Path
 from comfy_api.latest import io
 
 EditDataset = io.Custom("EDIT_DATASET")
-"""A `trainer.dataset.EditDataset`."""
+"""A `trainer.data.dataset.EditDataset`."""
 EditParams = io.Custom("EDIT_PARAMS")
 """A dict: the request's training_params without columns and samples."""
 EditSamples = io.Custom("EDIT_SAMPLES")
-"""A tuple of `trainer.schema.SamplePrompt`."""
+"""A tuple of `trainer.config.request.SamplePrompt`."""
 EditModel = io.Custom("EDIT_MODEL")
-"""A `trainer.models.sources.EditModel`: a handle that holds no weights but the CLIP and VAE it was given, which the
+"""A `trainer.models.edit_model.EditModel`: a handle that holds no weights but the CLIP and VAE it was given, which the
 graph holds anyway, so that a cached output pins no memory."""
 EditSettings = io.Custom("EDIT_SETTINGS")
 """A dict: RunSettings without seed, images_root and bad_rows."""

@@ -34,8 +34,8 @@ from transformers import (
 )
 
 from trainer.models import CONFIGS
+from trainer.models.edit_model import EMBEDDED, ModelFiles
 from trainer.models.qwen_image_edit import processor_of
-from trainer.models.sources import EMBEDDED, ModelFiles
 
 from .single_files import FLUX, QWEN, Tensors, stored
 

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import save_file
 
 from trainer.models import family_class
-from trainer.models.layout import to_stored
+from trainer.single_file.key_mapping import to_stored
 
 Tensors = dict[str, torch.Tensor]
 

@@ -15,22 +15,23 @@ from importlib import import_module
 _HOMES = {
     "BadInput": "errors",
     "RunFailed": "errors",
-    "FineTuneRequest": "schema",
-    "TrainingParams": "schema",
-    "SamplePrompt": "schema",
-    "parse_request": "schema",
-    "RunSettings": "settings",
-    "parse_settings": "settings",
-    "load_request": "request",
-    "EditDataset": "dataset",
-    "open_dataset": "dataset",
-    "drain": "dataset",
-    "EditModel": "models.sources",
-    "open_model": "models.sources",
+    "FineTuneRequest": "config.request",
+    "TrainingParams": "config.request",
+    "SamplePrompt": "config.request",
+    "parse_request": "config.request",
+    "RunSettings": "config.settings",
+    "parse_settings": "config.settings",
+    "load_request": "data.load_request",
+    "EditDataset": "data.dataset",
+    "open_dataset": "data.dataset",
+    "drain": "events",
+    "EditModel": "models.edit_model",
+    "open_model": "models.edit_model",
     "RunControl": "events",
-    "train": "loop",
-    "edit": "sampling",
+    "train": "training.loop",
+    "edit": "inference",
 }
+
 
 __all__ = sorted(_HOMES)
 

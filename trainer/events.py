@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 import threading
+from collections.abc import Generator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal, TypeVar
 
 from PIL import Image
 
@@ -125,3 +126,15 @@ class RunControl:
         asked = self._sample.is_set()
         self._sample.clear()
         return asked
+
+
+T = TypeVar("T")
+
+
+def drain(generator: Generator[Any, None, T]) -> T:
+    """Run a generator to its end and give what it returns."""
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value

@@ -28,18 +28,19 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from trainer.cache import TensorCache
-from trainer.dataset import EditDataset, drain, open_dataset
-from trainer.encode import Encoder
-from trainer.events import RunControl
-from trainer.images import decode_image
-from trainer.latents import LatentBatches, PreparedImage
-from trainer.memory import Parts, default_device
+from trainer.config.settings import RunSettings
+from trainer.data.dataset import EditDataset, open_dataset
+from trainer.data.images import decode_image
+from trainer.data.resize import Size
+from trainer.device import default_device
+from trainer.encoding.cache import TensorCache
+from trainer.encoding.encoder import Encoder
+from trainer.encoding.latents import LatentBatches, PreparedImage
+from trainer.events import RunControl, drain
+from trainer.memory.model_parts import Parts
+from trainer.memory.plan import Plan
 from trainer.models import open_model
-from trainer.models.family import Size
-from trainer.plan import Plan
-from trainer.settings import RunSettings
-from trainer.weights import DTYPES
+from trainer.tensors import DTYPES
 
 SIDE = 512
 PICTURES = 32

@@ -18,14 +18,14 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from trainer import loop
-from trainer.dataset import drain, open_dataset
-from trainer.events import Step
+from trainer.config.settings import RunSettings
+from trainer.data.dataset import open_dataset
+from trainer.data.load_request import load_request
+from trainer.events import Step, drain
 from trainer.models import open_model
-from trainer.models.family import PackedLatents
-from trainer.request import load_request
-from trainer.settings import RunSettings
+from trainer.models.types import PackedLatents
 from trainer.tiny.shapes import TAUGHT_EDITS, write_parquet
+from trainer.training import loop
 
 BLOCK = 6
 """Steps of the run between two pieces of the bare loop."""

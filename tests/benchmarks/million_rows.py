@@ -17,7 +17,8 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from trainer.dataset import drain, open_dataset
+from trainer.data.dataset import open_dataset
+from trainer.events import drain
 
 ROWS = 1_000_000
 IMAGES = 1000

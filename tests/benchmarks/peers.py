@@ -69,7 +69,7 @@ def make(options: argparse.Namespace) -> None:
     """The model and the dataset."""
     from diffusers import FluxTransformer2DModel
 
-    from trainer.models.sources import EMBEDDED
+    from trainer.models.edit_model import EMBEDDED
 
     model = options.folder / "model"
     shutil.copytree(EMBEDDED / "flux-kontext", model)
@@ -134,12 +134,12 @@ def plain_side(options: argparse.Namespace, checkpointing: bool, whole: bool) ->
 def our_side(options: argparse.Namespace, checkpointing: str, whole: bool) -> dict:
     """The same through `train()`."""
     from tests.benchmarks.plain import Clock
-    from trainer.dataset import drain, open_dataset
-    from trainer.events import Finished, Planned, Sample, Started, Step
-    from trainer.loop import train
+    from trainer.config.request import parse_request
+    from trainer.config.settings import RunSettings
+    from trainer.data.dataset import open_dataset
+    from trainer.events import Finished, Planned, Sample, Started, Step, drain
     from trainer.models import open_model
-    from trainer.schema import parse_request
-    from trainer.settings import RunSettings
+    from trainer.training.loop import train
 
     parquet = options.folder / ("pairs.parquet" if whole else "few.parquet")
     columns = {"caption_column": "caption", "control_image_column": "control", "image_column": "target"}
@@ -216,14 +216,14 @@ def our_bytes(options: argparse.Namespace, **settings: str) -> dict:
     from dataclasses import replace
 
     from tests.benchmarks.synthetic import random_batches
-    from trainer.card import card_with
-    from trainer.footprint import step_shape
-    from trainer.memory import Parts
+    from trainer.config.request import TrainingParams
+    from trainer.config.settings import RunSettings
+    from trainer.device import card_with
+    from trainer.memory.activation_bytes import step_shape
+    from trainer.memory.model_parts import Parts
+    from trainer.memory.planner import make_plan
     from trainer.models import open_model
-    from trainer.planning import make_plan
-    from trainer.schema import TrainingParams
-    from trainer.settings import RunSettings
-    from trainer.trainee import build_trainee
+    from trainer.training.trainable import build_trainee
 
     model = open_model(BASE, options.folder / "model")
     params = TrainingParams(caption_column="c", control_image_column="b", image_column="a", lora_rank=options.rank)

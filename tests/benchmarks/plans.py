@@ -10,12 +10,12 @@ from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
-from trainer.card import card_with
+from trainer.config.request import TrainingParams
+from trainer.config.settings import RunSettings
+from trainer.device import card_with
+from trainer.memory.plan import Plan, gigabytes
+from trainer.memory.planner import make_plan
 from trainer.models import open_model
-from trainer.plan import Plan, gigabytes
-from trainer.planning import make_plan
-from trainer.schema import TrainingParams
-from trainer.settings import RunSettings
 
 MODELS = {"Qwen-Image-Edit": "Qwen/Qwen-Image-Edit", "FLUX.1 Kontext": "black-forest-labs/FLUX.1-Kontext-dev"}
 RESOLUTIONS = (1024, 512)

@@ -26,18 +26,19 @@ import torch
 from torch import nn
 
 from tests.benchmarks.synthetic import RandomModel, random_batches, random_model
-from trainer.card import Card, card_of
-from trainer.cli import add_settings, read_settings
-from trainer.footprint import step_shape
-from trainer.memory import Parts, default_device
-from trainer.models.blocks import blocks_of
-from trainer.optim import build_optimizer
-from trainer.plan import Plan
-from trainer.planning import make_plan
-from trainer.schema import TrainingParams
-from trainer.settings import RunSettings
-from trainer.step import Batch, micro_step, with_modulation
-from trainer.trainee import build_trainee
+from trainer.cli.parser import add_settings, read_settings
+from trainer.config.request import TrainingParams
+from trainer.config.settings import RunSettings
+from trainer.device import Card, card_of, default_device
+from trainer.memory.activation_bytes import step_shape
+from trainer.memory.model_parts import Parts
+from trainer.memory.plan import Plan
+from trainer.memory.planner import make_plan
+from trainer.modules import blocks_of
+from trainer.training.batch import Batch
+from trainer.training.optim import build_optimizer
+from trainer.training.step import micro_step, with_modulation
+from trainer.training.trainable import build_trainee
 
 NAMES = {"kontext": "black-forest-labs/FLUX.1-Kontext-dev", "qwen": "Qwen/Qwen-Image-Edit"}
 ATTENTION_BACKWARD = 2.5

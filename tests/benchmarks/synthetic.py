@@ -11,16 +11,18 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.batches import Position
-from trainer.flow import draw_sigmas, loss_weights
-from trainer.footprint import StepShape
+from trainer.config.settings import Precision
+from trainer.data.resize import Size
+from trainer.memory.activation_bytes import StepShape
 from trainer.models import CONFIGS, open_model
-from trainer.models.family import Family, Grid, PackedLatents, Size
-from trainer.models.quantize import QUANTIZED, large_weights, quantize
-from trainer.models.quantized_linear import QuantizedLinear
-from trainer.models.sources import EditModel
-from trainer.plan import Precision
-from trainer.step import Batch, TextGroup
+from trainer.models.edit_model import EditModel
+from trainer.models.family import Family
+from trainer.models.types import Grid, PackedLatents
+from trainer.quantization.linear import QuantizedLinear
+from trainer.quantization.quantize import QUANTIZED, large_weights, quantize
+from trainer.training.batch import Batch, TextGroup
+from trainer.training.batch_sampler import Position
+from trainer.training.flow_matching import draw_sigmas, loss_weights
 
 POOL = 2**22
 """Random numbers that all weights are made of."""

@@ -11,8 +11,8 @@ import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from PIL import Image
 
+from trainer.data.resize import Size
 from trainer.models import open_model
-from trainer.models.family import Size
 
 from ..single_files import FLUX, FLUX_SIZES, QWEN, stored, write
 from .graphs import Prompt, node

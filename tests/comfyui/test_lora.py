@@ -12,7 +12,7 @@ from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from PIL import Image
 from safetensors.torch import save_file
 
-from trainer.lora import LoraAdapter
+from trainer.lora.adapter import LoraAdapter
 from trainer.models import family_class, open_model
 
 from ..trainer.lora_files import joined, kohya, random_pairs

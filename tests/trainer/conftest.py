@@ -38,14 +38,14 @@ from transformers import (
 )
 from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-from trainer.dataset import drain, open_dataset
-from trainer.events import Event, RunControl
-from trainer.loop import train
+from trainer.config.request import FineTuneRequest, parse_request
+from trainer.config.settings import parse_settings
+from trainer.data.dataset import open_dataset
+from trainer.events import Event, RunControl, drain
 from trainer.models import open_model
+from trainer.models.edit_model import EditModel
 from trainer.models.qwen_image_edit import ImageTextProcessor
-from trainer.models.sources import EditModel
-from trainer.schema import FineTuneRequest, parse_request
-from trainer.settings import parse_settings
+from trainer.training.loop import train
 
 SCHEDULE = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())

@@ -9,8 +9,9 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from trainer.dataset import EditDataset, drain, open_dataset
-from trainer.images import decode_image
+from trainer.data.dataset import EditDataset, open_dataset
+from trainer.data.images import decode_image
+from trainer.events import drain
 
 NAMES = {"caption_column": "prompt", "control_image_column": "before", "image_column": "after"}
 

@@ -12,13 +12,14 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.checkpoint import checkpoint_folders, last_step, load_checkpoint
-from trainer.dataset import drain, open_dataset
+from trainer.config.settings import parse_settings
+from trainer.data.dataset import open_dataset
+from trainer.data.load_request import load_request
+from trainer.events import drain
 from trainer.files import TEMPORARY_PREFIX
-from trainer.loop import train
 from trainer.models import open_model
-from trainer.request import load_request
-from trainer.settings import parse_settings
+from trainer.training.checkpoint import checkpoint_folders, last_step, load_checkpoint
+from trainer.training.loop import train
 
 STEPS = 50
 

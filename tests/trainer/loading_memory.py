@@ -13,8 +13,8 @@ from pathlib import Path
 import torch
 
 from trainer.models import open_model
-from trainer.models.sources import ModelFiles
-from trainer.weights import DTYPES
+from trainer.models.edit_model import ModelFiles
+from trainer.tensors import DTYPES
 
 
 def anonymous_bytes() -> int:

@@ -13,15 +13,15 @@ import torch
 
 from tests.benchmarks.synthetic import random_batches, random_model
 from tests.trainer.loading_memory import Peak, anonymous_bytes
-from trainer.card import card_of
-from trainer.footprint import step_shape
-from trainer.memory import Parts
-from trainer.optim import build_optimizer
-from trainer.planning import make_plan
-from trainer.schema import TrainingParams
-from trainer.settings import RunSettings
-from trainer.step import micro_step
-from trainer.trainee import build_trainee
+from trainer.config.request import TrainingParams
+from trainer.config.settings import RunSettings
+from trainer.device import card_of
+from trainer.memory.activation_bytes import step_shape
+from trainer.memory.model_parts import Parts
+from trainer.memory.planner import make_plan
+from trainer.training.optim import build_optimizer
+from trainer.training.step import micro_step
+from trainer.training.trainable import build_trainee
 
 CPU = torch.device("cpu")
 

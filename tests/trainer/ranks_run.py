@@ -21,15 +21,15 @@ import torch
 from safetensors.torch import save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from trainer.dataset import drain, open_dataset
-from trainer.distributed import Ranks, joined
+from trainer.config.request import parse_request
+from trainer.config.settings import parse_settings
+from trainer.data.dataset import open_dataset
+from trainer.distributed.fsdp import whole
+from trainer.distributed.ranks import Ranks, joined
 from trainer.errors import RunFailed
-from trainer.events import Step
-from trainer.loop import train
+from trainer.events import Step, drain
 from trainer.models import open_model
-from trainer.schema import parse_request
-from trainer.settings import parse_settings
-from trainer.sharding import whole
+from trainer.training.loop import train
 
 COLUMNS = {"caption_column": "words", "control_image_column": "before", "image_column": "after"}
 MODELS: dict[str, str] = {}

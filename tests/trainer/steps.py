@@ -11,16 +11,17 @@ from typing import Any
 import torch
 from torch import nn
 
-from trainer.batches import Position
-from trainer.memory import Parts
+from trainer.config.request import TrainingParams
+from trainer.config.settings import Precision, RunSettings
+from trainer.memory.model_parts import Parts
+from trainer.memory.plan import Plan
 from trainer.models import open_model
-from trainer.models.family import Grid, PackedLatents
-from trainer.models.sources import EditModel
-from trainer.plan import Plan, Precision
-from trainer.schema import TrainingParams
-from trainer.settings import RunSettings
-from trainer.step import Batch, TextGroup, micro_step, with_modulation
-from trainer.trainee import build_trainee
+from trainer.models.edit_model import EditModel
+from trainer.models.types import Grid, PackedLatents
+from trainer.training.batch import Batch, TextGroup
+from trainer.training.batch_sampler import Position
+from trainer.training.step import micro_step, with_modulation
+from trainer.training.trainable import build_trainee
 
 CPU = torch.device("cpu")
 SQUARE = Grid(4, 4)

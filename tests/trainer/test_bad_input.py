@@ -19,8 +19,8 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from trainer.cli import main
-from trainer.downloads import Downloads
+from trainer.cli.main import main
+from trainer.data.downloads import Downloads
 
 COLUMNS = {"caption_column": "words", "control_image_column": "before", "image_column": "after"}
 STEPS = 2
@@ -290,7 +290,7 @@ def test_disk_full_in_the_middle_of_a_checkpoint(
 ) -> None:
     out = desk.folder / "run"
     argv = desk.train("--out", str(out), steps=4, sample_every=2)
-    from trainer import checkpoint
+    from trainer.training import checkpoint
 
     write = checkpoint.save_tensors
     written = []
@@ -317,6 +317,6 @@ def test_interrupted_before_anything(
         raise KeyboardInterrupt
 
     argv = desk.train()
-    monkeypatch.setattr("trainer.commands.load_request", interrupt)
+    monkeypatch.setattr("trainer.cli.train.load_request", interrupt)
     assert main(argv) == 130
     assert capsys.readouterr().err == "Interrupted.\n"

@@ -2,9 +2,9 @@
 
 from itertools import islice
 
-from trainer.batches import Position, epoch_batches, micro_batches
-from trainer.encode import ControlImage, Example
-from trainer.models.family import Size
+from trainer.data.resize import Size
+from trainer.encoding.example import ControlImage, Example
+from trainer.training.batch_sampler import Position, epoch_batches, micro_batches
 
 WIDE, TALL = Size(96, 64), Size(64, 96)
 

@@ -15,22 +15,23 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from trainer import encode, latents
-from trainer.cache import TensorCache
-from trainer.dataset import EditDataset, drain, open_dataset
-from trainer.encode import Encoder
+from trainer.config.settings import RunSettings
+from trainer.data.dataset import EditDataset, open_dataset
+from trainer.data.images import decode_image
+from trainer.data.resize import Size
+from trainer.encoding import encoder as encode
+from trainer.encoding import latents
+from trainer.encoding.cache import TensorCache
+from trainer.encoding.encoder import Encoder
+from trainer.encoding.latents import LatentBatches, Preparation, PreparedImage
 from trainer.errors import BadInput
-from trainer.events import RunControl
-from trainer.images import decode_image
-from trainer.latents import LatentBatches, Preparation, PreparedImage
-from trainer.memory import Parts
+from trainer.events import RunControl, drain
+from trainer.memory.model_parts import Parts
+from trainer.memory.plan import Plan
 from trainer.models import open_model
-from trainer.models.family import Size
+from trainer.models.edit_model import EditModel
 from trainer.models.flux_kontext import FluxKontext
-from trainer.models.sources import EditModel
-from trainer.plan import Plan
-from trainer.prefetch import WorkBehind, prefetched
-from trainer.settings import RunSettings
+from trainer.threads import WorkBehind, prefetched
 
 from .conftest import png, shape_picture
 from .image_server import image_server
@@ -127,7 +128,7 @@ def test_the_count_of_threads_is_as_before(tiny, tmp_path):
 
 
 def test_bad_rows_in_the_middle_are_left_out_and_named(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.dataset_check.SAMPLED_ROWS", 2)
+    monkeypatch.setattr("trainer.data.validation.SAMPLED_ROWS", 2)
     dataset = write_pairs(tmp_path, 25, {("after", 7): BROKEN, ("before", 12): BROKEN, ("after", 13): BROKEN})
     encoder = new_encoder(tiny, tmp_path / "cache")
     examples = drain(encoder.examples(dataset, RunControl()))
@@ -141,7 +142,7 @@ def test_bad_rows_in_the_middle_are_left_out_and_named(tiny, tmp_path, monkeypat
 
 
 def test_equal_images_are_prepared_once_and_bad_ones_are_bad_in_every_row(tiny, tmp_path, monkeypatch):
-    monkeypatch.setattr("trainer.dataset_check.SAMPLED_ROWS", 1)
+    monkeypatch.setattr("trainer.data.validation.SAMPLED_ROWS", 1)
     same = png(shape_picture(5))
     cut = png(shape_picture(6))[:-30]
     changes = {("before", row): same for row in range(0, 12)} | {("after", row): cut for row in (3, 4, 5, 9)}
@@ -279,7 +280,7 @@ def test_addresses_are_fetched_by_several_threads(tiny, tmp_path):
         for column in ("before", "after"):
             table[column] = [server.page(f"/{column}{row}.png", page(data)) for row, data in enumerate(table[column])]
         pq.write_table(pa.table(table), tmp_path / "addresses.parquet")
-        sampled = "trainer.dataset_check.SAMPLED_ROWS"
+        sampled = "trainer.data.validation.SAMPLED_ROWS"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sampled, 0)
             remote = drain(open_dataset(tmp_path / "addresses.parquet", **COLUMNS))

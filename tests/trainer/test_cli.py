@@ -16,14 +16,15 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from trainer.cli import build_parser, main, option_of, read_settings
-from trainer.columns import guess_columns
-from trainer.demo import psnr
+from trainer.cli.console import Pace, Terminal
+from trainer.cli.contact_sheet import COLUMNS, Panel, draw_sheet
+from trainer.cli.demo import psnr
+from trainer.cli.main import main
+from trainer.cli.parser import build_parser, option_of, read_settings
+from trainer.config.request import TrainingParams
+from trainer.config.settings import RunSettings
+from trainer.data.columns import guess_columns
 from trainer.events import Step
-from trainer.schema import TrainingParams
-from trainer.settings import RunSettings
-from trainer.sheet import COLUMNS, Panel, draw_sheet
-from trainer.terminal import Pace, Terminal
 from trainer.tiny.shapes import make_pair, write_parquet
 
 ROOT = Path(__file__).parents[2]
@@ -54,7 +55,7 @@ def steps_logged(run: Path) -> list[int]:
 
 def test_help_is_quick_and_names_every_command() -> None:
     program = (
-        "import sys; from trainer.cli import main; code = main(['--help']); "
+        "import sys; from trainer.cli.parser import main; code = main(['--help']); "
         "assert not {'torch', 'diffusers', 'transformers', 'pyarrow'} & set(sys.modules); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)

@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainer.columns import column_kinds, guess_columns
+from trainer.data.columns import column_kinds, guess_columns
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 PATHS = ["a/1.jpg", "a/2.png"]

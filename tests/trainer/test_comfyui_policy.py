@@ -9,18 +9,19 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.batches import Position
-from trainer.memory import Parts
+from trainer.data.resize import Box, Size, centre_crop, cut_to_multiples
+from trainer.memory.model_parts import Parts
+from trainer.memory.plan import Plan
 from trainer.models import open_model
-from trainer.models.comfy_positions import image_positions, text_positions
-from trainer.models.family import Grid, PackedLatents, Size, TextConditioning
+from trainer.models.comfyui_parity import image_positions, text_positions
 from trainer.models.flux_kontext import FULL as FULL_KONTEXT
 from trainer.models.flux_kontext import FluxKontext
 from trainer.models.qwen_image_edit import FULL as FULL_QWEN
 from trainer.models.qwen_image_edit import QwenImageEdit
-from trainer.plan import Plan
-from trainer.resize import Box, centre_crop, cut_to_multiples
-from trainer.step import Batch, TextGroup, micro_step
+from trainer.models.types import Grid, PackedLatents, TextConditioning
+from trainer.training.batch import Batch, TextGroup
+from trainer.training.batch_sampler import Position
+from trainer.training.step import micro_step
 
 KONTEXT, QWEN = FluxKontext(FULL_KONTEXT, {}, "comfyui"), QwenImageEdit(FULL_QWEN, {}, "comfyui")
 CPU = torch.device("cpu")

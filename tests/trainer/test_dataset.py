@@ -11,12 +11,12 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
-from trainer import rows
-from trainer.dataset import open_dataset
-from trainer.downloads import Downloads
+from trainer.data import row_blocks as rows
+from trainer.data.dataset import open_dataset
+from trainer.data.downloads import Downloads
+from trainer.data.row_blocks import RowBlocks
 from trainer.errors import BadInput
 from trainer.events import Progress
-from trainer.rows import RowBlocks
 
 from .edits import NAMES, assert_rows_belong_together, number_of, opened, png, write, write_files
 from .image_server import image_server

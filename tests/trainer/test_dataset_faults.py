@@ -12,12 +12,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainer import dataset_check
-from trainer.dataset_check import suspicious_cells
+from trainer.data import validation as dataset_check
+from trainer.data.images import image_ref
+from trainer.data.parquet import column_faults
+from trainer.data.row_blocks import Cells
+from trainer.data.validation import suspicious_cells
 from trainer.errors import BadImage, BadInput
-from trainer.images import image_ref
-from trainer.resource import column_faults
-from trainer.rows import Cells
 
 from .edits import NAMES, assert_rows_belong_together, opened, png, write, write_files
 

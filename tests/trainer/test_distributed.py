@@ -14,7 +14,7 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.checkpoint import checkpoint_steps
+from trainer.training.checkpoint import checkpoint_steps
 
 REPO = Path(__file__).parents[2]
 FAMILIES = ("flux-kontext", "qwen-image-edit")

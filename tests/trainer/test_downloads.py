@@ -8,7 +8,7 @@ from http.server import BaseHTTPRequestHandler
 
 import pytest
 
-from trainer.downloads import Downloads
+from trainer.data.downloads import Downloads
 from trainer.errors import BadImage, RunFailed
 
 from .image_server import ImageServer, image_server

@@ -8,7 +8,7 @@ from PIL import Image
 
 from trainer.errors import BadInput
 from trainer.events import Finished
-from trainer.models.sources import EditModel
+from trainer.models.edit_model import EditModel
 
 
 @pytest.fixture
@@ -119,9 +119,10 @@ def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypa
     """Every example that is trained on has the latents of its own pictures and the conditioning of its own caption."""
     import torch
 
-    from trainer import loop
-    from trainer.dataset import drain, open_dataset
-    from trainer.images import decode_image
+    from trainer.data.dataset import open_dataset
+    from trainer.data.images import decode_image
+    from trainer.events import drain
+    from trainer.training import loop
 
     batches = []
     real = loop.micro_step
@@ -156,7 +157,7 @@ def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypa
 
 
 def test_rows_found_bad_while_caching_stop_or_are_skipped(kontext, runs, monkeypatch):
-    monkeypatch.setattr("trainer.dataset_check.SAMPLED_ROWS", 2)
+    monkeypatch.setattr("trainer.data.validation.SAMPLED_ROWS", 2)
     runs.write()
     change(runs, "after", 2, b"\xff\xd8\xff this is no image")
     with pytest.raises(BadInput, match=r"(?s)row 2.*after"):

@@ -13,12 +13,14 @@ import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from huggingface_hub import constants
 
+from trainer.data.resize import Size
 from trainer.errors import BadInput, RunFailed
 from trainer.models import open_model
-from trainer.models.family import Family, Size, TextConditioning
+from trainer.models.edit_model import EditModel
+from trainer.models.family import Family
 from trainer.models.flux_kontext import FluxKontext
 from trainer.models.qwen_image_edit import QwenImageEdit
-from trainer.models.sources import EditModel
+from trainer.models.types import TextConditioning
 
 CPU, F32 = "cpu", torch.float32
 CAPTIONS = ["red", "turn the shape into a much larger circle"]
@@ -160,7 +162,9 @@ def test_a_model_that_cannot_be_fetched_says_what_to_do(tmp_path: Path, monkeypa
 
 
 def test_sizes_and_registry_need_no_torch():
-    code = "import sys, trainer.resize, trainer.models.family; assert not {'torch', 'diffusers'} & set(sys.modules)"
+    code = (
+        "import sys, trainer.data.resize, trainer.models.family; assert not {'torch', 'diffusers'} & set(sys.modules)"
+    )
     subprocess.run([sys.executable, "-c", code], check=True, cwd=Path(__file__).parents[2])
 
 

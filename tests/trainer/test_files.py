@@ -7,11 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.batches import Position
-from trainer.cache import TensorCache, cache_key
-from trainer.checkpoint import TrainingState, checkpoint_folders, last_step, load_checkpoint, save_checkpoint
+from trainer.encoding.cache import TensorCache, cache_key
 from trainer.errors import RunFailed
-from trainer.files import TEMPORARY_PREFIX, remove_unfinished, replacing, write_tensors
+from trainer.files import TEMPORARY_PREFIX, remove_unfinished, replacing
+from trainer.tensors import write_tensors
+from trainer.training.batch_sampler import Position
+from trainer.training.checkpoint import TrainingState, checkpoint_folders, last_step, load_checkpoint, save_checkpoint
 
 REPO = Path(__file__).parents[2]
 
@@ -125,7 +126,7 @@ def test_a_full_disk_in_a_checkpoint_harms_nothing(tmp_path, monkeypatch):
     def full(*_):
         raise OSError(28, "No space left on device")
 
-    monkeypatch.setattr("trainer.checkpoint.flush_to_disk", full)
+    monkeypatch.setattr("trainer.training.checkpoint.flush_to_disk", full)
     with pytest.raises(RunFailed, match="No space left"):
         save_checkpoint(tmp_path, state(2), keep=1)
     assert [path.name for path in tmp_path.iterdir()] == ["step-000001"]

@@ -5,14 +5,8 @@ from itertools import pairwise
 
 import torch
 
-from trainer.flow import (
-    WEIGHT_KNOTS,
-    add_noise,
-    draw_sigmas,
-    example_generator,
-    example_losses,
-    loss_weights,
-)
+from trainer.training.flow_matching import WEIGHT_KNOTS, add_noise, draw_sigmas, example_losses, loss_weights
+from trainer.training.rng import example_generator
 
 DRAWS = 100_000
 

@@ -13,11 +13,11 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from trainer import images
-from trainer.downloads import Downloads
+from trainer.data import images
+from trainer.data.downloads import Downloads
+from trainer.data.images import ImageRef, decode_image, image_ref, image_size, load_control, read_bytes
+from trainer.data.resize import Size
 from trainer.errors import BadImage
-from trainer.images import ImageRef, decode_image, image_ref, image_size, load_control, read_bytes
-from trainer.models.family import Size
 
 
 def picture(width: int = 12, height: int = 8, mode: str = "RGB") -> Image.Image:
@@ -270,7 +270,8 @@ def test_images_a_person_names(tmp_path, monkeypatch):
 
 def test_no_heavy_library_is_imported():
     code = (
-        "import sys; import trainer.images, trainer.dataset, trainer.request, trainer.schema; "
+        "import sys; import trainer.data.images, trainer.data.dataset, trainer.data.load_request;"
+        "import trainer.config.request; "
         "print(sorted({'torch', 'diffusers', 'transformers', 'pandas'} & set(sys.modules)))"
     )
     root = Path(images.__file__).parents[1]

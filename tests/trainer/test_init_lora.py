@@ -8,14 +8,15 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
+from trainer.data.resize import Size
 from trainer.errors import BadInput
 from trainer.events import Finished, Warning
-from trainer.files import write_tensors
-from trainer.lora import LoraAdapter
-from trainer.models.family import Grid, PackedLatents, Size
-from trainer.models.quantized import Quantization, QuantizedWeight
-from trainer.models.quantized_linear import QuantizedLinear, dequantize_layers
-from trainer.sampling import edit
+from trainer.inference import edit
+from trainer.lora.adapter import LoraAdapter
+from trainer.models.types import Grid, PackedLatents
+from trainer.quantization.formats import Quantization, QuantizedWeight
+from trainer.quantization.linear import QuantizedLinear, dequantize_layers
+from trainer.tensors import write_tensors
 
 from .lora_files import RANK, joined, kohya, portable, random_pairs
 

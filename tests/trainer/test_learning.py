@@ -6,8 +6,8 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer import demo
-from trainer.cli import main
+from trainer.cli import demo
+from trainer.cli.main import main
 from trainer.tiny.shapes import BASE_EDITS, TAUGHT_EDITS
 
 BASES = ("tiny/flux-kontext", "tiny/qwen-image-edit")

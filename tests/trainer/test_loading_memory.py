@@ -13,7 +13,7 @@ import torch
 from diffusers import FluxTransformer2DModel
 
 from trainer.models import family_class
-from trainer.models.layout import to_stored
+from trainer.single_file.key_mapping import to_stored
 
 from ..single_files import FLUX
 

@@ -8,9 +8,9 @@ from itertools import islice
 import pytest
 import torch
 
-from trainer.checkpoint import last_step
 from trainer.errors import RunFailed
 from trainer.events import Checkpoint, Finished, Progress, RunControl, Sample, Started, Step, Warning
+from trainer.training.checkpoint import last_step
 
 
 def test_a_run_tells_everything_and_leaves_its_folder(model, runs):
@@ -191,7 +191,7 @@ def test_a_damaged_checkpoint_is_passed_over(kontext, runs):
 
 
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(kontext, runs, monkeypatch):
-    from trainer import loop
+    from trainer.training import loop
 
     real = loop.micro_step
     calls = []

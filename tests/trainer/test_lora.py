@@ -11,10 +11,10 @@ from PIL import Image
 from safetensors import safe_open
 
 from trainer.errors import BadInput
-from trainer.files import write_tensors
-from trainer.lora import LoraAdapter, load_lora
+from trainer.lora.adapter import LoraAdapter, load_lora
 from trainer.models import family_class
 from trainer.models.qwen_image_edit import load_processor
+from trainer.tensors import write_tensors
 
 SAMPLE = [{"ctrl_img_url": "", "prompt": "pair number one 1"}]
 KONTEXT_DEV = {

@@ -11,11 +11,11 @@ from safetensors.torch import save_file
 
 from trainer.errors import BadInput
 from trainer.events import Warning
-from trainer.files import write_tensors
-from trainer.lora import left_out, load_lora
-from trainer.lora_formats import linear_targets, to_portable
-from trainer.models.family import Grid, PackedLatents
-from trainer.sampling import edit
+from trainer.inference import edit
+from trainer.lora.adapter import left_out, load_lora
+from trainer.lora.formats import linear_targets, to_portable
+from trainer.models.types import Grid, PackedLatents
+from trainer.tensors import write_tensors
 
 from .conftest import shape_picture
 from .lora_files import RANK, every_format, joined, kohya, portable, random_pairs

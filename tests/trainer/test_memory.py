@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.memory import full_fine_tune_need
+from trainer.config.settings import RunSettings
+from trainer.memory.estimate import full_fine_tune_need
 from trainer.models import open_model
-from trainer.settings import RunSettings
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,7 @@ import torch
 
 from trainer.errors import BadInput
 from trainer.events import Finished, Step
-from trainer.rounding import RoundedAdafactor, stochastically_rounded
+from trainer.training.optim import RoundedAdafactor, stochastically_rounded
 
 
 def interrupted(runs, model, name: str, steps: int, **rest) -> None:

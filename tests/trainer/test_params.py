@@ -9,11 +9,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainer import loop
 from trainer.events import Checkpoint, Progress, Sample, Step, Warning
-from trainer.flow import draw_sigmas, example_generator, loss_weights
-from trainer.models.layout import to_stored
-from trainer.models.sources import EditModel
+from trainer.models.edit_model import EditModel
+from trainer.single_file.key_mapping import to_stored
+from trainer.training import loop
+from trainer.training.flow_matching import draw_sigmas, loss_weights
+from trainer.training.rng import example_generator
 
 PROMPT = {"ctrl_img_url": "", "prompt": "invert it"}
 
@@ -130,9 +131,9 @@ def test_samples(model, runs):
 
 
 def test_default_samples_fall_back_to_the_dataset_and_say_so_once(kontext, runs, monkeypatch):
-    from trainer import samples as samples_module
+    from trainer.config.request import DEFAULT_SAMPLES
     from trainer.errors import BadInput
-    from trainer.schema import DEFAULT_SAMPLES
+    from trainer.training import sample_images as samples_module
 
     def unreachable(*_):
         raise BadInput("no such host")

@@ -13,12 +13,14 @@ from diffusers import DiffusionPipeline, FluxKontextPipeline, QwenImageEditPipel
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 
-from trainer.models.family import Family, Scale, Size
+from trainer.data.resize import Size
+from trainer.inference import denoise
+from trainer.models.edit_model import EditModel
+from trainer.models.family import Family
 from trainer.models.flux_kontext import FULL as FULL_KONTEXT
 from trainer.models.qwen_image_edit import FULL as FULL_QWEN
 from trainer.models.qwen_image_edit import load_processor
-from trainer.models.sources import EditModel
-from trainer.sampling import denoise
+from trainer.models.types import Scale
 
 CPU, F32 = "cpu", torch.float32
 PROMPT = "make it red"

@@ -18,11 +18,11 @@ from transformers import CLIPTokenizer, Qwen2Tokenizer, T5EncoderModel, T5Tokeni
 
 from trainer.errors import BadInput
 from trainer.models import open_model
-from trainer.models.flux_files import TOKENIZERS as FLUX_TOKENIZERS
-from trainer.models.quantized_linear import QuantizedLinear, dequantize_layers
-from trainer.models.qwen_files import TOKENIZERS as QWEN_TOKENIZERS
-from trainer.models.sources import EditModel, ModelFiles
-from trainer.models.tokenizers import load_tokenizers
+from trainer.models.edit_model import EditModel, ModelFiles
+from trainer.models.flux_single_file import TOKENIZERS as FLUX_TOKENIZERS
+from trainer.models.qwen_single_file import TOKENIZERS as QWEN_TOKENIZERS
+from trainer.quantization.linear import QuantizedLinear, dequantize_layers
+from trainer.single_file.tokenizer import load_tokenizers
 
 from ..part_files import Small, ldm_names, small_flux, small_qwen
 from ..single_files import FLUX, QWEN, Tensors

@@ -10,19 +10,20 @@ import pytest
 import torch
 from torch import nn
 
-from trainer.dataset import drain
-from trainer.footprint import _LiveBytes
-from trainer.memory import Parts
-from trainer.models.blocks import blocks_of
-from trainer.models.family import Grid, Size
-from trainer.plan import Plan
-from trainer.recompute import _Inputs
-from trainer.sampling import denoise
-from trainer.schema import TrainingParams
-from trainer.settings import RunSettings
-from trainer.step import micro_step, with_modulation
-from trainer.streaming import following
-from trainer.trainee import build_trainee
+from trainer.config.request import TrainingParams
+from trainer.config.settings import RunSettings
+from trainer.data.resize import Size
+from trainer.events import drain
+from trainer.inference import denoise
+from trainer.memory.activation_bytes import _LiveBytes
+from trainer.memory.block_streaming import following
+from trainer.memory.checkpointing import _Inputs
+from trainer.memory.model_parts import Parts
+from trainer.memory.plan import Plan
+from trainer.models.types import Grid
+from trainer.modules import blocks_of
+from trainer.training.step import micro_step, with_modulation
+from trainer.training.trainable import build_trainee
 
 from .steps import COLUMNS, CPU, deepened, plan, random_batch, trained
 from .test_init_lora import quantized

@@ -12,15 +12,14 @@ from pathlib import Path
 import pytest
 import torch
 
-from trainer.card import Card, card_with
-from trainer.cli import main
-from trainer.errors import BadInput
+from trainer.cli.main import main
+from trainer.config.request import TrainingParams
+from trainer.config.settings import RunSettings
+from trainer.device import Card, card_with
+from trainer.errors import BAD_INPUT, OK, BadInput
 from trainer.events import Planned
-from trainer.exits import BAD_INPUT, OK
+from trainer.memory.planner import drawing_plan, make_plan
 from trainer.models import open_model
-from trainer.planning import drawing_plan, make_plan
-from trainer.schema import TrainingParams
-from trainer.settings import RunSettings
 
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit", "black-forest-labs/FLUX.1-Kontext-dev"
 COLUMNS = {"caption_column": "c", "control_image_column": "b", "image_column": "a"}

@@ -11,17 +11,18 @@ import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from torch.utils.checkpoint import checkpoint
 
+from trainer.config.settings import Precision
 from trainer.errors import BadInput
-from trainer.files import write_tensors
-from trainer.lora import LoraAdapter, load_lora
+from trainer.lora.adapter import LoraAdapter, load_lora
 from trainer.models import open_model
-from trainer.models.family import Family, PackedLatents
-from trainer.models.fast_codes import fast_codes
-from trainer.models.quantize import large_weights, quantize
-from trainer.models.quantized_linear import QuantizedLinear, dequantize_layers, set_integer_products
-from trainer.models.single_file import load_single_file
-from trainer.models.sources import EditModel
-from trainer.plan import Precision
+from trainer.models.edit_model import EditModel
+from trainer.models.family import Family
+from trainer.models.transformer import load_single_file
+from trainer.models.types import PackedLatents
+from trainer.quantization.benchmark import fast_codes
+from trainer.quantization.linear import QuantizedLinear, dequantize_layers, set_integer_products
+from trainer.quantization.quantize import large_weights, quantize
+from trainer.tensors import write_tensors
 
 from ..single_files import FLUX, FLUX_SIZES, QWEN, stored, write
 

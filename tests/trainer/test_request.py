@@ -4,9 +4,9 @@ import json
 
 import pytest
 
+from trainer.data.load_request import load_request, resolve_resource
+from trainer.data.parquet import parquet_columns
 from trainer.errors import BadInput
-from trainer.request import load_request
-from trainer.resource import parquet_columns, resolve_resource
 
 from .edits import NAMES, write, write_files
 

@@ -6,14 +6,14 @@ import pytest
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 from PIL import Image
 
-from trainer.models.family import Family, Size
+from trainer.data.resize import Size, at_area_of, nearest_aspect, nearest_multiple, nearest_possible, scaled
+from trainer.models.family import Family
 from trainer.models.flux_kontext import FULL as FULL_KONTEXT
 from trainer.models.flux_kontext import TINY as TINY_KONTEXT
 from trainer.models.flux_kontext import FluxKontext
 from trainer.models.qwen_image_edit import FULL as FULL_QWEN
 from trainer.models.qwen_image_edit import TINY as TINY_QWEN
 from trainer.models.qwen_image_edit import QwenImageEdit
-from trainer.resize import at_area_of, nearest_aspect, nearest_multiple, nearest_possible, scaled
 
 KONTEXT, QWEN = FluxKontext(FULL_KONTEXT, {}), QwenImageEdit(FULL_QWEN, {})
 TINY = [FluxKontext(TINY_KONTEXT, {}), QwenImageEdit(TINY_QWEN, {})]

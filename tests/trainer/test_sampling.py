@@ -9,12 +9,12 @@ import pytest
 import torch
 from PIL import Image
 
+from trainer.data.resize import Size
 from trainer.errors import BadInput
 from trainer.events import Progress
-from trainer.lora import LoraAdapter
-from trainer.models.family import Size
-from trainer.models.sources import EditModel
-from trainer.sampling import denoise, edit
+from trainer.inference import denoise, edit
+from trainer.lora.adapter import LoraAdapter
+from trainer.models.edit_model import EditModel
 
 CPU, F32 = "cpu", torch.float32
 

@@ -4,8 +4,8 @@ import json
 
 import pytest
 
+from trainer.config.request import DEFAULT_CONTROL_URL, FineTuneRequest, TrainingParams, parse_request, request_faults
 from trainer.errors import BadInput
-from trainer.schema import DEFAULT_CONTROL_URL, FineTuneRequest, TrainingParams, parse_request, request_faults
 
 COLUMNS = {"caption_column": "c", "control_image_column": "i", "image_column": "o"}
 MINIMAL = {

@@ -6,12 +6,12 @@ import torch
 from PIL import Image
 from safetensors import safe_open
 
-from trainer import loop
-from trainer.checkpoint import checkpoint_folders
+from trainer.config.settings import RunSettings, parse_settings
 from trainer.errors import BadInput
 from trainer.events import Progress, Sample, Step, Warning
-from trainer.optim import learning_rate_at
-from trainer.settings import RunSettings, parse_settings
+from trainer.training import loop
+from trainer.training.checkpoint import checkpoint_folders
+from trainer.training.optim import learning_rate_at
 
 PROMPT = {"ctrl_img_url": "", "prompt": "invert it"}
 

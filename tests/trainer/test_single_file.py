@@ -14,13 +14,13 @@ from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpo
 from safetensors.torch import save_file
 
 from trainer.errors import BadInput
-from trainer.lora import LoraAdapter
+from trainer.lora.adapter import LoraAdapter
 from trainer.models import family_class, open_model
-from trainer.models.layout import to_stored
-from trainer.models.quantized import FLOAT8, float8_values
-from trainer.models.quantized_linear import QuantizedLinear, dequantize_layers
-from trainer.models.single_file import load_single_file
-from trainer.models.sources import CONFIGS, ModelFiles
+from trainer.models.edit_model import CONFIGS, ModelFiles
+from trainer.models.transformer import load_single_file
+from trainer.quantization.formats import FLOAT8, float8_values
+from trainer.quantization.linear import QuantizedLinear, dequantize_layers
+from trainer.single_file.key_mapping import to_stored
 
 from ..single_files import FLUX, FLUX_SIZES, FORMATS, QWEN, is_quantized, plain, stored, write
 

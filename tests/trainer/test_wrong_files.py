@@ -18,11 +18,11 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from trainer.cli import main
+from trainer.cli.main import main
 from trainer.errors import BadInput
 from trainer.models import open_model
-from trainer.models.sources import ModelFiles
-from trainer.models.weight_files import MAX_HEADER, WeightFile, open_weights
+from trainer.models.edit_model import ModelFiles
+from trainer.single_file.header import MAX_HEADER, WeightFile, open_weights
 
 from ..part_files import Small, small_flux, small_qwen
 from ..single_files import FLUX, QWEN, stored
@@ -317,7 +317,7 @@ def test_a_header_of_a_million_entries_costs_little(tmp_path: Path):
     for count in (10**6, 3 * 10**5):
         path.write_bytes(header(b"{" + b",".join(one % (n, n, n + 1) for n in range(count)) + b"}", count))
         program = (
-            "import sys, resource; from pathlib import Path; from trainer.models.weight_files import open_weights\n"
+            "import sys, resource; from pathlib import Path; from trainer.single_file.header import open_weights\n"
             "before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"
             "try: open_weights(Path(sys.argv[1]), 'transformer')\n"
             "except ValueError as error: print(error)\n"

@@ -14,13 +14,16 @@ from ..errors import BadInput
 if TYPE_CHECKING:
     from .family import Family
 
+
 __all__ = ["CONFIGS", "FAMILIES", "family_class", "open_model"]
+
 
 FAMILIES: dict[str, tuple[str, ...]] = {
     "flux_kontext.FluxKontext": ("black-forest-labs/FLUX.1-Kontext-dev", "tiny/flux-kontext"),
     "qwen_image_edit.QwenImageEdit": ("Qwen/Qwen-Image-Edit", "tiny/qwen-image-edit"),
 }
 """Module and class of each family: its base models."""
+
 
 CONFIGS = Path(__file__).parent / "configs"
 """The published models' folders in the pipeline's layout, without any weights."""
@@ -38,7 +41,7 @@ def family_class(base_model: str) -> type[Family]:
 
 def __getattr__(name: str) -> object:
     if name == "open_model":
-        from .sources import open_model
+        from .edit_model import open_model
 
         return open_model
     raise AttributeError(name)

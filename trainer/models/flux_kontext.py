@@ -11,18 +11,22 @@ from diffusers import FluxKontextPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 from PIL import Image
 
-from ..resize import at_area_of, nearest_aspect, scaled
-from .comfy_images import cropped_lanczos
-from .family import PackedLatents, Scale, Size, TextConditioning
-from .flux_files import TEXT_ENCODERS, TOKENIZERS, VAE
-from .flux_layout import flux_config, flux_layout
-from .layout import Layout, Shapes
-from .pipelines import PipelineFamily, PipelineTextEncoder, any_of
+from ..data.resize import Size, at_area_of, nearest_aspect, scaled
+from ..single_file.key_mapping import Layout, Shapes
+from .comfyui_parity import cropped_lanczos
+from .diffusers_family import PipelineFamily, PipelineTextEncoder, any_of
+from .flux_single_file import TEXT_ENCODERS, TOKENIZERS, VAE, flux_config, flux_layout
+from .types import PackedLatents, Scale, TextConditioning
 
 PREFERRED_SIZES = [Size(width, height) for width, height in PREFERRED_KONTEXT_RESOLUTIONS]
+
+
 PREFERRED_RESOLUTION = 1024
 
+
 FULL = Scale(resolution=1024, max_sample_resolution=2048, text_length=512, sample_steps=20, sample_guidance=2.5)
+
+
 TINY = Scale(resolution=64, max_sample_resolution=64, text_length=32, sample_steps=10, sample_guidance=1.0)
 
 

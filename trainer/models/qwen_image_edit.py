@@ -14,24 +14,29 @@ from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoImageProcessor, ProcessorMixin, Qwen2Tokenizer, Qwen2VLProcessor
 
-from ..resize import at_area_of
+from ..data.resize import Size, at_area_of
+from ..single_file.key_mapping import AXES, HEAD_SIZE, Layout, Shapes, count_blocks, same_names
 from . import CONFIGS
-from .comfy_images import area_resized, cut_to_latents, padded_to_patches
-from .comfy_positions import ComfyQwenRope
-from .family import ImageCodec, PackedLatents, Scale, Size, TextConditioning
-from .layout import AXES, HEAD_SIZE, Layout, Shapes, count_blocks, same_names
-from .pipelines import VAE_SCALE, PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, to_pil
-from .qwen_files import TEXT_ENCODERS, TOKENIZERS, VAE
+from .comfyui_parity import ComfyQwenRope, area_resized, cut_to_latents, padded_to_patches
+from .diffusers_family import VAE_SCALE, PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, to_pil
+from .qwen_single_file import TEXT_ENCODERS, TOKENIZERS, VAE
+from .types import ImageCodec, PackedLatents, Scale, TextConditioning
 
 SIDE_STEP = 32
 """Pixels: `calculate_dimensions` makes sides multiples of it."""
 
+
 VISION_TOKEN = 28
 """Pixels along the side of what Qwen2.5-VL sees as one token."""
+
+
 CAPTION_TOKENS = 128
 """Of the caption and the template around it, usually fewer."""
 
+
 FULL = Scale(resolution=1024, max_sample_resolution=2048, text_length=512, sample_steps=20, sample_guidance=4.0)
+
+
 TINY = Scale(resolution=64, max_sample_resolution=64, text_length=32, sample_steps=10, sample_guidance=1.0)
 
 

@@ -20,6 +20,7 @@ if TYPE_CHECKING:
         T5TokenizerFast,
     )
 
+
 TEXT_WIDTH = 64
 """Channels of every text encoder's output."""
 

@@ -18,13 +18,28 @@ if TYPE_CHECKING:
     import torch
     from diffusers import AutoencoderKL, AutoencoderKLQwenImage
 
+
 SEED = 1
+
+
 STAGES = ("text", "vae", "transformer")
+
+
 PICTURES = 24_000
+
+
 VAE_STEPS, VAE_DECODER_STEPS = 3200, 2000
+
+
 VAE_BATCH = 8
+
+
 PAIRS = 6_000
+
+
 TRANSFORMER_STEPS = {"flux-kontext": 4200, "qwen-image-edit": 4200}
+
+
 TRAINING = {
     "batch_size": 32,
     "learning_rate": 1.5e-3,
@@ -35,6 +50,8 @@ TRAINING = {
     "sample_height": 64,
     "samples": [{"prompt": "make it red"}, {"prompt": "turn it into a star"}, {"prompt": "move it to the left"}],
 }
+
+
 SETTINGS = {"seed": SEED, "lr_scheduler": "cosine", "warmup_steps": 100, "save_dtype": "fp16", "keep_checkpoints": 1}
 
 
@@ -98,13 +115,13 @@ def make_transformer(family: str, folder: Path, work: Path) -> None:
     """
     import torch
 
-    from ..dataset import drain, open_dataset
-    from ..events import Finished, Step
-    from ..loop import train
+    from ..config.request import parse_request
+    from ..config.settings import RunSettings
+    from ..data.dataset import open_dataset
+    from ..events import Finished, Step, drain
     from ..models import open_model
-    from ..schema import parse_request
-    from ..settings import RunSettings
-    from ..weights import copy_values, read_weights
+    from ..tensors import copy_values, read_weights
+    from ..training.loop import train
     from .vae import single_frames
 
     parquet = work / "base.parquet"

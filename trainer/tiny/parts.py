@@ -15,8 +15,11 @@ from .vae import LATENT_CHANNELS, flux_vae, qwen_vae
 if TYPE_CHECKING:
     from diffusers import DiffusionPipeline, FluxTransformer2DModel, ModelMixin, QwenImageTransformer2DModel
 
+
 FAMILIES: tuple[str, ...] = ("flux-kontext", "qwen-image-edit")
 """Names of the folders; with `tiny/` in front, of the base models."""
+
+
 TOKEN_CHANNELS = 4 * LATENT_CHANNELS
 
 

@@ -19,14 +19,23 @@ from PIL import Image, ImageDraw, ImageOps
 
 SIZE = 64
 """Side of every picture in pixels."""
+
+
 FRAME_WIDTH = 6
 """Width of the taught frame in pixels."""
 
+
 _OVERSAMPLE = 4
+
+
 _MARGIN = 4.0
+
+
 _RESIZE_FACTOR = 1.5
 
+
 Color = tuple[int, int, int]
+
 
 COLORS: dict[str, Color] = {
     "red": (220, 40, 40),
@@ -38,6 +47,8 @@ COLORS: dict[str, Color] = {
     "purple": (135, 50, 185),
     "pink": (240, 100, 180),
 }
+
+
 BACKGROUNDS: dict[str, Color] = {
     "white": (246, 246, 246),
     "gray": (176, 176, 180),
@@ -46,7 +57,11 @@ BACKGROUNDS: dict[str, Color] = {
     "lavender": (214, 204, 242),
     "peach": (250, 212, 190),
 }
+
+
 SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "diamond", "star", "cross")
+
+
 SIDES: tuple[str, ...] = ("left", "right", "top", "bottom")
 
 
@@ -215,7 +230,11 @@ _EDITS: dict[str, Callable[[random.Random], EditPair]] = {
     "mirror": _mirror,
     "swap": _swap,
 }
+
+
 BASE_EDITS: tuple[str, ...] = ("recolor", "reshape", "background", "grow", "shrink", "move", "remove")
+
+
 TAUGHT_EDITS: tuple[str, ...] = ("frame", "invert", "mirror", "swap")
 
 

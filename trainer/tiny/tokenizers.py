@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
+
 TEMPLATE = (
     "system\nDescribe the key features of the input image (color, shape, size, texture, objects, background), then "
     "explain how the user's text instruction should alter or modify the image. Generate a new image that meets the "
@@ -15,6 +16,7 @@ TEMPLATE = (
 )
 """The words of QwenImageEditPipeline's template: one token each, as in the real tokenizer, so that the part in front of
 the image has the 64 tokens that the pipeline drops."""
+
 
 _WORDS = """
 a an the it its this that to of in on at by with without from into for and or not no as is are be all more less than
@@ -29,10 +31,17 @@ rectangle ellipse oval ring heart line dot dots stripe stripes hexagon arrow pat
 watercolor oil painting pencil night day snow rain sun sky sea water fire tree house car cat dog bird person man
 woman face hair hat eyes sign text word says logo ox oxen herd running holding field new old same other every each
 """
+
+
 WORDS: list[str] = _WORDS.split()
 
+
 _SPACE = "\u2581"
+
+
 _SPECIAL = ("<|endoftext|>", "<|im_start|>", "<|im_end|>", "<|vision_start|>", "<|vision_end|>")
+
+
 _PADS = ("<|image_pad|>", "<|video_pad|>")
 
 

@@ -15,11 +15,20 @@ if TYPE_CHECKING:
     from diffusers import AutoencoderKL, AutoencoderKLQwenImage
     from PIL import Image
 
+
 LATENT_CHANNELS = 16
+
+
 KL_WEIGHT = 1e-5
 """Weight of the mean KL divergence against the mean squared error of pixels in -1..1: keeps the latents smooth."""
+
+
 MUON_RATE = 0.02
+
+
 ADAM_RATE = 2e-3
+
+
 WARMUP = 50
 
 

@@ -114,7 +114,7 @@ def _compared(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     if isinstance(ours["positions"], torch.Tensor):
         report["same_ids"] = torch.equal(ours["positions"].float(), ids.float())
         return report
-    positions = trainer("models.comfy_positions")
+    positions = trainer("models.comfyui_parity")
     images = ours["positions"][0]
     text = positions.text_positions(images[0], ours["text"].shape[1])
     own = torch.cat([text, *(positions.image_positions(grid, index) for index, grid in enumerate(images))])

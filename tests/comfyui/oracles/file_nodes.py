@@ -35,7 +35,9 @@ class FullSizeLayout(io.ComfyNode):
         family = trainer("models").open_model(base_model).family
         kind, options = KINDS[base_model]
         transformer = family.empty_transformer({"_class_name": kind, "axes_dims_rope": (16, 56, 56), **options})
-        stored = dict(trainer("models.layout").to_stored(family.layout(transformer), transformer.state_dict()))
+        stored = dict(
+            trainer("single_file.key_mapping").to_stored(family.layout(transformer), transformer.state_dict())
+        )
         detected = comfy.model_detection.model_config_from_unet(dict(stored), "")
         model = empty_model(FULL_SIZE[kind] | {"_class_name": kind}, torch.device("meta"))
         loaded = detected.process_unet_state_dict(dict(stored))
@@ -69,7 +71,7 @@ class SingleFile(io.ComfyNode):
 
     @classmethod
     def execute(cls, base_model: str, file: str) -> io.NodeOutput:
-        sources = trainer("models.sources")
+        sources = trainer("models.edit_model")
         model = sources.open_model(base_model, files=sources.ModelFiles(transformer=Path(file)))
         ours = model.load_transformer(torch.device("cpu"), torch.float32)
         patcher = comfy.sd.load_diffusion_model(file, {"dtype": torch.float32})
@@ -85,7 +87,7 @@ class SingleFile(io.ComfyNode):
 
 def _unequal_weights(family, ours: torch.nn.Module, theirs: torch.nn.Module) -> list[str]:
     """Names of the weights that are not bit for bit ComfyUI's, once both are dequantized."""
-    quantized, layout = trainer("models.quantized_linear"), trainer("models.layout")
+    quantized, layout = trainer("quantization.linear"), trainer("single_file.key_mapping")
     state = {}
     for name, module in ours.named_modules():
         for leaf, parameter in module.named_parameters(recurse=False):

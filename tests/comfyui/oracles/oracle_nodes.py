@@ -54,7 +54,7 @@ class Converted(io.ComfyNode):
 
     @classmethod
     def execute(cls, model: Any, file: str) -> io.NodeOutput:
-        converted = trainer("lora").read_lora(Path(file), model.family, model.empty_transformer())
+        converted = trainer("lora.adapter").read_lora(Path(file), model.family, model.empty_transformer())
         return io.NodeOutput(load_file(file), converted)
 
 
@@ -164,7 +164,7 @@ class OurEdit(io.ComfyNode):
     def execute(
         cls, edit_model: Any, model: ModelPatcher, image: torch.Tensor, prompt: str, seed: int, steps: int
     ) -> io.NodeOutput:
-        sampling, dataset = trainer("sampling"), trainer("dataset")
+        sampling, dataset = trainer("inference"), trainer("data.dataset")
         from PIL import Image
 
         seen: dict[str, Any] = {}

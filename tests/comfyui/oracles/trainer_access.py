@@ -18,5 +18,7 @@ def nodes(module: str) -> ModuleType:
 
 
 def _module(path: str) -> ModuleType:
-    pack = next(name for name in sys.modules if name.endswith(".trainer.schema")).removesuffix(".trainer.schema")
+    pack = next(name for name in sys.modules if name.endswith(".trainer.config.request")).removesuffix(
+        ".trainer.config.request"
+    )
     return importlib.import_module(f"{pack}.{path}")

@@ -1,0 +1,210 @@
+"""`demo`: teach each embedded model an edit that it has never seen, and show that it has learned it."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import math
+from collections.abc import Generator, Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from ..config.request import FineTuneRequest, parse_request
+from ..config.settings import RunSettings
+from ..data.load_request import load_request
+from ..errors import INTERRUPTED, OK
+from ..events import Finished, Progress, drain
+from ..files import replacing, write_text
+from ..tiny.shapes import EditPair, make_pairs, write_parquet
+from .console import Terminal
+from .contact_sheet import Panel, draw_sheet
+from .parser import read_settings
+from .runner import check_folder, consume, edit_command, load_model, run_training
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..models.edit_model import EditModel
+
+
+LESSONS = {"tiny/flux-kontext": "frame", "tiny/qwen-image-edit": "frame"}
+"""The edit that each base model is taught; one of `shapes.TAUGHT_EDITS`, which no base model was trained on."""
+
+
+TRAINING_PAIRS, TRAINING_SEED = 320, 1
+
+
+HELD_OUT_PAIRS, HELD_OUT_SEED = 32, 2
+
+
+SHOWN_PAIRS = 6
+
+
+SETTINGS = {"sample_steps": 10, "lr_scheduler": "cosine", "warmup_steps": 20}
+
+
+TRAINING = {
+    "batch_size": 16,
+    "cache_text_embeddings": True,
+    "steps": 320,
+    "learning_rate": 0.008,
+    "sample_every": 160,
+    "sample_width": 64,
+    "sample_height": 64,
+}
+
+
+def demo(options: argparse.Namespace) -> int:
+    """Teach, examine, draw `samples.png`, and print the scores as JSON on the last line."""
+    settings = read_settings(options, SETTINGS)
+    folder: Path = options.out
+    check_folder(folder)
+    panels, scores, commands = [], {}, []
+    with Terminal() as terminal:
+        terminal.line(
+            "Two tiny models, with the architectures of FLUX.1 Kontext and Qwen-Image-Edit, are each taught an edit\n"
+            "that they have never seen, from a few hundred pairs of pictures. Then they edit pictures that they were\n"
+            f"not shown. No GPU and no download are needed. Everything goes to {folder.resolve()}"
+        )
+        for number, (base_model, edit) in enumerate(LESSONS.items(), 1):
+            pairs = list(make_pairs([edit], HELD_OUT_SEED, HELD_OUT_PAIRS))
+            terminal.line(f'\n[{number}/{len(LESSONS)}] Teaching {base_model} to "{pairs[0].caption}"')
+            request, parquet = _request(folder, base_model, edit)
+            run_dir = folder / base_model.rpartition("/")[2]
+            finished = run_training(terminal, request, parquet, settings, run_dir, None, {}, options.command_line)
+            if finished is None:
+                return INTERRUPTED
+            terminal.line(f"Editing {HELD_OUT_PAIRS} pictures that were not trained on, without and with the LoRA ...")
+            before, after = consume(terminal, _examine(base_model, finished, pairs, settings))
+            scores[base_model] = score = _scores(pairs, before, after)
+            panels.append(_panel(base_model, pairs, before, after, score))
+            commands.append(edit_command(base_model, finished.weights))
+        from ..training.sample_images import save_image
+
+        save_image(folder / "samples.png", draw_sheet(panels))
+        terminal.line("\nDone. Each row of the picture is one that was not trained on:")
+        terminal.line(f"  {(folder / 'samples.png').resolve()}")
+        terminal.line("\nThe LoRAs are in the run folders. Use one on a picture of your own:")
+        for command in commands:
+            terminal.line(f"  {command}")
+        terminal.line("\nPSNR in dB against the true target (higher is closer):")
+    print(json.dumps(scores))
+    return OK
+
+
+def _request(folder: Path, base_model: str, edit: str) -> tuple[FineTuneRequest, Path]:
+    """Write the pairs and the request as a person would have them, unless they are there, and read them."""
+    parquet = folder / "data" / f"{edit}.parquet"
+    if not parquet.is_file():
+        with replacing(parquet) as temporary:
+            write_parquet(temporary, [edit], TRAINING_SEED, TRAINING_PAIRS)
+    caption = next(iter(make_pairs([edit], TRAINING_SEED, 1))).caption
+    request = {
+        "resource": parquet.as_posix(),
+        "base_model": base_model,
+        "script_type": "image_editing",
+        "training_params": {
+            "caption_column": "caption",
+            "control_image_column": "control",
+            "image_column": "target",
+            "samples": [{"ctrl_img_url": "", "prompt": caption}],
+            **TRAINING,
+        },
+    }
+    path = folder / f"{base_model.rpartition('/')[2]}.json"
+    write_text(path, parse_request(request).to_json() + "\n")
+    return load_request(path)
+
+
+def _examine(
+    base_model: str, finished: Finished, pairs: Sequence[EditPair], settings: RunSettings
+) -> Generator[Progress, None, tuple[list[Image.Image], list[Image.Image]]]:
+    """The edited controls without and with the LoRA."""
+    model = load_model(base_model, {}, settings.conditioning)
+    before = yield from _edited(model, pairs, settings)
+    after = yield from _edited(model.with_adapter(finished.weights), pairs, settings)
+    return before, after
+
+
+def _edited(
+    model: EditModel, pairs: Sequence[EditPair], settings: RunSettings
+) -> Generator[Progress, None, list[Image.Image]]:
+    """Edit the pairs' controls by their captions, each from noise of its own."""
+    from ..data.resize import Size
+    from ..device import card_of, default_device
+    from ..inference import decode, denoise
+    from ..memory.model_parts import Parts
+    from ..memory.planner import drawing_plan
+
+    device = default_device()
+    parts = Parts(model, device, drawing_plan(model, settings, card_of(device)))
+    family, scheduler = model.family, model.load_scheduler()
+    guidance = settings.sample_guidance or family.scale.sample_guidance
+    picture = Size(*pairs[0].target.size)
+    size = family.target_size(picture, family.scale.resolution)
+    seen = [
+        family.prepare_control(pair.control, family.control_size(Size(*pair.control.size), size, "inference"))
+        for pair in pairs
+    ]
+    latents = [family.pack(family.encode(parts.codec(), control)) for control in seen]
+    drawn = []
+    for number, (pair, control, packed) in enumerate(zip(pairs, seen, latents, strict=True)):
+        negative = family.negative_prompt(pair.caption, guidance)
+        edited = drain(
+            denoise(
+                family,
+                parts.transformer(),
+                scheduler,
+                [packed],
+                parts.text_encoder().encode(pair.caption, [control]),
+                None if negative is None else parts.text_encoder().encode(negative, [control]),
+                size,
+                settings.sample_steps or family.scale.sample_steps,
+                guidance,
+                settings.sample_seed + number,
+                device,
+                parts.dtype,
+                parts.placement(),
+            )
+        )
+        drawn.append(decode(family, parts.codec(), edited))
+        yield Progress(phase="sampling", done=number + 1, total=len(pairs), note="held-out pictures")
+    return drawn
+
+
+def _panel(
+    base_model: str,
+    pairs: Sequence[EditPair],
+    before: Sequence[Image.Image],
+    after: Sequence[Image.Image],
+    score: dict[str, float],
+) -> Panel:
+    rows = [(p.control, b, a, p.target) for p, b, a in zip(pairs, before, after, strict=True)]
+    caption = (
+        f'taught "{pairs[0].caption}": {score["psnr_before"]:.1f} dB before, {score["psnr_after"]:.1f} dB after, '
+        f"over {len(pairs)} held-out pairs"
+    )
+    return Panel(title=base_model, caption=caption, rows=rows[:SHOWN_PAIRS])
+
+
+def _scores(pairs: Sequence[EditPair], before: Sequence[Image.Image], after: Sequence[Image.Image]) -> dict[str, float]:
+    """Mean PSNR over the pairs: of the edits, of doing nothing, and of the next pair's edit."""
+    targets = [pair.target for pair in pairs]
+    candidates = {
+        "psnr_before": before,
+        "psnr_after": after,
+        "psnr_copy": [pair.control for pair in pairs],
+        "psnr_swapped": [*after[1:], after[0]],
+    }
+    return {
+        name: round(float(np.mean([psnr(a, b) for a, b in zip(pictures, targets, strict=True)])), 2)
+        for name, pictures in candidates.items()
+    }
+
+
+def psnr(picture: Image.Image, target: Image.Image) -> float:
+    """Peak signal-to-noise ratio in dB of two RGB pictures of one size: 10 log10(1 / mse), channels in 0..1."""
+    difference = (np.asarray(picture, np.float64) - np.asarray(target, np.float64)) / 255
+    return 10 * math.log10(1 / max(float(np.mean(difference**2)), 1e-10))

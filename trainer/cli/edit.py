@@ -1,0 +1,63 @@
+from __future__ import annotations
+
+import argparse
+import math
+
+from ..errors import OK, BadInput
+from ..events import Warning
+from .console import Terminal
+from .parser import model_options
+from .runner import consume, load_model
+
+
+def edit(options: argparse.Namespace) -> int:
+    """`edit`: one picture, one prompt, with or without a LoRA."""
+    _check_numbers(options)
+    if options.out.suffix.lower() != ".png":
+        raise BadInput(f"--out {options.out}: the picture is written as PNG, so the name must end with .png.")
+    from ..data.downloads import Downloads
+    from ..data.images import load_control
+
+    picture = load_control(str(options.image), None, Downloads())
+    model = load_model(options.base_model, model_options(options))
+    from ..data.resize import Size
+    from ..device import default_device
+    from ..inference import edit
+    from ..training.sample_images import save_image
+
+    with Terminal() as terminal:
+        for doubt in model.doubts():
+            terminal.show(Warning(message=doubt))
+        drawing = edit(
+            model,
+            picture,
+            options.prompt,
+            negative_prompt=options.negative_prompt,
+            seed=options.seed,
+            steps=options.steps,
+            guidance=options.guidance,
+            size=Size(options.width, options.height) if options.width else None,
+            lora=options.lora,
+            lora_strength=options.lora_strength,
+            device=default_device(),
+        )
+        save_image(options.out, consume(terminal, drawing))
+        terminal.line(f"Edited picture: {options.out}")
+    return OK
+
+
+def _check_numbers(options: argparse.Namespace) -> None:
+    """Raises BadInput naming every number that `edit` cannot use."""
+    faults = [
+        f"--{name} {value}: must not be negative"
+        for name in ("seed", "steps", "guidance", "width", "height")
+        if not (value := getattr(options, name)) >= 0 or math.isinf(value)
+    ]
+    if not math.isfinite(options.lora_strength):
+        faults.append(f"--lora-strength {options.lora_strength}: must be a finite number")
+    if bool(options.width) != bool(options.height):
+        faults.append("--width and --height: give both or neither")
+    if options.lora_strength != 1 and not options.lora:
+        faults.append("--lora-strength: there is no --lora")
+    if faults:
+        raise BadInput("\n".join(faults))

@@ -1,0 +1,44 @@
+from __future__ import annotations
+
+import argparse
+import json
+
+from ..config.request import COLUMN_FIELDS
+from ..data.columns import guess_columns
+from ..data.parquet import column_faults, parquet_columns
+from ..errors import OK, BadInput
+from .console import Terminal
+from .parser import option_of
+from .runner import load_dataset
+
+
+def inspect(options: argparse.Namespace) -> int:
+    """`inspect DATA.parquet`."""
+    columns = parquet_columns(options.data)
+    given = {field: getattr(options, field) for field in COLUMN_FIELDS}
+    guessed = {field: name for field, name in guess_columns(options.data).items() if given[field] is None}
+    chosen = guessed | {field: name for field, name in given.items() if name is not None}
+    faults = column_faults(chosen, options.data)
+    if faults:
+        raise BadInput("\n".join(fault.removeprefix("training_params.") for fault in faults))
+    report = None
+    with Terminal() as terminal:
+        if not options.json:
+            width = max(map(len, columns), default=0)
+            terminal.line(f"Columns of {options.data}:")
+            for name, kind in columns.items():
+                terminal.line(f"  {name:<{width}}  {kind}")
+        if len(chosen) == len(COLUMN_FIELDS):
+            if guessed and not options.json:
+                terminal.line("Guessed from the names: " + ", ".join(f"{f} = {n}" for f, n in sorted(guessed.items())))
+            report = load_dataset(terminal, chosen, options.data, options.images_root, "skip").report
+    if options.json:
+        print(json.dumps({"columns": columns, "used": chosen, "report": report and report.to_dict()}, indent=2))
+        return OK
+    if report is None:
+        missing = [option_of(field) for field in COLUMN_FIELDS if field not in chosen]
+        print(f"To check the rows, name the columns that cannot be guessed: {', '.join(missing)}.")
+        return OK
+    print(f"\n{report}\n\nFor the training_params of a request:")
+    print(json.dumps(chosen, indent=2, ensure_ascii=False))
+    return OK

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+import argparse
+import math
+from dataclasses import replace
+
+from ..config.request import parse_request
+from ..config.validation import read_json_file
+from ..errors import OK, BadInput
+from .parser import model_options, read_settings
+from .runner import load_model
+
+
+def plan(options: argparse.Namespace) -> int:
+    """`plan REQUEST.json`."""
+    settings = read_settings(options)
+    request = parse_request(read_json_file(options.request, "the request"))
+    for name, amount in (("--vram", options.vram), ("--ram", options.ram)):
+        if amount is not None and not 0 < amount < math.inf:
+            raise BadInput(f"{name} {amount}: must be a positive number of GB")
+    model = load_model(request.base_model, model_options(options), settings.conditioning)
+    from ..device import card_of, card_with, default_device
+    from ..memory.planner import make_plan
+
+    card = card_of(default_device()) if options.vram is None else card_with(options.vram, options.ram)
+    if options.vram is None and options.ram is not None:
+        card = replace(card, host=int(options.ram * 1e9))
+    found = make_plan(model, request.training_params, settings, card)
+    print(f"{request.base_model} in {card.free / 1e9:.1f} GB: {found.line()}")
+    width = max(map(len, found.expected))
+    for name, size in found.expected.items():
+        print(f"  {name:<{width}}  {size / 1e9:7.2f} GB")
+    print(f"  {'together':<{width}}  {found.bytes / 1e9:7.2f} GB")
+    return OK

@@ -1,0 +1,170 @@
+"""Runs of generators of events, shown on a terminal and stopped by Ctrl-C."""
+
+from __future__ import annotations
+
+import os
+import shlex
+import signal
+import subprocess
+from collections.abc import Generator, Iterator, Mapping, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from types import FrameType
+from typing import TYPE_CHECKING, TypeVar
+
+from ..config.request import COLUMN_FIELDS, FineTuneRequest
+from ..config.settings import RunSettings
+from ..data.dataset import EditDataset, open_dataset
+from ..data.downloads import Downloads
+from ..errors import INTERRUPTED, BadInput
+from ..events import Event, Finished, Progress, RunControl, Started, Step
+from .console import Terminal
+from .parser import MODEL_FILES
+
+if TYPE_CHECKING:
+    from ..distributed.ranks import Ranks
+    from ..models.edit_model import EditModel
+
+
+Result = TypeVar("Result")
+
+
+CACHE_FOLDER = "edit_trainer_cache"
+"""Lies beside the run folder unless the person names another."""
+
+
+def load_model(base_model: str, options: Mapping[str, Path], conditioning: str = "auto") -> EditModel:
+    """A handle on a base model, from where the `model_options` say, under the policy that RunSettings.conditioning
+    means without a ComfyUI graph."""
+    from ..models import open_model
+    from ..models.model_files import ModelFiles
+
+    _hide_library_bars()
+    files = {name.removeprefix("--").replace("-", "_"): options.get(name) for name in MODEL_FILES}
+    return open_model(
+        base_model, options.get("--model"), conditioning, ModelFiles(**files, tokenizers=options.get("--comfyui"))
+    )
+
+
+def run_training(
+    terminal: Terminal,
+    request: FineTuneRequest,
+    parquet: Path,
+    settings: RunSettings,
+    run_dir: Path,
+    cache_dir: Path | None,
+    model_options: Mapping[str, Path],
+    command_line: Sequence[str],
+    ranks: Ranks | None = None,
+) -> Finished | None:
+    """Train and show it. None when Ctrl-C has stopped the run: what is saved, and how to go on, is said by then.
+    `ranks` are the processes that train together, each calling this."""
+    from ..distributed.ranks import Ranks
+
+    ranks = ranks or Ranks()
+    check_folder(run_dir)
+    columns = request.training_params.model_dump(include=set(COLUMN_FIELDS))
+    cache_dir = cache_dir or run_dir.parent / CACHE_FOLDER
+    downloads = Downloads(cache_dir / "downloads")
+    with ranks.main_first():
+        dataset = load_dataset(terminal, columns, parquet, settings.images_root, settings.bad_rows, downloads)
+    terminal.line(str(dataset.report))
+    terminal.line(f"Loading {request.base_model} ...")
+    with ranks.main_first():
+        model = load_model(request.base_model, model_options, settings.conditioning)
+    from ..training.loop import train
+
+    control = ranks.asked
+    step = 0
+    training = train(request, dataset, model, settings, run_dir=run_dir, cache_dir=cache_dir, ranks=ranks)
+    with _stopping_on_interrupt(control, ranks.main), closing(training):
+        for event in training:
+            terminal.show(event)
+            if isinstance(event, Started):
+                step = event.first_step
+            if isinstance(event, Step):
+                step = event.step
+            if isinstance(event, Finished) and not event.stopped:
+                return event
+            at_once = control.stopping and ranks.main and not ranks.sharded and not ranks.terminated
+            if at_once and isinstance(event, Progress) and event.phase not in ("training", "saving"):
+                break
+    steps = request.training_params.steps
+    done = f"after step {step} of {steps}, which is saved" if step else "before the first step was done"
+    again = " start the same command again." if ranks.world > 1 else f"\n  {_quoted(command_line)}"
+    terminal.line(f"Stopped {done}. To go on:{again}")
+    return None
+
+
+def check_folder(folder: Path) -> None:
+    """Raises BadInput where a file is in the way of a folder that is to be made."""
+    for place in (folder, *folder.parents):
+        if place.exists():
+            if not place.is_dir():
+                raise BadInput(f"--out {folder}: {place} is a file; name a folder.")
+            return
+
+
+def load_dataset(
+    terminal: Terminal,
+    columns: Mapping[str, str],
+    parquet: Path,
+    images_root: str,
+    bad_rows: str,
+    downloads: Downloads | None = None,
+) -> EditDataset:
+    """Open and check a dataset, showing how far it is. Raises BadInput."""
+    opening = open_dataset(parquet, **columns, images_root=images_root, bad_rows=bad_rows, downloads=downloads)
+    return consume(terminal, opening)
+
+
+def consume(terminal: Terminal, events: Generator[Event, None, Result]) -> Result:
+    """Show every event of a generator; what it returns."""
+    while True:
+        try:
+            terminal.show(next(events))
+        except StopIteration as end:
+            return end.value
+
+
+def edit_command(base_model: str, lora: Path | None, model_options: Mapping[str, Path] | None = None) -> str:
+    """The command that uses a LoRA."""
+    command = ["python", "-m", "trainer", "edit", "--base-model", base_model]
+    for name, path in (model_options or {}).items():
+        command += [name, str(path)]
+    command += ["--lora", str(lora)]
+    return _quoted([*command, "--image", "in.png", "--prompt", "...", "--out", "out.png"])
+
+
+def _hide_library_bars() -> None:
+    """The libraries' bars for reading files from disk stay hidden; the hub's, for downloads, are shown."""
+    import diffusers.utils.logging
+    import huggingface_hub.utils
+    import transformers.utils.logging
+
+    diffusers.utils.logging.disable_progress_bar()
+    transformers.utils.logging.disable_progress_bar()
+    huggingface_hub.utils.enable_progress_bars()
+
+
+@contextmanager
+def _stopping_on_interrupt(control: RunControl, spoken: bool) -> Iterator[None]:
+    """Inside, the first Ctrl-C asks the run to stop and save (`spoken`: and says so), a second one leaves at once."""
+
+    def interrupted(number: int, frame: FrameType | None) -> None:
+        if control.stopping:
+            os._exit(INTERRUPTED)
+        control.stop()
+        # Not print(): the signal may have come in the middle of one.
+        if spoken:
+            os.write(2, b"\nStopping after this step, and saving. Ctrl-C again leaves at once, without saving.\n")
+
+    before = signal.signal(signal.SIGINT, interrupted)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def _quoted(command: Sequence[str]) -> str:
+    return subprocess.list2cmdline(command) if os.name == "nt" else shlex.join(command)

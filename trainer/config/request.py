@@ -1,0 +1,121 @@
+"""The fine-tune request: what is trained, on what, and how. Exactly the `image_editing` request's JSON."""
+
+from __future__ import annotations
+
+from typing import Any, Literal, get_args
+
+from pydantic import BaseModel, ConfigDict, Field, ValidationError
+
+from ..errors import BadInput
+from .validation import count, decode_json, describe_fault
+
+BaseModelName = Literal[
+    "Qwen/Qwen-Image-Edit",
+    "black-forest-labs/FLUX.1-Kontext-dev",
+    "tiny/flux-kontext",
+    "tiny/qwen-image-edit",
+]
+
+
+BASE_MODELS: tuple[str, ...] = get_args(BaseModelName)
+
+
+TimestepType = Literal["weighted", "sigmoid", "linear"]
+
+
+TIMESTEP_TYPES: tuple[str, ...] = get_args(TimestepType)
+
+
+COLUMN_FIELDS = ("caption_column", "control_image_column", "image_column")
+
+
+DEFAULT_CONTROL_URL = (
+    "https://hub.oxen.ai/api/repos/ox/Oxen-Character-Simple-Vector-Graphic"
+    "/file/main/images/reference/bloxy_white_bg.png"
+)
+
+
+_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+
+
+class SamplePrompt(BaseModel):
+    """One sample drawn during the run, to show progress."""
+
+    model_config = _CONFIG
+
+    ctrl_img_url: str = Field(
+        "", description="Address or local path of the control image; empty: the dataset's first control image."
+    )
+    prompt: str = Field(description="The edit to ask for.")
+
+
+DEFAULT_SAMPLES = (
+    SamplePrompt(ctrl_img_url=DEFAULT_CONTROL_URL, prompt="an ox holding a sign that says 'Oxen.ai'"),
+    SamplePrompt(ctrl_img_url=DEFAULT_CONTROL_URL, prompt="a herd of oxen running in a field"),
+)
+
+
+class TrainingParams(BaseModel):
+    """The `training_params` of a request; defaults and bounds are the published ones."""
+
+    model_config = _CONFIG
+
+    batch_size: int = Field(1, ge=1, description="Examples per forward pass.")
+    cache_text_embeddings: bool = Field(
+        False,
+        description="Compute every text embedding once, keep it on disk and let the text encoder go for the whole run.",
+    )
+    caption_column: str = Field(min_length=1, description="The parquet column that holds the prompt.")
+    control_image_column: str = Field(min_length=1, description="The parquet column that holds the input image.")
+    gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimizer step.")
+    image_column: str = Field(min_length=1, description="The parquet column that holds the target (output) image.")
+    learning_rate: float = Field(0.0002, gt=0, description="The optimizer's peak learning rate.")
+    lora_alpha: int = Field(16, ge=1, description="The LoRA's scale is alpha / rank.")
+    lora_rank: int = Field(16, ge=1, description="The LoRA's rank.")
+    sample_every: int = Field(200, ge=1, description="Optimizer steps between two rounds of samples.")
+    sample_height: int = Field(1024, ge=1, description="Height of the samples in pixels.")
+    sample_width: int = Field(1024, ge=1, description="Width of the samples in pixels.")
+    samples: list[SamplePrompt] = Field(
+        default_factory=lambda: list(DEFAULT_SAMPLES), description="What is drawn during the run to show progress."
+    )
+    steps: int = Field(3000, ge=1, description="Optimizer steps.")
+    timestep_type: TimestepType = Field("weighted", description="How timesteps are drawn and losses weighted.")
+    use_lora: bool = Field(True, description="False: full fine-tune of the transformer.")
+
+
+class FineTuneRequest(BaseModel):
+    """A complete `image_editing` fine-tune request."""
+
+    model_config = _CONFIG
+
+    resource: str = Field(min_length=1, description="The parquet, optionally with a branch name as its first part.")
+    base_model: BaseModelName
+    script_type: Literal["image_editing"]
+    training_params: TrainingParams
+
+    def to_json(self) -> str:
+        """The request as JSON, every default written out. `parse_request` gives back an equal request."""
+        return self.model_dump_json(indent=2)
+
+
+def request_faults(data: Any) -> list[str]:
+    """Every fault of a request given as decoded JSON: one line each, with field, value and what is allowed."""
+    try:
+        FineTuneRequest.model_validate(data)
+    except ValidationError as error:
+        return [describe_fault(fault) for fault in error.errors(include_url=False)]
+    return []
+
+
+def parse_request(data: str | bytes | dict[str, Any], more_faults: list[str] | None = None) -> FineTuneRequest:
+    """Read a request from JSON text or decoded JSON.
+
+    `more_faults` are faults found elsewhere (columns the parquet lacks), to be named in the same message.
+    Raises BadInput naming every fault at once.
+    """
+    if isinstance(data, str | bytes):
+        data = decode_json(data, "the request")
+    faults = request_faults(data) + (more_faults or [])
+    if faults:
+        raise BadInput(f"The request has {count(faults, 'fault')}:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    return FineTuneRequest.model_validate(data)

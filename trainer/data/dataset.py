@@ -1,0 +1,262 @@
+"""A parquet of (control image, caption, target image) as a dataset: opened, checked, read by row."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+from collections.abc import Generator, Iterator, Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+
+from ..errors import BadInput
+from ..events import Progress
+from .downloads import Downloads
+from .images import ImageRef, image_ref, read_bytes
+from .parquet import column_faults
+from .report import BadRow, DatasetReport, SizeStats, bad_rows_message, first_bad_rows
+from .row_blocks import Block, Cells, RowBlocks
+from .validation import Findings, check_rows, looks_swapped
+
+
+@dataclass(frozen=True, slots=True)
+class EditRow:
+    """One example."""
+
+    row: int
+    """Row of the parquet, from 0."""
+    caption: str
+    controls: tuple[ImageRef, ...]
+    """Exactly one."""
+    target: ImageRef
+
+
+class EditDataset:
+    """The good rows of a checked parquet, in its order. Nothing but a few blocks of rows is held in memory.
+
+    Places (`dataset[place]`) count good rows only and move when `exclude` drops rows; `at_row` never does.
+    """
+
+    def __init__(
+        self,
+        blocks: RowBlocks,
+        root: Path,
+        downloads: Downloads,
+        bad_rows: str,
+        good: np.ndarray,
+        report: DatasetReport,
+    ) -> None:
+        """Made by `open_dataset`. `good` is bool [rows of the parquet]."""
+        self.path = report.path
+        self.caption_column = report.caption_column
+        self.control_image_column = report.control_image_column
+        self.image_column = report.image_column
+        self.images_root = root
+        self.downloads = downloads
+        self.report = report
+        self.bad_rows = bad_rows
+        self._blocks = blocks
+        self._checked_rows = np.flatnonzero(good)
+        self._rows = self._checked_rows
+        self._fingerprint: str | None = None
+
+    def __len__(self) -> int:
+        return len(self._rows)
+
+    def __getitem__(self, place: int) -> EditRow:
+        """Raises IndexError outside of 0..len - 1."""
+        if not 0 <= place < len(self._rows):
+            raise IndexError(f"place {place} of {len(self._rows)}")
+        return self.at_row(int(self._rows[place]))
+
+    def at_row(self, row: int) -> EditRow:
+        """The example in a row of the parquet, from 0."""
+        return _edit_row(self._blocks.block(row), row)
+
+    def __iter__(self) -> Iterator[EditRow]:
+        """All examples in order; the fastest way to see them all."""
+        rows = self._rows
+        for block in self._blocks:
+            first, end = np.searchsorted(rows, (block.first, block.first + block.rows))
+            for row in rows[first:end].tolist():
+                yield _edit_row(block, row)
+
+    def share(self, rank: int, world: int) -> EditDataset:
+        """Every `world`-th example, from place `rank` on: what one of several processes takes. What is excluded from a
+        share stays in the whole."""
+        part = copy.copy(self)
+        part._rows = self._rows[rank::world]
+        return part
+
+    def fetch(self, reference: ImageRef) -> bytes:
+        """The encoded bytes of an image. Raises BadImage when they cannot be had."""
+        return read_bytes(reference, self.images_root, self.downloads)
+
+    def exclude(self, bad: Mapping[int, tuple[str, str]]) -> None:
+        """Report rows found bad after the opening: row of the parquet to (column, why).
+
+        With bad_rows "skip" they are dropped and listed in the report. Raises BadInput naming them with "stop", or
+        when no rows are left.
+        """
+        faults = [BadRow(row, *fault) for row, fault in sorted(bad.items())]
+        self._rows = np.setdiff1d(self._rows, np.fromiter(bad, dtype=np.int64), assume_unique=True)
+        self.report = replace(
+            self.report,
+            bad_rows=self.report.rows - len(self._rows),
+            bad=tuple(first_bad_rows(sorted([*self.report.bad, *faults]))),
+        )
+        if bad and (self.bad_rows == "stop" or not len(self._rows)):
+            raise BadInput(bad_rows_message(self.report))
+
+    def fingerprint(self) -> str:
+        """SHA-256 over captions and images as the parquet gives them, and over size and modification time of the
+        files that the rows found good at the opening name. How the parquet is encoded, where it lies and what
+        `exclude` dropped make no difference."""
+        if self._fingerprint is None:
+            self._fingerprint = self._compute_fingerprint()
+        return self._fingerprint
+
+    def close(self) -> None:
+        """Close the parquet."""
+        self._blocks.close()
+
+    def _compute_fingerprint(self) -> str:
+        cells_digests = [[hashlib.sha256() for _ in range(4)] for _ in range(3)]
+        files_digests = [hashlib.sha256() for _ in range(2)]
+        for block in self._blocks:
+            first, end = np.searchsorted(self._checked_rows, (block.first, block.first + block.rows))
+            good = self._checked_rows[first:end] - block.first
+            for cells, digests in zip(block.columns, cells_digests, strict=True):
+                _hash_cells(cells, digests)
+            for cells, digest in zip(block.columns[1:], files_digests, strict=True):
+                digest.update(_file_states(cells, good, self.images_root))
+        every = [*(digest for digests in cells_digests for digest in digests), *files_digests]
+        return hashlib.sha256(b"".join(digest.digest() for digest in every)).hexdigest()
+
+
+def open_dataset(
+    path: Path,
+    *,
+    caption_column: str,
+    control_image_column: str,
+    image_column: str,
+    images_root: str = "",
+    bad_rows: Literal["stop", "skip"] = "stop",
+    downloads: Downloads | None = None,
+) -> Generator[Progress, None, EditDataset]:
+    """Open and check a parquet; a generator that yields Progress and returns the EditDataset (`yield from`, `drain`).
+
+    `images_root` is where relative image paths start: "" for the parquet's folder, or a folder, absolute or relative
+    to the current or the parquet's folder. `downloads` keeps what is behind addresses; None: only while in use.
+    Raises BadInput for columns that are missing or of the wrong type, for a parquet without rows, for bad rows with
+    `bad_rows` "stop", and when no good rows are left.
+    """
+    names = (caption_column, control_image_column, image_column)
+    fields = ("caption_column", "control_image_column", "image_column")
+    faults = [f"{field}: is required but empty" for field, name in zip(fields, names, strict=True) if not name]
+    faults += column_faults(dict(zip(fields, names, strict=True)), path)
+    if faults:
+        raise BadInput(f"{path} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    root = _images_root(images_root, path)
+    downloads = downloads or Downloads()
+    blocks = RowBlocks(path, names)
+    try:
+        if not blocks.rows:
+            raise BadInput(f"{path} is empty: it has the columns but no rows.")
+        findings = yield from check_rows(blocks, names, root, lambda reference: read_bytes(reference, root, downloads))
+        report = _report(path, names, findings)
+        if report.bad_rows and (bad_rows == "stop" or not report.good_rows):
+            raise BadInput(bad_rows_message(report))
+    except BaseException:
+        blocks.close()
+        raise
+    return EditDataset(blocks, root, downloads, bad_rows, findings.good, report)
+
+
+def _images_root(images_root: str, parquet: Path) -> Path:
+    if not images_root:
+        return parquet.parent
+    for folder in (Path(images_root), parquet.parent / images_root):
+        if folder.is_dir():
+            return folder
+    raise BadInput(f'images_root: "{images_root}" is not a folder.')
+
+
+def _edit_row(block: Block, row: int) -> EditRow:
+    caption, control, target = (cells[row - block.first] for cells in block.columns)
+    return EditRow(row, caption, (image_ref(control),), image_ref(target))
+
+
+def _report(path: Path, names: tuple[str, str, str], findings: Findings) -> DatasetReport:
+    return DatasetReport(
+        path=path,
+        caption_column=names[0],
+        control_image_column=names[1],
+        image_column=names[2],
+        rows=len(findings.good),
+        bad_rows=int(np.count_nonzero(~findings.good)),
+        bad=tuple(findings.bad),
+        sampled=len(findings.control_sizes),
+        control_sizes=SizeStats.of(findings.control_sizes),
+        target_sizes=SizeStats.of(findings.target_sizes),
+        warnings=tuple(_warnings(names, findings)),
+    )
+
+
+def _warnings(names: tuple[str, str, str], findings: Findings) -> Iterator[str]:
+    _, control, target = names
+    rows, sampled = len(findings.good), len(findings.control_sizes)
+    if findings.same_cells:
+        yield f"control and target are the same image in {findings.same_cells} of {rows} rows; nothing is edited there"
+    elif findings.same_pixels:
+        yield f"control and target show the same in {findings.same_pixels} of {sampled} sampled rows"
+    if looks_swapped(control, target) or findings.swapped_paths * 10 > sampled * 9:
+        yield (
+            f'control and target look swapped: "{control}" is used as the input image and "{target}" as the result; '
+            "check control_image_column and image_column"
+        )
+    if findings.empty_captions:
+        yield f"{findings.empty_captions} of {rows} captions are empty"
+
+
+def _hash_cells(cells: Cells, digests: list[Any]) -> None:
+    """Lengths (-1: null) and content of the cells' text and data, each into a digest of its own, so that neither the
+    blocks nor the column's type make a difference. Text beside data does not count."""
+    length = len(cells)
+    text = cells.text if cells.text is not None else pa.nulls(length, pa.large_string())
+    data = cells.data if cells.data is not None else pa.nulls(length, pa.large_binary())
+    text = pc.if_else(data.is_valid(), pa.scalar(None, pa.large_string()), text)
+    for array, (lengths, content) in zip((text, data), (digests[:2], digests[2:]), strict=True):
+        lengths.update(pc.binary_length(array).fill_null(-1).cast(pa.int64()).to_numpy().tobytes())
+        present = array.drop_null()
+        if len(present):
+            _, offsets, buffer = present.buffers()
+            ends = np.frombuffer(offsets, dtype=np.int64)[present.offset : present.offset + len(present) + 1]
+            if buffer is not None:
+                content.update(memoryview(buffer)[ends[0] : ends[-1]])
+
+
+def _file_states(cells: Cells, good: np.ndarray, root: Path) -> bytes:
+    """Size and modification time of the local files that some rows of a column name."""
+    if cells.text is None:
+        return b""
+    kept = np.zeros(len(cells), dtype=bool)
+    kept[good] = True
+    paths = cells.text.filter(pa.array(kept & ~cells.has_data)).dictionary_encode()
+    start = os.path.join(root, "")  # noqa: PTH118
+    names = paths.dictionary.to_pylist()
+    states = ["" if "://" in name else _file_state(start + name.replace("\\", "/")) for name in names]
+    return "".join([f"{states[index]}\n" for index in paths.indices.to_pylist()]).encode()
+
+
+def _file_state(path: str) -> str:
+    try:
+        state = os.stat(path)  # noqa: PTH116
+    except OSError:
+        return "missing"
+    return f"{state.st_size} {state.st_mtime_ns}"

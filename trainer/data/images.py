@@ -1,0 +1,328 @@
+"""From what a parquet cell says to pixels. Every safety limit on images lives here and in `downloads`."""
+
+from __future__ import annotations
+
+import io
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+import numpy as np
+from PIL import (
+    BmpImagePlugin,
+    GifImagePlugin,
+    Image,
+    ImageFile,
+    JpegImagePlugin,
+    PngImagePlugin,
+    TiffImagePlugin,
+    WebPImagePlugin,
+)
+
+from ..errors import BadImage
+from .downloads import Downloads
+from .resize import Size
+
+try:
+    from PIL import AvifImagePlugin
+except ImportError:
+    AvifImagePlugin = None
+
+
+MAX_FILE_BYTES = 256 * 2**20
+
+
+MAX_PIXELS = 100_000_000
+
+
+MAX_SIDE = 32_768
+
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?=://)|(?:file|data)(?=:)", re.IGNORECASE)
+
+
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:")
+
+
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+
+
+_TURN = {
+    2: Image.Transpose.FLIP_LEFT_RIGHT,
+    3: Image.Transpose.ROTATE_180,
+    4: Image.Transpose.FLIP_TOP_BOTTOM,
+    5: Image.Transpose.TRANSPOSE,
+    6: Image.Transpose.ROTATE_270,
+    7: Image.Transpose.TRANSVERSE,
+    8: Image.Transpose.ROTATE_90,
+}
+
+
+_ORIENTATION_TAG = 0x0112
+
+
+_PNG_ORIENTATION_MARKS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
+"""What texts in a PNG begin with that may hold an orientation."""
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Where one image is: `value` is a relative path with forward slashes, an address, or the encoded bytes."""
+
+    kind: Literal["path", "url", "bytes"]
+    value: str | bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.value if isinstance(self.value, str) else f"{len(self.value)} bytes"
+
+
+def image_ref(value: Any) -> ImageRef:
+    """The reference in one parquet cell: text (relative path or http(s) address), encoded bytes, or the Hugging Face
+    `datasets` struct {bytes, path}, whose bytes win.
+
+    Raises BadImage for null, empty or other values, other schemes, absolute paths and paths that climb out with `..`.
+    """
+    if isinstance(value, str):
+        return _text_ref(value)
+    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
+        return image_ref(value.get("path") if value.get("bytes") is None else value["bytes"])
+    if value is None:
+        raise BadImage("is null")
+    if isinstance(value, bytes | bytearray | memoryview):
+        if not value:
+            raise BadImage("is empty (0 bytes)")
+        return ImageRef("bytes", bytes(value))
+    raise BadImage(f"is {type(value).__name__}, not a path, an address or image bytes")
+
+
+def _text_ref(text: str) -> ImageRef:
+    if not text.strip():
+        raise BadImage("is empty text")
+    if _CONTROL_CHARACTER.search(text):
+        raise BadImage(f"{shorten(text)}: control characters are not allowed in a path or an address")
+    if ":" in text and (scheme := _SCHEME.match(text)):
+        if scheme[0].lower() not in ("http", "https"):
+            raise BadImage(f"{shorten(text)}: {scheme[0]}: is not allowed; use a relative path or an http(s) address")
+        return ImageRef("url", _checked_url(text))
+    path = text.replace("\\", "/")
+    if _ABSOLUTE.match(path):
+        raise BadImage(
+            f"{shorten(text)}: absolute paths are not allowed; make it relative to the images' "
+            "folder, or embed the image's bytes"
+        )
+    depth = 0
+    for part in path.split("/") if ".." in path else ():
+        depth += {"": 0, ".": 0, "..": -1}.get(part, 1)
+        if depth < 0:
+            raise BadImage(f"{shorten(text)}: leaves the images' folder")
+    return ImageRef("path", path)
+
+
+def _checked_url(url: str) -> str:
+    try:
+        host = urlsplit(url).hostname
+    except ValueError as error:
+        raise BadImage(f"{shorten(url)}: not a valid address ({error})") from None
+    if not host:
+        raise BadImage(f"{shorten(url)}: the address names no host")
+    return url
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """Text for a message: printable, at most `limit` characters."""
+    text = text[: limit + 1]
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def local_file(path: str, root: Path) -> Path:
+    """The file of a path reference below `root`, symbolic links followed.
+
+    Raises BadImage when it is outside of `root`, missing, or not a regular file.
+    """
+    try:
+        file = os.path.realpath(root / path)
+        if not Path(file).is_relative_to(os.path.realpath(root)):
+            raise BadImage(f"{shorten(path)}: leaves the images' folder")
+        mode = os.stat(file).st_mode  # noqa: PTH116
+    except FileNotFoundError:
+        raise BadImage(f"{shorten(path)}: no such file below {root}") from None
+    except OSError as error:
+        raise BadImage(f"{shorten(path)}: {error.strerror or error}") from None
+    if not stat.S_ISREG(mode):
+        raise BadImage(f"{shorten(path)}: is not a file")
+    return Path(file)
+
+
+def read_bytes(ref: ImageRef, root: Path, downloads: Downloads) -> bytes:
+    """The encoded bytes of an image. Raises BadImage when they are missing, empty or over MAX_FILE_BYTES."""
+    if ref.kind == "bytes":
+        return _checked_size(ref.value, "")
+    if ref.kind == "url":
+        return _checked_size(downloads.fetch(ref.value, MAX_FILE_BYTES), f"{shorten(ref.value)}: ")
+    return _read_file(local_file(ref.value, root), shorten(ref.value))
+
+
+def _read_file(file: Path, shown: str) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1) if file.stat().st_size <= MAX_FILE_BYTES else None
+    except OSError as error:
+        raise BadImage(f"{shown}: cannot be read ({error.strerror or error})") from None
+    if data is None:
+        raise BadImage(f"{shown}: the file is larger than {MAX_FILE_BYTES >> 20} MB")
+    return _checked_size(data, f"{shown}: ")
+
+
+def _checked_size(data: bytes, where: str) -> bytes:
+    if not data:
+        raise BadImage(f"{where}is empty (0 bytes)")
+    if len(data) > MAX_FILE_BYTES:
+        raise BadImage(f"{where}is larger than {MAX_FILE_BYTES >> 20} MB")
+    return data
+
+
+class EncodedImage:
+    """An image whose header is read: its size is known before its pixels are decoded."""
+
+    def __init__(self, data: bytes) -> None:
+        """Raises BadImage for other formats than those of `_open` and for sizes over MAX_PIXELS or MAX_SIDE."""
+        self._data = data
+        self._image = _open(data)
+        # PIL decodes a whole PNG to look for an orientation, so only where one may be.
+        self._marked_png = self._image.format == "PNG" and _png_may_be_turned(data)
+
+    @property
+    def size(self) -> Size:
+        """Size of the image that `decode` gives."""
+        image = self._image
+        turned = image.format != "TIFF" and self._orientation(image) >= 5
+        return Size(image.height, image.width) if turned else Size(*image.size)
+
+    def decode(self) -> Image.Image:
+        """See `decode_image`. Once only."""
+        # A PNG that `size` has failed to decode is in no state to be decoded.
+        image = _open(self._data) if self._marked_png else self._image
+        try:
+            image.load()
+            turn = _TURN.get(self._orientation(image))
+            if image.mode.startswith(("I", "F")):
+                image = _eight_bits(image)
+            elif image.mode == "P" and "transparency" in image.info:
+                image = image.convert("RGBA")
+            rgb = image.convert("RGB")
+        except BadImage:
+            raise
+        except Exception as error:
+            raise _damaged(error) from error
+        return rgb if turn is None else rgb.transpose(turn)
+
+    def _orientation(self, image: ImageFile.ImageFile) -> int:
+        """EXIF orientation, 1 when it cannot be read."""
+        if image.format == "PNG" and not self._marked_png:
+            return 1
+        try:
+            return int(image.getexif().get(_ORIENTATION_TAG, 1))
+        except Exception:  # PIL raises all kinds on broken EXIF, which is no reason to refuse the picture
+            return 1
+
+
+def decode_image(data: bytes) -> Image.Image:
+    """Decode to RGB, EXIF orientation applied, alpha dropped, as diffusers' `load_image` does; of animations the
+    first frame; 16-bit gray is scaled to 8 bits.
+
+    Raises BadImage for other formats than those of `_open`, sizes over MAX_PIXELS or MAX_SIDE, and damaged data.
+    """
+    return EncodedImage(data).decode()
+
+
+def image_size(data: bytes) -> Size:
+    """Size of the image that `decode_image` gives, from the header. Raises BadImage like it, but for damaged pixels."""
+    return EncodedImage(data).size
+
+
+def _open(data: bytes) -> ImageFile.ImageFile:
+    """Read the header. The plugin is called directly, not through Image.open: nothing but these formats is ever
+    parsed, and PIL's process-wide bomb limit, which warns before it refuses, is replaced by ours."""
+    head = bytes(data[:16])
+    plugin = None
+    if head.startswith(b"\x89PNG\r\n\x1a\n"):
+        plugin = PngImagePlugin.PngImageFile
+    elif head.startswith(b"\xff\xd8\xff"):
+        plugin = JpegImagePlugin.JpegImageFile
+    elif head.startswith(b"RIFF") and head[8:12] == b"WEBP":
+        plugin = WebPImagePlugin.WebPImageFile
+    elif head.startswith((b"GIF87a", b"GIF89a")):
+        plugin = GifImagePlugin.GifImageFile
+    elif head.startswith(b"BM"):
+        plugin = BmpImagePlugin.BmpImageFile
+    elif head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
+        plugin = TiffImagePlugin.TiffImageFile
+    elif head[4:12] in (b"ftypavif", b"ftypavis") and AvifImagePlugin is not None:
+        plugin = AvifImagePlugin.AvifImageFile
+    if plugin is None:
+        page = " (it looks like a web page)" if head.lstrip().lower().startswith((b"<!doctype", b"<html")) else ""
+        raise BadImage(f"not a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF image{page}")
+    try:
+        image = plugin(io.BytesIO(data))
+    except Exception as error:
+        raise _damaged(error) from error
+    width, height = image.size
+    if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
+        raise BadImage(
+            f"{width} x {height} pixels is too large; the limit is {MAX_SIDE} on a side and "
+            f"{MAX_PIXELS // 1_000_000} megapixels"
+        )
+    if min(width, height) < 1:
+        raise BadImage(f"{width} x {height} pixels is not an image")
+    return image
+
+
+def _png_may_be_turned(data: bytes) -> bool:
+    """Whether a PNG has a chunk in which PIL would find an orientation."""
+    at = 8
+    while at + 8 <= len(data):
+        kind, content = data[at + 4 : at + 8], at + 8
+        if kind == b"eXIf" or (kind.endswith(b"Xt") and data.startswith(_PNG_ORIENTATION_MARKS, content)):
+            return True
+        at = content + int.from_bytes(data[at : at + 4], "big") + 4
+    return False
+
+
+def _eight_bits(image: Image.Image) -> Image.Image:
+    """16-bit gray (modes I;16, I) to 8 bits. PIL's own conversion clips everything above 255 to white."""
+    values = np.asarray(image)
+    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+        raise BadImage("32-bit pixels are not supported; save it with 8 or 16 bits")
+    return Image.fromarray(((values.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
+
+
+def _damaged(error: Exception) -> BadImage:
+    return BadImage(f"the image is damaged or cut off ({shorten(str(error)) or type(error).__name__})")
+
+
+def fetch_control(url_or_path: str, downloads: Downloads, base: Path | None = None) -> bytes:
+    """The encoded bytes of an image that a person named: an http(s) address, or a local path: absolute, relative to
+    `base`, or relative to the current folder. Raises BadImage naming it."""
+    if _SCHEME.match(url_or_path) or not url_or_path.strip():
+        return read_bytes(_text_ref(url_or_path), Path(), downloads)
+    path = Path(url_or_path).expanduser()
+    places = [path] if base is None or path.is_absolute() else [base / path, path]
+    for place in places:
+        if place.is_file():
+            return _read_file(place, shorten(url_or_path))
+    raise BadImage(f"{shorten(url_or_path)}: no such image file; tried {', '.join(str(place) for place in places)}")
+
+
+def load_control(url_or_path: str, base: Path | None, downloads: Downloads) -> Image.Image:
+    """The RGB image that a person named, see `fetch_control`. Raises BadImage naming it."""
+    data = fetch_control(url_or_path, downloads, base)
+    try:
+        return decode_image(data)
+    except BadImage as error:
+        raise BadImage(f"{shorten(url_or_path)}: {error}") from error

@@ -1,0 +1,153 @@
+"""What is said about a dataset before training: sizes, bad rows, and what looks wrong."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+from .resize import Size
+
+LISTED_ROWS = 20
+
+
+class BadRow(NamedTuple):
+    """One fault of one row."""
+
+    row: int
+    """Row of the parquet, from 0."""
+    column: str
+    why: str
+
+
+@dataclass(frozen=True, slots=True)
+class SizeStats:
+    """Sizes of the sampled images of one column, by area; aspect is width / height."""
+
+    smallest: Size
+    median: Size
+    largest: Size
+    min_aspect: float
+    max_aspect: float
+
+    @classmethod
+    def of(cls, sizes: Sequence[Size]) -> SizeStats | None:
+        """None for no sizes."""
+        if not sizes:
+            return None
+        ordered = sorted(sizes, key=lambda size: size.width * size.height)
+        aspects = [size.width / size.height for size in sizes]
+        return cls(ordered[0], ordered[len(ordered) // 2], ordered[-1], min(aspects), max(aspects))
+
+    def __str__(self) -> str:
+        if self.smallest == self.largest:
+            return f"{_pixels(self.smallest)} pixels"
+        return (
+            f"{_pixels(self.smallest)} to {_pixels(self.largest)} pixels, median {_pixels(self.median)}, "
+            f"aspect {self.min_aspect:.2f} to {self.max_aspect:.2f}"
+        )
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        sizes = {"smallest": list(self.smallest), "median": list(self.median), "largest": list(self.largest)}
+        return {**sizes, "min_aspect": self.min_aspect, "max_aspect": self.max_aspect}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class DatasetReport:
+    """One dataset, checked. `str()` is for people, `to_dict()` for JSON."""
+
+    path: Path
+    caption_column: str
+    control_image_column: str
+    image_column: str
+    rows: int
+    bad_rows: int
+    """How many rows have a fault."""
+    bad: tuple[BadRow, ...]
+    """The faults of the first LISTED_ROWS bad rows."""
+    sampled: int
+    """Rows whose images were decoded."""
+    control_sizes: SizeStats | None
+    target_sizes: SizeStats | None
+    warnings: tuple[str, ...]
+
+    @property
+    def good_rows(self) -> int:
+        """Rows that can be trained on."""
+        return self.rows - self.bad_rows
+
+    def bad_row_lines(self) -> list[str]:
+        """The listed faults, one line each, and how many rows are not listed."""
+        lines = [f"row {fault.row}, column {_quoted(fault.column)}: {fault.why}" for fault in self.bad]
+        more = self.bad_rows - len({fault.row for fault in self.bad})
+        return [*lines, f"and {_rows(more)} more"] if more else lines
+
+    def __str__(self) -> str:
+        usable = "all usable" if not self.bad_rows else f"{self.good_rows} usable, {self.bad_rows} bad"
+        lines = [
+            f"{self.path.name}: {_rows(self.rows)}, {usable}",
+            f"  caption  {_quoted(self.caption_column)}",
+            f"  control  {_quoted(self.control_image_column)}: {self.control_sizes or 'no image decoded'}",
+            f"  target   {_quoted(self.image_column)}: {self.target_sizes or 'no image decoded'}",
+        ]
+        if self.sampled < self.good_rows:
+            lines.append(f"  (sizes from a sample of {_rows(self.sampled)}; every image is checked before training)")
+        lines += [f"  warning: {warning}" for warning in self.warnings]
+        if self.bad_rows:
+            lines += ["  bad rows (counted from 0):", *(f"    {line}" for line in self.bad_row_lines())]
+        return "\n".join(lines)
+
+    def to_dict(self) -> dict[str, Any]:
+        """For JSON."""
+        return {
+            "path": str(self.path),
+            "caption_column": self.caption_column,
+            "control_image_column": self.control_image_column,
+            "image_column": self.image_column,
+            "rows": self.rows,
+            "good_rows": self.good_rows,
+            "bad_rows": self.bad_rows,
+            "bad": [fault._asdict() for fault in self.bad],
+            "sampled": self.sampled,
+            "control_sizes": self.control_sizes and self.control_sizes.to_dict(),
+            "target_sizes": self.target_sizes and self.target_sizes.to_dict(),
+            "warnings": list(self.warnings),
+        }
+
+
+def first_bad_rows(faults: Iterable[BadRow]) -> list[BadRow]:
+    """The faults of the LISTED_ROWS lowest rows among `faults`, which come in the order of their rows."""
+    first: list[BadRow] = []
+    rows = 0
+    for fault in faults:
+        rows += not first or fault.row != first[-1].row
+        if rows > LISTED_ROWS:
+            break
+        first.append(fault)
+    return first
+
+
+def bad_rows_message(report: DatasetReport) -> str:
+    """Why training cannot start or go on: the bad rows and what to do about them."""
+    lines = "".join(f"\n  - {line}" for line in report.bad_row_lines())
+    if not report.good_rows:
+        return f"{report.path}: no rows left, all {report.rows} are bad (counted from 0):{lines}"
+    return (
+        f"{report.path} has {_rows(report.bad_rows, 'bad row')} of {report.rows} (counted from 0):{lines}\n"
+        'Repair or remove them, or set bad_rows to "skip" to train without them.'
+    )
+
+
+def _rows(number: int, noun: str = "row") -> str:
+    return f"{number} {noun}" + ("" if number == 1 else "s")
+
+
+def _pixels(size: Size) -> str:
+    return f"{size.width} x {size.height}"
+
+
+def _quoted(name: str) -> str:
+    return json.dumps(name, ensure_ascii=False)

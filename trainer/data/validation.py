@@ -1,0 +1,241 @@
+"""The check of a dataset before training: every row's cells, and the pixels of a sample."""
+
+from __future__ import annotations
+
+import heapq
+import re
+from collections.abc import Callable, Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor, as_completed
+from dataclasses import dataclass, field
+from pathlib import Path
+from urllib.parse import urlsplit
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.compute as pc
+from PIL import Image, ImageChops
+
+from ..errors import BadImage
+from ..events import Progress
+from .images import ImageRef, decode_image, image_ref, local_file
+from .report import BadRow, first_bad_rows
+from .resize import Size
+from .row_blocks import Block, Cells, RowBlocks
+
+SAMPLED_ROWS = 256
+
+
+LOOKED_UP_ROWS = 10_000
+"""Datasets up to this size have the existence of every file checked; of larger ones, that of the sample."""
+
+
+DECODERS = 4
+
+
+_SUSPICIOUS = r"^[/\\]|:|\.\.|[\x00-\x1f\x7f]|^[^!-~]*$"
+
+
+_PLAIN_URL = r"^(?i:https?)://[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?$"
+
+
+_INPUT_WORDS = {"input", "source", "src", "control", "ctrl", "before", "original", "orig", "condition", "conditioning"}
+
+
+_OUTPUT_WORDS = {"output", "out", "target", "tgt", "after", "edited", "result"}
+
+
+@dataclass
+class Findings:
+    """What the check found."""
+
+    good: np.ndarray
+    """bool [rows]"""
+    bad: list[BadRow] = field(default_factory=list)
+    """The faults of the first LISTED_ROWS bad rows."""
+    control_sizes: list[Size] = field(default_factory=list)
+    target_sizes: list[Size] = field(default_factory=list)
+    same_pixels: int = 0
+    """Sampled rows whose control and target show the same."""
+    same_cells: int = 0
+    """Rows whose control and target are the same path, address or bytes."""
+    swapped_paths: int = 0
+    """Sampled rows whose control is named like an output and whose target like an input."""
+    empty_captions: int = 0
+
+    def add(self, faults: Iterable[BadRow]) -> None:
+        """Mark rows bad and keep the faults that are listed. Faults come in the order of their rows."""
+
+        def marked() -> Iterator[BadRow]:
+            for fault in faults:
+                self.good[fault.row] = False
+                yield fault
+
+        stream = marked()
+        self.bad = first_bad_rows(sorted(self.bad + first_bad_rows(stream)))
+        for _ in stream:
+            pass
+
+
+@dataclass(frozen=True, slots=True)
+class _Pair:
+    row: int
+    control: ImageRef
+    target: ImageRef
+
+
+def check_rows(
+    blocks: RowBlocks, names: tuple[str, str, str], root: Path, fetch: Callable[[ImageRef], bytes]
+) -> Generator[Progress, None, Findings]:
+    """Check all rows of `blocks`, whose columns are caption, control and target, called `names`.
+
+    Nulls, types, empty values and paths that leave `root` in every row; files that are missing in datasets of up to
+    LOOKED_UP_ROWS; the pixels of SAMPLED_ROWS evenly spaced rows, got by `fetch`.
+    """
+    findings = Findings(np.ones(blocks.rows, dtype=bool))
+    sample = np.linspace(0, max(blocks.rows - 1, 0), min(blocks.rows, SAMPLED_ROWS)).round().astype(np.int64)
+    pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="check-images")
+    try:
+        for block in blocks:
+            findings.add(_cell_faults(block, names, root if blocks.rows <= LOOKED_UP_ROWS else None))
+            rows = sample[(sample >= block.first) & (sample < block.first + block.rows)]
+            pairs = [_pair(block, row) for row in rows.tolist() if findings.good[row]]
+            looks = [pool.submit(_look, pair, names, fetch) for pair in pairs]
+            for _ in as_completed(looks):
+                yield Progress(phase="checking", done=block.first, total=blocks.rows, note="rows")
+            for pair, look in zip(pairs, looks, strict=True):
+                _note_look(findings, pair, look.result())
+            _note_cells(findings, block)
+            yield Progress(phase="checking", done=block.first + block.rows, total=blocks.rows, note="rows")
+    finally:
+        pool.shutdown(wait=False, cancel_futures=True)
+    return findings
+
+
+def looks_swapped(control: str, target: str) -> bool:
+    """Whether names say that the control is an output and the target an input."""
+    return _role(control) == "output" and _role(target) == "input"
+
+
+def suspicious_cells(cells: Cells) -> np.ndarray:
+    """bool [rows]: a cheap filter that lets through no cell that `image_ref` refuses."""
+    mask = cells.null
+    if cells.text is not None:
+        odd = pc.match_substring_regex(cells.text, _SUSPICIOUS)
+        odd = pc.and_not(odd, pc.match_substring_regex(cells.text, _PLAIN_URL))
+        mask = mask | (odd.fill_null(False).to_numpy(zero_copy_only=False) & ~cells.has_data)
+    if cells.data is not None:
+        mask = mask | pc.equal(pc.binary_length(cells.data), 0).fill_null(False).to_numpy(zero_copy_only=False)
+    return mask
+
+
+def _pair(block: Block, row: int) -> _Pair:
+    _, control, target = block.columns
+    index = row - block.first
+    return _Pair(row, image_ref(control[index]), image_ref(target[index]))
+
+
+def _cell_faults(block: Block, names: tuple[str, str, str], root: Path | None) -> Iterator[BadRow]:
+    """Faults of the cells of a block, in the order of the rows. With `root`, files that are not below it are faults."""
+    caption, control, target = block.columns
+    found = (_caption_faults(caption), _image_faults(control, root), _image_faults(target, root))
+    return heapq.merge(*(_rows(faults, block, name) for faults, name in zip(found, names, strict=True)))
+
+
+def _rows(faults: Iterator[tuple[int, str]], block: Block, name: str) -> Iterator[BadRow]:
+    return (BadRow(block.first + index, name, why) for index, why in faults)
+
+
+def _caption_faults(cells: Cells) -> Iterator[tuple[int, str]]:
+    odd = cells.null if _is_unicode(cells) else np.ones(len(cells), dtype=bool)
+    for index in np.flatnonzero(odd).tolist():
+        try:
+            if cells[index] is None:
+                yield index, "is null"
+        except UnicodeDecodeError:
+            yield index, "is not valid UTF-8 text"
+
+
+def _image_faults(cells: Cells, root: Path | None) -> Iterator[tuple[int, str]]:
+    odd = suspicious_cells(cells) if _is_unicode(cells) else np.ones(len(cells), dtype=bool)
+    if root is not None:
+        odd = odd | ~cells.has_data
+    for index in np.flatnonzero(odd).tolist():
+        try:
+            reference = image_ref(cells[index])
+            if root is not None and reference.kind == "path":
+                local_file(reference.value, root)
+        except UnicodeDecodeError:
+            yield index, "is not valid UTF-8 text"
+        except BadImage as error:
+            yield index, str(error)
+
+
+def _is_unicode(cells: Cells) -> bool:
+    try:
+        if cells.text is not None:
+            cells.text.validate(full=True)
+    except pa.ArrowInvalid:
+        return False
+    return True
+
+
+def _look(
+    pair: _Pair, names: tuple[str, str, str], fetch: Callable[[ImageRef], bytes]
+) -> tuple[Size, Size, bool] | list[BadRow]:
+    """(control size, target size, whether they show the same), or what is wrong with them."""
+    images, faults = [], []
+    for name, reference in zip(names[1:], (pair.control, pair.target), strict=True):
+        try:
+            images.append(decode_image(fetch(reference)))
+        except BadImage as error:
+            faults.append(BadRow(pair.row, name, str(error)))
+    if faults:
+        return faults
+    control, target = images
+    return Size(*control.size), Size(*target.size), control.size == target.size and _same_pixels(control, target)
+
+
+def _same_pixels(a: Image.Image, b: Image.Image) -> bool:
+    return ImageChops.difference(a, b).getbbox() is None
+
+
+def _note_look(findings: Findings, pair: _Pair, look: tuple[Size, Size, bool] | list[BadRow]) -> None:
+    if isinstance(look, list):
+        findings.add(look)
+        return
+    control_size, target_size, same = look
+    findings.control_sizes.append(control_size)
+    findings.target_sizes.append(target_size)
+    findings.same_pixels += same
+    findings.swapped_paths += looks_swapped(_path_of(pair.control), _path_of(pair.target))
+
+
+def _note_cells(findings: Findings, block: Block) -> None:
+    caption, control, target = block.columns
+    findings.same_cells += int(np.count_nonzero(_same_cells(control, target)))
+    if caption.text is None or not _is_unicode(caption):
+        return
+    findings.empty_captions += int(pc.sum(pc.equal(pc.utf8_trim_whitespace(caption.text), "")).as_py() or 0)
+
+
+def _same_cells(control: Cells, target: Cells) -> np.ndarray:
+    same = np.zeros(len(control), dtype=bool)
+    if control.data is not None and target.data is not None:
+        same |= pc.equal(control.data, target.data).fill_null(False).to_numpy(zero_copy_only=False)
+    if control.text is not None and target.text is not None:
+        texts = pc.equal(control.text, target.text).fill_null(False).to_numpy(zero_copy_only=False)
+        same |= texts & ~control.has_data & ~target.has_data
+    return same
+
+
+def _path_of(reference: ImageRef) -> str:
+    if reference.kind == "bytes":
+        return ""
+    return urlsplit(reference.value).path if reference.kind == "url" else reference.value
+
+
+def _role(name: str) -> str | None:
+    """`input` or `output` when the words of a name say one of them."""
+    words = {word.lower().removesuffix("s") for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
+    says_input, says_output = bool(words & _INPUT_WORDS), bool(words & _OUTPUT_WORDS)
+    return None if says_input == says_output else "input" if says_input else "output"

@@ -1,0 +1,75 @@
+"""The device that a run has: what it is, and how much memory is free there and beside it."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import psutil
+import torch
+
+from .config.settings import Precision
+from .quantization.benchmark import fast_codes
+
+if TYPE_CHECKING:
+    pass
+
+
+CONSUMER = frozenset({"int8", "fp8"})
+"""What consumer cards of the last generations multiply faster: bf16 with float32 sums runs at half its rate there."""
+
+
+CONSUMER_LIMIT = 40_000_000_000
+"""Bytes. A card that is only known by its memory is taken for a consumer's below this."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class Card:
+    """Where a run's tensors live. Bytes are decimal: a "24 GB" card has 24e9."""
+
+    kind: str
+    """torch's device type."""
+    free: int
+    """Bytes of device memory that the run may use."""
+    host: int
+    """Bytes of free host memory."""
+    bf16: bool
+    fast_codes: frozenset[Precision] = frozenset()
+    """Precisions whose weights are multiplied faster as they are than with their values."""
+
+    @property
+    def is_cpu(self) -> bool:
+        return self.kind == "cpu"
+
+
+def card_of(device: torch.device) -> Card:
+    """The card that a run would find now."""
+    host = psutil.virtual_memory().available
+    if device.type == "cpu":
+        return Card(kind="cpu", free=host, host=host, bf16=False)
+    if device.type == "cuda":
+        # First, for what it tries stays in the allocator's hands.
+        fast = fast_codes(device)
+        torch.cuda.empty_cache()
+        free = torch.cuda.mem_get_info(device)[0]
+        return Card(kind="cuda", free=free, host=host, bf16=torch.cuda.is_bf16_supported(), fast_codes=fast)
+    if device.type == "mps":
+        free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
+        return Card(kind="mps", free=free, host=host, bf16=True)
+    return Card(kind=device.type, free=torch.get_device_module(device).mem_get_info(device)[0], host=host, bf16=True)
+
+
+def card_with(gigabytes: float, host_gigabytes: float | None = None) -> Card:
+    """A CUDA card of which nothing is known but its memory, in a machine with this much free host memory."""
+    host = psutil.virtual_memory().available if host_gigabytes is None else int(host_gigabytes * 1e9)
+    free = int(gigabytes * 1e9)
+    return Card(
+        kind="cuda", free=free, host=host, bf16=True, fast_codes=CONSUMER if free < CONSUMER_LIMIT else frozenset()
+    )
+
+
+def default_device() -> torch.device:
+    """The accelerator that torch finds (CUDA, ROCm, MPS, XPU), else the CPU."""
+    # A CUDA build of torch names its accelerator on machines without a GPU too.
+    available = torch.accelerator.is_available()
+    return torch.accelerator.current_accelerator() if available else torch.device("cpu")

@@ -1,0 +1,210 @@
+"""From rows to cached tensors: latents of every image, conditioning of every caption, each encoded once."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing, nullcontext
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from ..data.images import EncodedImage
+from ..data.resize import Size
+from ..errors import BadInput, RunFailed
+from ..events import Progress, RunControl
+from ..threads import prefetched
+from .cache import TensorCache, Tensors, cache_key
+from .latents import LatentBatches, Preparation, PreparedImage
+
+if TYPE_CHECKING:
+    from PIL import Image
+
+    from ..config.settings import RunSettings
+    from ..data.dataset import EditDataset, EditRow
+    from ..memory.model_parts import Parts
+from .example import ControlImage, Example
+
+MOST_THREADS = 8
+"""That prepare images ahead."""
+
+
+AHEAD_PIXELS = 16 * 2**20
+"""Of the prepared images of the rows ahead, 12 bytes each."""
+
+
+MOST_ROWS_AHEAD = 16
+
+
+LARGE_PIXELS = 2**24
+"""Of larger images one is decoded at a time."""
+
+
+@dataclass(frozen=True, slots=True)
+class _ReadRow:
+    """What the threads ahead make of a row."""
+
+    row: int
+    example: Example | None
+    fault: tuple[str, str] | None
+    """(column, why) of a bad row."""
+    images: list[PreparedImage]
+    """What is not in the cache yet."""
+
+
+class _Source(NamedTuple):
+    """An image file."""
+
+    digest: str
+    """sha256 of its bytes."""
+    image: EncodedImage
+
+    @classmethod
+    def of(cls, data: bytes) -> _Source:
+        return cls(hashlib.sha256(data).hexdigest(), EncodedImage(data))
+
+
+class Encoder:
+    """Encodes through the model's ports, into the cache."""
+
+    def __init__(self, parts: Parts, cache: TensorCache, settings: RunSettings) -> None:
+        self.parts = parts
+        self.family = parts.model.family
+        self.cache = cache
+        self.settings = settings
+        self.resolution = settings.resolution or self.family.scale.resolution
+        self._vae, self._text = parts.model.fingerprint("vae"), parts.model.fingerprint("text")
+        self._decoding = threading.Semaphore(os.cpu_count() or 1)
+        self._decoding_large = threading.Lock()
+
+    def examples(self, dataset: EditDataset, control: RunControl) -> Generator[Progress, None, list[Example]]:
+        """Encode every image that is not in the cache yet; every row is checked on the way.
+
+        Threads fetch, decode and resize a bounded number of images ahead. Rows that turn out bad stop the run or are
+        left out, as the dataset was told. Raises BadInput.
+        """
+        examples: list[Example] = []
+        bad: dict[int, tuple[str, str]] = {}
+        preparation = Preparation(self.cache)
+        threads = _threads(dataset, self.rows_ahead)
+        reading = prefetched(dataset, lambda row: self._read(dataset, row, preparation), self.rows_ahead, threads)
+        with LatentBatches(self.parts, self.cache, preparation.forget) as batches, closing(reading) as rows:
+            for done, read in enumerate(rows, 1):
+                if control.stopping:
+                    break
+                for image in read.images:
+                    batches.add(image)
+                if read.example is None:
+                    bad[read.row] = read.fault
+                else:
+                    examples.append(read.example)
+                yield Progress(phase="caching", done=done, total=len(dataset), note="images")
+            batches.finish(control)
+        if bad:
+            dataset.exclude(bad)
+        return examples
+
+    @property
+    def rows_ahead(self) -> int:
+        """Rows whose images are prepared while those of another are encoded."""
+        control = self.resolution if self.settings.control_resolution == "target" else self.family.scale.resolution
+        return max(2, min(MOST_ROWS_AHEAD, AHEAD_PIXELS // (self.resolution**2 + control**2)))
+
+    def _read(self, dataset: EditDataset, row: EditRow, preparation: Preparation) -> _ReadRow:
+        images: list[PreparedImage] = []
+        column = dataset.image_column
+        try:
+            target = _Source.of(dataset.fetch(row.target))
+            target_size = self.family.target_size(target.image.size, self.resolution)
+            column = dataset.control_image_column
+            controls = []
+            for reference in row.controls:
+                source = _Source.of(dataset.fetch(reference))
+                control = self._control(source, target_size)
+                prepare = self.family.prepare_control
+                images += self._prepared(preparation, control.latents, source, prepare, control.size)
+                controls.append(control)
+            column = dataset.image_column
+            key = self._latents_key("target", target, target_size)
+            images += self._prepared(preparation, key, target, self.family.prepare_target, target_size)
+        except BadInput as error:
+            return _ReadRow(row.row, None, (column, str(error)), images)
+        return _ReadRow(row.row, Example(row.row, row.caption, tuple(controls), key, target_size), None, images)
+
+    def control_image(self, data: bytes, target_size: Size) -> ControlImage:
+        """Encode one control image, given as the bytes of its file, unless the cache has it."""
+        source = _Source.of(data)
+        control = self._control(source, target_size)
+        with LatentBatches(self.parts, self.cache) as batches:
+            preparation = Preparation(self.cache)
+            for image in self._prepared(
+                preparation, control.latents, source, self.family.prepare_control, control.size
+            ):
+                batches.add(image)
+            batches.finish()
+        return control
+
+    def _control(self, source: _Source, target_size: Size) -> ControlImage:
+        size = self.family.control_size(source.image.size, target_size, self.settings.control_resolution)
+        return ControlImage(source.digest, size, self._latents_key("control", source, size))
+
+    def _latents_key(self, role: str, source: _Source, size: Size) -> str:
+        return cache_key("latents", self._policy, role, source.digest, size, self._vae, self.parts.dtype)
+
+    def _prepared(
+        self,
+        preparation: Preparation,
+        key: str,
+        source: _Source,
+        prepare: Callable[[Image.Image, Size], torch.Tensor],
+        size: Size,
+    ) -> list[PreparedImage]:
+        """The image, if its latents are to be made of it."""
+
+        def decode_and_resize() -> torch.Tensor:
+            large = source.image.size.width * source.image.size.height > LARGE_PIXELS
+            with self._decoding_large if large else nullcontext(), self._decoding:
+                return prepare(source.image.decode(), size)
+
+        image = preparation.prepare(key, decode_and_resize)
+        return [] if image is None else [image]
+
+    @property
+    def _policy(self) -> str:
+        return f"{self.family.name}/{self.family.policy}"
+
+    def latents(self, key: str) -> torch.Tensor:
+        """Normalized latents [1, C, h, w] from the cache. Raises RunFailed when the entry is gone."""
+        tensors = self.cache.get(key)
+        if tensors is None:
+            raise RunFailed(
+                f"The cache {self.cache.folder} was changed while training: an entry is gone. Start the run again; it "
+                "goes on from its last checkpoint and encodes what is missing."
+            )
+        return tensors["latents"]
+
+    def text_key(self, caption: str, controls: Sequence[ControlImage]) -> str:
+        """Names the conditioning of a caption with its control images."""
+        seen = [(control.digest, *control.size) for control in controls] if self.family.text_sees_control else []
+        return cache_key("text", self._policy, caption, seen, self._text, self.parts.dtype)
+
+    def encode_text(self, caption: str, controls: Sequence[torch.Tensor]) -> Tensors:
+        """Conditioning of a caption with prepared control images, on the CPU."""
+        encoder = self.parts.text_encoder()
+        with torch.no_grad():
+            conditioning = encoder.encode(caption, controls)
+        return {name: tensor.to("cpu") for name, tensor in conditioning.items()}
+
+
+def _threads(dataset: EditDataset, ahead: int) -> int:
+    """As many as there are processors; where images come from servers, they mostly wait."""
+    return min(MOST_THREADS, ahead, MOST_THREADS if _is_remote(dataset) else max(2, os.cpu_count() or 1))
+
+
+def _is_remote(dataset: EditDataset) -> bool:
+    """Whether its images come from servers, by the first row."""
+    first = dataset[0]
+    return any(reference.kind == "url" for reference in (*first.controls, first.target))

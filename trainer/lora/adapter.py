@@ -1,0 +1,122 @@
+"""The LoRA adapter: put into the transformer, exported in the portable form, loaded again.
+
+The portable form is what diffusers and ComfyUI both load: keys `transformer.<module>.lora_A.weight` [rank, in] and
+`.lora_B.weight` [out, rank], with alpha / rank folded into B and no alpha tensor.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..single_file.header import open_weights
+from ..tensors import read_weights, swapped_values, write_tensors
+from .formats import PREFIX, text_encoder_parts, to_portable
+from .layer import LoraLinear
+
+if TYPE_CHECKING:
+    from ..models.family import Family
+
+
+LoraSource = Path | Mapping[str, torch.Tensor]
+"""A LoRA file, or its tensors."""
+
+
+ADAPTER = "default"
+
+
+class LoraAdapter:
+    """A LoRA on a transformer's target modules, both matrices float32; the rest is frozen."""
+
+    def __init__(
+        self,
+        transformer: torch.nn.Module,
+        targets: str,
+        rank: int,
+        alpha: int,
+        seed: int,
+        start: Mapping[str, torch.Tensor] | None = None,
+    ) -> None:
+        """`targets` is a regular expression of full module names. A fresh LoRA has A Kaiming-uniform and B zero;
+        `start`, tensors in the portable form of at most this rank, takes the place of the first rows of A and columns
+        of B, so that the sum is what `start` alone gives."""
+        transformer.requires_grad_(False)
+        self.scale = alpha / rank
+        for name, layer in list(transformer.named_modules()):
+            if isinstance(layer, torch.nn.Linear) and re.fullmatch(targets, name):
+                transformer.set_submodule(name, LoraLinear(layer, rank, self.scale))
+        self.parameters: dict[str, torch.nn.Parameter] = {}
+        generator = torch.Generator().manual_seed(seed)
+        for name, parameter in transformer.named_parameters():
+            if parameter.requires_grad:
+                values = self._first_values(name, parameter.shape, generator, (start or {}).get(PREFIX + name))
+                parameter.data = values.to(parameter.device)
+                self.parameters[name] = parameter
+
+    def exported(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+        """The portable state dict in the number format of the saved file."""
+        return {
+            PREFIX + name: (parameter.detach() * self._fold(name)).to(dtype)
+            for name, parameter in self.parameters.items()
+        }
+
+    def export(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
+        """Write the portable file. Raises RunFailed when the disk refuses."""
+        write_tensors(path, self.exported(dtype), metadata)
+
+    @contextmanager
+    def exported_values(self, dtype: torch.dtype) -> Iterator[None]:
+        """Inside, the adapter computes with the values of the exported file, so that what is drawn is what it gives."""
+        values = {
+            name: self.exported(dtype)[PREFIX + name].to(parameter.dtype) / self._fold(name)
+            for name, parameter in self.parameters.items()
+        }
+        with swapped_values(self.parameters, values):
+            yield
+
+    def _first_values(
+        self, name: str, shape: torch.Size, generator: torch.Generator, start: torch.Tensor | None
+    ) -> torch.Tensor:
+        values = torch.zeros(shape)
+        if ".lora_A." in name:
+            torch.nn.init.kaiming_uniform_(values, a=5**0.5, generator=generator)
+        if start is not None:
+            values[: start.shape[0], : start.shape[1]] = start.float() / self._fold(name)
+        return values
+
+    def _fold(self, name: str) -> float:
+        return self.scale if ".lora_B." in name else 1.0
+
+
+def read_lora(source: LoraSource, family: Family, transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
+    """A LoRA of any known format in the portable form, in float32. The transformer may be on the meta device.
+
+    Raises BadInput when it is not a LoRA of this transformer.
+    """
+    if isinstance(source, Path):
+        metadata = open_weights(source, "LoRA file").metadata
+        return to_portable(read_weights(source, "LoRA file"), family, transformer, str(source), metadata)
+    return to_portable(source, family, transformer, "The LoRA")
+
+
+def load_lora(transformer: torch.nn.Module, family: Family, source: LoraSource, strength: float = 1.0) -> None:
+    """Load a LoRA of any known format into a diffusers transformer, to draw with it.
+
+    Raises BadInput when it is not a LoRA of this transformer.
+    """
+    portable = read_lora(source, family, transformer)
+    transformer.load_lora_adapter(portable, prefix=PREFIX[:-1], adapter_name=ADAPTER)
+    transformer.set_adapters([ADAPTER], [strength])
+
+
+def left_out(source: LoraSource) -> str | None:
+    """What of a LoRA is not used, in a sentence. Raises BadInput for a file that cannot be read."""
+    names = open_weights(source, "LoRA file").tensors if isinstance(source, Path) else source
+    count = text_encoder_parts(names)
+    name = source.name if isinstance(source, Path) else "The LoRA"
+    return f"{name}: {count} tensors for text encoders are left out." if count else None

@@ -1,0 +1,285 @@
+"""LoRA files as other programs write them, brought into the portable form of `adapter.py`.
+
+One table serves all of them: a transformer's modules under diffusers' names and under the single file's, dotted or with
+underscores. kohya's and ComfyUI's, PEFT's and diffusers' keys differ in prefix and suffix alone.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..errors import BadInput
+from ..single_file.key_mapping import swapped_halves
+
+if TYPE_CHECKING:
+    from ..models.family import Family
+import json
+from dataclasses import field
+from typing import Any
+
+State = Mapping[str, torch.Tensor]
+
+
+PREFIX = "transformer."
+"""What the portable form's keys begin with."""
+
+
+PREFIXES = (
+    "base_model.model.",
+    "model.diffusion_model.",
+    "diffusion_model.",
+    PREFIX,
+    "lora_unet_",
+    "lora_transformer_",
+    "lycoris_",
+)
+
+
+_TEXT_ENCODER = re.compile(r"(lora_(prior_)?te\d*_|(base_model\.model\.)?text_encoders?(_\d)?\.)")
+
+
+_ENTRY = re.compile(
+    r"(?P<module>.+?)"
+    r"(\.lora_(?P<half>A|B|down|up)(\.default(_\d+)?)?(\.weight)?"
+    r"|[._]lora(_linear_layer)?\.(?P<old_half>down|up)\.weight"
+    r"|\.(?P<alpha>alpha))"
+)
+
+
+_MATRIX = {"down": "A", "up": "B"}
+
+
+_DIFFERENCE = re.compile(r"\.(diff|diff_b|set_weight|w_norm|b_norm)$")
+
+
+_REFUSED = (
+    (re.compile(r"dora_scale|lora_magnitude_vector"), "DoRA"),
+    (re.compile(r"\.hada_(w|t)"), "LoHa"),
+    (re.compile(r"\.lokr_(w|t)"), "LoKr"),
+    (re.compile(r"\.oft_|\.boft_"), "OFT"),
+    (re.compile(r"\.(a1|a2|b1|b2|bm1|bm2)\.weight$"), "GLoRA"),
+    (re.compile(r"\.lora_mid\.|\.reshape_weight$"), "LoRA of convolutions or of other shapes"),
+    (re.compile(r"\.lora_(B|up)(\.\w+)?\.bias$"), "biases beside the matrices"),
+    (_DIFFERENCE, "differences of whole weights or biases (diff)"),
+)
+
+
+_OTHERS = (
+    (r"(input|output|middle|down|up|mid)_blocks?[._]", "Stable Diffusion 1.5, 2 or XL"),
+    (r"joint_blocks[._]", "Stable Diffusion 3"),
+    (r"double_stream_modulation|to_qkv_mlp_proj", "FLUX.2"),
+    (r"double_blocks\.\d+\.(img|txt)_attn_qkv", "HunyuanVideo"),
+    (r"distilled_guidance_layer", "Chroma"),
+    (r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d", "Flux"),
+    (r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)[._]", "Qwen-Image"),
+    (r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn)[._]", "a video model such as Wan"),
+    (r"(^|[._])layers[._]\d+[._](attention|feed_forward)[._]", "Z-Image or Lumina"),
+)
+
+
+_EXPECTED = {"flux-kontext": "Flux", "qwen-image-edit": "Qwen-Image"}
+
+
+@dataclass(frozen=True, slots=True)
+class Target:
+    """A module as some file names it: one of the transformer's linear layers, or several joined."""
+
+    modules: tuple[str, ...]
+    """diffusers' names, in the order of the rows."""
+    rows: tuple[int, ...]
+    columns: int
+    swapped: bool
+    """The file holds the rows' second half first."""
+
+
+def to_portable(
+    state: State, family: Family, transformer: torch.nn.Module, what: str, metadata: Mapping[str, str] | None = None
+) -> dict[str, torch.Tensor]:
+    """`transformer.<module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank] in float32, alpha / rank folded
+    into B, from the tensors of any LoRA file of this transformer; parts of text encoders are left out.
+
+    The transformer may be on the meta device. `metadata` is the file's header's, `what` names the file in messages.
+    Raises BadInput for what is no LoRA, another kind than plain LoRA, or a LoRA of another model.
+    """
+    entries = _entries(state, what)
+    targets = linear_targets(family, transformer)
+    found = {module: targets.get(module) for module in entries}
+    _check_model(found, family, what)
+    _check_kind(state, what)
+    scales = file_scales(metadata or {}, what)
+    portable: dict[str, torch.Tensor] = {}
+    for module, entry in entries.items():
+        target = found[module]
+        a, b = _matrices(module, entry, target, what)
+        rank = a.shape[0]
+        alpha = entry.get("alpha")
+        scale = scales.of(target.modules[0], rank) if alpha is None else alpha.float().item() / rank
+        b = swapped_halves(b) if target.swapped else b
+        for name, part in zip(target.modules, (b * scale).split(target.rows), strict=True):
+            if f"{PREFIX}{name}.lora_A.weight" in portable:
+                raise BadInput(f"{what} has two LoRAs for {name}; take a file with one.")
+            own_a, own_b = _own_rank(a, part) if len(target.modules) > 1 else (a, part)
+            portable |= {f"{PREFIX}{name}.lora_A.weight": own_a, f"{PREFIX}{name}.lora_B.weight": own_b}
+    return portable
+
+
+def text_encoder_parts(names: Iterable[str]) -> int:
+    """How many of a LoRA file's tensors belong to text encoders."""
+    return sum(1 for name in names if _TEXT_ENCODER.match(name))
+
+
+def linear_targets(family: Family, transformer: torch.nn.Module) -> dict[str, Target]:
+    """Every linear layer of the transformer under all names that files have for it, with dots and with underscores."""
+    linears = {name: m for name, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
+    targets = {name: _target((name,), linears) for name in linears}
+    for stack in family.layout(transformer):
+        if all(name in linears for name in stack.modules):
+            targets[stack.stored] = _target(stack.modules, linears, stack.swapped)
+    return targets | {name.replace(".", "_"): target for name, target in targets.items()}
+
+
+def _target(names: tuple[str, ...], linears: Mapping[str, torch.nn.Linear], swapped: bool = False) -> Target:
+    rows = tuple(linears[name].out_features for name in names)
+    return Target(names, rows, linears[names[0]].in_features, swapped)
+
+
+def _entries(state: State, what: str) -> dict[str, dict[str, torch.Tensor]]:
+    """By the file's module, without prefix: `A`, `B` and, where there is one, `alpha`."""
+    entries: dict[str, dict[str, torch.Tensor]] = {}
+    unknown = []
+    for name, tensor in state.items():
+        if _TEXT_ENCODER.match(name) or any(pattern.search(name) for pattern, _ in _REFUSED):
+            continue
+        match = _ENTRY.fullmatch(name)
+        if match is None:
+            unknown.append(name)
+            continue
+        half = match["half"] or match["old_half"] or "alpha"
+        entry = entries.setdefault(_without_prefix(match["module"]), {})
+        half = _MATRIX.get(half, half)
+        if half in entry:
+            raise BadInput(f"{what} names {name} twice, in two ways of writing it; take a file with one.")
+        entry[half] = tensor
+    if unknown or not entries:
+        _check_kind(state, what)
+        example = next(iter(unknown or state), "none")
+        only = "only parts for text encoders" if text_encoder_parts(state) else f"{len(state)} tensors"
+        raise BadInput(
+            f"{what} is not a LoRA of a transformer in a form that is known (pairs of <module>.lora_A and .lora_B, or "
+            f".lora_down and .lora_up): it has {only} such as {example!r}."
+        )
+    return entries
+
+
+def _without_prefix(name: str) -> str:
+    while prefix := next((prefix for prefix in PREFIXES if name.startswith(prefix)), None):
+        name = name.removeprefix(prefix)
+    return name
+
+
+def _check_model(found: Mapping[str, Target | None], family: Family, what: str) -> None:
+    strange = [module for module, target in found.items() if target is None]
+    if not strange:
+        return
+    expected = _EXPECTED[family.name]
+    kind = next((words for pattern, words in _OTHERS if any(re.search(pattern, module) for module in strange)), None)
+    said = f"a LoRA of {kind}" if kind and kind != expected else "a LoRA"
+    raise BadInput(
+        f"{what} was made for another model: it is {said} with {len(strange)} of {len(found)} modules, such as "
+        f"{strange[0]!r}, that this transformer of {family.name} does not have; a LoRA of {expected} is expected."
+    )
+
+
+def _check_kind(state: State, what: str) -> None:
+    """Raises BadInput where there is more than plain LoRA. Differences that are all zero change nothing."""
+    for pattern, kind in _REFUSED:
+        names = [name for name in state if pattern.search(name) and not _TEXT_ENCODER.match(name)]
+        if pattern is _DIFFERENCE:
+            names = [name for name in names if state[name].float().any()]
+        if names:
+            raise BadInput(
+                f"{what} cannot be used: it holds {kind} ({len(names)} tensors such as {names[0]!r}), and only plain "
+                "LoRA is supported."
+            )
+
+
+def _matrices(
+    module: str, entry: Mapping[str, torch.Tensor], target: Target, what: str
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """A [rank, in] and B [out, rank] in float32, their shapes checked."""
+    missing = [half for half in ("A", "B") if half not in entry]
+    if missing:
+        raise BadInput(f"{what} is not a whole LoRA: {module} lacks its matrix {' and '.join(missing)}.")
+    a, b = entry["A"], entry["B"]
+    if a.dim() == 4 or b.dim() == 4:
+        raise BadInput(f"{what} cannot be used: {module} is a LoRA of a convolution, and only linear layers have one.")
+    rank = a.shape[0] if a.dim() == 2 else 0
+    expected = (rank, target.columns), (sum(target.rows), rank)
+    if not rank or (tuple(a.shape), tuple(b.shape)) != expected:
+        raise BadInput(
+            f"{what} was made for another model: {module} has A {tuple(a.shape)} and B {tuple(b.shape)}, where this "
+            f"transformer's layer takes {target.columns} and gives {sum(target.rows)} features."
+        )
+    if "alpha" in entry and entry["alpha"].numel() != 1:
+        raise BadInput(f"{what} is damaged: the alpha of {module} is not one number.")
+    return a.float(), b.float()
+
+
+def _own_rank(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """What a part of a joined module needs of the rank: LoRAs of its parts are joined block by block, and all but the
+    own block of B is zero."""
+    used = b.ne(0).any(dim=0)
+    if not used.any():
+        used[0] = True
+    return (a, b) if used.all() else (a[used], b[:, used])
+
+
+HEADER_KEY = "lora_adapter_metadata"
+"""Under it diffusers' `save_lora_weights` and `save_lora_adapter` write PEFT's LoraConfig as JSON."""
+
+
+PREFIX = "transformer."
+
+
+@dataclass(frozen=True, slots=True)
+class Scales:
+    """What is multiplied on B·A, by module."""
+
+    alpha: float | None = None
+    """None: everything has scale 1."""
+    patterns: Mapping[str, float] = field(default_factory=dict)
+    """The alphas of the modules whose name ends like this, regular expressions as in PEFT."""
+    rank_stabilized: bool = False
+    """alpha is divided by the root of the rank."""
+
+    def of(self, module: str, rank: int) -> float:
+        """The scale of a module by diffusers' name."""
+        if self.alpha is None:
+            return 1.0
+        matching = (value for pattern, value in self.patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
+        return next(matching, self.alpha) / (rank**0.5 if self.rank_stabilized else rank)
+
+
+def file_scales(metadata: Mapping[str, str], what: str) -> Scales:
+    """The scales that a file's header tells; all 1 where it tells none. Raises BadInput when it cannot be read."""
+    if HEADER_KEY not in metadata:
+        return Scales()
+    try:
+        config = _transformer_part(json.loads(metadata[HEADER_KEY]))
+        if "lora_alpha" not in config:
+            return Scales()
+        patterns = {re.compile(key).pattern: float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
+        return Scales(float(config["lora_alpha"]), patterns, bool(config.get("use_rslora")))
+    except (ValueError, TypeError, AttributeError, re.error):
+        raise BadInput(f"{what} is damaged: {HEADER_KEY} in its header cannot be read.") from None
+
+
+def _transformer_part(config: dict[str, Any]) -> dict[str, Any]:
+    """A pipeline's note has each key once for every model, with its name in front; a model's own has no names."""
+    own = {key.removeprefix(PREFIX): value for key, value in config.items() if key.startswith(PREFIX)}
+    return own or config

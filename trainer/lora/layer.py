@@ -1,0 +1,92 @@
+"""The Linear that a LoRA is trained on."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import nn
+
+from ..quantization.formats import Quantization
+from ..quantization.linear import QuantizedLinear, computation_dtype
+from ..quantization.matmul import input_gradient, product
+
+
+class LoraLinear(nn.Module):
+    """base_layer(x) + scale * lora_B(lora_A(x)), the base frozen.
+
+    The matrices are float32; they are multiplied in the number format of the computation, and have their gradients in
+    float32 again. For the backward pass it keeps the input itself, its `rank` features, and the base's weight as it is
+    held: no copy in another format.
+    """
+
+    def __init__(self, base_layer: nn.Linear, rank: int, scale: float) -> None:
+        super().__init__()
+        self.base_layer = base_layer
+        self.scale = scale
+        self.lora_A = _matrix(base_layer.in_features, rank, base_layer.weight.device)
+        self.lora_B = _matrix(rank, base_layer.out_features, base_layer.weight.device)
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        base = self.base_layer
+        codes = isinstance(base, QuantizedLinear)
+        return _LoraProduct.apply(
+            input,
+            computation_dtype(input),
+            self.lora_A.weight,
+            self.lora_B.weight,
+            self.scale,
+            base.weight,
+            base.scale if codes else None,
+            base.quantization if codes else None,
+            codes and base.integer,
+            base.bias,
+        )
+
+
+def _matrix(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
+    """A Linear whose values are not set yet."""
+    linear = nn.Linear(inputs, outputs, bias=False, device="meta")
+    linear.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.float32, device=device))
+    return linear
+
+
+class _LoraProduct(torch.autograd.Function):
+    """Gradients of the input and of the two matrices; the base has none."""
+
+    @staticmethod
+    def forward(
+        ctx: Any,
+        input: torch.Tensor,
+        dtype: torch.dtype,
+        a: torch.Tensor,
+        b: torch.Tensor,
+        lora_scale: float,
+        weight: torch.Tensor,
+        scale: torch.Tensor | None,
+        quantization: Quantization | None,
+        integer: bool,
+        bias: torch.Tensor | None,
+    ) -> torch.Tensor:
+        rows = input.reshape(-1, input.shape[-1]).to(dtype)
+        features = rows @ a.to(dtype).t()
+        result = product(rows, weight, scale, quantization, integer, None if bias is None else bias.to(dtype))
+        result.addmm_(features, (lora_scale * b).to(dtype).t())
+        ctx.save_for_backward(input, features, a, b, weight, scale)
+        ctx.lora_scale, ctx.quantization, ctx.integer = lora_scale, quantization, integer
+        return result.view(*input.shape[:-1], -1)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
+        input, features, a, b, weight, scale = ctx.saved_tensors
+        dtype = features.dtype
+        out_rows = gradient.reshape(-1, gradient.shape[-1])
+        feature_gradient = out_rows @ (ctx.lora_scale * b).to(dtype)
+        a_gradient = feature_gradient.t() @ input.reshape(-1, input.shape[-1]).to(dtype)
+        b_gradient = out_rows.t() @ features
+        input_grad = None
+        if ctx.needs_input_grad[0]:
+            rows = input_gradient(out_rows, weight, scale, ctx.quantization, ctx.integer)
+            input_grad = rows.addmm_(feature_gradient, a.to(dtype)).view(input.shape).to(input.dtype)
+        b_gradient = b_gradient.float().mul_(ctx.lora_scale)
+        return input_grad, None, a_gradient.float(), b_gradient, None, None, None, None, None, None

@@ -1,0 +1,228 @@
+"""What a training step keeps and needs on the device, found by running blocks on tensors without storage."""
+
+from __future__ import annotations
+
+import json
+import re
+import weakref
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
+from torch.utils.checkpoint import checkpoint
+
+from ..config.request import TrainingParams
+from ..config.settings import Precision, RunSettings
+from ..data.resize import Size
+from ..lora.layer import LoraLinear
+from ..models.types import Grid, PackedLatents
+from ..modules import blocks_of
+from ..quantization.linear import QuantizedLinear, set_integer_products
+from ..quantization.quantize import QUANTIZED, large_weights, quantize
+from .plan import Plan, Recompute
+
+if TYPE_CHECKING:
+    from ..models.edit_model import EditModel
+    from ..models.family import Family
+
+
+FLOAT32_BYTES = 4
+
+
+@dataclass(frozen=True, slots=True)
+class StepShape:
+    """The largest forward pass of a run."""
+
+    batch: int
+    target: Size
+    controls: tuple[Size, ...]
+    dtype: torch.dtype
+    """Of computations."""
+    precision: Precision
+    integer_products: bool
+
+
+@dataclass(frozen=True, slots=True)
+class BlockFootprint:
+    """Bytes of one kind of block."""
+
+    kept: int
+    """From the block's forward pass to its backward pass."""
+    work: int
+    """At the most while it goes backward, with what it computes again and what was kept for it."""
+
+
+@dataclass(frozen=True, slots=True)
+class Footprint:
+    """Bytes of a step beside the weights."""
+
+    around: int
+    """Inputs and embeddings, from the first block to the last."""
+    tokens: int
+    """Of an example, in a block."""
+    blocks: Mapping[str, BlockFootprint]
+    """By the class of the block."""
+
+
+def step_shape(family: Family, params: TrainingParams, settings: RunSettings, plan: Plan) -> StepShape:
+    """The forward pass of square images, whose area all buckets have."""
+    resolution = settings.resolution or family.scale.resolution
+    target = family.target_size(Size(resolution, resolution), resolution)
+    control = family.control_size(target, target, settings.control_resolution)
+    return StepShape(params.batch_size, target, (control,), plan.dtype, plan.precision, plan.integer_products)
+
+
+def measure(
+    model: EditModel, shape: StepShape, params: TrainingParams, settings: RunSettings, recompute: Recompute
+) -> Footprint:
+    """Run two blocks of every kind forward and backward without storage, and count."""
+    config = json.dumps(dict(model.transformer_config()), sort_keys=True, default=str)
+    trained = _Trained(
+        rank=params.lora_rank if params.use_lora else None,
+        targets=settings.lora_targets,
+        rounded=settings.optimizer == "adafactor",
+    )
+    key = (type(model.family), model.policy, config, shape, trained, recompute != "none")
+    if key not in _MEASURED:
+        _MEASURED[key] = _measured(model, shape, trained, recompute != "none")
+    found = _MEASURED[key]
+    if recompute != "selective":
+        return found
+    extra = _attention_bytes(model.transformer_config(), shape, found.tokens)
+    blocks = {kind: BlockFootprint(block.kept + extra, block.work + extra) for kind, block in found.blocks.items()}
+    return replace(found, blocks=blocks)
+
+
+_MEASURED: dict[tuple, Footprint] = {}
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class _Trained:
+    """What is trained."""
+
+    rank: int | None
+    """Of the LoRA; None: all weights are trained."""
+    targets: str
+    """RunSettings.lora_targets."""
+    rounded: bool
+    """Weights that are all trained are held in the computation's format."""
+
+
+def _measured(model: EditModel, shape: StepShape, trained: _Trained, checkpointed: bool) -> Footprint:
+    blocks = {}
+    for change in model.family.two_blocks():
+        run = _Run(model.family, {**model.transformer_config(), **change}, shape, trained, checkpointed)
+        blocks[type(blocks_of(run.transformer)[0]).__name__] = BlockFootprint(run.kept, run.work)
+    return Footprint(run.around, run.tokens, blocks)
+
+
+def _attention_bytes(config: Mapping[str, Any], shape: StepShape, tokens: int) -> int:
+    """An attention's output, and the float32 logarithms of its sums that its backward pass needs."""
+    heads, head = config["num_attention_heads"], config["attention_head_dim"]
+    return shape.batch * tokens * heads * (head * shape.dtype.itemsize + FLOAT32_BYTES)
+
+
+class _Run:
+    """One forward and backward pass of a transformer of two blocks."""
+
+    def __init__(
+        self,
+        family: Family,
+        config: Mapping[str, Any],
+        shape: StepShape,
+        trained: _Trained,
+        checkpointed: bool,
+    ) -> None:
+        with FakeTensorMode():
+            self.transformer = family.bare_transformer(config)
+            self._train(family, trained, shape)
+            if checkpointed:
+                self.transformer.enable_gradient_checkpointing(_checkpointed)
+            inputs = _inputs(family, config, shape)
+            noisy, controls, text, _ = inputs
+            images = sum(image.tokens.shape[1] for image in (noisy, *controls))
+            self.tokens = images + text["prompt_embeds"].shape[1]
+            self._measure(family, inputs, shape)
+
+    def _train(self, family: Family, trained: _Trained, shape: StepShape) -> None:
+        full = trained.rank is None
+        dtype = torch.float32 if full and not trained.rounded else shape.dtype
+        for module in self.transformer.modules():
+            for name, parameter in list(module.named_parameters(recurse=False)):
+                values = parameter.detach().to(dtype)
+                setattr(module, name, torch.nn.Parameter(values, requires_grad=full))
+        if full:
+            return
+        if shape.precision in QUANTIZED:
+            self._quantize(shape)
+        targets = re.compile(family.lora_targets(trained.targets, self.transformer))
+        for name, layer in list(self.transformer.named_modules()):
+            if targets.fullmatch(name):
+                self.transformer.set_submodule(name, LoraLinear(layer, trained.rank, 1.0))
+
+    def _quantize(self, shape: StepShape) -> None:
+        # nf4's values are made for the moment as fp8's are.
+        precision = "fp8" if shape.precision == "nf4" else shape.precision
+        for name in large_weights(self.transformer):
+            layer = self.transformer.get_submodule(name)
+            codes = quantize(layer.weight.detach(), precision)
+            self.transformer.set_submodule(name, QuantizedLinear(codes, layer.in_features, layer.bias.detach()))
+        set_integer_products(self.transformer, shape.integer_products)
+
+    def _measure(self, family: Family, inputs: tuple, shape: StepShape) -> None:
+        live = _LiveBytes([*self.transformer.parameters(), *self.transformer.buffers()])
+        marks: list[int] = []
+        for block in blocks_of(self.transformer):
+            block.register_forward_pre_hook(lambda *_: marks.append(live.now))
+        with live, torch.autocast("cpu", shape.dtype, enabled=shape.dtype != torch.float32):
+            noisy, controls, text, sigma = inputs
+            velocity = family.predict(self.transformer, noisy, controls, text, sigma, 1.0)
+            velocity.float().square().mean().backward()
+        gradients = sum(p.numel() * FLOAT32_BYTES for p in self.transformer.parameters() if p.requires_grad)
+        self.around, self.kept = marks[0], marks[1] - marks[0]
+        self.work = live.peak - marks[1] - gradients // 2
+
+
+def _checkpointed(block: torch.nn.Module, *inputs: Any) -> Any:
+    return checkpoint(block, *inputs, use_reentrant=False, preserve_rng_state=False)
+
+
+def _inputs(
+    family: Family, config: Mapping[str, Any], shape: StepShape
+) -> tuple[PackedLatents, list[PackedLatents], dict[str, torch.Tensor], torch.Tensor]:
+    def image(size: Size) -> PackedLatents:
+        grid = Grid(size.height // family.patch, size.width // family.patch)
+        tokens = torch.empty(shape.batch, grid.height * grid.width, config["in_channels"], dtype=shape.dtype)
+        return PackedLatents(tokens, grid)
+
+    text = {
+        name: torch.empty(shape.batch, *own, dtype=shape.dtype)
+        for name, own in family.text_shapes(config, shape.controls[0]).items()
+    }
+    return image(shape.target), [image(control) for control in shape.controls], text, torch.empty(shape.batch)
+
+
+class _LiveBytes(TorchDispatchMode):
+    """Counts the bytes of tensors that are alive, but for those of given ones."""
+
+    def __init__(self, others: Sequence[torch.Tensor]) -> None:
+        super().__init__()
+        self.now = self.peak = 0
+        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in others)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
+                self._seen.add(storage)
+                self.now += storage.nbytes()
+                self.peak = max(self.peak, self.now)
+                weakref.finalize(storage, self._gone, storage.nbytes())
+        return result
+
+    def _gone(self, size: int) -> None:
+        self.now -= size

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config.settings import RunSettings
+from .plan import Plan
+
+if TYPE_CHECKING:
+    from ..models.edit_model import EditModel
+import re
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+from ..config.request import TrainingParams
+from ..config.settings import Precision
+from ..device import Card
+from ..quantization.quantize import QUANTIZED
+from .activation_bytes import Footprint, measure, step_shape
+from .plan import KEPT, Recompute
+from .weight_bytes import weight_bytes
+
+if TYPE_CHECKING:
+    from ..models.edit_model import EditModel
+
+
+FULL_SIZE_PARAMETERS = 1_000_000_000
+"""A full fine-tune of fewer weights needs no word."""
+
+
+def full_fine_tune_need(model: EditModel, settings: RunSettings, devices: int = 1) -> str | None:
+    """What a full fine-tune of this model, shared out over `devices`, takes, for the person to read; None where it is
+    little."""
+    parameters = model.transformer_parameters()
+    if parameters < FULL_SIZE_PARAMETERS:
+        return None
+    gigabytes = parameters * full_fine_tune_bytes(settings.optimizer) / 1e9
+    where = "on the device" if devices == 1 else f"shared out over {devices} devices"
+    return (
+        f"A full fine-tune trains all {parameters / 1e9:.1f} billion weights: about {gigabytes:.0f} GB {where} for "
+        f"weights, gradients and {settings.optimizer}'s state, and more for activations; the saved file takes "
+        f"{parameters * 2 / 1e9:.0f} GB in bf16."
+    )
+
+
+TRAINED_BYTES = {"adamw": 16, "adamw8bit": 10, "adafactor": 8}
+"""For each weight of a LoRA: itself and its gradient in float32, and the optimizer's state."""
+
+
+SMALL = 100_000_000
+"""Bytes of weights. What smaller models need on the CPU is not worth the seconds that it takes to find out."""
+
+
+RESERVE = 500_000_000
+"""Bytes for the driver's context and the allocator's gaps."""
+
+
+def computation_dtype(precision: Precision, card: Card) -> torch.dtype:
+    """Number format of computations, and of weights that are not quantized."""
+    if precision in QUANTIZED:
+        return torch.bfloat16 if card.bf16 else torch.float32
+    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+
+
+def full_fine_tune_bytes(optimizer: str, dtype: torch.dtype = torch.bfloat16) -> int:
+    """For each weight when all are trained: itself, its gradient, and the optimizer's state. With adafactor the first
+    two are in the computation's `dtype`."""
+    return 2 * dtype.itemsize if optimizer == "adafactor" else TRAINED_BYTES[optimizer]
+
+
+class Needs:
+    """What one request needs of a card with the base in one precision, plan by plan."""
+
+    def __init__(
+        self, model: EditModel, params: TrainingParams, settings: RunSettings, card: Card, precision: Precision
+    ) -> None:
+        self.params, self.settings, self.card, self.precision = params, settings, card, precision
+        self.dtype = computation_dtype(precision, card)
+        transformer = model.empty_transformer()
+        self.trainable = _trainable(model, transformer, params, settings)
+        self.weights = weight_bytes(model, transformer, precision, self.dtype)
+        self._measured: dict[Recompute, Footprint] = {}
+        self.model, self.shape = model, step_shape(model.family, params, settings, self._plan())
+
+    def _footprint(self, recompute: Recompute) -> Footprint:
+        if recompute not in self._measured:
+            self._measured[recompute] = measure(self.model, self.shape, self.params, self.settings, recompute)
+        return self._measured[recompute]
+
+    def plans(self) -> Iterator[Plan]:
+        """The plans that the settings allow, from the fastest to the smallest."""
+        for plan in self._levers():
+            yield replace(plan, expected=self.expected(plan))
+
+    def _levers(self) -> Iterator[Plan]:
+        settings, blocks = self.settings, len(self.weights.blocks)
+        plan = self._plan()
+        # Trained or asked for on the device, it stays there; elsewhere it costs nothing to let it go.
+        host = settings.offload in ("auto", "modulation", "blocks") and not self.card.is_cpu
+        host = (host or settings.offload in ("modulation", "blocks")) and self._modulation_is_frozen
+        if settings.offload == "blocks":
+            yield self._streaming(replace(plan, modulation_on_host=host), blocks, blocks)
+            return
+        modes = self._recomputing(blocks)
+        if not (host and settings.offload == "modulation"):
+            yield replace(plan, recompute=next(iter(modes)))
+        kept = replace(plan, modulation_on_host=host)
+        for recompute in modes:
+            yield replace(kept, recompute=recompute)
+        if settings.offload != "auto" or self.card.is_cpu or not self.params.use_lora:
+            return
+        if settings.gradient_checkpointing not in ("auto", "on"):
+            return
+        for count in range(blocks + 1):
+            yield self._streaming(kept, blocks, count)
+
+    def _plan(self) -> Plan:
+        """With everything on the device and nothing computed again."""
+        return Plan(
+            precision=self.precision,
+            dtype=self.dtype,
+            offload="phases" if self.settings.offload in ("modulation", "blocks") else self.settings.offload,
+            integer_products=self.precision in self.card.fast_codes,
+            compile=self.settings.compile == "on",
+        )
+
+    @property
+    def _modulation_is_frozen(self) -> bool:
+        return self.params.use_lora and self.settings.lora_targets != "all-linear"
+
+    def _recomputing(self, blocks: int) -> list[tuple[Recompute, ...]]:
+        """Ways to compute blocks again, the quickest first. The last blocks, which go backward first, keep the most."""
+        wanted = self.settings.gradient_checkpointing
+        if wanted != "auto":
+            mode: Recompute = {"on": "full", "off": "none", "selective": "selective"}[wanted]
+            return [(mode,) * blocks]
+        ways: list[tuple[Recompute, ...]] = [("none",) * blocks]
+        # Compiled attention cannot be told apart, and is computed again with the rest.
+        cheap: Recompute = "full" if self.settings.compile == "on" else "selective"
+        ways += [(cheap,) * count + ("none",) * (blocks - count) for count in range(1, blocks + 1)]
+        if cheap == "selective":
+            ways += [("full",) * count + ("selective",) * (blocks - count) for count in range(1, blocks + 1)]
+        return ways
+
+    def _streaming(self, plan: Plan, blocks: int, count: int) -> Plan:
+        """All blocks computed again, their inputs in host memory, and `count` of them, evenly spread, streamed."""
+        return replace(plan, recompute=("full",) * blocks, inputs_on_host=True, streamed=_spread(blocks, count))
+
+    def expected(self, plan: Plan) -> dict[str, int]:
+        """Bytes of device memory by what takes them."""
+        weights = self.weights
+        resident = weights.around + sum(size for index, size in enumerate(weights.blocks) if index not in plan.streamed)
+        modulation = 0 if plan.modulation_on_host else sum(weights.modulation)
+        streamed = [weights.blocks[index] for index in plan.streamed]
+        if not self.params.use_lora:
+            resident, modulation = 0, 0
+        optimizer = self.settings.optimizer
+        each = TRAINED_BYTES[optimizer] if self.params.use_lora else full_fine_tune_bytes(optimizer, self.dtype)
+        kept, work = self._activations(plan)
+        parts = {
+            "frozen weights": resident + modulation,
+            "two blocks that come and go": 2 * max(streamed, default=0),
+            "trained weights, gradients, optimizer": self.trainable * each,
+            KEPT: kept,
+            "work of the largest block": work,
+            "driver and gaps": 0 if self.card.is_cpu else RESERVE,
+        }
+        return {name: size for name, size in parts.items() if size}
+
+    def host_bytes(self, plan: Plan) -> int:
+        """Bytes of host memory that the plan keeps busy while it trains; on the CPU they are the device's."""
+        if self.card.is_cpu:
+            return 0
+        modulation = sum(self.weights.modulation) if plan.modulation_on_host else 0
+        inputs = 0
+        if plan.inputs_on_host:
+            inputs = sum(self._footprint("full").blocks[kind].kept for kind in self.weights.block_kinds)
+        streamed = sum(self.weights.blocks[index] for index in plan.streamed)
+        return modulation + streamed + inputs
+
+    def _activations(self, plan: Plan) -> tuple[int, int]:
+        """What is kept, and what the block needs whose backward pass comes at the peak."""
+        if self.card.is_cpu and self.weights.total < SMALL:
+            return 0, 0
+        kept, peak, at_peak = self._footprint(plan.recompute_of(0)).around, 0, (0, 0)
+        for index, kind in enumerate(self.weights.block_kinds):
+            mode = plan.recompute_of(index)
+            block = self._footprint(mode).blocks[kind]
+            if kept + block.work > peak:
+                peak, at_peak = kept + block.work, (kept, block.work)
+            if not (plan.inputs_on_host and mode == "full"):
+                kept += block.kept
+        return at_peak
+
+
+def _spread(blocks: int, count: int) -> frozenset[int]:
+    """`count` of the blocks, evenly spread, so that the others hide their coming."""
+    return frozenset(index * blocks // count for index in range(count))
+
+
+def _trainable(model: EditModel, transformer: torch.nn.Module, params: TrainingParams, settings: RunSettings) -> int:
+    if not params.use_lora:
+        return sum(parameter.numel() for parameter in transformer.parameters())
+    targets = re.compile(model.family.lora_targets(settings.lora_targets, transformer))
+    return sum(
+        params.lora_rank * sum(module.weight.shape)
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear) and targets.fullmatch(name)
+    )

@@ -1,0 +1,158 @@
+"""Which plan suits a request, a model and a card."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config.request import TrainingParams
+from ..config.settings import Precision, RunSettings
+from ..device import Card
+from ..errors import BadInput
+from ..quantization.quantize import QUANTIZED
+from .plan import Plan
+from .weight_bytes import weight_bytes
+
+if TYPE_CHECKING:
+    from ..models.edit_model import EditModel
+from typing import TYPE_CHECKING
+
+from ..distributed.ranks import Ranks
+from .estimate import Needs, _spread, computation_dtype
+
+if TYPE_CHECKING:
+    from ..models.edit_model import EditModel
+
+
+DRAWING_WORK = 3_000_000_000
+"""Bytes that a forward pass at 1024 x 1024 pixels takes beside the weights, with room."""
+
+
+def make_plan(model: EditModel, params: TrainingParams, settings: RunSettings, card: Card) -> Plan:
+    """The fastest plan that fits the card: what costs little time is given up first.
+
+    Raises BadInput for settings that contradict each other, and, but on the CPU, when nothing fits; the message then
+    says what would.
+    """
+    _check(params, settings)
+    plans = list(_plans(model, params, settings, card))
+    for plan, fits in plans:
+        if fits:
+            return plan
+    smallest = min((plan for plan, _ in plans), key=lambda plan: plan.bytes)
+    if card.is_cpu:
+        return smallest
+    raise BadInput(_refusal(model, params, settings, card, smallest))
+
+
+def _plans(model: EditModel, params: TrainingParams, settings: RunSettings, card: Card) -> Iterator[tuple[Plan, bool]]:
+    """Every plan that the settings allow, the preferred ones first, and whether it fits."""
+    for precision in precisions(settings, card):
+        needs = Needs(model, params, settings, card, precision)
+        for plan in needs.plans():
+            yield plan, plan.bytes <= card.free and needs.host_bytes(plan) <= card.host
+
+
+def _refusal(model: EditModel, params: TrainingParams, settings: RunSettings, card: Card, smallest: Plan) -> str:
+    changes: dict[str, tuple[dict[str, object], dict[str, object]]] = {
+        'offload "auto"': ({}, {"offload": "auto"}),
+        'gradient_checkpointing "auto"': ({}, {"gradient_checkpointing": "auto"}),
+        'precision "int8"': ({}, {"precision": "int8"}),
+        'precision "nf4"': ({}, {"precision": "nf4"}),
+        "batch_size 1": ({"batch_size": 1}, {}),
+        "resolution 768": ({}, {"resolution": 768}),
+        "resolution 512": ({}, {"resolution": 512}),
+        "use_lora true": ({"use_lora": True}, {}),
+    }
+
+    def fits(*names: str) -> bool:
+        others = [changes[name] for name in names]
+        new = params.model_copy(update={key: value for change, _ in others for key, value in change.items()})
+        how = settings.model_copy(update={key: value for _, change in others for key, value in change.items()})
+        try:
+            _check(new, how)
+        except BadInput:
+            return False
+        return any(fit for _, fit in _plans(model, new, how, card))
+
+    resolution = settings.resolution or model.family.scale.resolution
+    possible = [name for name in changes if not (name.startswith("resolution") and int(name.split()[1]) >= resolution)]
+    helpful = [name for name in possible if fits(name)]
+    together = ('precision "nf4"', "batch_size 1", "resolution 512", 'offload "auto"', 'gradient_checkpointing "auto"')
+    if helpful:
+        advice = "It fits with " + ", or ".join(helpful) + "."
+    elif fits(*together):
+        advice = "It fits with " + ", ".join(together) + " together."
+    else:
+        advice = "No setting makes it fit."
+    return (
+        f"The training does not fit: with what these settings allow it takes at least {smallest.bytes / 1e9:.1f} GB of "
+        f"the card's memory ({smallest.sum_line()}), and {card.free / 1e9:.1f} GB are free; "
+        f"{card.host / 1e9:.0f} GB of host memory are. {advice}"
+    )
+
+
+def precisions(settings: RunSettings, card: Card) -> list[Precision]:
+    """How the frozen base may be held, the preferred way first."""
+    if settings.precision != "auto":
+        return [settings.precision]
+    if not card.bf16:
+        return ["fp32"]
+    return ["int8"] if "int8" in card.fast_codes else ["bf16", "int8"]
+
+
+def _check(params: TrainingParams, settings: RunSettings) -> None:
+    faults = []
+    if settings.offload == "blocks" and settings.gradient_checkpointing in ("off", "selective"):
+        faults.append('offload "blocks" computes every block again: set gradient_checkpointing to auto or on')
+    if settings.offload in ("modulation", "blocks") and not params.use_lora:
+        faults.append(f'offload "{settings.offload}" keeps frozen weights away; with use_lora false none is frozen')
+    if settings.offload == "modulation" and settings.lora_targets == "all-linear":
+        faults.append('offload "modulation" keeps the modulation frozen; lora_targets "all-linear" trains it')
+    if not params.use_lora and settings.precision in QUANTIZED:
+        faults.append(f'precision "{settings.precision}" is for a frozen base; with use_lora false all is trained')
+    if faults:
+        raise BadInput("\n".join(f"{fault}." for fault in faults))
+
+
+def drawing_plan(model: EditModel, settings: RunSettings, card: Card) -> Plan:
+    """The plan of drawing alone: the first precision whose weights fit, else as few blocks streamed as must be."""
+    offered = precisions(settings, card)
+    for precision in offered:
+        dtype = computation_dtype(precision, card)
+        weights = weight_bytes(model, model.empty_transformer(), precision, dtype)
+        plan = Plan(precision=precision, dtype=dtype, offload="phases", integer_products=precision in card.fast_codes)
+        if card.is_cpu or weights.total + DRAWING_WORK <= card.free:
+            return plan
+        resident = weights.around + sum(weights.blocks)
+        plan = replace(plan, modulation_on_host=True)
+        if resident + DRAWING_WORK <= card.free:
+            return plan
+    slots, count = 2 * max(weights.blocks), len(weights.blocks)
+    missing = resident + slots + DRAWING_WORK - card.free
+    streamed = min(count, -(-missing // min(weights.blocks)))
+    return replace(plan, streamed=_spread(count, streamed))
+
+
+def joint_plan(
+    model: EditModel, params: TrainingParams, settings: RunSettings, ranks: Ranks, device: torch.device
+) -> Plan:
+    """The plan for the least of the processes' cards. Raises BadInput as `make_plan` does.
+
+    Several processes share a frozen base out (`ranks.sharded`) that each could hold only by streaming it, where its
+    weights are plain numbers and together the cards hold it.
+    """
+    plan = make_plan(model, params, settings, ranks.card(device))
+    if ranks.world == 1 or ranks.sharded or plan.precision in QUANTIZED:
+        return plan
+    if not plan.streamed or settings.offload != "auto":
+        return plan
+    ranks.sharded = True
+    try:
+        return make_plan(model, params, settings.model_copy(update={"offload": "phases"}), ranks.card(device))
+    except BadInput:
+        ranks.sharded = False
+        return plan

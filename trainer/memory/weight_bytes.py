@@ -1,0 +1,92 @@
+"""How many bytes a transformer's weights take, part by part, without loading them."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Mapping
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config.settings import Precision
+from ..models.transformer import open_transformer
+from ..modules import blocks_of, own_parameters
+from ..single_file.header import bits_of
+
+if TYPE_CHECKING:
+    from ..models.edit_model import EditModel
+
+
+BITS = {"int8": 8, "fp8": 8, "nf4": 4}
+
+
+SCALE_BITS = {"int8": 0, "fp8": 0, "nf4": 32 / 64}
+"""For each number; int8 and fp8 have one float32 a row."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightBytes:
+    """Of a transformer."""
+
+    around: int
+    """Outside the blocks, modulation not counted."""
+    blocks: tuple[int, ...]
+    """Of each block, modulation not counted."""
+    modulation: tuple[int, ...]
+    """Of each block's modulation; the last is the one behind the blocks."""
+    block_kinds: tuple[str, ...]
+    """Class of each block."""
+
+    @property
+    def total(self) -> int:
+        return self.around + sum(self.blocks) + sum(self.modulation)
+
+
+def weight_bytes(
+    model: EditModel, transformer: torch.nn.Module, precision: Precision, dtype: torch.dtype
+) -> WeightBytes:
+    """Count, with the large weights in `precision` (those of a quantized file as they are stored) and the others in
+    `dtype`. The transformer is the model's, without storage."""
+    stored = _stored_bits(model, transformer)
+    blocks = blocks_of(transformer)
+    place = {id(module): index for index, block in enumerate(blocks) for module in block.modules()}
+    is_modulation = re.compile(model.family.modulation_layers())
+    around, of_blocks, modulation = 0, [0] * len(blocks), [0] * (len(blocks) + 1)
+    modules = dict(transformer.named_modules())
+    for name, parameters in own_parameters(transformer):
+        module = modules[name]
+        index = place.get(id(module), len(blocks))
+        quantized = isinstance(module, torch.nn.Linear) and index < len(blocks) and precision in BITS
+        size = 0
+        for leaf, parameter in parameters.items():
+            if leaf == "weight" and name in stored:
+                size += int(parameter.numel() * stored[name] / 8)
+            elif leaf == "weight" and quantized:
+                size += int(parameter.numel() * (BITS[precision] + SCALE_BITS[precision]) / 8) + 4 * len(parameter)
+            else:
+                size += parameter.numel() * dtype.itemsize
+        if is_modulation.fullmatch(name):
+            modulation[index] += size
+        elif index < len(blocks):
+            of_blocks[index] += size
+        else:
+            around += size
+    kinds = tuple(type(block).__name__ for block in blocks)
+    return WeightBytes(around, tuple(of_blocks), tuple(modulation), kinds)
+
+
+def _stored_bits(model: EditModel, transformer: torch.nn.Module) -> Mapping[str, float]:
+    """Bits of a number of the weights that stay as a quantized file has them, by diffusers' name of the module."""
+    file = model.weights or model.files.transformer
+    if file is None:
+        return {}
+    source = open_transformer(file)
+    if not source.quantizations:
+        return {}
+    return {
+        module: bits_of(source.tensors[stack.stored_name("weight")].dtype)
+        for stack in model.family.layout(transformer)
+        if stack.stored in source.quantizations
+        for module in stack.modules
+    }

@@ -1,0 +1,186 @@
+"""The VAE and the text encoders of Flux as single files."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from diffusers import AutoencoderKL
+from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+
+from ..single_file.key_mapping import AXES, HEAD_SIZE, Shapes, Stack, count_blocks
+from ..single_file.text_encoder import EncoderFile
+from ..single_file.tokenizer import Tokenizer
+from ..single_file.vae import VaeFile
+
+CLIP_HEAD = 64
+"""Channels of an attention head, the same in every CLIP."""
+
+
+T5_EMBEDDINGS = ("shared", "encoder.embed_tokens")
+"""One table of words, which files name so, or so, or write twice."""
+
+
+def _clip_config(shapes: Shapes) -> dict[str, Any]:
+    words, width = shapes["embeddings.token_embedding.weight"]
+    return {
+        "vocab_size": words,
+        "hidden_size": width,
+        "projection_dim": width,
+        "intermediate_size": shapes["encoder.layers.0.mlp.fc1.weight"][0],
+        "max_position_embeddings": shapes["embeddings.position_embedding.weight"][0],
+        "num_hidden_layers": count_blocks(shapes, "encoder.layers"),
+        "num_attention_heads": width // CLIP_HEAD,
+    }
+
+
+def _t5_embedding(shapes: Shapes) -> str:
+    return next((name for name in T5_EMBEDDINGS if f"{name}.weight" in shapes), T5_EMBEDDINGS[0])
+
+
+def _t5_config(shapes: Shapes) -> dict[str, Any]:
+    words, width = shapes[f"{_t5_embedding(shapes)}.weight"]
+    first = "encoder.block.0.layer"
+    buckets, heads = shapes[f"{first}.0.SelfAttention.relative_attention_bias.weight"]
+    return {
+        "vocab_size": words,
+        "d_model": width,
+        "d_kv": shapes[f"{first}.0.SelfAttention.q.weight"][0] // heads,
+        "d_ff": shapes[f"{first}.1.DenseReluDense.wi_0.weight"][0],
+        "num_heads": heads,
+        "num_layers": count_blocks(shapes, "encoder.block"),
+        "relative_attention_num_buckets": buckets,
+    }
+
+
+def _vae_config(shapes: Shapes) -> dict[str, Any]:
+    levels = range(count_blocks(shapes, "encoder.down_blocks"))
+    widths = [shapes[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"][0] for level in levels]
+    return {"block_out_channels": widths}
+
+
+TEXT_ENCODERS = {
+    "text_encoder": EncoderFile(
+        kind="clip",
+        title="CLIP-L text encoder",
+        model=CLIPTextModel,
+        prefixes=("text_encoders.clip_l.transformer.text_model.", "text_model."),
+        stored=lambda name, shapes: name.removeprefix("text_model."),
+        config=_clip_config,
+        width=lambda shapes: shapes["embeddings.token_embedding.weight"][1],
+        feeds="vector_in.in_layer.weight",
+        tokenizer="tokenizer",
+        ignored=("embeddings.position_ids",),
+    ),
+    "text_encoder_2": EncoderFile(
+        kind="t5",
+        title="T5-XXL text encoder",
+        model=T5EncoderModel,
+        prefixes=("text_encoders.t5xxl.transformer.",),
+        stored=lambda name, shapes: _t5_embedding(shapes) if name in T5_EMBEDDINGS else name,
+        config=_t5_config,
+        width=lambda shapes: shapes[f"{_t5_embedding(shapes)}.weight"][1],
+        feeds="txt_in.weight",
+        tokenizer="tokenizer_2",
+        ignored=tuple(f"{name}.weight" for name in T5_EMBEDDINGS),
+    ),
+}
+
+
+TOKENIZERS = {
+    # ComfyUI's files say 8192, and the pipeline pads to what they say.
+    "tokenizer": Tokenizer(CLIPTokenizer, "comfy/sd1_tokenizer", {"model_max_length": 77}),
+    "tokenizer_2": Tokenizer(T5TokenizerFast, "comfy/text_encoders/t5_tokenizer"),
+}
+
+
+VAE = VaeFile(
+    kind="image-vae",
+    title="VAE of Flux",
+    model=AutoencoderKL,
+    prefixes=("first_stage_model.", "vae."),
+    convert=convert_ldm_vae_checkpoint,
+    own_name="encoder.down_blocks.0.resnets.0.conv1.weight",
+    config=_vae_config,
+)
+
+
+_EMBEDDERS = {
+    "img_in": "x_embedder",
+    "txt_in": "context_embedder",
+    "time_in.in_layer": "time_text_embed.timestep_embedder.linear_1",
+    "time_in.out_layer": "time_text_embed.timestep_embedder.linear_2",
+    "guidance_in.in_layer": "time_text_embed.guidance_embedder.linear_1",
+    "guidance_in.out_layer": "time_text_embed.guidance_embedder.linear_2",
+    "vector_in.in_layer": "time_text_embed.text_embedder.linear_1",
+    "vector_in.out_layer": "time_text_embed.text_embedder.linear_2",
+    "final_layer.linear": "proj_out",
+}
+
+
+_QKV = ("to_q", "to_k", "to_v")
+
+
+def flux_layout(double_blocks: int, single_blocks: int, guidance: bool) -> list[Stack]:
+    """Every module of a Flux transformer with this many blocks, with or without a guidance embedding."""
+    stacks = [
+        Stack(stored, (module,))
+        for stored, module in _EMBEDDERS.items()
+        if guidance or not stored.startswith("guidance_in")
+    ]
+    # BFL's final layer computes (shift, scale), diffusers' (scale, shift).
+    stacks.append(Stack("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped=True))
+    for index in range(double_blocks):
+        stacks += _double_block(f"double_blocks.{index}", f"transformer_blocks.{index}")
+    for index in range(single_blocks):
+        stacks += _single_block(f"single_blocks.{index}", f"single_transformer_blocks.{index}")
+    return stacks
+
+
+def _double_block(stored: str, block: str) -> list[Stack]:
+    added = ("add_q_proj", "add_k_proj", "add_v_proj")
+    return [
+        Stack(f"{stored}.img_mod.lin", (f"{block}.norm1.linear",)),
+        Stack(f"{stored}.txt_mod.lin", (f"{block}.norm1_context.linear",)),
+        Stack(f"{stored}.img_attn.qkv", tuple(f"{block}.attn.{name}" for name in _QKV)),
+        Stack(f"{stored}.txt_attn.qkv", tuple(f"{block}.attn.{name}" for name in added)),
+        Stack(f"{stored}.img_attn.norm.query_norm", (f"{block}.attn.norm_q",), weight="scale"),
+        Stack(f"{stored}.img_attn.norm.key_norm", (f"{block}.attn.norm_k",), weight="scale"),
+        Stack(f"{stored}.txt_attn.norm.query_norm", (f"{block}.attn.norm_added_q",), weight="scale"),
+        Stack(f"{stored}.txt_attn.norm.key_norm", (f"{block}.attn.norm_added_k",), weight="scale"),
+        Stack(f"{stored}.img_attn.proj", (f"{block}.attn.to_out.0",)),
+        Stack(f"{stored}.txt_attn.proj", (f"{block}.attn.to_add_out",)),
+        Stack(f"{stored}.img_mlp.0", (f"{block}.ff.net.0.proj",)),
+        Stack(f"{stored}.img_mlp.2", (f"{block}.ff.net.2",)),
+        Stack(f"{stored}.txt_mlp.0", (f"{block}.ff_context.net.0.proj",)),
+        Stack(f"{stored}.txt_mlp.2", (f"{block}.ff_context.net.2",)),
+    ]
+
+
+def _single_block(stored: str, block: str) -> list[Stack]:
+    return [
+        Stack(f"{stored}.modulation.lin", (f"{block}.norm.linear",)),
+        Stack(f"{stored}.linear1", (*(f"{block}.attn.{name}" for name in _QKV), f"{block}.proj_mlp")),
+        Stack(f"{stored}.linear2", (f"{block}.proj_out",)),
+        Stack(f"{stored}.norm.query_norm", (f"{block}.attn.norm_q",), weight="scale"),
+        Stack(f"{stored}.norm.key_norm", (f"{block}.attn.norm_k",), weight="scale"),
+    ]
+
+
+def flux_config(shapes: Shapes) -> dict[str, Any]:
+    """diffusers' config of the Flux transformer with these tensors. Raises KeyError where one is missing that every
+    Flux has."""
+    width, tokens = shapes["img_in.weight"]
+    return {
+        "patch_size": 1,
+        "in_channels": tokens,
+        "out_channels": shapes["final_layer.linear.weight"][0],
+        "num_layers": count_blocks(shapes, "double_blocks"),
+        "num_single_layers": count_blocks(shapes, "single_blocks"),
+        "attention_head_dim": HEAD_SIZE,
+        "num_attention_heads": width // HEAD_SIZE,
+        "joint_attention_dim": shapes["txt_in.weight"][1],
+        "pooled_projection_dim": shapes["vector_in.in_layer.weight"][1],
+        "guidance_embeds": "guidance_in.in_layer.weight" in shapes,
+        "axes_dims_rope": AXES,
+    }

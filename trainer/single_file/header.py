@@ -1,0 +1,289 @@
+"""Files of weights, opened by their headers; tensors are read one at a time."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from dataclasses import dataclass
+from math import prod
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Protocol
+
+from ..errors import BadInput
+
+if TYPE_CHECKING:
+    import torch
+
+
+MAX_HEADER = 32 * 2**20
+"""Bytes. A model's header has less than a tenth of it; longer ones are taken for damage, or for malice."""
+
+
+MAX_TENSORS = 100_000
+
+
+MAX_NAME = 300
+"""Characters of a tensor's name."""
+
+
+GGUF_MAGIC = b"GGUF"
+
+
+_NOT_WEIGHTS = {
+    b"PK\x03\x04": "a PyTorch pickle (.pt, .ckpt), which can run any code when it is opened",
+    b"\x80": "a Python pickle, which can run any code when it is opened",
+    b"\xef\xbb\xbf<": "an HTML or XML page, as a download that needed a login or a licence leaves behind",
+    b"<": "an HTML or XML page, as a download that needed a login or a licence leaves behind",
+    b'{"': "a JSON text, as an index of weights or a refused download is",
+    b"version https://git-lfs": "a Git LFS pointer; the file itself was not downloaded",
+}
+
+
+_BITS = {
+    **dict.fromkeys(("BOOL", "U8", "I8", "F8_E4M3", "F8_E5M2", "F8_E8M0"), 8),
+    **dict.fromkeys(("U16", "I16", "F16", "BF16"), 16),
+    **dict.fromkeys(("U32", "I32", "F32"), 32),
+    **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
+    "F4": 4,
+}
+"""Of a number of each dtype."""
+
+
+@dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """A tensor in a file."""
+
+    shape: tuple[int, ...]
+    dtype: str
+    """safetensors' name (`BF16`, `F8_E4M3`, ...), or `GGUF:` and ggml's (`GGUF:Q4_K`)."""
+
+
+@dataclass(frozen=True, slots=True)
+class WeightFile:
+    """A safetensors or GGUF file by its header."""
+
+    path: Path
+    tensors: Mapping[str, StoredTensor]
+    metadata: Mapping[str, str]
+
+    @contextmanager
+    def opened(self) -> Iterator[Reader]:
+        """Inside, tensors can be read. Raises BadInput for what cannot be."""
+        from safetensors import SafetensorError
+
+        try:
+            if self.is_gguf:
+                yield _GgufReader(self.path)
+            else:
+                from safetensors import safe_open
+
+                with safe_open(self.path, framework="pt") as file:
+                    yield _SafetensorsReader(file)
+        except (OSError, SafetensorError) as error:
+            raise BadInput(f"{self.path} cannot be read: {error}") from error
+
+    @property
+    def is_gguf(self) -> bool:
+        return any(tensor.dtype.startswith("GGUF:") for tensor in self.tensors.values())
+
+
+@dataclass(frozen=True, slots=True)
+class ShardedWeights(WeightFile):
+    """Several such files that hold one module between them, as one; `path` is their folder."""
+
+    shards: tuple[WeightFile, ...]
+
+    @contextmanager
+    def opened(self) -> Iterator[Reader]:
+        with ExitStack() as stack:
+            readers = {}
+            for shard in self.shards:
+                readers |= dict.fromkeys(shard.tensors, stack.enter_context(shard.opened()))
+            yield _ShardsReader(readers)
+
+
+class Reader(Protocol):
+    """Reads the tensors of an open file."""
+
+    def read(self, name: str) -> torch.Tensor:
+        """A tensor on the CPU. Its memory may be the file's: copy what is kept."""
+        ...
+
+
+class _SafetensorsReader:
+    def __init__(self, file: Any) -> None:
+        self._file = file
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._file.get_tensor(name)
+
+
+class _ShardsReader:
+    def __init__(self, readers: Mapping[str, Reader]) -> None:
+        self._readers = readers
+
+    def read(self, name: str) -> torch.Tensor:
+        return self._readers[name].read(name)
+
+
+class _GgufReader:
+    def __init__(self, path: Path) -> None:
+        from gguf import GGUFReader
+
+        self._tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
+
+    def read(self, name: str) -> torch.Tensor:
+        """Unquantized as numbers in their shape, quantized as the rows' bytes, uint8 [rows, bytes of a row]."""
+        import torch
+
+        return torch.from_numpy(self._tensors[name].copy())
+
+
+def bits_of(dtype: str) -> float:
+    """Bits of one number of a StoredTensor's dtype, shared scales of GGUF's blocks included."""
+    if dtype.startswith("GGUF:"):
+        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
+
+        numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[dtype.removeprefix("GGUF:")]]
+        return 8 * size / numbers
+    return _BITS[dtype]
+
+
+def open_weights(path: Path, what: str) -> WeightFile:
+    """Read a file's header. Raises BadInput saying what the file is when it is no safetensors or GGUF file, or cut
+    short. `what` is what a person expects of it, such as "transformer"."""
+    try:
+        if path.is_dir():
+            raise BadInput(f"The {what} {path} is a folder; name the file.")
+        if path.exists() and not path.is_file():
+            raise BadInput(f"The {what} {path} is not a file.")
+        size = path.stat().st_size
+        with path.open("rb") as file:
+            start = file.read(64)
+            length = int.from_bytes(start[:8], "little")
+            file.seek(8)
+            header = file.read(length) if 1 < length <= min(MAX_HEADER, size - 8) else b""
+    except FileNotFoundError:
+        raise BadInput(f"The {what} {path} does not exist.") from None
+    except OSError as error:
+        raise BadInput(f"Cannot read the {what} {path}: {error.strerror or error}.") from None
+    if size == 0:
+        raise BadInput(f"The {what} {path} is empty (0 bytes); download it again.")
+    if start.startswith(GGUF_MAGIC):
+        return _open_gguf(path, what)
+    for magic, kind in _NOT_WEIGHTS.items():
+        # A safetensors file may begin like one of them: its first eight bytes are a number.
+        if start.lstrip().startswith(magic) and not header.startswith(b"{"):
+            raise BadInput(f"The {what} {path} is not a safetensors file: it is {kind}.")
+    if not header and 1 < length <= MAX_HEADER and start[8:9] == b"{":
+        raise BadInput(f"The {what} {path} is cut short: its header alone is longer. Download it again.")
+    if length > MAX_HEADER and start[8:9] == b"{":
+        raise BadInput(f"The {what} {path} is damaged: its header of {length:,} bytes is longer than any model's.")
+    if not header.startswith(b"{"):
+        raise BadInput(f"The {what} {path} is not a safetensors file: it has no header of one.")
+    return _parse_header(path, what, header, size)
+
+
+def open_shards(folder: Path, stem: str, what: str) -> WeightFile:
+    """The safetensors files `<stem>...` of a folder in diffusers' layout: one, or those that its index names. Raises
+    BadInput as `open_weights` does."""
+    index = folder / f"{stem}.safetensors.index.json"
+    if not index.is_file():
+        return open_weights(folder / f"{stem}.safetensors", what)
+    try:
+        weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
+        names = sorted({Path(name).name for name in weight_map.values()})
+    except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
+        raise BadInput(f"The {what} {index} is damaged: it does not say which files hold the weights.") from None
+    shards = tuple(open_weights(folder / name, what) for name in names)
+    tensors = {name: tensor for shard in shards for name, tensor in shard.tensors.items()}
+    return ShardedWeights(folder, tensors, {}, shards)
+
+
+def _parse_header(path: Path, what: str, header: bytes, size: int) -> WeightFile:
+    try:
+        tensors, metadata, end = _read_header(header)
+    except (ValueError, RecursionError) as error:
+        why = error if isinstance(error, _Damage) else "it is no JSON"
+        raise BadInput(f"The {what} {path} is not a safetensors file: its header is damaged ({why}).") from None
+    whole = 8 + len(header) + end
+    if size < whole:
+        raise BadInput(f"The {what} {path} is cut short: it has {size:,} of {whole:,} bytes. Download it again.")
+    if size > whole:
+        raise BadInput(f"The {what} {path} is damaged: it has {size:,} bytes, and its header tells of {whole:,}.")
+    return WeightFile(path, tensors, metadata)
+
+
+class _Damage(ValueError):
+    """What is wrong with a header."""
+
+
+def _read_header(header: bytes) -> tuple[dict[str, StoredTensor], dict[str, str], int]:
+    """Tensors, metadata, and where the last tensor's data ends. Raises ValueError for what is not a header, and
+    RecursionError."""
+    if header.count(b'"data_offsets"') > MAX_TENSORS:
+        raise _Damage(f"it has more than {MAX_TENSORS:,} tensors")
+    entries = json.loads(header.decode("utf-8"))
+    metadata = entries.pop("__metadata__", {})
+    if not isinstance(metadata, dict) or not all(isinstance(value, str) for value in metadata.values()):
+        raise _Damage("its metadata is not text")
+    if len(entries) > MAX_TENSORS:
+        raise _Damage(f"it has more than {MAX_TENSORS:,} tensors")
+    tensors, spans = {}, []
+    for name, entry in entries.items():
+        if len(name) > MAX_NAME or not name.isprintable():
+            raise _Damage(f"it has the name {name[:40]!a}")
+        tensors[name], span = _read_entry(name, entry)
+        spans.append(span)
+    end = 0
+    for first, last in sorted(spans):
+        if first != end:
+            raise _Damage("its tensors overlap or leave gaps")
+        end = last
+    return tensors, metadata, end
+
+
+def _read_entry(name: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
+    """A tensor, and the first byte and the one after the last of its data."""
+    if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
+        raise _Damage(f"{name} has no dtype")
+    shape, offsets, dtype = entry.get("shape"), entry.get("data_offsets"), entry["dtype"]
+    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _Damage(f"{name} has no shape or place")
+    bits = _BITS.get(dtype)
+    if bits is not None and prod(shape) * bits != 8 * (offsets[1] - offsets[0]):
+        raise _Damage(f"{name} has not as many bytes as its shape says")
+    return StoredTensor(tuple(shape), dtype), (offsets[0], offsets[1])
+
+
+def _are_counts(value: Any) -> bool:
+    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+
+
+def _open_gguf(path: Path, what: str) -> WeightFile:
+    try:
+        from gguf import GGUFReader
+    except ImportError:
+        raise BadInput(
+            f"The {what} {path} is a GGUF file, and the package that reads those is not installed: "
+            "`python -m pip install gguf`, or take a safetensors file."
+        ) from None
+    try:
+        reader = GGUFReader(path)
+    except Exception as error:  # Of a damaged file the reader raises whatever comes of its bytes.
+        raise BadInput(f"The {what} {path} is damaged or cut short: {error}") from None
+    tensors = {}
+    for tensor in reader.tensors:
+        # ggml names the fastest dimension first.
+        shape = tuple(int(length) for length in reversed(tensor.shape))
+        tensors[tensor.name] = StoredTensor(
+            _original_shape(reader, tensor.name, shape), f"GGUF:{tensor.tensor_type.name}"
+        )
+    return WeightFile(path, tensors, {})
+
+
+def _original_shape(reader: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
+    """The shape before a converter has flattened it, which city96's converter writes beside such a tensor."""
+    field = reader.get_field(f"comfy.gguf.orig_shape.{name}")
+    return shape if field is None else tuple(int(field.parts[index][0]) for index in field.data)

@@ -1,0 +1,165 @@
+"""Any module from a file of weights: read tensor by tensor, checked key by key, quantized weights kept as stored, plain
+ones quantized where that is asked for."""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..config.settings import Precision
+from ..errors import BadInput
+from ..modules import own_parameters
+from ..quantization.formats import Quantization, QuantizedWeight
+from ..quantization.linear import QuantizedLinear
+from ..quantization.quantize import QUANTIZED, large_weights, quantize
+from .header import Reader, StoredTensor, WeightFile, open_weights
+from .key_mapping import Layout, Shapes, Stack, swapped_halves
+from .quantization_metadata import read_markers
+
+
+@dataclass(frozen=True, slots=True)
+class ModuleFile:
+    """A file with a module's weights, their names without the module's prefix and told apart."""
+
+    file: WeightFile
+    prefix: str
+    tensors: Mapping[str, StoredTensor]
+    """The weights."""
+    quantizations: Mapping[str, Quantization]
+    """Of the quantized modules, by the module's name in the file."""
+    scales: Mapping[str, str]
+    """Full names of the quantized modules' scales."""
+
+    @property
+    def shapes(self) -> Shapes:
+        return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+
+def open_module(path: Path, what: str, prefixes: Collection[str]) -> ModuleFile:
+    """Read the header and what it says of quantization. The module's tensors are those with the first of `prefixes`
+    that any tensor has; without one, all. Raises BadInput for a file that cannot be read, and for a format of
+    quantization that cannot, by its name; `what` is what a person expects of it."""
+    return module_of(open_weights(path, what), what, prefixes)
+
+
+def module_of(file: WeightFile, what: str, prefixes: Collection[str] = ()) -> ModuleFile:
+    """The same of a file whose header is read."""
+    prefix = next((p for p in prefixes if any(name.startswith(p) for name in file.tensors)), "")
+    source = ModuleFile(file, prefix, *read_markers(file, prefix))
+    if empty := next((name for name, shape in source.shapes.items() if 0 in shape), None):
+        raise BadInput(f"{file.path} is no usable {what}: {empty} is an empty tensor.")
+    return source
+
+
+def check_keys(module: nn.Module, layout: Layout, source: ModuleFile, what: str, ignored: Collection[str] = ()) -> None:
+    """Raises BadInput when the file is not exactly `what`, the module of this layout: tensors missing, left over (but
+    for the `ignored` ones) or of another shape."""
+    shapes = source.shapes
+    expected = _expected_shapes(module, layout)
+    faults = [f"{name} is missing" for name in expected if _alias(name, shapes) is None]
+    known = {_alias(name, shapes) for name in expected} | set(ignored)
+    faults += [f"{name} does not belong there" for name in shapes if name not in known]
+    faults += [
+        f"{name} has shape {tuple(shapes[found])}, not {shape}"
+        for name, shape in expected.items()
+        if (found := _alias(name, shapes)) is not None and tuple(shapes[found]) != shape
+    ]
+    if faults:
+        more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
+        raise BadInput(f"{source.file.path} is not a whole {what}: {'; '.join(faults[:5])}{more}.")
+
+
+def fill_module(
+    module: nn.Module, layout: Layout, source: ModuleFile, dtype: torch.dtype, precision: Precision | None = None
+) -> None:
+    """Give the module, whose keys are checked, its weights: quantized ones as they are stored where they are a
+    Linear's, plain ones in `dtype`, but for those of the repeated blocks' Linears when `precision` is a quantized one.
+    Host memory beyond the module's own stays at one tensor. Raises BadInput for a `precision` that needs a package
+    which is missing."""
+    modules = dict(own_parameters(module))
+    made = large_weights(module) if precision in QUANTIZED else ()
+    with source.file.opened() as reader:
+        for stack in layout:
+            _fill(module, modules, source, reader, stack, dtype, precision if stack.modules[0] in made else None)
+
+
+def _expected_shapes(module: nn.Module, layout: Layout) -> dict[str, tuple[int, ...]]:
+    """Name and shape of every tensor of a file of this transformer."""
+    modules = dict(own_parameters(module))
+    expected = {}
+    for stack in layout:
+        for leaf in modules[stack.modules[0]]:
+            parts = [modules[name][leaf].shape for name in stack.modules]
+            expected[stack.stored_name(leaf)] = (sum(shape[0] for shape in parts), *parts[0][1:])
+    return expected
+
+
+def _alias(name: str, shapes: Mapping[str, object]) -> str | None:
+    """The name under which the file has it: some write a norm's `scale` as `weight`."""
+    if name in shapes:
+        return name
+    other = f"{name.removesuffix('.scale')}.weight"
+    return other if name.endswith(".scale") and other in shapes else None
+
+
+def _fill(
+    root: nn.Module,
+    modules: Mapping[str, Mapping[str, nn.Parameter]],
+    source: ModuleFile,
+    reader: Reader,
+    stack: Stack,
+    dtype: torch.dtype,
+    precision: Precision | None,
+) -> None:
+    """Give the stack's modules their weights; a plain `weight` is quantized when there is a `precision`."""
+    rows = [next(iter(modules[name].values())).shape[0] for name in stack.modules]
+
+    def read(leaf: str) -> Sequence[torch.Tensor]:
+        name = _alias(stack.stored_name(leaf), source.tensors)
+        values = reader.read(source.prefix + name).reshape(source.tensors[name].shape)
+        return (swapped_halves(values) if stack.swapped else values).split(rows)
+
+    quantized = None
+    if quantization := source.quantizations.get(stack.stored):
+        stored = _read_quantized(source, reader, stack, quantization).split(rows)
+        # Copies, as below: what is read may be the file's own memory.
+        quantized = [weight.clone() for weight in stored]
+    elif precision:
+        quantized = [quantize(part, precision) for part in read("weight")]
+    for leaf in modules[stack.modules[0]]:
+        if leaf == "weight" and quantized:
+            continue
+        for name, values in zip(stack.modules, read(leaf), strict=True):
+            own = values.to(dtype, copy=True)
+            setattr(root.get_submodule(name), leaf, nn.Parameter(own, requires_grad=False))
+    for name, weight in zip(stack.modules, quantized or (), strict=quantized is not None):
+        _set_quantized(root, name, weight, dtype)
+
+
+def _read_quantized(source: ModuleFile, reader: Reader, stack: Stack, quantization: Quantization) -> QuantizedWeight:
+    codes = reader.read(f"{source.prefix}{stack.stored}.weight")
+    scale = None
+    if stack.stored in source.scales:
+        scale = reader.read(source.scales[stack.stored]).float()
+        if scale.numel() not in (1, codes.shape[0]):
+            raise BadInput(
+                f"{source.file.path}: the scale of {stack.stored} has shape {tuple(scale.shape)}; one number or one "
+                "for each row can be read."
+            )
+        scale = scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(())
+    if stack.swapped:
+        codes = swapped_halves(codes.view(torch.uint8)).view(codes.dtype)
+        scale = swapped_halves(scale) if scale is not None and scale.numel() > 1 else scale
+    return QuantizedWeight(codes, scale, quantization)
+
+
+def _set_quantized(root: nn.Module, name: str, weight: QuantizedWeight, dtype: torch.dtype) -> None:
+    module = root.get_submodule(name)
+    if not isinstance(module, nn.Linear):
+        module.weight = nn.Parameter(weight.dequantize(dtype), requires_grad=False)
+        return
+    root.set_submodule(name, QuantizedLinear(weight, module.in_features, module.bias))

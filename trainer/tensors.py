@@ -1,0 +1,95 @@
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    import torch
+from typing import TYPE_CHECKING
+
+import torch
+
+from .errors import BadInput
+from .files import replacing
+
+if TYPE_CHECKING:
+    pass
+
+
+def write_tensors(
+    path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, durable: bool = True
+) -> None:
+    """Write or replace a safetensors file atomically; equal content gives equal bytes. Raises RunFailed."""
+    with replacing(path, durable) as temporary:
+        save_tensors(temporary, tensors, metadata)
+
+
+def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Write a safetensors file whose bytes depend on the content alone. Raises OSError."""
+    from safetensors import SafetensorError
+    from safetensors.torch import save_file
+
+    try:
+        save_file({name: tensor.detach().contiguous() for name, tensor in tensors.items()}, path, dict(metadata or {}))
+    except SafetensorError as error:
+        raise OSError(str(error)) from error
+    if metadata:
+        _sort_metadata(path)
+
+
+def _sort_metadata(path: Path) -> None:
+    """safetensors writes the header's metadata in a random order: put it in order, in place."""
+    with path.open("rb+") as file:
+        length = int.from_bytes(file.read(8), "little")
+        header = json.loads(file.read(length))
+        header["__metadata__"] = dict(sorted(header["__metadata__"].items()))
+        text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
+        if len(text) <= length:
+            file.seek(8)
+            file.write(text.ljust(length))
+
+
+DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
+
+
+@contextmanager
+def swapped_values(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> Iterator[None]:
+    """Inside, the parameters hold `values`; afterwards what they held before, bit for bit."""
+    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    copy_values(parameters, values)
+    try:
+        yield
+    finally:
+        copy_values(parameters, kept)
+
+
+def copy_values(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
+    """Copy named tensors into the parameters. Raises KeyError for a name that is missing."""
+    with torch.no_grad():
+        for name, parameter in parameters.items():
+            parameter.copy_(values[name])
+
+
+def load_tensors(path: Path) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, on the CPU and in memory of their own: the library's share the file's, which
+    Windows then does not let go of. Raises OSError and SafetensorError."""
+    from safetensors.torch import load_file
+
+    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+
+
+def read_weights(path: Path, what: str) -> dict[str, torch.Tensor]:
+    """All tensors of a safetensors file, on the CPU. Raises BadInput when it cannot be read."""
+    from safetensors import SafetensorError
+
+    try:
+        return load_tensors(path)
+    except FileNotFoundError:
+        raise BadInput(f"The {what} {path} does not exist.") from None
+    except OSError as error:
+        raise BadInput(f"Cannot read the {what} {path}: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        raise BadInput(f"The {what} {path} is not a readable safetensors file: {error}.") from None

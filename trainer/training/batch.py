@@ -1,0 +1,113 @@
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config.request import TimestepType
+from ..config.settings import RunSettings
+from ..encoding.encoder import Encoder
+from ..encoding.example import Example
+from ..encoding.text import Texts
+from ..memory.modulation import Modulated
+from ..models.types import PackedLatents, TextConditioning
+from .batch_sampler import MicroBatch, Position
+from .flow_matching import draw_sigmas, loss_weights
+from .rng import example_generator
+
+if TYPE_CHECKING:
+    pass
+
+
+@dataclass(frozen=True, slots=True)
+class TextGroup:
+    """Examples of a micro-batch that can share a forward pass."""
+
+    rows: list[int]
+    """Their places in the batch."""
+    text: TextConditioning
+    modulated: Modulated | None = None
+    """What was computed ahead of that forward pass."""
+
+
+@dataclass(frozen=True, slots=True)
+class Batch:
+    """A micro-batch on the CPU, noise drawn; in pinned memory where a CUDA device is to take it."""
+
+    examples: Sequence[Example]
+    clean: PackedLatents
+    noise: torch.Tensor
+    """Packed like `clean.tokens`."""
+    controls: tuple[PackedLatents, ...]
+    texts: tuple[TextGroup, ...]
+    sigmas: torch.Tensor
+    """float32 [B]"""
+    weights: torch.Tensor
+    """Of the losses, float32 [B]."""
+    following: Position
+    """Where the next step begins."""
+    step_examples: int = 0
+    """Examples of the optimizer step in all."""
+
+
+def collate(
+    batch: MicroBatch, encoder: Encoder, texts: Texts, timestep_type: TimestepType, settings: RunSettings
+) -> Batch:
+    """Load a micro-batch from the cache and draw its noise, sigmas and caption dropout, each addressed by seed, epoch
+    and the example's row."""
+    family, seed = encoder.family, settings.seed
+    clean = torch.cat([encoder.latents(example.target) for example in batch.examples])
+    noises, sigmas, conditionings = [], [], []
+    for example in batch.examples:
+        address = (batch.epoch, example.row)
+        generator = example_generator(seed, "noise", *address)
+        noises.append(torch.randn(clean.shape[1:], generator=generator))
+        sigmas.append(draw_sigmas(timestep_type, 1, example_generator(seed, "timestep", *address)))
+        dropped = torch.rand((), generator=example_generator(seed, "caption", *address)) < settings.caption_dropout
+        conditionings.append(texts.get(encoder.text_key("" if dropped else example.caption, example.controls)))
+    controls = zip(*(example.controls for example in batch.examples), strict=True)
+    collated = Batch(
+        examples=batch.examples,
+        clean=family.pack(clean),
+        noise=family.pack(torch.stack(noises)).tokens,
+        controls=tuple(
+            family.pack(torch.cat([encoder.latents(control.latents) for control in group])) for group in controls
+        ),
+        texts=tuple(
+            TextGroup(rows, family.collate_text([conditionings[row] for row in rows]))
+            for rows in family.text_groups(conditionings)
+        ),
+        sigmas=torch.cat(sigmas),
+        weights=loss_weights(timestep_type, torch.cat(sigmas)),
+        following=batch.following,
+        step_examples=batch.step_examples,
+    )
+    return _pinned(collated) if encoder.parts.device.type == "cuda" else collated
+
+
+def _pinned(batch: Batch) -> Batch:
+    """The batch where a CUDA device takes it from without keeping anyone waiting."""
+
+    def packed(latents: PackedLatents) -> PackedLatents:
+        return PackedLatents(latents.tokens.pin_memory(), latents.grid)
+
+    return replace(
+        batch,
+        clean=packed(batch.clean),
+        noise=batch.noise.pin_memory(),
+        controls=tuple(map(packed, batch.controls)),
+        texts=tuple(
+            TextGroup(group.rows, {name: tensor.pin_memory() for name, tensor in group.text.items()})
+            for group in batch.texts
+        ),
+        sigmas=batch.sigmas.pin_memory(),
+        weights=batch.weights.pin_memory(),
+    )
+
+
+def idle_batch(batch: Batch, passes: int) -> Batch:
+    """A batch whose `passes` forward and backward passes give a loss and gradients of 0: for a process that has to keep
+    step with others that have more passes to do."""
+    return replace(batch, texts=batch.texts[:1] * passes, weights=torch.zeros_like(batch.weights))

@@ -1,0 +1,123 @@
+"""From rows to micro-batches ready to train on: everything encoded, cached and loaded ahead."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from contextlib import closing, suppress
+from itertools import chain, islice
+from typing import TYPE_CHECKING
+
+from ..config.request import TrainingParams
+from ..config.settings import RunSettings
+from ..distributed.ranks import Ranks
+from ..encoding.cache import TensorCache
+from ..encoding.encoder import Encoder
+from ..encoding.example import Example
+from ..encoding.text import Texts
+from ..errors import BadInput
+from ..events import Event, Progress, Warning
+from ..memory.model_parts import Parts
+from ..threads import prefetched
+from .batch import Batch, collate
+from .batch_sampler import MicroBatch, Position, micro_batches, step_share
+from .run_folder import RunFolder
+from .sample_images import Samples
+from .step import with_modulation
+
+if TYPE_CHECKING:
+    from ..data.dataset import EditDataset
+
+
+TEXT_BLOCK = 128
+"""Examples whose texts are encoded at a time when text embeddings are not cached."""
+
+
+MODULATION_BLOCK = 32
+"""Examples that the modulation is computed ahead for at a time, when its weights stay in host memory."""
+
+
+class Supply:
+    """What one run trains on and draws. Several processes share the encoding and the micro-batches out."""
+
+    def __init__(
+        self,
+        dataset: EditDataset,
+        params: TrainingParams,
+        settings: RunSettings,
+        run: RunFolder,
+        parts: Parts,
+        cache: TensorCache,
+        ranks: Ranks,
+    ) -> None:
+        self.dataset, self.params, self.settings = dataset, params, settings
+        self.parts, self.ranks = parts, ranks
+        self.encoder = Encoder(parts, cache, settings)
+        self.texts = Texts(self.encoder, dataset, on_disk=params.cache_text_embeddings)
+        self.samples = Samples(run, params, self.encoder)
+        self.examples: list[Example] = []
+
+    def prepare(self) -> Generator[Event, None, None]:
+        """Encode images, samples and (when cached) texts. Raises BadInput."""
+        asked = self.ranks.asked
+        yield from self._encode_images()
+        yield from self._warn_of_small_targets()
+        if self.ranks.main or self.ranks.sharded:
+            yield from self.samples.prepare(self.dataset, self.texts, asked)
+        if self.texts.on_disk:
+            captions = list(chain.from_iterable(map(self._captions, self.examples)))
+            yield from self.texts.encode(captions[self.ranks.rank :: self.ranks.world], asked)
+            self.ranks.agree()
+            yield from self.texts.encode(captions, asked)
+            self.parts.drop("text_encoder")
+        self.parts.drop("codec")
+        self.ranks.agree()
+
+    def _encode_images(self) -> Generator[Progress, None, None]:
+        """Encode what the cache lacks; several processes share that out, then each finds everything there."""
+        asked = self.ranks.asked
+        if self.ranks.world > 1:
+            with suppress(BadInput):  # which all of them find in the whole
+                yield from self.encoder.examples(self.dataset.share(self.ranks.rank, self.ranks.world), asked)
+            self.ranks.agree()
+        self.examples = yield from self.encoder.examples(self.dataset, asked)
+
+    def _captions(self, example: Example) -> list[tuple[Example, str]]:
+        """The captions that an example may be trained with."""
+        return [(example, example.caption)] + ([(example, "")] if self.settings.caption_dropout else [])
+
+    def _warn_of_small_targets(self) -> Iterator[Warning]:
+        small = sum(
+            1
+            for example in self.examples
+            if example.target_size.width * example.target_size.height
+            < 0.9 * example.controls[0].size.width * example.controls[0].size.height
+        )
+        if small:
+            yield Warning(
+                message=f"{small} of {len(self.examples)} targets are trained at a smaller size than their control "
+                "image gets in inference. Raise resolution, or set control_resolution to target."
+            )
+
+    def batches(self, position: Position) -> Iterator[Batch | Progress]:
+        """Micro-batches ready to train on, loaded ahead by a thread; Progress while texts are encoded in blocks."""
+        stream = micro_batches(self.examples, self.settings.seed, self.params.batch_size, position)
+        stream = step_share(stream, self.params.gradient_accumulation, self.ranks.rank, self.ranks.world)
+        if self.texts.on_disk:
+            yield from self._loaded(stream)
+        while True:
+            block = list(islice(stream, max(1, TEXT_BLOCK // self.params.batch_size)))
+            examples = chain.from_iterable(batch.examples for batch in block)
+            yield from self.texts.encode(chain.from_iterable(map(self._captions, examples)), self.ranks.agreed)
+            yield from self._loaded(block)
+
+    def _loaded(self, stream: Iterable[MicroBatch]) -> Iterator[Batch]:
+        if not self.parts.plan.modulation_on_host:
+            yield from prefetched(stream, self._collate)
+            return
+        count = max(1, MODULATION_BLOCK // self.params.batch_size)
+        with closing(prefetched(stream, self._collate, ahead=count)) as batches:
+            while block := list(islice(batches, count)):
+                yield from with_modulation(self.parts, block, self.settings.training_guidance)
+
+    def _collate(self, batch: MicroBatch) -> Batch:
+        return collate(batch, self.encoder, self.texts, self.params.timestep_type, self.settings)

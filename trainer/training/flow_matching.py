@@ -1,0 +1,86 @@
+"""The mathematics of rectified-flow training: timesteps, loss weights, noising, loss. Pure functions.
+
+`t` runs over 0..1000, sigma = t / 1000, x_t = (1 - sigma) * x0 + sigma * noise, and the model learns the velocity
+noise - x0 (Liu et al. 2022, "Flow Straight and Fast", in the orientation of Flux and Qwen-Image: sigma 1 is noise).
+"""
+
+from __future__ import annotations
+
+from functools import cache
+from itertools import pairwise
+
+import torch
+
+from ..config.request import TimestepType
+
+TIMESTEPS = 1000
+
+
+WEIGHT_KNOTS: tuple[tuple[int, float], ...] = (
+    (1000, 0.917),
+    (996, 0.952),
+    (987, 1.097),
+    (980, 1.174),
+    (965, 1.297),
+    (954, 1.359),
+    (931, 1.455),
+    (919, 1.483),
+    (865, 1.519),
+    (806, 1.452),
+    (537, 0.980),
+    (415, 0.820),
+    (280, 0.723),
+    (215, 0.714),
+    (128, 0.732),
+    (100, 0.716),
+    (71, 0.654),
+    (16, 0.464),
+    (1, 0.447),
+)
+"""(t, w): figures measured on a flow-matching model by the authors of ostris/ai-toolkit
+(toolkit/timestep_weighing/default_weighing_scheme.py); linear in between."""
+
+
+def draw_sigmas(timestep_type: TimestepType, count: int, generator: torch.Generator) -> torch.Tensor:
+    """Draw `count` noise levels, float32 [count] in 0..1.
+
+    `linear` and `weighted`: t uniform over linspace(1000, 1, 1000). `sigmoid`: sigmoid of a standard normal.
+    """
+    if timestep_type == "sigmoid":
+        return torch.sigmoid(torch.randn(count, generator=generator))
+    index = torch.randint(TIMESTEPS, (count,), generator=generator)
+    return (TIMESTEPS - index).to(torch.float32) / TIMESTEPS
+
+
+@cache
+def _weight_table() -> torch.Tensor:
+    """w at t = 0..1000 (t = 0 repeats t = 1), float32 [1001], mean 1 over t = 1..1000."""
+    weights = torch.empty(TIMESTEPS + 1, dtype=torch.float64)
+    knots = sorted(WEIGHT_KNOTS)
+    for (t0, w0), (t1, w1) in pairwise(knots):
+        steps = torch.arange(t1 - t0 + 1, dtype=torch.float64) / (t1 - t0)
+        weights[t0 : t1 + 1] = w0 + (w1 - w0) * steps
+    weights[0] = weights[1]
+    return (weights / weights[1:].mean()).to(torch.float32)
+
+
+def loss_weights(timestep_type: TimestepType, sigmas: torch.Tensor) -> torch.Tensor:
+    """The factor of each example's loss at its sigma, float32 [B]: w(t) for `weighted`, otherwise 1."""
+    if timestep_type != "weighted":
+        return torch.ones_like(sigmas)
+    index = (sigmas * TIMESTEPS).round().to(torch.long)
+    return _weight_table().to(sigmas.device)[index]
+
+
+def add_noise(clean: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
+    """x_t = (1 - sigma) * x0 + sigma * noise; `sigmas` is [B], the others [B, ...]."""
+    sigmas = sigmas.view(-1, *[1] * (clean.dim() - 1))
+    return (1 - sigmas) * clean + sigmas * noise
+
+
+def example_losses(
+    velocity: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor, weights: torch.Tensor
+) -> torch.Tensor:
+    """Weighted float32 mean squared error against noise - x0, one value an example: [B]."""
+    target = noise.float() - clean.float()
+    return ((velocity.float() - target) ** 2).flatten(1).mean(1) * weights

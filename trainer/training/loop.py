@@ -1,0 +1,280 @@
+"""The training loop: a generator of events, short enough to read in one sitting."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Iterator
+from contextlib import closing
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config.request import FineTuneRequest
+from ..config.settings import RunSettings
+from ..distributed.fsdp import whole
+from ..distributed.heartbeat import RankLost
+from ..distributed.ranks import Ranks
+from ..encoding.cache import TensorCache
+from ..errors import BadInput, RunFailed
+from ..events import Event, Finished, Planned, Progress, RunControl, Started, Step, Warning
+from ..lora.init_lora import check_init_lora, init_lora_fingerprint
+from ..memory.estimate import full_fine_tune_need
+from ..memory.model_parts import Parts
+from ..memory.planner import joint_plan
+from ..tensors import DTYPES
+from .batch import Batch, idle_batch
+from .batch_sampler import Position
+from .dataloader import Supply
+from .metadata import export_metadata
+from .optim import build_optimizer, check_optimizer, learning_rate_at
+from .run_folder import RunFolder, open_run_folder, run_fingerprint
+from .state import Course
+from .step import micro_step
+from .trainable import build_trainee
+
+if TYPE_CHECKING:
+    from ..data.dataset import EditDataset
+    from ..models.edit_model import EditModel
+
+
+OUT_OF_MEMORY = (
+    "The device's memory is full. Lower batch_size (and raise gradient_accumulation instead), resolution or the sample "
+    "size, set offload to blocks, or close other programs that use the device. The last finished step is saved; the "
+    "same request goes on from there."
+)
+
+
+def train(
+    request: FineTuneRequest,
+    dataset: EditDataset,
+    model: EditModel,
+    settings: RunSettings,
+    *,
+    run_dir: Path,
+    cache_dir: Path | None = None,
+    control: RunControl | None = None,
+    device: torch.device | None = None,
+    ranks: Ranks | None = None,
+    shard_base: bool = False,
+) -> Generator[Event, None, None]:
+    """Train, and tell of everything that happens.
+
+    Yields at every unit of work; between two units the run can be stopped. Closing the generator cancels: the last
+    finished step is saved first. The same request in the same `run_dir` goes on where it stopped; a finished one ends
+    at once. `cache_dir` holds latents and text embeddings and may be shared by runs; by default it lies beside the run
+    folder. `ranks` are the processes that do this together, each calling this; they bring their own control. With
+    `shard_base` each holds but a part of the frozen base's weights, as it always does of a full fine-tune's. Raises
+    BadInput for what the person can mend, RunFailed when the run cannot go on.
+    """
+    ranks = ranks or Ranks(control)
+    ranks.sharded = ranks.world > 1 and (shard_base or not request.training_params.use_lora)
+    steps = request.training_params.steps
+    start = init_lora_fingerprint(request.training_params, settings)
+    weights = [*(model.fingerprint(part) for part in ("transformer", "vae", "text")), *start]
+    fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights, ranks.world)
+    run, elsewhere = open_run_folder(run_dir, fingerprint, steps)
+    (path, elsewhere), *_ = ranks.meet((str(run.path), elsewhere))
+    run = RunFolder(Path(path), writes=ranks.main)
+    for message in (*model.doubts(), *([elsewhere] if elsewhere else [])):
+        yield Warning(message=message)
+    finished, *_ = ranks.meet((weights := run.finished_weights(steps)) and str(weights))
+    if finished:
+        yield Finished(step=steps, steps=steps, stopped=False, weights=Path(finished), run_dir=run.path)
+        return
+    for note in check_init_lora(model, request.training_params, settings):
+        yield Warning(message=note)
+    device = device or ranks.device()
+    check_optimizer(settings)
+    if ranks.world > 1 and not request.training_params.use_lora and settings.optimizer != "adamw":
+        raise BadInput(f"optimizer: a full fine-tune by several processes uses adamw, not {settings.optimizer}.")
+    if not request.training_params.use_lora and (need := full_fine_tune_need(model, settings, ranks.world)):
+        yield Warning(message=need)
+    # What was begun in one precision goes on in it, however much memory is free now.
+    held = {"precision": run.state().get("precision", "auto")} if settings.precision == "auto" else {}
+    plan = joint_plan(model, request.training_params, settings.model_copy(update=held), ranks, device)
+    yield Planned(line=plan.line())
+    run.begin(request, settings, fingerprint, plan.precision)
+    cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
+    parts = Parts(model, device, plan, in_parts=ranks.sharded)
+    training = Training(request, dataset, settings, run, parts, cache, ranks)
+    for event in training.prepare():
+        ranks.check()
+        yield event
+    if not ranks.agreed.stopping:
+        yield from training.run_steps()
+    if ranks.agreed.stopping and training.step < steps:
+        ranks.meet()
+        yield Finished(step=training.step, steps=steps, stopped=True, weights=None, run_dir=run.path)
+
+
+class Training:
+    """One run while it goes."""
+
+    def __init__(
+        self,
+        request: FineTuneRequest,
+        dataset: EditDataset,
+        settings: RunSettings,
+        run: RunFolder,
+        parts: Parts,
+        cache: TensorCache,
+        ranks: Ranks,
+    ) -> None:
+        self.request = request
+        self.params = request.training_params
+        self.settings = settings
+        self.run = run
+        self.parts = parts
+        self.ranks = ranks
+        self.control = ranks.agreed
+        self.supply = Supply(dataset, self.params, settings, run, parts, cache, ranks)
+        self.course: Course | None = None
+
+    @property
+    def step(self) -> int:
+        """Optimizer steps done."""
+        return self.course.step if self.course else 0
+
+    # before the first step
+
+    def prepare(self) -> Generator[Event, None, None]:
+        """Encode images, samples and (when cached) texts, then load the transformer and the last checkpoint."""
+        yield from self.supply.prepare()
+        if self.control.stopping:
+            return
+        yield Progress(phase="loading", done=0, total=1, note="transformer")
+        trainee = build_trainee(self.parts, self.params, self.settings, self.ranks)
+        optimizer = build_optimizer(trainee.parameters, self.settings, self.params.learning_rate)
+        yield Progress(phase="loading", done=1, total=1, note="transformer")
+        seed, keep = self.settings.seed, self.settings.keep_checkpoints
+        self.course = Course(self.run, self.ranks, trainee, optimizer, seed, keep)
+        resumed = yield from self.course.restore()
+        self.run.cut_log(self.step)
+        yield Started(
+            run_dir=self.run.path,
+            first_step=self.step,
+            steps=self.params.steps,
+            examples=len(self.supply.examples),
+            trainable_parameters=sum(p.numel() for p in trainee.parameters.values()),
+            resumed_from=resumed,
+        )
+
+    # the steps
+
+    def run_steps(self) -> Generator[Event, None, None]:
+        """From the current step to the last. When closed or interrupted on the way, the last finished step is saved."""
+        self.ranks.rescue_with(self._rescue)
+        try:
+            with self.ranks.losses_named(), closing(self.supply.batches(self.course.position)) as batches:
+                if self._sampling_due():
+                    yield from self._draw_samples()
+                while self.step < self.params.steps and not self.control.stopping:
+                    yield from self._one_step(batches)
+                    if self._checkpoint_due() or self.control.stopping:
+                        yield self.course.save()
+                    if self._sampling_due() or self.control.take_sample_request():
+                        yield from self._draw_samples()
+            if self.step == self.params.steps:
+                yield from self._finish()
+        except RankLost as loss:
+            raise (RankLost(f"{loss}\n{self._rescue()}", loss.code) if self.ranks.saves else loss) from loss
+        except RunFailed as error:
+            raise RunFailed(f"{error}\n{self.course.how_to_go_on()}") from error
+        except BaseException as error:
+            if self.course.consistent and not self.course.in_parts:
+                self.course.save()
+            if isinstance(error, torch.OutOfMemoryError):
+                raise RunFailed(OUT_OF_MEMORY) from error
+            raise
+
+    def _rescue(self) -> str:
+        """Save when another process is lost; what to tell the person."""
+        self.course.save_alone()
+        return self.course.how_to_go_on()
+
+    def _one_step(self, batches: Iterator[Batch | Progress]) -> Generator[Event, None, None]:
+        begun = time.perf_counter()
+        micro: list[Batch] = []
+        while len(micro) < self.params.gradient_accumulation:
+            item = next(batches)
+            if isinstance(item, Progress):
+                yield item
+            else:
+                micro.append(item)
+        loss = torch.zeros((), device=self.parts.device)
+        total = self.params.gradient_accumulation
+        for done, batch in enumerate(micro, 1):
+            loss += self._forward_backward(batch)
+            yield Progress(phase="training", done=self.step * total + done, total=self.params.steps * total)
+        rate = learning_rate_at(self.step + 1, self.params.steps, self.params.learning_rate, self.settings)
+        loss, grad_norm = self._optimizer_step(loss, rate, micro[-1].following)
+        entry = {
+            "step": self.step,
+            "loss": loss,
+            "learning_rate": rate,
+            "grad_norm": grad_norm,
+            "seconds": round(time.perf_counter() - begun, 4),
+        }
+        self.course.log({"event": "step", **entry})
+        yield Step(steps=self.params.steps, **entry)
+
+    def _forward_backward(self, batch: Batch) -> torch.Tensor:
+        """One micro-batch's share of the step's loss. Where weights are shared out, all processes do as many passes."""
+        self.ranks.check()
+        passes = len(batch.texts)
+        most = max(self.ranks.meet(passes)) if self.ranks.sharded else passes
+        loss = micro_step(self.parts, batch, batch.step_examples, self.settings.training_guidance)
+        if passes < most:
+            loss += micro_step(self.parts, idle_batch(batch, most - passes), 1, self.settings.training_guidance)
+        return loss
+
+    def _optimizer_step(self, loss: torch.Tensor, rate: float, following: Position) -> tuple[float, float]:
+        """Loss and gradient norm of the whole step."""
+        parameters = list(self.course.trainee.parameters.values())
+        loss = self.ranks.sum_step(loss, parameters)
+        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm or float("inf")))
+        optimizer = self.course.optimizer
+        if not torch.isfinite(loss + norm):
+            optimizer.zero_grad()
+            raise RunFailed(
+                f"The loss is no longer a finite number at step {self.step + 1} (loss {loss.item()}, gradient norm "
+                f"{norm.item()}). Lower learning_rate, or train with precision fp32."
+            )
+        for group in optimizer.param_groups:
+            group["lr"] = rate
+        with self.course.advancing(following):
+            optimizer.step()
+            numbers = loss.item(), norm.item()
+        optimizer.zero_grad()
+        return numbers
+
+    # once in a while
+
+    def _checkpoint_due(self) -> bool:
+        every = self.settings.checkpoint_every or self.params.sample_every
+        return self.step % every == 0 or self.step == self.params.steps
+
+    def _sampling_due(self) -> bool:
+        if self.step % self.params.sample_every and self.step != self.params.steps:
+            return False
+        return self.supply.samples.missing(self.step)
+
+    def _draw_samples(self) -> Generator[Event, None, None]:
+        if self.ranks.world > 1 and self.step > self.course.saved_step:
+            yield self.course.save()  # while it draws, nobody could save in the place of one that is lost
+        with self.course.exported_values(DTYPES[self.settings.save_dtype]):
+            for event in self.supply.samples.draw(self.parts, self.step):
+                self.ranks.check()
+                yield event
+
+    def _finish(self) -> Generator[Event, None, None]:
+        yield Progress(phase="saving", done=0, total=1)
+        weights = self.run.weights_path(self.step)
+        metadata = export_metadata(self.request, self.settings, self.parts.model, self.step)
+        if self.run.writes or self.course.in_parts:
+            self.course.trainee.export(weights, DTYPES[self.settings.save_dtype], metadata)
+        self.run.finish(self.step, weights)
+        self.ranks.meet()
+        yield Progress(phase="saving", done=1, total=1)
+        yield Finished(step=self.step, steps=self.step, stopped=False, weights=weights, run_dir=self.run.path)

@@ -1,0 +1,40 @@
+"""What an exported weights file says of itself in its header."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from ..config.request import FineTuneRequest
+from ..config.settings import RunSettings
+
+if TYPE_CHECKING:
+    from ..models.edit_model import EditModel
+
+
+def export_metadata(request: FineTuneRequest, settings: RunSettings, model: EditModel, step: int) -> dict[str, str]:
+    """Header metadata: the training in full, and the fields of the Stability AI model spec
+    (https://github.com/Stability-AI/ModelSpec). No date, so that equal trainings give equal files."""
+    params = request.training_params
+    resolution = settings.resolution or model.family.scale.resolution
+    kind = "lora" if params.use_lora else "checkpoint"
+    told = settings.model_dump() | {"init_lora": Path(settings.init_lora).name}
+    metadata = {
+        "edit_trainer.request": json.dumps(request.model_dump(), ensure_ascii=False),
+        "edit_trainer.settings": json.dumps(told, ensure_ascii=False),
+        "edit_trainer.base_model": request.base_model,
+        "edit_trainer.conditioning": model.family.policy,
+        "edit_trainer.control_resolution": settings.control_resolution,
+        "edit_trainer.resolution": str(resolution),
+        "edit_trainer.steps": str(step),
+        "modelspec.sai_model_spec": "1.0.0",
+        "modelspec.architecture": f"{model.family.name}/{kind}",
+        "modelspec.implementation": "diffusers",
+        "modelspec.prediction_type": "velocity",
+        "modelspec.resolution": f"{resolution}x{resolution}",
+        "modelspec.title": f"{request.base_model} {kind}, {step} steps",
+    }
+    if params.use_lora:
+        metadata |= {"edit_trainer.rank": str(params.lora_rank), "edit_trainer.alpha": str(params.lora_alpha)}
+    return metadata

@@ -1,0 +1,130 @@
+"""The optimizers, their schedule, and their state as plain tensors."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Mapping
+from typing import Any
+
+import torch
+
+from ..config.settings import RunSettings
+from ..quantization.quantize import bitsandbytes
+from .rng import example_generator
+
+
+def build_optimizer(
+    parameters: Mapping[str, torch.nn.Parameter], settings: RunSettings, learning_rate: float
+) -> torch.optim.Optimizer:
+    """The optimizer that the settings name over the named parameters, in their order.
+
+    Raises BadInput when it needs a package that is not there.
+    """
+    options = {"lr": learning_rate, "weight_decay": settings.weight_decay}
+    if settings.optimizer == "adafactor":
+        if all(parameter.dtype == torch.float32 for parameter in parameters.values()):
+            return torch.optim.Adafactor(parameters.values(), **options)
+        return RoundedAdafactor(parameters.values(), settings.seed, **options)
+    if settings.optimizer == "adamw8bit":
+        return bitsandbytes('optimizer "adamw8bit"').optim.AdamW8bit(parameters.values(), **options)
+    fused = all(parameter.device.type == "cuda" for parameter in parameters.values())
+    return torch.optim.AdamW(parameters.values(), fused=fused or None, **options)
+
+
+def check_optimizer(settings: RunSettings) -> None:
+    """Raises BadInput when the optimizer needs a package that is not there. Loads nothing but that."""
+    if settings.optimizer == "adamw8bit":
+        bitsandbytes('optimizer "adamw8bit"')
+
+
+def learning_rate_at(step: int, steps: int, peak: float, settings: RunSettings) -> float:
+    """The learning rate of step `step` (1 for the first) of `steps`: a warm-up from 0, then the schedule.
+
+    `linear` and `cosine` reach 0 just after the last step.
+    """
+    if step <= settings.warmup_steps:
+        return peak * step / settings.warmup_steps
+    if settings.lr_scheduler == "constant":
+        return peak
+    done = (step - 1 - settings.warmup_steps) / max(1, steps - settings.warmup_steps)
+    return peak * (1 - done) if settings.lr_scheduler == "linear" else peak * (1 + math.cos(math.pi * done)) / 2
+
+
+def optimizer_tensors(
+    optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
+) -> dict[str, torch.Tensor]:
+    """The optimizer's state as `<parameter name>.<state name>` -> tensor."""
+    return {
+        f"{name}.{key}": torch.as_tensor(value)
+        for name, parameter in parameters.items()
+        for key, value in optimizer.state[parameter].items()
+    }
+
+
+def load_optimizer_tensors(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, torch.nn.Parameter],
+    tensors: Mapping[str, torch.Tensor],
+) -> None:
+    """The inverse of `optimizer_tensors`."""
+    by_name: dict[str, dict[str, torch.Tensor]] = {}
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        by_name.setdefault(name, {})[key] = tensor
+    if isinstance(optimizer, RoundedAdafactor):
+        # load_state_dict would round the float32 state to the parameters' bf16.
+        for name, state in by_name.items():
+            placed = {
+                key: value if key == "step" else value.to(parameters[name].device) for key, value in state.items()
+            }
+            optimizer.state[parameters[name]] = placed
+        return
+    if not isinstance(optimizer, torch.optim.AdamW | torch.optim.Adafactor):
+        # bitsandbytes counts its steps in a plain number.
+        by_name = {
+            name: {k: v.item() if k == "step" else v for k, v in state.items()} for name, state in by_name.items()
+        }
+    groups = optimizer.state_dict()["param_groups"]
+    state = {index: by_name[name] for index, name in enumerate(parameters) if name in by_name}
+    optimizer.load_state_dict({"state": state, "param_groups": groups})
+
+
+BITS_CUT = 16
+"""Of float32's mantissa, to make bf16."""
+
+
+class RoundedAdafactor(torch.optim.Adafactor):
+    """torch's Adafactor for bf16 parameters. An update that is smaller than the gap between two bf16 numbers is not
+    lost: it decides how likely the weight is rounded up."""
+
+    def __init__(self, parameters: Iterable[torch.nn.Parameter], seed: int, **options: Any) -> None:
+        super().__init__(parameters, **options)
+        self.seed = seed
+
+    @torch.no_grad()
+    def step(self, closure: None = None) -> None:
+        """One update. The rounding follows from seed, step and the parameter's place alone."""
+        for group in self.param_groups:
+            options = {name: value for name, value in group.items() if name != "params"}
+            for index, parameter in enumerate(group["params"]):
+                if parameter.grad is None:
+                    continue
+                exact = torch.nn.Parameter(parameter.detach().float())
+                exact.grad = parameter.grad.float()
+                one = torch.optim.Adafactor([{"params": [exact], **options}])
+                if parameter in self.state:
+                    one.state[exact] = self.state[parameter]
+                one.step()
+                self.state[parameter] = one.state[exact]
+                step = int(self.state[parameter]["step"])
+                seed = example_generator(self.seed, "rounding", step, index).initial_seed()
+                generator = torch.Generator(parameter.device).manual_seed(seed)
+                parameter.copy_(stochastically_rounded(exact, generator))
+
+
+def stochastically_rounded(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+    """Finite float32 values in bf16, each rounded to one of its two neighbours so that the mean over many draws is
+    the value itself."""
+    noise = torch.randint(1 << BITS_CUT, values.shape, generator=generator, device=values.device, dtype=torch.int32)
+    bits = values.detach().view(torch.int32) + noise
+    return (bits >> BITS_CUT << BITS_CUT).view(torch.float32).to(torch.bfloat16)

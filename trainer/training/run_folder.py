@@ -1,0 +1,208 @@
+"""The run folder: what is in it, which run it belongs to, and how an interrupted one is found again.
+
+request.json  settings.json  log.jsonl  samples/  checkpoints/  <name>-<step>.safetensors  run.json
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from ..config.request import FineTuneRequest
+from ..config.settings import RunSettings
+from ..errors import BadInput, RunFailed
+from ..files import remove_unfinished, replacing, write_json
+from .checkpoint import last_step
+
+NOT_IN_FINGERPRINT = {
+    "request": {"cache_text_embeddings", "sample_every", "sample_height", "sample_width", "samples", "steps"},
+    "settings": {
+        "bad_rows",
+        "checkpoint_every",
+        "gradient_checkpointing",
+        "images_root",
+        "init_lora",
+        "keep_checkpoints",
+        "offload",
+        "sample_guidance",
+        "sample_seed",
+        "sample_steps",
+        "save_dtype",
+        "save_layout",
+    },
+}
+"""Fields that do not change the training's course. The images root and bad rows act through the dataset's content, and
+the LoRA that training goes on from through its own."""
+
+
+def run_fingerprint(
+    request: FineTuneRequest, settings: RunSettings, dataset: str, model: Sequence[str], world: int = 1
+) -> str:
+    """Names a training's course: equal fingerprints, equal losses. `dataset` and `model` are the fingerprints of the
+    data and of the model's parts, the LoRA that training goes on from being one of them. `world` processes that each
+    accumulate the request's gradients train as one does that accumulates all of theirs."""
+    params = request.training_params.model_dump(exclude=NOT_IN_FINGERPRINT["request"])
+    course = {
+        "base_model": request.base_model,
+        "request": params | {"gradient_accumulation": params["gradient_accumulation"] * world},
+        "settings": settings.model_dump(exclude=NOT_IN_FINGERPRINT["settings"]),
+        "dataset": dataset,
+        "model": list(model),
+    }
+    return hashlib.sha256(json.dumps(course, sort_keys=True).encode()).hexdigest()
+
+
+@dataclass(frozen=True, slots=True)
+class RunFolder:
+    """One run's folder."""
+
+    path: Path
+    writes: bool = True
+    """Of the processes of a run only one writes; what the others are asked to write they leave out."""
+
+    @property
+    def checkpoints(self) -> Path:
+        return self.path / "checkpoints"
+
+    @property
+    def samples(self) -> Path:
+        return self.path / "samples"
+
+    @property
+    def log(self) -> Path:
+        return self.path / "log.jsonl"
+
+    def state(self) -> dict[str, Any]:
+        """What run.json says: fingerprint, precision, finished_step, weights; empty for a folder that is no run yet."""
+        try:
+            state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
+            return state if "fingerprint" in state else {}
+        except FileNotFoundError:
+            return {}
+        except (OSError, ValueError, TypeError) as error:
+            raise RunFailed(
+                f"{self.path / 'run.json'} is damaged ({error}). Delete it to begin anew in this folder."
+            ) from None
+
+    def serves(self, fingerprint: str, steps: int) -> bool:
+        """Whether a run of this training up to `steps` can begin, go on or be found finished in this folder."""
+        state = self.state()
+        if not state:
+            return True
+        if state["fingerprint"] != fingerprint:
+            return False
+        return self.finished_weights(steps) is not None or last_step(self.checkpoints) <= steps
+
+    def begin(self, request: FineTuneRequest, settings: RunSettings, fingerprint: str, precision: str) -> None:
+        """Make the folder, or take it up again, for this request, its base held in this precision. Raises RunFailed
+        when it cannot be written."""
+        if not self.writes:
+            return
+        for folder in (self.path, self.checkpoints, self.samples):
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+            except OSError as error:
+                raise BadInput(f"Cannot make the run folder {folder}: {error.strerror or error}.") from None
+            remove_unfinished(folder)
+        write_json(self.path / "request.json", request.model_dump())
+        write_json(self.path / "settings.json", settings.model_dump())
+        write_json(self.path / "run.json", {**self.state(), "fingerprint": fingerprint, "precision": precision})
+
+    def control_path(self, index: int) -> Path:
+        """Where a sample's control image is saved."""
+        return self.samples / f"control-{index:02d}.png"
+
+    def sample_path(self, step: int, index: int) -> Path:
+        """Where a sample is saved."""
+        return self.samples / f"step-{step:06d}-{index:02d}.png"
+
+    def drawn_samples(self) -> dict[int, dict[int, Path]]:
+        """The files of the samples that are there: by step, then by index, both in order."""
+        drawn: dict[int, dict[int, Path]] = {}
+        numbered = (
+            ([int(part) for part in file.stem.split("-")[1:]], file) for file in self.samples.glob("step-*.png")
+        )
+        for (step, index), file in sorted(numbered):
+            drawn.setdefault(step, {})[index] = file
+        return drawn
+
+    def weights_path(self, step: int) -> Path:
+        """Where the weights of a step are exported to."""
+        return self.path / f"{self.path.name}-{step:06d}.safetensors"
+
+    def finish(self, step: int, weights: Path) -> None:
+        """Note that all steps are done and where the exported weights are."""
+        if self.writes:
+            write_json(self.path / "run.json", {**self.state(), "finished_step": step, "weights": weights.name})
+
+    def finished_weights(self, steps: int) -> Path | None:
+        """The exported weights if exactly `steps` steps are done and they are still there."""
+        state = self.state()
+        if state.get("finished_step") != steps or not (self.path / state["weights"]).is_file():
+            return None
+        return self.path / state["weights"]
+
+    def append_log(self, entry: dict[str, Any]) -> None:
+        """Add one line to log.jsonl. Raises RunFailed when the disk refuses."""
+        if not self.writes:
+            return
+        try:
+            with self.log.open("a", encoding="utf-8") as file:
+                file.write(json.dumps(entry, ensure_ascii=False) + "\n")
+        except OSError as error:
+            raise RunFailed(f"Cannot write {self.log}: {error.strerror or error}.") from error
+
+    def cut_log(self, step: int) -> None:
+        """Drop the log's lines after `step`, and a line that a crash cut short."""
+        if not self.writes:
+            return
+        kept = [line for line in self._log_lines() if line["step"] <= step]
+        with replacing(self.log) as temporary, temporary.open("w", encoding="utf-8") as file:
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+
+    def complete_log(self, entry: dict[str, Any]) -> None:
+        """Add a step's line where the process that was to write it did not live to do so."""
+        if not any(line["event"] == "step" and line["step"] == entry["step"] for line in self._log_lines()):
+            self.append_log(entry)
+
+    def for_writing(self) -> RunFolder:
+        """The folder for a process that takes over the writing."""
+        return replace(self, writes=True)
+
+    def losses(self) -> list[tuple[int, float]]:
+        """Step and loss of every step in the log."""
+        return [(line["step"], line["loss"]) for line in self._log_lines() if line["event"] == "step"]
+
+    def _log_lines(self) -> list[dict[str, Any]]:
+        lines = []
+        if self.log.is_file():
+            for text in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
+                try:
+                    lines.append(json.loads(text))
+                except ValueError:
+                    break
+        return lines
+
+
+def open_run_folder(wanted: Path, fingerprint: str, steps: int) -> tuple[RunFolder, str | None]:
+    """The folder that a run goes to, and what to tell the person when it is not the one they named.
+
+    A folder that holds another training, or one that has gone beyond `steps`, is left alone: the run goes to the first
+    of `<name>-2`, `<name>-3`, ... that is free or holds this very training. Raises BadInput when `wanted` is a file.
+    """
+    if wanted.exists() and not wanted.is_dir():
+        raise BadInput(f"The run folder {wanted} is a file; name a folder.")
+    number, run = 1, RunFolder(wanted)
+    while not run.serves(fingerprint, steps):
+        number += 1
+        run = RunFolder(wanted.with_name(f"{wanted.name}-{number}"))
+    if run.path == wanted:
+        return run, None
+    return run, (
+        f"{wanted} holds another training (other data, base or settings, or more steps than asked for); it is left as "
+        f"it is, and this run goes to {run.path}."
+    )
