@@ -55,7 +55,7 @@ def steps_logged(run: Path) -> list[int]:
 
 def test_help_is_quick_and_names_every_command() -> None:
     program = (
-        "import sys; from trainer.cli.parser import main; code = main(['--help']); "
+        "import sys; from trainer.cli.main import main; code = main(['--help']); "
         "assert not {'torch', 'diffusers', 'transformers', 'pyarrow'} & set(sys.modules); sys.exit(code)"
     )
     done = subprocess.run([sys.executable, "-c", program], cwd=ROOT, capture_output=True, text=True, check=True)
