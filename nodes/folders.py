@@ -12,12 +12,12 @@ import folder_paths
 from PIL import Image
 
 from ..trainer.errors import BadInput
-from ..trainer.files import replacing
+from ..trainer.files import atomic_write
 
 EXAMPLES = Path(__file__).parent.parent / "example_workflows"
 """The example parquet and request lie here, and are found by their bare names."""
 CACHE = "edit_trainer_cache"
-LONGEST_LIST = 1000
+MAX_LISTED = 1000
 """Files that are listed."""
 NO_LORA = "none"
 _NOT_A_NAME = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^[. ]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
@@ -92,7 +92,7 @@ def find_contained_parquet(resource: str) -> Path:
 def list_parquets() -> list[str]:
     """The parquets of the input folder, by their path in it, and then the examples."""
     inside = sorted(path.relative_to(input_folder()).as_posix() for path in input_folder().rglob("*.parquet"))
-    return inside[:LONGEST_LIST] + sorted(path.name for path in EXAMPLES.glob("*.parquet"))
+    return inside[:MAX_LISTED] + sorted(path.name for path in EXAMPLES.glob("*.parquet"))
 
 
 def find_request(text: str) -> Path | str:
@@ -148,7 +148,7 @@ def keep_control(picture: Image.Image) -> Path:
     digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
     path = _kept_controls() / f"{digest[:32]}.png"
     if not path.is_file():
-        with replacing(path, durable=False) as temporary:
+        with atomic_write(path, durable=False) as temporary:
             picture.save(temporary, "PNG")
     return path
 
@@ -162,7 +162,7 @@ def publish_lora(weights: Path) -> Path:
     """A copy of a run's LoRA where ComfyUI's loaders list it. Raises RunFailed when the disk refuses."""
     path = output_folder() / "loras" / weights.name
     if not path.is_file() or path.stat().st_size != weights.stat().st_size or path.read_bytes() != weights.read_bytes():
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             shutil.copyfile(weights, temporary)
     return path
 
@@ -172,7 +172,7 @@ def publish_transformer(weights: Path) -> Path:
     such, else a copy. Raises RunFailed when the disk refuses."""
     path = output_folder() / "diffusion_models" / weights.name
     if not path.is_file() or not path.samefile(weights):
-        with replacing(path, durable=False) as temporary:
+        with atomic_write(path, durable=False) as temporary:
             try:
                 os.link(weights, temporary)
             except OSError:

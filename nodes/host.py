@@ -16,7 +16,7 @@ from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
 
 from ..trainer.errors import BadInput, RunFailed
-from ..trainer.events import Event, Progress, Warning
+from ..trainer.events import Event, Notice, Progress
 
 T = TypeVar("T")
 
@@ -129,7 +129,7 @@ class NodeDisplay:
         """Show the progress of something that is not a training."""
         if isinstance(event, Progress):
             self.progress(event.done, event.total)
-        if isinstance(event, Warning):
+        if isinstance(event, Notice):
             logging.warning("%s", event.message)
 
 

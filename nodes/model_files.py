@@ -142,7 +142,7 @@ def _sure_file(base_model: str, ports: Ports | None) -> EditModel | None:
             model = open_model(base_model, files=ModelFiles(transformer=path), ports=ports)
         except BadInput:
             continue
-        if not model.doubts():
+        if not model.warnings():
             logging.info("%s: the transformer is %s", base_model, path)
             return model
     return None

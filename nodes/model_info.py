@@ -9,7 +9,7 @@ from huggingface_hub import try_to_load_from_cache
 
 from ..trainer.config.request import COLUMN_FIELDS, TrainingParams
 from ..trainer.config.settings import RunSettings
-from ..trainer.device import card_of
+from ..trainer.device import query_device
 from ..trainer.errors import BadInput
 from ..trainer.memory.planner import make_plan
 from ..trainer.models.edit_model import EMBEDDED, EditModel
@@ -36,7 +36,7 @@ def describe(model: EditModel, connected: bool) -> list[str]:
 def plan_line(model: EditModel) -> str:
     """The plan of a LoRA of default rank, in one line, or why there is none."""
     columns = dict.fromkeys(COLUMN_FIELDS, "column")
-    card = card_of(get_torch_device())
+    card = query_device(get_torch_device())
     try:
         return make_plan(model, TrainingParams(**columns), RunSettings(), card).line()
     except BadInput as error:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import hashlib
+from collections.abc import Iterator, Sequence
 from functools import cached_property
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -15,12 +17,14 @@ from comfy.text_encoders.qwen_image import QwenImageTEModel, QwenImageTokenizer
 from ..trainer.errors import BadInput
 from ..trainer.models.types import Ports, TextConditioning
 from .host import unload
-from .patched import fingerprint_patched
 
 if TYPE_CHECKING:
+    from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
 LATENT_CHANNELS = 16
+SAMPLED_VALUES = 8
+"""Values of a tensor that stand for all of it."""
 CLIP_LOADERS = {
     "flux-kontext": 'DualCLIPLoader with clip_l and t5xxl, type "flux"',
     "qwen-image-edit": 'CLIPLoader with qwen_2.5_vl_7b, type "qwen_image"',
@@ -75,7 +79,7 @@ class ComfyTextEncoder:
         tokenizer = self.clip.tokenizer
         templates = sorted((name, text) for name, text in vars(tokenizer).items() if isinstance(text, str))
         options = (self.clip.layer_idx, sorted(self.clip.tokenizer_options.items()))
-        return fingerprint_patched(self.clip.patcher, type(tokenizer).__name__, templates, options)
+        return fingerprint_weights(self.clip.patcher, type(tokenizer).__name__, templates, options)
 
     def encode(self, caption: str, controls: Sequence[torch.Tensor]) -> TextConditioning:
         # ComfyUI runs its models in inference mode, and what it has loaded may only be used there.
@@ -105,7 +109,7 @@ class ComfyCodec:
     @cached_property
     def fingerprint(self) -> str:
         """Names the weights, the patches on them, and the number format of the computation."""
-        return fingerprint_patched(self.vae.patcher, self.vae.vae_dtype)
+        return fingerprint_weights(self.vae.patcher, self.vae.vae_dtype)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         with torch.inference_mode():
@@ -138,3 +142,48 @@ def _trainable(tensor: torch.Tensor) -> torch.Tensor:
     """A copy that is no inference tensor, which could not be trained on."""
     with torch.inference_mode(False):
         return tensor.float().clone()
+
+
+def fingerprint_weights(patcher: ModelPatcher, *extra: object) -> str:
+    """A hexadecimal digest of a model's weights as they are without patches, of its patches, and of `extra`.
+
+    Of every tensor its name, shape, dtype and a few evenly spaced values count.
+    """
+    model = patcher.model
+    digest = hashlib.sha256(repr((type(model).__name__, extra)).encode())
+    with torch.inference_mode():
+        for name, tensor in sorted(chain(model.named_parameters(), model.named_buffers()), key=lambda item: item[0]):
+            kept = patcher.backup.get(name)
+            _update(digest, name, tensor if kept is None else kept.weight)
+        for name in sorted(patcher.patches):
+            for strength, patch, model_strength, *_ in patcher.patches[name]:
+                for part in _parts(patch):
+                    _update(digest, f"{name} {strength} {model_strength}", part)
+    return digest.hexdigest()[:32]
+
+
+def _parts(patch: Any) -> Iterator[Any]:
+    """The tensors and numbers of a patch, which are nested in tuples and in adapter objects."""
+    if isinstance(patch, list | tuple):
+        for part in patch:
+            yield from _parts(part)
+    elif hasattr(patch, "weights"):
+        yield type(patch).__name__
+        yield from _parts(patch.weights)
+    elif not callable(patch):
+        yield patch
+
+
+def _update(digest: hashlib._Hash, name: str, value: Any) -> None:
+    digest.update(f"{name}\0".encode())
+    if not isinstance(value, torch.Tensor):
+        digest.update(repr(value).encode())
+        return
+    digest.update(f"{tuple(value.shape)} {value.dtype}\0".encode())
+    # ComfyUI's quantized weights have their codes inside.
+    stored = getattr(value, "_qdata", value).detach()
+    if stored.numel():
+        bits = stored.view(torch.uint8) if stored.element_size() == 1 else stored
+        places = torch.linspace(0, bits.numel() - 1, SAMPLED_VALUES).long().to(bits.device)
+        values = bits[torch.unravel_index(places, bits.shape)] if bits.ndim else bits
+        digest.update(repr(values.double().tolist()).encode())

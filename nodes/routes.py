@@ -12,21 +12,21 @@ from aiohttp import web
 from server import PromptServer
 
 from ..trainer.errors import BadInput
-from .archive import list_runs, sample_file, shrunk, thumbnail, whole_run
-from .feed import RECENT
 from .folders import EXAMPLES, find_contained_parquet, input_folder, is_folder_name, list_parquets, output_folder
+from .live_run import LIVE_RUNS
 from .model_files import AUTO
-from .page import own_page
+from .same_origin import same_origin_only
+from .saved_runs import list_runs, run_details, sample_file, shrunk, thumbnail
 
 THUMBNAIL_PIXELS = (32, 512)
 """The least and the most on a side."""
 FIRST_ROWS, FIRST_ROW_PIXELS, MOST_COLUMNS = 3, 96, 4
 """Rows of a parquet that are shown, the size of their pictures, and of how many columns."""
-LONGEST_TEXT = 300
+MAX_TEXT_CHARS = 300
 """Characters of a first row's text."""
-GREATEST_REQUEST = 4 * 2**20
+MAX_REQUEST_BYTES = 4 * 2**20
 """Bytes of a pasted request."""
-GREATEST_UPLOAD = 1 << 40
+MAX_UPLOAD_BYTES = 1 << 40
 UPLOAD_CHUNK = 1 << 20
 
 
@@ -35,27 +35,27 @@ def add_routes() -> None:
     routes = PromptServer.instance.routes
     for path, handler in {
         "/edit_trainer/runs/{node_id}": snapshot,
-        "/edit_trainer/archive": archive,
-        "/edit_trainer/archive/{run}": archived,
+        "/edit_trainer/archive": saved_runs,
+        "/edit_trainer/archive/{run}": saved_run,
         "/edit_trainer/archive/{run}/{file}": picture,
         "/edit_trainer/parquets": parquets,
         "/edit_trainer/columns": columns,
         "/edit_trainer/first_rows": first_rows,
         "/edit_trainer/base_model": base_model,
     }.items():
-        routes.get(path)(own_page(handler))
+        routes.get(path)(same_origin_only(handler))
     for path, handler in {
         "/edit_trainer/runs/{node_id}/stop": stop,
         "/edit_trainer/runs/{node_id}/sample": sample_now,
         "/edit_trainer/upload": upload,
         "/edit_trainer/request": read_request,
     }.items():
-        routes.post(path)(own_page(handler))
+        routes.post(path)(same_origin_only(handler))
 
 
 async def snapshot(request: web.Request) -> web.Response:
     """The last run of a node, as its events have told it; null when there is none."""
-    return web.json_response(RECENT.snapshot(request.match_info["node_id"]))
+    return web.json_response(LIVE_RUNS.snapshot(request.match_info["node_id"]))
 
 
 async def stop(request: web.Request) -> web.Response:
@@ -68,14 +68,14 @@ async def sample_now(request: web.Request) -> web.Response:
     return _told(request, "sample_now")
 
 
-async def archive(request: web.Request) -> web.Response:
+async def saved_runs(request: web.Request) -> web.Response:
     """All runs of the output folder, one line each."""
-    return web.json_response(await asyncio.to_thread(list_runs, RECENT.running()))
+    return web.json_response(await asyncio.to_thread(list_runs, LIVE_RUNS.running()))
 
 
-async def archived(request: web.Request) -> web.Response:
+async def saved_run(request: web.Request) -> web.Response:
     """One run of the output folder, whole."""
-    return web.json_response(await asyncio.to_thread(whole_run, request.match_info["run"], RECENT.running()))
+    return web.json_response(await asyncio.to_thread(run_details, request.match_info["run"], LIVE_RUNS.running()))
 
 
 async def picture(request: web.Request) -> web.StreamResponse:
@@ -137,7 +137,7 @@ async def upload(request: web.Request) -> web.Response:
         with temporary.open("wb") as file:
             async for chunk in request.content.iter_chunked(UPLOAD_CHUNK):
                 size += len(chunk)
-                if size > GREATEST_UPLOAD:
+                if size > MAX_UPLOAD_BYTES:
                     raise BadInput("The parquet is too large to be uploaded; copy it into ComfyUI's input folder.")
                 await asyncio.to_thread(file.write, chunk)
         from ..trainer.data.parquet import read_schema
@@ -161,8 +161,8 @@ async def read_request(request: web.Request) -> web.Response:
     that is wrong with it as `{"error": …}`."""
     from ..trainer.config.request import parse_request
 
-    text = await request.content.read(GREATEST_REQUEST + 1)
-    if len(text) > GREATEST_REQUEST:
+    text = await request.content.read(MAX_REQUEST_BYTES + 1)
+    if len(text) > MAX_REQUEST_BYTES:
         raise BadInput("The request is too large.")
     try:
         return web.json_response({"request": parse_request(text).model_dump()})
@@ -171,7 +171,7 @@ async def read_request(request: web.Request) -> web.Response:
 
 
 def _told(request: web.Request, what: str) -> web.Response:
-    control = RECENT.control(request.match_info["node_id"])
+    control = LIVE_RUNS.control(request.match_info["node_id"])
     if control is None:
         return web.json_response({"error": "the run is not going on"}, status=409)
     getattr(control, what)()
@@ -200,7 +200,7 @@ def _columns(resource: str) -> dict[str, Any]:
         "kinds": kinds,
         "guess": guess_columns(path),
         "rows": rows,
-        "texts": {name: [text[:LONGEST_TEXT] for text in values[:3]] for name, values in texts.items()},
+        "texts": {name: [text[:MAX_TEXT_CHARS] for text in values[:3]] for name, values in texts.items()},
     }
 
 

@@ -10,9 +10,9 @@ from comfy_api.latest import io, ui
 from ..trainer.config.request import SamplePrompt
 from ..trainer.config.settings import RunSettings, parse_settings
 from ..trainer.errors import BadInput
-from .feed import RunFeed
 from .folders import cache_folder, publish_lora, publish_transformer, run_folder
 from .host import borrowed_device, device_line, follow, readable_errors
+from .live_run import LiveRun
 from .request import build_request
 from .types import EditDataset, EditModel, EditParams, EditRun, EditSamples, EditSettings, FinishedRun
 from .widgets import field_input
@@ -82,8 +82,8 @@ class Train(io.ComfyNode):
         model = _conditioned(model, (settings or {}).get("conditioning", "auto"))
         run_settings = _run_settings(dataset, seed, settings or {})
         workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
-        feed = RunFeed(cls.hidden.unique_id, folder.name, f"{model.base_model} {device_line()}", workflow)
-        with feed.shown(), borrowed_device() as device:
+        live_run = LiveRun(cls.hidden.unique_id, folder.name, f"{model.base_model} {device_line()}", workflow)
+        with live_run.shown(), borrowed_device() as device:
             training = train(
                 request,
                 dataset,
@@ -91,11 +91,11 @@ class Train(io.ComfyNode):
                 run_settings,
                 run_dir=folder,
                 cache_dir=cache_folder(),
-                control=feed.control,
+                control=live_run.control,
                 device=device,
             )
-            follow(training, feed.show)
-        return _results(model, request, feed)
+            follow(training, live_run.show)
+        return _results(model, request, live_run)
 
 
 def _conditioned(model: Model, policy: str) -> Model:
@@ -113,12 +113,12 @@ def _run_settings(dataset: Dataset, seed: int, settings: dict[str, Any]) -> RunS
     return parse_settings(settings | {"seed": seed, "images_root": root, "bad_rows": dataset.bad_rows})
 
 
-def _results(model: Model, request: FineTuneRequest, feed: RunFeed) -> io.NodeOutput:
+def _results(model: Model, request: FineTuneRequest, live_run: LiveRun) -> io.NodeOutput:
     """The outputs, and the last line of text."""
     from ..trainer.tensors import read_weights
     from ..trainer.training.run_folder import RunFolder
 
-    finished = feed.finished
+    finished = live_run.finished
     losses = [loss for _, loss in RunFolder(finished.run_dir).losses()]
     run = FinishedRun(finished.run_dir, finished.step, len(request.training_params.samples))
     if request.training_params.use_lora:
@@ -127,5 +127,5 @@ def _results(model: Model, request: FineTuneRequest, feed: RunFeed) -> io.NodeOu
     else:
         path, lora = publish_transformer(finished.weights), {}
         trained = model.with_weights(path)
-    line = feed.end(f"{finished.step} steps done, loss {losses[-1]:.4f}, saved as {path}")
+    line = live_run.end(f"{finished.step} steps done, loss {losses[-1]:.4f}, saved as {path}")
     return io.NodeOutput(trained, lora, run, str(path), {"loss": losses}, ui=ui.PreviewText(line))

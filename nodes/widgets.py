@@ -9,9 +9,9 @@ from comfy_api.latest import io
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-GREATEST_INT = 2**53 - 1
+MAX_INT = 2**53 - 1
 """The page computes with doubles: beyond this, whole numbers change on their way."""
-GREATEST_FLOAT = 1e6
+MAX_FLOAT = 1e6
 STEPS = {"learning_rate": 1e-6, "weight_decay": 1e-4, "caption_dropout": 0.01}
 """Step of a FLOAT widget where 0.1 is too coarse; the page rounds what is typed to a hundredth of it."""
 CHOICES = {"resource", "caption_column", "control_image_column", "image_column"}
@@ -32,13 +32,13 @@ def field_input(model: type[BaseModel], name: str, optional: bool = False) -> io
         return io.String.Input(**menu, **common)
     bounds = {type(bound): bound for bound in field.metadata}
     if field.annotation is int:
-        top = min(bounds[Le].le if Le in bounds else GREATEST_INT, GREATEST_INT)
+        top = min(bounds[Le].le if Le in bounds else MAX_INT, MAX_INT)
         # The page would give a widget of this name another value after every run.
         kept = {"control_after_generate": False} if name == "seed" else {}
         return io.Int.Input(min=bounds[Ge].ge, max=top, step=1, **kept, **common)
     step = STEPS.get(name, 0.1)
     least = step / 100 if Gt in bounds else bounds[Ge].ge
-    top = float(bounds[Le].le) if Le in bounds else GREATEST_FLOAT
+    top = float(bounds[Le].le) if Le in bounds else MAX_FLOAT
     return io.Float.Input(min=float(least), max=top, step=step, round=step / 100, **common)
 
 

@@ -73,9 +73,9 @@ def scaled_fp8(state: Tensors) -> Tensors:
     """The older marking: `scaled_fp8`, `scale_weight`, `scale_input`."""
 
     def make(module: str, weight: torch.Tensor) -> Tensors:
-        codes, scale = _fp8(weight)
+        quantized, scale = _fp8(weight)
         return {
-            f"{module}.weight": codes,
+            f"{module}.weight": quantized,
             f"{module}.scale_weight": scale,
             f"{module}.scale_input": torch.tensor(1.0),
         }
@@ -88,9 +88,9 @@ def comfy_fp8(state: Tensors, dtype: torch.dtype = torch.float8_e4m3fn) -> Tenso
     name = str(dtype).removeprefix("torch.")
 
     def make(module: str, weight: torch.Tensor) -> Tensors:
-        codes, scale = _fp8(weight, dtype)
+        quantized, scale = _fp8(weight, dtype)
         return {
-            f"{module}.weight": codes,
+            f"{module}.weight": quantized,
             f"{module}.weight_scale": scale,
             f"{module}.input_scale": torch.tensor(0.5),
             f"{module}.comfy_quant": marker(format=name, full_precision_matrix_mult=True),

@@ -9,7 +9,7 @@ import psutil
 import torch
 
 from .config.settings import Precision
-from .quantization.benchmark import fast_codes
+from .quantization.benchmark import fast_precisions
 
 if TYPE_CHECKING:
     pass
@@ -24,7 +24,7 @@ CONSUMER_LIMIT = 40_000_000_000
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Card:
+class DeviceInfo:
     """Where a run's tensors live. Bytes are decimal: a "24 GB" card has 24e9."""
 
     kind: str
@@ -34,7 +34,7 @@ class Card:
     host: int
     """Bytes of free host memory."""
     bf16: bool
-    fast_codes: frozenset[Precision] = frozenset()
+    fast_precisions: frozenset[Precision] = frozenset()
     """Precisions whose weights are multiplied faster as they are than with their values."""
 
     @property
@@ -42,29 +42,31 @@ class Card:
         return self.kind == "cpu"
 
 
-def card_of(device: torch.device) -> Card:
+def query_device(device: torch.device) -> DeviceInfo:
     """The card that a run would find now."""
     host = psutil.virtual_memory().available
     if device.type == "cpu":
-        return Card(kind="cpu", free=host, host=host, bf16=False)
+        return DeviceInfo(kind="cpu", free=host, host=host, bf16=False)
     if device.type == "cuda":
         # First, for what it tries stays in the allocator's hands.
-        fast = fast_codes(device)
+        fast = fast_precisions(device)
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(device)[0]
-        return Card(kind="cuda", free=free, host=host, bf16=torch.cuda.is_bf16_supported(), fast_codes=fast)
+        return DeviceInfo(kind="cuda", free=free, host=host, bf16=torch.cuda.is_bf16_supported(), fast_precisions=fast)
     if device.type == "mps":
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
-        return Card(kind="mps", free=free, host=host, bf16=True)
-    return Card(kind=device.type, free=torch.get_device_module(device).mem_get_info(device)[0], host=host, bf16=True)
+        return DeviceInfo(kind="mps", free=free, host=host, bf16=True)
+    return DeviceInfo(
+        kind=device.type, free=torch.get_device_module(device).mem_get_info(device)[0], host=host, bf16=True
+    )
 
 
-def card_with(gigabytes: float, host_gigabytes: float | None = None) -> Card:
+def assumed_gpu(gigabytes: float, host_gigabytes: float | None = None) -> DeviceInfo:
     """A CUDA card of which nothing is known but its memory, in a machine with this much free host memory."""
     host = psutil.virtual_memory().available if host_gigabytes is None else int(host_gigabytes * 1e9)
     free = int(gigabytes * 1e9)
-    return Card(
-        kind="cuda", free=free, host=host, bf16=True, fast_codes=CONSUMER if free < CONSUMER_LIMIT else frozenset()
+    return DeviceInfo(
+        kind="cuda", free=free, host=host, bf16=True, fast_precisions=CONSUMER if free < CONSUMER_LIMIT else frozenset()
     )
 
 

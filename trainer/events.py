@@ -44,7 +44,7 @@ class Progress:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Warning:
+class Notice:
     """Something the person should know, said once; the run goes on."""
 
     message: str
@@ -99,7 +99,7 @@ class Finished:
     run_dir: Path
 
 
-Event = Planned | Started | Progress | Warning | Step | Sample | Checkpoint | Finished
+Event = Planned | Started | Progress | Notice | Step | Sample | Checkpoint | Finished
 
 
 class RunControl:

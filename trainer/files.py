@@ -22,7 +22,7 @@ TEMPORARY_PREFIX = ".writing-"
 
 
 @contextmanager
-def replacing(path: Path, durable: bool = True) -> Iterator[Path]:
+def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
     """Gives a temporary path beside `path`; what was made there (a file or a folder) takes `path`'s name at the end.
 
     A folder must not exist yet under its final name. On an error the temporary is removed and `path` is as it was.
@@ -65,7 +65,7 @@ def flush_to_disk(path: Path) -> None:
 
 def write_text(path: Path, text: str) -> None:
     """Write or replace a text file atomically. Raises RunFailed."""
-    with replacing(path) as temporary:
+    with atomic_write(path) as temporary:
         temporary.write_text(text, encoding="utf-8")
 
 

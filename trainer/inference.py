@@ -17,11 +17,11 @@ from PIL import Image
 
 from .config.settings import RunSettings
 from .data.resize import Size
-from .device import card_of
+from .device import query_device
 from .errors import BadInput
-from .events import Progress, Warning
+from .events import Notice, Progress
 from .lora.adapter import left_out
-from .memory.model_parts import Parts
+from .memory.model_parts import ModelComponents
 from .memory.placement import Placement
 from .memory.planner import drawing_plan
 from .models.edit_model import EditModel
@@ -75,7 +75,7 @@ def denoise(
         return family.predict(transformer, PackedLatents(tokens, grid), controls, text, sigma, guidance)
 
     passes = [partial(predict, step, each) for step in range(len(scheduler.timesteps)) for each in texts]
-    ahead = iter(placement.ahead(passes) if placement is not None else [None] * len(passes))
+    ahead = iter(placement.precompute(passes) if placement is not None else [None] * len(passes))
     for step, timestep in enumerate(scheduler.timesteps):
         velocities = []
         with torch.no_grad():
@@ -116,7 +116,7 @@ def edit(
     lora: Path | Mapping[str, torch.Tensor] | None = None,
     lora_strength: float = 1.0,
     device: torch.device | str = "cpu",
-) -> Generator[Progress | Warning, None, Image.Image]:
+) -> Generator[Progress | Notice, None, Image.Image]:
     """Edit one RGB image; yield Progress, and a Warning of what of the LoRA is not used; return the edited image.
 
     Steps, guidance and size of 0 or None are the family's own: the size is the one that the pipeline's policy gives
@@ -124,29 +124,29 @@ def edit(
     family, or the guidance, has no use for, and what `EditModel.load_*` raises.
     """
     family = model.family
-    steps, guidance = steps or family.scale.sample_steps, guidance or family.scale.sample_guidance
+    steps, guidance = steps or family.variant.sample_steps, guidance or family.variant.sample_guidance
     negative = family.negative_prompt(prompt, guidance)
     if negative_prompt and negative is None:
         raise BadInput(f"negative prompt: {family.name} does not use one at guidance {guidance:g}; leave it empty.")
-    size = family.sample_size(size or family.target_size(Size(*image.size), family.scale.resolution))
+    size = family.sample_size(size or family.target_size(Size(*image.size), family.variant.resolution))
     control = family.prepare_control(image, family.control_size(Size(*image.size), size, "inference"))
     if lora is not None:
         model = model.with_adapter(lora, lora_strength)
     if model.adapter is not None and (note := left_out(model.adapter)):
-        yield Warning(message=note)
+        yield Notice(message=note)
     device = torch.device(device)
-    parts = Parts(model, device, drawing_plan(model, RunSettings(), card_of(device)))
+    components = ModelComponents(model, device, drawing_plan(model, RunSettings(), query_device(device)))
 
     yield Progress(phase="loading", done=0, total=3, note="text encoder")
-    encoder = parts.text_encoder()
+    encoder = components.text_encoder()
     text = encoder.encode(prompt, [control])
     negative_text = None if negative is None else encoder.encode(negative_prompt or negative, [control])
     del encoder
-    parts.drop("text_encoder")
+    components.drop("text_encoder")
     yield Progress(phase="loading", done=1, total=3, note="VAE")
-    packed = family.pack(family.encode(parts.codec(), control))
+    packed = family.pack(family.encode(components.codec(), control))
     yield Progress(phase="loading", done=2, total=3, note="transformer")
-    transformer = parts.transformer()
+    transformer = components.transformer()
     yield Progress(phase="loading", done=3, total=3)
     latents = yield from denoise(
         family,
@@ -160,7 +160,7 @@ def edit(
         guidance,
         seed,
         device,
-        parts.dtype,
-        parts.placement(),
+        components.dtype,
+        components.placement(),
     )
-    return decode(family, parts.codec(), latents)
+    return decode(family, components.codec(), latents)

@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from .errors import BadInput
-from .files import replacing
+from .files import atomic_write
 
 if TYPE_CHECKING:
     pass
@@ -23,7 +23,7 @@ def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, durable: bool = True
 ) -> None:
     """Write or replace a safetensors file atomically; equal content gives equal bytes. Raises RunFailed."""
-    with replacing(path, durable) as temporary:
+    with atomic_write(path, durable) as temporary:
         save_tensors(temporary, tensors, metadata)
 
 

@@ -13,7 +13,7 @@ T = TypeVar("T")
 R = TypeVar("R")
 
 
-def prefetched(
+def prefetch(
     items: Iterable[T], prepare: Callable[[T], R], ahead: int = 2, threads: int = 1
 ) -> Generator[R, None, None]:
     """`prepare(item)` for every item, in order, computed up to `ahead` items early. Errors surface at their item.
@@ -34,7 +34,7 @@ def prefetched(
                 future.cancel()
 
 
-class WorkBehind:
+class BackgroundWork:
     """Threads that do what they are given, begun in order, while their owner goes on; to be used in a `with`, at whose
     end all that was given is done and the threads are gone."""
 
@@ -44,7 +44,7 @@ class WorkBehind:
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="behind", initializer=at_start)
         self._undone: deque[Future[Any]] = deque()
 
-    def __enter__(self) -> WorkBehind:
+    def __enter__(self) -> BackgroundWork:
         return self
 
     def __exit__(self, *_: object) -> None:

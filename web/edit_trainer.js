@@ -7,8 +7,8 @@ import { addModelInfo, showModelInfo } from "./model/info.js";
 import { makeRoom } from "./graph/nodes.js";
 import { el } from "./lib/dom.js";
 import { t, useTexts } from "./lib/text.js";
-import { addPanel, onMessage, showAll } from "./run/node.js";
-import { runsTab } from "./runs/sidebar.js";
+import { addPanel, onMessage, showAll } from "./panel/node.js";
+import { runsTab } from "./runs_tab/sidebar.js";
 
 const MESSAGE = "edit_trainer.run";
 

@@ -35,9 +35,9 @@ from trainer.data.resize import Size
 from trainer.device import default_device
 from trainer.encoding.cache import TensorCache
 from trainer.encoding.encoder import Encoder
-from trainer.encoding.latents import LatentBatches, PreparedImage
+from trainer.encoding.latents import LatentEncoder, PreparedImage
 from trainer.events import RunControl, drain
-from trainer.memory.model_parts import Parts
+from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.models import open_model
 from trainer.tensors import DTYPES
@@ -122,7 +122,7 @@ def main() -> None:
     model, device = open_model(options.base_model), default_device()
     settings = RunSettings(resolution=SIDE, control_resolution="target")
     precision = "fp32" if device.type == "cpu" else "bf16"
-    parts = Parts(model, device, Plan(precision=precision, dtype=DTYPES[precision], offload="none"))
+    components = ModelComponents(model, device, Plan(precision=precision, dtype=DTYPES[precision], offload="none"))
     files = pictures(options.kind)
     totals = [Spent(0, 0)] * 4
     first_progress = 0.0
@@ -130,7 +130,7 @@ def main() -> None:
         with tempfile.TemporaryDirectory() as folder:
             pairs = min(options.block, options.pairs - first)
             dataset = write_block(Path(folder), files, first, pairs, options.files)
-            encoder = Encoder(parts, TensorCache(Path(folder) / "cache"), settings)
+            encoder = Encoder(components, TensorCache(Path(folder) / "cache"), settings)
             ready = [next(decode_alone(dataset, encoder, 1))] * (2 * pairs)
             encode_in_turn(encoder, ready[:2])
 
@@ -164,17 +164,17 @@ def main() -> None:
 
 def encode_in_turn(encoder: Encoder, ready: list[torch.Tensor]) -> None:
     """The prepared tensors through the codec: on the CPU one by one, on an accelerator in the pipeline's batches."""
-    on_cpu = encoder.parts.device.type == "cpu"
-    count = 1 if on_cpu else LatentBatches(encoder.parts, encoder.cache).batch_size(Size(SIDE, SIDE))
+    on_cpu = encoder.components.device.type == "cpu"
+    count = 1 if on_cpu else LatentEncoder(encoder.components, encoder.cache).batch_size(Size(SIDE, SIDE))
     with torch.no_grad():
         for first in range(0, len(ready), count):
             batch = torch.cat(ready[first : first + count])
-            encoder.family.encode(encoder.parts.codec(), batch).to("cpu")
+            encoder.family.encode(encoder.components.codec(), batch).to("cpu")
 
 
 def encode_as_pipeline(encoder: Encoder, ready: list[torch.Tensor]) -> None:
     """The prepared tensors as the pipeline encodes them, into the cache."""
-    with LatentBatches(encoder.parts, encoder.cache) as batches:
+    with LatentEncoder(encoder.components, encoder.cache) as batches:
         for number, pixels in enumerate(ready):
             batches.add(PreparedImage(f"{number:064x}", pixels))
         batches.finish()

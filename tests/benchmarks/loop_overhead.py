@@ -31,15 +31,15 @@ BLOCK = 6
 """Steps of the run between two pieces of the bare loop."""
 
 
-def bare_step(parts, batch, optimizer) -> float:
+def bare_step(components, batch, optimizer) -> float:
     """Seconds of forward, backward and optimizer step on tensors that are ready."""
     sigmas = batch.sigmas.view(-1, 1, 1)
     clean = batch.clean.tokens
     noisy = PackedLatents((1 - sigmas) * clean + sigmas * batch.noise, batch.clean.grid)
     target = batch.noise - clean
     begun = time.perf_counter()
-    family, text = parts.model.family, batch.texts[0].text
-    velocity = family.predict(parts.transformer(), noisy, batch.controls, text, batch.sigmas, 1.0)
+    family, text = components.model.family, batch.texts[0].text
+    velocity = family.predict(components.transformer(), noisy, batch.controls, text, batch.sigmas, 1.0)
     ((velocity - target) ** 2).mean().backward()
     optimizer.step()
     optimizer.zero_grad()
@@ -56,9 +56,9 @@ def main() -> None:
     seen = []
     real = loop.micro_step
 
-    def watch(parts, batch, *rest):
-        seen.append((parts, batch))
-        return real(parts, batch, *rest)
+    def watch(components, batch, *rest):
+        seen.append((components, batch))
+        return real(components, batch, *rest)
 
     loop.micro_step = watch
     with tempfile.TemporaryDirectory() as folder:
@@ -94,7 +94,9 @@ def main() -> None:
                 bare_step(*seen[0], optimizer)
             else:
                 ours.append((time.perf_counter() - begun) / BLOCK)
-                bare.append(statistics.mean(bare_step(parts, batch, optimizer) for parts, batch in seen[-BLOCK:]))
+                bare.append(
+                    statistics.mean(bare_step(components, batch, optimizer) for components, batch in seen[-BLOCK:])
+                )
             begun = time.perf_counter()
         dataset.close()
     ours, bare = map(statistics.median, (ours, bare))

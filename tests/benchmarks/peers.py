@@ -218,31 +218,31 @@ def our_bytes(options: argparse.Namespace, **settings: str) -> dict:
     from tests.benchmarks.synthetic import random_batches
     from trainer.config.request import TrainingParams
     from trainer.config.settings import RunSettings
-    from trainer.device import card_with
+    from trainer.device import assumed_gpu
     from trainer.memory.activation_bytes import step_shape
-    from trainer.memory.model_parts import Parts
+    from trainer.memory.model_parts import ModelComponents
     from trainer.memory.planner import make_plan
     from trainer.models import open_model
-    from trainer.training.trainable import build_trainee
+    from trainer.training.trainable import build_trainable
 
     model = open_model(BASE, options.folder / "model")
     params = TrainingParams(caption_column="c", control_image_column="b", image_column="a", lora_rank=options.rank)
     how = RunSettings(
         resolution=SIZE, control_resolution="target", precision="int8", gradient_checkpointing="on", **settings
     )
-    plan = replace(make_plan(model, params, how, card_with(80)), integer_products=False)
-    parts = Parts(model, torch.device("cpu"), plan)
-    build_trainee(parts, params, how)
+    plan = replace(make_plan(model, params, how, assumed_gpu(80)), quantize_activations=False)
+    components = ModelComponents(model, torch.device("cpu"), plan)
+    build_trainable(components, params, how)
     shape = step_shape(model.family, params, how, plan)
     batch = next(random_batches(model.family, model.transformer_config(), shape))
 
     def forward() -> torch.Tensor:
         with torch.autocast("cpu", torch.bfloat16):
             text = batch.texts[0].text
-            return model.family.predict(parts.transformer(), batch.clean, batch.controls, text, batch.sigmas, 1.0)
+            return model.family.predict(components.transformer(), batch.clean, batch.controls, text, batch.sigmas, 1.0)
 
-    found = kept_bytes(parts.transformer(), forward)
-    away = sum(found["parameters"].values()) - parts.placement().device_bytes
+    found = kept_bytes(components.transformer(), forward)
+    away = sum(found["parameters"].values()) - components.placement().device_bytes
     return {"flags": plan.line(), "parameters": sum(found["parameters"].values()) - away, "saved": found["saved"]}
 
 

@@ -12,7 +12,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
-from trainer.device import card_with
+from trainer.device import assumed_gpu
 from trainer.memory.plan import Plan, gigabytes
 from trainer.memory.planner import make_plan
 from trainer.models import open_model
@@ -42,19 +42,19 @@ def table(base_model: str, resolution: int) -> list[str]:
     params = TrainingParams(caption_column="c", control_image_column="b", image_column="a")
     settings = RunSettings(resolution=resolution, control_resolution="target")
     lines = [HEADER, "|---" * HEADER.count(" | ") + "|---|"]
-    return lines + [row(gb, make_plan(model, params, settings, card_with(gb, HOST))) for gb in CARDS]
+    return lines + [row(gb, make_plan(model, params, settings, assumed_gpu(gb, HOST))) for gb in CARDS]
 
 
-def row(card: int, plan: Plan) -> str:
+def row(device_info: int, plan: Plan) -> str:
     """One card's plan."""
-    blocks = len(plan.recompute)
+    blocks = len(plan.activation_checkpointing)
     cells = [
-        f"{card} GB",
+        f"{device_info} GB",
         plan.precision,
         "host" if plan.modulation_on_host else "card",
         f"{len(plan.streamed)} of {blocks}",
-        str(plan.recompute.count("selective")),
-        f"{plan.recompute.count('full')}{', inputs on host' if plan.inputs_on_host else ''}",
+        str(plan.activation_checkpointing.count("selective")),
+        f"{plan.activation_checkpointing.count('full')}{', inputs on host' if plan.inputs_on_host else ''}",
         *(gigabytes(plan.expected.get(part, 0)) for part in PARTS),
         gigabytes(plan.bytes),
     ]

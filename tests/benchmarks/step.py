@@ -29,16 +29,16 @@ from tests.benchmarks.synthetic import RandomModel, random_batches, random_model
 from trainer.cli.parser import add_settings, read_settings
 from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
-from trainer.device import Card, card_of, default_device
+from trainer.device import DeviceInfo, default_device, query_device
 from trainer.memory.activation_bytes import step_shape
-from trainer.memory.model_parts import Parts
+from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.memory.planner import make_plan
 from trainer.modules import blocks_of
 from trainer.training.batch import Batch
 from trainer.training.optim import build_optimizer
 from trainer.training.step import micro_step, with_modulation
-from trainer.training.trainable import build_trainee
+from trainer.training.trainable import build_trainable
 
 NAMES = {"kontext": "black-forest-labs/FLUX.1-Kontext-dev", "qwen": "Qwen/Qwen-Image-Edit"}
 ATTENTION_BACKWARD = 2.5
@@ -56,9 +56,9 @@ class Work:
 
     def of_step(self, plan: Plan) -> float:
         """TFLOP of a step that keeps to the plan: forward, again where it is computed again, and backward."""
-        share = len(plan.recompute)
-        again = sum(mode != "none" for mode in plan.recompute) / share
-        attention_again = sum(mode == "full" for mode in plan.recompute) / share
+        share = len(plan.activation_checkpointing)
+        again = sum(mode != "none" for mode in plan.activation_checkpointing) / share
+        attention_again = sum(mode == "full" for mode in plan.activation_checkpointing) / share
         return self.linear * (2 + again) + self.attention * (1 + ATTENTION_BACKWARD + attention_again)
 
 
@@ -70,8 +70,8 @@ def main() -> None:
     model = make_model(options)
     params = make_params(options)
     device = default_device()
-    card = capped(card_of(device), device, options.cap_gb)
-    plan = make_plan(model, params, settings, card)
+    device_info = capped(query_device(device), device, options.cap_gb)
+    plan = make_plan(model, params, settings, device_info)
     print(f"{torch.__version__} on {device_name(device)}; {options.model} {shape_line(model, params, settings, plan)}")
     print(f"plan: {plan.line()}\n      {plan.sum_line()}")
     rate = matmul_rate(device, plan.dtype)
@@ -116,14 +116,14 @@ def make_params(options: argparse.Namespace) -> TrainingParams:
     return TrainingParams(batch_size=options.batch_size, lora_rank=options.rank, lora_alpha=options.rank, **columns)
 
 
-def capped(card: Card, device: torch.device, gigabytes: float) -> Card:
+def capped(device_info: DeviceInfo, device: torch.device, gigabytes: float) -> DeviceInfo:
     """The card with no more memory than that; CUDA refuses to give more."""
     if not gigabytes:
-        return card
+        return device_info
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
         torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / total, device)
-    return replace(card, free=int(gigabytes * 1e9))
+    return replace(device_info, free=int(gigabytes * 1e9))
 
 
 def run(
@@ -135,21 +135,21 @@ def run(
     options: argparse.Namespace,
 ) -> tuple[list[float], Work]:
     """Seconds of each timed step, and the work of a forward pass."""
-    parts = Parts(model, device, plan)
-    trainee = build_trainee(parts, params, settings)
-    optimizer = build_optimizer(trainee.parameters, settings, 1e-4)
+    components = ModelComponents(model, device, plan)
+    trainable = build_trainable(components, params, settings)
+    optimizer = build_optimizer(trainable.parameters, settings, 1e-4)
     shape = step_shape(model.family, params, settings, plan)
     batches = random_batches(model.family, model.transformer_config(), shape)
     seconds: list[float] = []
     while len(seconds) < options.steps + options.warmup:
         begun = time.perf_counter()
-        block = with_modulation(parts, list(islice(batches, min(AHEAD, options.steps))), 1.0)
+        block = with_modulation(components, list(islice(batches, min(AHEAD, options.steps))), 1.0)
         synchronize(device)
         each = (time.perf_counter() - begun) / len(block)
         for batch in block:
             begun = time.perf_counter()
-            micro_step(parts, batch, params.batch_size, 1.0)
-            nn.utils.clip_grad_norm_(list(trainee.parameters.values()), 1.0)
+            micro_step(components, batch, params.batch_size, 1.0)
+            nn.utils.clip_grad_norm_(list(trainable.parameters.values()), 1.0)
             optimizer.step()
             optimizer.zero_grad()
             synchronize(device)

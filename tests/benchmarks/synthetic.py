@@ -88,7 +88,7 @@ def random_batches(family: Family, config: Mapping[str, Any], shape: StepShape) 
         texts=(TextGroup(list(range(shape.batch)), text),),
         sigmas=torch.empty(0),
         weights=torch.empty(0),
-        following=Position(0, 0),
+        next_position=Position(0, 0),
     )
     while True:
         sigmas = draw_sigmas("weighted", shape.batch, generator)

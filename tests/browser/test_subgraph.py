@@ -53,4 +53,4 @@ def test_the_panel_of_a_train_node_in_a_subgraph(page: Page, server: Server, ren
 def feed_of(server: Server, subgraph: str) -> list[str]:
     """The step that the run inside has come to, as text, when there is one."""
     found = [server.get(f"/edit_trainer/runs/{subgraph}:{node}") for node in range(1, 20)]
-    return [feed["run"] for feed in found if feed]
+    return [live_run["run"] for live_run in found if live_run]

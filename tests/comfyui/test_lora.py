@@ -15,7 +15,7 @@ from safetensors.torch import save_file
 from trainer.lora.adapter import LoraAdapter
 from trainer.models import family_class, open_model
 
-from ..trainer.lora_files import joined, kohya, random_pairs
+from ..trainer.lora_files import kohya, launched_processes, random_pairs
 from .graphs import EXAMPLE, node, training
 from .server import Server
 
@@ -107,7 +107,7 @@ def foreign(server: Server, base_model: str, kind: str) -> Path:
     transformer = model.empty_transformer()
     pairs = random_pairs(transformer, model.family.lora_targets("all-linear", transformer), rank=2)
     flat = kind == "lora_unet_"
-    state = kohya(joined(pairs, model.family, transformer), kind, flat=flat)
+    state = kohya(launched_processes(pairs, model.family, transformer), kind, flat=flat)
     file = server.output / "loras" / f"foreign-{base_model.rpartition('/')[2]}-{kind.strip('._')}.safetensors"
     file.parent.mkdir(exist_ok=True)
     save_file({name: tensor.contiguous() for name, tensor in state.items()}, file)

@@ -14,7 +14,7 @@ class ImageServer:
     def __init__(self, url: str) -> None:
         self.url = url
         self.pages: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
-        self.asked: list[tuple[str, dict[str, str]]] = []
+        self.local_control: list[tuple[str, dict[str, str]]] = []
         self.closing = threading.Event()
 
     def serve(self, path: str, body: bytes, **headers: str) -> str:
@@ -55,7 +55,7 @@ def image_server() -> Iterator[ImageServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            server.asked.append((self.path, dict(self.headers)))
+            server.local_control.append((self.path, dict(self.headers)))
             page = server.pages.get(self.path)
             if page is None:
                 self.send_error(404)

@@ -34,15 +34,15 @@ def portable(pairs: Pairs, prefix: str = "transformer.", suffix: str = ".weight"
     }
 
 
-def joined(pairs: Pairs, family: Family, transformer: torch.nn.Module) -> Pairs:
+def launched_processes(pairs: Pairs, family: Family, transformer: torch.nn.Module) -> Pairs:
     """The same under the single file's names: parts of a joined module stand block by block."""
     result: Pairs = {}
     for stack in family.layout(transformer):
         if any(name in pairs for name in stack.modules):
-            parts = [pairs[name] for name in stack.modules]
-            b = torch.block_diag(*(b for _, b in parts))
+            components = [pairs[name] for name in stack.modules]
+            b = torch.block_diag(*(b for _, b in components))
             b = torch.cat(b.chunk(2)[::-1]) if stack.swapped else b
-            result[stack.stored] = (torch.cat([a for a, _ in parts]), b)
+            result[stack.stored] = (torch.cat([a for a, _ in components]), b)
     return result
 
 
@@ -58,7 +58,7 @@ def kohya(pairs: Pairs, prefix: str = "lora_unet_", flat: bool = True, names: st
 
 
 def every_format(pairs: Pairs, family: Family, transformer: torch.nn.Module) -> dict[str, Tensors]:
-    stored = joined(pairs, family, transformer)
+    stored = launched_processes(pairs, family, transformer)
     return {
         "ours": portable(pairs),
         "bare": portable(pairs, ""),

@@ -15,13 +15,13 @@ from tests.benchmarks.synthetic import random_batches, random_model
 from tests.trainer.loading_memory import Peak, anonymous_bytes
 from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
-from trainer.device import card_of
+from trainer.device import query_device
 from trainer.memory.activation_bytes import step_shape
-from trainer.memory.model_parts import Parts
+from trainer.memory.model_parts import ModelComponents
 from trainer.memory.planner import make_plan
 from trainer.training.optim import build_optimizer
 from trainer.training.step import micro_step
-from trainer.training.trainable import build_trainee
+from trainer.training.trainable import build_trainable
 
 CPU = torch.device("cpu")
 
@@ -32,15 +32,15 @@ def main() -> None:
     model = random_model(
         "black-forest-labs/FLUX.1-Kontext-dev", num_layers=2, num_single_layers=4, num_attention_heads=6
     )
-    plan = make_plan(model, params, settings, card_of(CPU))
+    plan = make_plan(model, params, settings, query_device(CPU))
     before, peak = anonymous_bytes(), Peak()
     peak.start()
-    parts = Parts(model, CPU, plan)
-    trainee = build_trainee(parts, params, settings)
-    optimizer = build_optimizer(trainee.parameters, settings, 1e-4)
+    components = ModelComponents(model, CPU, plan)
+    trainable = build_trainable(components, params, settings)
+    optimizer = build_optimizer(trainable.parameters, settings, 1e-4)
     shape = step_shape(model.family, params, settings, plan)
     for batch in islice(random_batches(model.family, model.transformer_config(), shape), 2):
-        micro_step(parts, batch, 1, 1.0)
+        micro_step(components, batch, 1, 1.0)
         optimizer.step()
         optimizer.zero_grad()
     print(json.dumps({"planned": plan.bytes, "taken": peak.stop() - before, "parts": dict(plan.expected)}))

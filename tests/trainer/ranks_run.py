@@ -24,8 +24,8 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from trainer.config.request import parse_request
 from trainer.config.settings import parse_settings
 from trainer.data.dataset import open_dataset
-from trainer.distributed.fsdp import whole
-from trainer.distributed.ranks import Ranks, joined
+from trainer.distributed.fsdp import full_tensor
+from trainer.distributed.ranks import SingleProcess, launched_processes
 from trainer.errors import RunFailed
 from trainer.events import Step, drain
 from trainer.models import open_model
@@ -39,7 +39,7 @@ MODELS: dict[str, str] = {}
 def run(
     base_model: str,
     name: str,
-    ranks: Ranks,
+    ranks: SingleProcess,
     on_step: Callable[[int], None] = lambda step: None,
     shard_base: bool = False,
     **params: Any,
@@ -55,7 +55,7 @@ def run(
         for number, parameter in enumerate(optimizer.param_groups[0]["params"]):
             if parameter.grad is not None:
                 key = f"{optimizer.param_groups[0]['lr']:g}.{len(gradients)}.{number}"
-                gradients[key] = whole(parameter.grad).detach().clone()
+                gradients[key] = full_tensor(parameter.grad).detach().clone()
 
     hook = register_optimizer_step_pre_hook(keep)
     events = train(
@@ -91,7 +91,7 @@ class Child:
         return {"code": code, "seconds": time.monotonic() - self.began, "output": self.output.read_text()}
 
 
-def start_pair(name: str, work: Callable[[Ranks], None]) -> list[Child]:
+def start_pair(name: str, work: Callable[[SingleProcess], None]) -> list[Child]:
     """Two processes that are joined and do `work`."""
     with socket.create_server(("127.0.0.1", 0)) as server:
         port = server.getsockname()[1]
@@ -106,7 +106,7 @@ def start_pair(name: str, work: Callable[[Ranks], None]) -> list[Child]:
             os.environ |= {"RANK": str(rank), "WORLD_SIZE": "2", "LOCAL_RANK": str(rank)}
             os.environ |= {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
             torch.set_num_threads(1)
-            with joined() as ranks:
+            with launched_processes() as ranks:
                 work(ranks)
             os._exit(0)
         children.append(Child(pid, output, time.monotonic()))
@@ -116,7 +116,7 @@ def start_pair(name: str, work: Callable[[Ranks], None]) -> list[Child]:
 def equal() -> dict[str, Any]:
     """The same trainings by two processes and by one, for both families."""
 
-    def pairs(ranks: Ranks) -> None:
+    def pairs(ranks: SingleProcess) -> None:
         for base_model, family in families:
             for batch_size in (1, 2):
                 run(base_model, f"{family}-{batch_size}-two", ranks, batch_size=batch_size)
@@ -124,14 +124,14 @@ def equal() -> dict[str, Any]:
             run(base_model, f"{family}-base-two", ranks, shard_base=True)
             run(base_model, f"{family}-two-one", ranks, steps=2)
 
-    def resumed(ranks: Ranks) -> None:
+    def resumed(ranks: SingleProcess) -> None:
         for base_model, family in families:
             run(base_model, f"{family}-one-two", ranks)
             run(base_model, f"{family}-full-one-two", ranks, use_lora=False)
 
     families = [(base_model, base_model.rpartition("/")[2]) for base_model in MODELS]
     first = [child.result() for child in start_pair("pairs", pairs)]
-    alone = {"ranks": Ranks(), "gradient_accumulation": 2}
+    alone = {"ranks": SingleProcess(), "gradient_accumulation": 2}
     for base_model, family in families:
         for batch_size in (1, 2):
             run(base_model, f"{family}-{batch_size}-one", batch_size=batch_size, **alone)
@@ -146,8 +146,8 @@ def ends() -> dict[str, Any]:
     """Pairs that end in all ways but the good one, all at a time, after step 3, of which there is no checkpoint."""
     base_model = next(iter(MODELS))
 
-    def start(name: str, end: Callable[[Ranks], None], rank: int, **params: Any) -> list[Child]:
-        def work(ranks: Ranks) -> None:
+    def start(name: str, end: Callable[[SingleProcess], None], rank: int, **params: Any) -> list[Child]:
+        def work(ranks: SingleProcess) -> None:
             def on_step(step: int) -> None:
                 if step == 3 and ranks.rank == rank:
                     end(ranks)
@@ -156,16 +156,16 @@ def ends() -> dict[str, Any]:
 
         return start_pair(name, work)
 
-    def raises(ranks: Ranks) -> None:
+    def raises(ranks: SingleProcess) -> None:
         raise RunFailed("the disk of rank 1 is full")
 
-    def kill(ranks: Ranks) -> None:
+    def kill(ranks: SingleProcess) -> None:
         os.kill(os.getpid(), signal.SIGKILL)
 
     def hang(*_: Any) -> None:
         os.kill(os.getpid(), signal.SIGSTOP)
 
-    def hang_in_sum(ranks: Ranks) -> None:
+    def hang_in_sum(ranks: SingleProcess) -> None:
         torch.distributed.all_reduce = hang  # so that the other one is stuck in its own
 
     started = {
@@ -174,7 +174,7 @@ def ends() -> dict[str, Any]:
         "hung-1": start("hung-1", hang, 1),
         "stuck-0": start("stuck-0", hang_in_sum, 1),
         "failed-1": start("failed-1", raises, 1),
-        "stopped-1": start("stopped-1", lambda ranks: ranks.asked.stop(), 1),
+        "stopped-1": start("stopped-1", lambda ranks: ranks.local_control.stop(), 1),
         "killed-full": start("killed-full", kill, 1, use_lora=False),
     }
     results = {}
@@ -183,9 +183,9 @@ def ends() -> dict[str, Any]:
         if name in ("hung-1", "stuck-0"):
             os.kill(two.pid, signal.SIGKILL)
         results[name] = [*result, two.result()]
-    run(base_model, "whole", Ranks(), steps=6, gradient_accumulation=2)
+    run(base_model, "whole", SingleProcess(), steps=6, gradient_accumulation=2)
     for name in started.keys() - {"killed-full"}:
-        run(base_model, name, Ranks(), steps=6, gradient_accumulation=2)
+        run(base_model, name, SingleProcess(), steps=6, gradient_accumulation=2)
     return results
 
 

@@ -13,7 +13,7 @@ from torch import nn
 
 from trainer.config.request import TrainingParams
 from trainer.config.settings import Precision, RunSettings
-from trainer.memory.model_parts import Parts
+from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.models import open_model
 from trainer.models.edit_model import EditModel
@@ -21,7 +21,7 @@ from trainer.models.types import Grid, PackedLatents
 from trainer.training.batch import Batch, TextGroup
 from trainer.training.batch_sampler import Position
 from trainer.training.step import micro_step, with_modulation
-from trainer.training.trainable import build_trainee
+from trainer.training.trainable import build_trainable
 
 CPU = torch.device("cpu")
 SQUARE = Grid(4, 4)
@@ -70,7 +70,7 @@ def random_batch(model: EditModel, seed: int, texts: Sequence[int] = (6,), grid:
         texts=tuple(groups),
         sigmas=torch.rand(size, generator=generator),
         weights=torch.ones(size),
-        following=Position(0, 0),
+        next_position=Position(0, 0),
     )
 
 
@@ -78,7 +78,7 @@ def random_batch(model: EditModel, seed: int, texts: Sequence[int] = (6,), grid:
 class Trained:
     """What some steps gave."""
 
-    parts: Parts
+    components: ModelComponents
     losses: list[torch.Tensor]
     gradients: list[dict[str, torch.Tensor]]
     """Of each step."""
@@ -99,20 +99,20 @@ def trained(
 ) -> Trained:
     """One step of a LoRA, all of it random, for each micro-batch. `change`: done to the transformer when it is
     loaded."""
-    parts = Parts(model if change is None else Changed(model, change), CPU, plan)
+    components = ModelComponents(model if change is None else Changed(model, change), CPU, plan)
     params = TrainingParams(lora_rank=4, lora_alpha=4, **COLUMNS)
-    trainee = build_trainee(parts, params, RunSettings())
+    trainable = build_trainable(components, params, RunSettings())
     generator = torch.Generator().manual_seed(5)
-    for parameter in trainee.parameters.values():
+    for parameter in trainable.parameters.values():
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.1
     losses, gradients = [], []
-    for batch in with_modulation(parts, batches, 1.0):
-        losses.append(micro_step(parts, batch, len(batch.examples), 1.0))
-        gradients.append({name: parameter.grad for name, parameter in trainee.parameters.items()})
-        for parameter in trainee.parameters.values():
+    for batch in with_modulation(components, batches, 1.0):
+        losses.append(micro_step(components, batch, len(batch.examples), 1.0))
+        gradients.append({name: parameter.grad for name, parameter in trainable.parameters.items()})
+        for parameter in trainable.parameters.values():
             parameter.data -= 0.1 * parameter.grad
             parameter.grad = None
-    return Trained(parts, losses, gradients)
+    return Trained(components, losses, gradients)
 
 
 class Changed:

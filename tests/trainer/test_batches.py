@@ -4,7 +4,7 @@ from itertools import islice
 
 from trainer.data.resize import Size
 from trainer.encoding.example import ControlImage, Example
-from trainer.training.batch_sampler import Position, epoch_batches, micro_batches
+from trainer.training.batch_sampler import Position, epoch_batches, plan_batches
 
 WIDE, TALL = Size(96, 64), Size(64, 96)
 
@@ -45,7 +45,7 @@ def test_one_shape_gives_the_same_order_at_any_batch_size():
 
 def test_going_on_from_any_position_gives_the_same_micro_batches():
     examples = mixed(11)
-    whole = list(islice(micro_batches(examples, 3, 2, Position(0, 0)), 25))
+    full_tensor = list(islice(plan_batches(examples, 3, 2, Position(0, 0)), 25))
     for done in range(1, 25):
-        rest = list(islice(micro_batches(examples, 3, 2, whole[done - 1].following), 25 - done))
-        assert rest == whole[done:]
+        rest = list(islice(plan_batches(examples, 3, 2, full_tensor[done - 1].next_position), 25 - done))
+        assert rest == full_tensor[done:]

@@ -23,15 +23,15 @@ from trainer.encoding import encoder as encode
 from trainer.encoding import latents
 from trainer.encoding.cache import TensorCache
 from trainer.encoding.encoder import Encoder
-from trainer.encoding.latents import LatentBatches, Preparation, PreparedImage
+from trainer.encoding.latents import LatentEncoder, PendingImages, PreparedImage
 from trainer.errors import BadInput
 from trainer.events import RunControl, drain
-from trainer.memory.model_parts import Parts
+from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.models import open_model
 from trainer.models.edit_model import EditModel
 from trainer.models.flux_kontext import FluxKontext
-from trainer.threads import WorkBehind, prefetched
+from trainer.threads import BackgroundWork, prefetch
 
 from .conftest import png, shape_picture
 from .image_server import image_server
@@ -47,8 +47,10 @@ def tiny() -> EditModel:
 
 
 def new_encoder(model: EditModel, folder: Path) -> Encoder:
-    parts = Parts(model, torch.device("cpu"), Plan(precision="fp32", dtype=torch.float32, offload="none"))
-    return Encoder(parts, TensorCache(folder), RunSettings(control_resolution="target"))
+    components = ModelComponents(
+        model, torch.device("cpu"), Plan(precision="fp32", dtype=torch.float32, offload="none")
+    )
+    return Encoder(components, TensorCache(folder), RunSettings(control_resolution="target"))
 
 
 def write_pairs(folder: Path, pairs: int, changes: dict[tuple[str, int], bytes | str] | None = None) -> EditDataset:
@@ -84,9 +86,9 @@ def watched_shapes(monkeypatch: pytest.MonkeyPatch) -> list[torch.Size]:
 
 def assert_encoded_alone(encoder: Encoder, dataset: EditDataset, examples: list[encode.Example], **close) -> None:
     """Every example's latents are those of its own images, encoded one at a time."""
-    family, codec = encoder.family, encoder.parts.codec()
+    family, codec = encoder.family, encoder.components.codec()
     for example in examples:
-        row = dataset.at_row(example.row)
+        row = dataset.row_numbered(example.row)
         control = family.prepare_control(decode_image(dataset.fetch(row.controls[0])), example.controls[0].size)
         target = family.prepare_target(decode_image(dataset.fetch(row.target)), example.target_size)
         for key, image in ((example.controls[0].latents, control), (example.target, target)):
@@ -205,7 +207,7 @@ def test_only_so_many_images_are_prepared_ahead(tiny, tmp_path, monkeypatch):
     assert alive == 0
 
 
-class FullBatches(LatentBatches):
+class FullBatches(LatentEncoder):
     """Batches as on an accelerator."""
 
     _goes_side_by_side = False
@@ -216,7 +218,7 @@ class FullBatches(LatentBatches):
 
 def test_batches_of_one_size_give_what_single_images_give(tiny, tmp_path, monkeypatch):
     dataset, encoder = write_pairs(tmp_path, 25), new_encoder(tiny, tmp_path / "cache")
-    monkeypatch.setattr(encode, "LatentBatches", FullBatches)
+    monkeypatch.setattr(encode, "LatentEncoder", FullBatches)
     shapes = watched_shapes(monkeypatch)
     examples = drain(encoder.examples(dataset, RunControl()))
     assert {shape[0] for shape in shapes} == {4}
@@ -227,7 +229,7 @@ def test_batches_of_one_size_give_what_single_images_give(tiny, tmp_path, monkey
 
 def test_a_full_memory_makes_batches_smaller(tiny, tmp_path, monkeypatch):
     dataset, encoder = write_pairs(tmp_path, 9), new_encoder(tiny, tmp_path / "cache")
-    monkeypatch.setattr(encode, "LatentBatches", FullBatches)
+    monkeypatch.setattr(encode, "LatentEncoder", FullBatches)
     real = FluxKontext.encode
     tried = []
 
@@ -247,7 +249,7 @@ def test_pictures_that_wait_for_others_are_bounded(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr(latents, "WAITING_PIXELS", 3 * 64 * 64)
     encoder = new_encoder(tiny, tmp_path / "cache")
     keys = [f"{number:04d}" for number in range(6)]
-    with FullBatches(encoder.parts, encoder.cache) as batches:
+    with FullBatches(encoder.components, encoder.cache) as batches:
         for number, key in enumerate(keys):
             batches.add(PreparedImage(key, torch.rand(1, 3, 64, 64 + 16 * (number % 3))))
             assert sum(len(images) for images in batches._waiting.values()) <= 3
@@ -291,7 +293,7 @@ def test_addresses_are_fetched_by_several_threads(tiny, tmp_path):
 
 def test_work_behind_is_done_in_order_and_its_errors_surface():
     done = []
-    with no_thread_left(), WorkBehind(most=2) as behind:
+    with no_thread_left(), BackgroundWork(most=2) as behind:
         for number in range(5):
             behind.add(done.append, number)
         behind.finish()
@@ -303,11 +305,11 @@ def test_work_behind_is_done_in_order_and_its_errors_surface():
 
 def test_prefetched_items_are_in_order_whichever_thread_is_first():
     with no_thread_left():
-        assert list(prefetched(range(20), lambda item: item * item, ahead=5, threads=4)) == [n * n for n in range(20)]
+        assert list(prefetch(range(20), lambda item: item * item, ahead=5, threads=4)) == [n * n for n in range(20)]
 
 
 def test_who_waits_for_an_equal_image_is_told_why_it_is_bad(tmp_path):
-    preparation = Preparation(TensorCache(tmp_path))
+    pending = PendingImages(TensorCache(tmp_path))
     begun, go_on = threading.Event(), threading.Event()
     outcomes = []
 
@@ -318,7 +320,7 @@ def test_who_waits_for_an_equal_image_is_told_why_it_is_bad(tmp_path):
 
     def attempt() -> None:
         try:
-            preparation.prepare("key", fail)
+            pending.prepare("key", fail)
         except BadInput as error:
             outcomes.append(str(error))
 

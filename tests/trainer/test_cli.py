@@ -16,8 +16,8 @@ import pandas as pd
 import pytest
 from PIL import Image
 
-from trainer.cli.console import Pace, Terminal
-from trainer.cli.contact_sheet import COLUMNS, Panel, draw_sheet
+from trainer.cli.console import Console, Pace
+from trainer.cli.contact_sheet import COLUMNS, Panel, draw_contact_sheet
 from trainer.cli.demo import psnr
 from trainer.cli.main import main
 from trainer.cli.parser import build_parser, option_of, read_settings
@@ -182,9 +182,9 @@ def test_pace_smooths_and_says_the_time_left() -> None:
 
 def test_without_a_terminal_lines_come_now_and_then(capsys: pytest.CaptureFixture[str]) -> None:
     now = 0.0
-    with Terminal(quiet_seconds=10, clock=lambda: now) as terminal:
+    with Console(quiet_seconds=10, clock=lambda: now) as console:
         for number in range(1, 41):
-            terminal.show(Step(step=number, steps=40, loss=1.0, learning_rate=1e-4, grad_norm=1.0, seconds=1.0))
+            console.show(Step(step=number, steps=40, loss=1.0, learning_rate=1e-4, grad_norm=1.0, seconds=1.0))
             now += 1
     shown = re.findall(r"^Step (\d+) of 40", capsys.readouterr().out, re.MULTILINE)
     assert shown == ["1", "11", "21", "31", "40"]
@@ -199,7 +199,9 @@ def test_psnr() -> None:
 def test_sheet_shows_every_picture_of_every_panel() -> None:
     colors = [(40 * number, 0, 255 - 40 * number) for number in range(len(COLUMNS))]
     row = tuple(Image.new("RGB", (64, 64), color) for color in colors)
-    sheet = draw_sheet([Panel(title="one", caption="", rows=[row] * 2), Panel(title="two", caption="", rows=[row])])
+    sheet = draw_contact_sheet(
+        [Panel(title="one", caption="", rows=[row] * 2), Panel(title="two", caption="", rows=[row])]
+    )
     counted = dict((color, count) for count, color in sheet.getcolors(2**24))
     assert [counted[color] for color in colors] == [3 * 192 * 192] * len(colors)
 

@@ -10,7 +10,7 @@ import torch
 from PIL import Image
 
 from trainer.data.resize import Box, Size, centre_crop, cut_to_multiples
-from trainer.memory.model_parts import Parts
+from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.models import open_model
 from trainer.models.comfyui_parity import image_positions, text_positions
@@ -70,11 +70,11 @@ def test_an_odd_grid_is_padded_with_its_beginning():
     latents = torch.randn(1, 16, 5, 7)
     packed = QWEN.pack(latents)
     assert packed.grid == Grid(3, 4)
-    whole = QWEN.unpack(packed)
-    assert torch.equal(whole[..., :5, :7], latents)
-    assert torch.equal(whole[..., 5, :7], latents[..., 0, :])
-    assert torch.equal(whole[..., :5, 7], latents[..., :, 0])
-    assert torch.equal(whole[..., 5, 7], latents[..., 0, 0])
+    full_tensor = QWEN.unpack(packed)
+    assert torch.equal(full_tensor[..., :5, :7], latents)
+    assert torch.equal(full_tensor[..., 5, :7], latents[..., 0, :])
+    assert torch.equal(full_tensor[..., :5, 7], latents[..., :, 0])
+    assert torch.equal(full_tensor[..., 5, 7], latents[..., 0, 0])
 
 
 def test_an_odd_grid_has_its_middle_at_zero_and_the_text_follows_the_target():
@@ -85,15 +85,17 @@ def test_an_odd_grid_has_its_middle_at_zero_and_the_text_follows_the_target():
 
 
 @pytest.fixture(scope="module")
-def parts() -> Parts:
+def components() -> ModelComponents:
     model = replace(open_model("tiny/flux-kontext"), policy="comfyui")
-    parts = Parts(model, CPU, Plan(precision="fp32", dtype=torch.float32, offload="none"))
-    parts.transformer().requires_grad_(True)
-    return parts
+    components = ModelComponents(model, CPU, Plan(precision="fp32", dtype=torch.float32, offload="none"))
+    components.transformer().requires_grad_(True)
+    return components
 
 
-def micro_batch(parts: Parts, rows: list[int], texts: list[TextConditioning], latents: torch.Tensor) -> Batch:
-    family = parts.model.family
+def micro_batch(
+    components: ModelComponents, rows: list[int], texts: list[TextConditioning], latents: torch.Tensor
+) -> Batch:
+    family = components.model.family
     clean, noise, control = (family.pack(part[rows]) for part in latents)
     chosen = [texts[row] for row in rows]
     return Batch(
@@ -107,13 +109,13 @@ def micro_batch(parts: Parts, rows: list[int], texts: list[TextConditioning], la
         ),
         sigmas=torch.tensor([0.2, 0.5, 0.9])[rows],
         weights=torch.tensor([1.0, 0.5, 2.0])[rows],
-        following=Position(0, 0),
+        next_position=Position(0, 0),
     )
 
 
-def test_captions_of_unequal_length_share_a_micro_batch(parts: Parts):
+def test_captions_of_unequal_length_share_a_micro_batch(components: ModelComponents):
     draw = torch.Generator().manual_seed(1)
-    config = parts.transformer().config
+    config = components.transformer().config
     texts = [
         {
             "prompt_embeds": torch.randn(1, length, config.joint_attention_dim, generator=draw),
@@ -124,9 +126,9 @@ def test_captions_of_unequal_length_share_a_micro_batch(parts: Parts):
     latents = torch.randn(3, 3, 16, 8, 8, generator=draw)
     results = []
     for batches in ([[0, 1, 2]], [[0], [1], [2]]):
-        parts.transformer().zero_grad()
-        loss = sum(micro_step(parts, micro_batch(parts, rows, texts, latents), 3, 1.0) for rows in batches)
-        gradients = [parameter.grad.flatten() for parameter in parts.transformer().parameters()]
+        components.transformer().zero_grad()
+        loss = sum(micro_step(components, micro_batch(components, rows, texts, latents), 3, 1.0) for rows in batches)
+        gradients = [parameter.grad.flatten() for parameter in components.transformer().parameters()]
         results.append((loss, torch.cat(gradients)))
     (together, gradient), (alone, expected) = results
     assert torch.allclose(together, alone, rtol=1e-5)

@@ -132,7 +132,7 @@ def test_addresses(tmp_path):
         downloads = Downloads(tmp_path / "downloads")
         path = write(tmp_path, columns)
         assert_rows_belong_together(opened(path, downloads=downloads), [0, 1, 2])
-        assert len(server.asked) == 3
+        assert len(server.local_control) == 3
 
 
 def test_a_url_that_hangs_is_a_bad_row_and_fails_in_time(tmp_path):
@@ -206,8 +206,8 @@ def test_the_fingerprint_follows_the_content_and_nothing_else(tmp_path):
         assert opened(write(tmp_path, changed, "d.parquet")).fingerprint() != first
     reordered = {name: values[::-1] for name, values in columns.items()}
     assert opened(write(tmp_path, reordered, "e.parquet")).fingerprint() != first
-    joined = {**columns, "prompt": ["edit 0e", "dit 1", *columns["prompt"][2:]]}
-    assert opened(write(tmp_path, joined, "f.parquet")).fingerprint() != first
+    launched_processes = {**columns, "prompt": ["edit 0e", "dit 1", *columns["prompt"][2:]]}
+    assert opened(write(tmp_path, launched_processes, "f.parquet")).fingerprint() != first
     (tmp_path / "out" / "3.png").write_bytes(png(2000, (9, 9)))
     assert opened(path).fingerprint() != first
 

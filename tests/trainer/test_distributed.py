@@ -51,8 +51,8 @@ def test_two_processes_train_as_one(kontext, qwen, runs):
             one, two = f"{family}-{one}", f"{family}-{two}"
             assert_close(runs.folder / f"{one}.gradients", runs.folder / f"{two}.gradients", 1e-6)
             assert runs.losses(one) == pytest.approx(runs.losses(two), abs=1e-6)
-        for kind, whole in (("two-one", "1-one"), ("one-two", "1-one"), ("full-one-two", "full-one")):
-            resumed, uninterrupted = f"{family}-{kind}", f"{family}-{whole}"
+        for kind, full_tensor in (("two-one", "1-one"), ("one-two", "1-one"), ("full-one-two", "full-one")):
+            resumed, uninterrupted = f"{family}-{kind}", f"{family}-{full_tensor}"
             assert runs.losses(resumed) == pytest.approx(runs.losses(uninterrupted), abs=1e-6)
             assert_close(last_weights(runs, resumed, 3), last_weights(runs, uninterrupted, 3), 1e-6)
 

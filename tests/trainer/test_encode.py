@@ -127,9 +127,9 @@ def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypa
     batches = []
     real = loop.micro_step
 
-    def watch(parts, batch, *rest):
+    def watch(components, batch, *rest):
         batches.append(batch)
-        return real(parts, batch, *rest)
+        return real(components, batch, *rest)
 
     monkeypatch.setattr(loop, "micro_step", watch)
     runs.write(pairs=7)
@@ -143,7 +143,7 @@ def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypa
     for batch in batches:
         texts = []
         for number, example in enumerate(batch.examples):
-            row = dataset.at_row(example.row)
+            row = dataset.row_numbered(example.row)
             control = family.prepare_control(decode_image(dataset.fetch(row.controls[0])), example.controls[0].size)
             target = family.prepare_target(decode_image(dataset.fetch(row.target)), example.target_size)
             assert torch.equal(family.pack(family.encode(codec, target)).tokens[0], batch.clean.tokens[number])

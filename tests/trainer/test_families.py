@@ -91,7 +91,7 @@ def test_lora_targets_of_the_full_size_models(family, base, counts):
         transformer = (
             FluxTransformer2DModel(guidance_embeds=True) if family is FluxKontext else QwenImageTransformer2DModel()
         )
-    policy = family(family.scales[base], {})
+    policy = family(family.variants[base], {})
     sets = [matched(policy, which, transformer) for which in ("attention", "attention+mlp", "all-linear")]
     assert tuple(map(len, sets)) == counts
     assert sets[0] < sets[1] < sets[2]

@@ -9,24 +9,24 @@ import torch
 
 from trainer.encoding.cache import TensorCache, cache_key
 from trainer.errors import RunFailed
-from trainer.files import TEMPORARY_PREFIX, remove_unfinished, replacing
+from trainer.files import TEMPORARY_PREFIX, atomic_write, remove_unfinished
 from trainer.tensors import write_tensors
 from trainer.training.batch_sampler import Position
-from trainer.training.checkpoint import TrainingState, checkpoint_folders, last_step, load_checkpoint, save_checkpoint
+from trainer.training.checkpoint import CheckpointData, checkpoint_folders, last_step, load_checkpoint, save_checkpoint
 
 REPO = Path(__file__).parents[2]
 
 
-def state(step: int) -> TrainingState:
+def state(step: int) -> CheckpointData:
     generator = torch.Generator().manual_seed(step)
     weights = {"a": torch.randn(3, generator=generator)}
-    return TrainingState(step, Position(1, step), 42, weights, {"a.exp_avg": torch.full((3,), float(step))})
+    return CheckpointData(step, Position(1, step), 42, weights, {"a.exp_avg": torch.full((3,), float(step))})
 
 
 def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
     path = tmp_path / "file.txt"
     path.write_text("old")
-    with pytest.raises(ZeroDivisionError), replacing(path) as temporary:
+    with pytest.raises(ZeroDivisionError), atomic_write(path) as temporary:
         temporary.write_text("half of the new")
         raise ZeroDivisionError
     assert path.read_text() == "old"
@@ -34,13 +34,16 @@ def test_a_failing_write_leaves_the_old_file_and_nothing_else(tmp_path):
 
 
 def test_a_refusing_disk_is_a_failed_run(tmp_path):
-    with pytest.raises(RunFailed, match=r"Cannot write .*file\.txt: No space left"), replacing(tmp_path / "file.txt"):
+    with (
+        pytest.raises(RunFailed, match=r"Cannot write .*file\.txt: No space left"),
+        atomic_write(tmp_path / "file.txt"),
+    ):
         raise OSError(28, "No space left on device")
 
 
 def test_equal_tensors_and_metadata_give_equal_bytes_in_every_process(tmp_path):
     code = (
-        "import sys, torch; from pathlib import Path; from trainer.files import write_tensors;"
+        "import sys, torch; from pathlib import Path; from trainer.tensors import write_tensors;"
         "write_tensors(Path(sys.argv[1]), {'b': torch.ones(3), 'a': torch.zeros(2, 2)},"
         " {f'key {n}': 'é \"quoted\" \\n' * n for n in range(12)})"
     )

@@ -10,7 +10,7 @@ from safetensors import safe_open
 
 from trainer.data.resize import Size
 from trainer.errors import BadInput
-from trainer.events import Finished, Warning
+from trainer.events import Finished, Notice
 from trainer.inference import edit
 from trainer.lora.adapter import LoraAdapter
 from trainer.models.types import Grid, PackedLatents
@@ -18,7 +18,7 @@ from trainer.quantization.formats import Quantization, QuantizedWeight
 from trainer.quantization.linear import QuantizedLinear, dequantize_layers
 from trainer.tensors import write_tensors
 
-from .lora_files import RANK, joined, kohya, portable, random_pairs
+from .lora_files import RANK, kohya, launched_processes, portable, random_pairs
 
 PROMPT = {"ctrl_img_url": "", "prompt": "pair number one 1"}
 FP32 = {"save_dtype": "fp32"}
@@ -34,7 +34,7 @@ def written(model, folder, kind: str = "ours", which: str = "attention+mlp", ran
     pairs = trained_pairs(model, which, rank)
     state = portable(pairs)
     if kind == "kohya":
-        state = kohya(joined(pairs, model.family, model.empty_transformer()))
+        state = kohya(launched_processes(pairs, model.family, model.empty_transformer()))
     folder.mkdir(exist_ok=True)
     file = folder / f"{kind}.safetensors"
     write_tensors(file, state)
@@ -152,7 +152,7 @@ def test_modules_that_change_no_picture_are_left_out(qwen, runs, tmp_path):
     file = tmp_path / "every.safetensors"
     write_tensors(file, portable(random_pairs(transformer, blocks)))
     events = runs.run(qwen, steps=1, samples=[PROMPT], settings=FP32 | {"init_lora": str(file)})
-    assert any("4 modules that change no picture" in event.message for event in events if isinstance(event, Warning))
+    assert any("4 modules that change no picture" in event.message for event in events if isinstance(event, Notice))
     control = Image.open(runs.folder / "run" / "samples" / "control-00.png").convert("RGB")
     first = np.asarray(Image.open(runs.folder / "run" / "samples" / "step-000000-00.png"), dtype=int)
     assert np.abs(first - drawn(qwen, control, lora=file)).max() <= 1
@@ -163,9 +163,11 @@ def quantized(transformer: torch.nn.Module, kind: str) -> torch.nn.Module:
     for name, layer in list(transformer.named_modules()):
         if isinstance(layer, torch.nn.Linear) and "blocks." in name:
             scale = layer.weight.abs().max() / (127 if kind == "int8_tensorwise" else 448)
-            codes = layer.weight / scale
-            codes = codes.round().to(torch.int8) if kind == "int8_tensorwise" else codes.to(torch.float8_e4m3fn)
-            weight = QuantizedWeight(codes.detach(), scale.detach(), Quantization(kind))
+            quantized = layer.weight / scale
+            quantized = (
+                quantized.round().to(torch.int8) if kind == "int8_tensorwise" else quantized.to(torch.float8_e4m3fn)
+            )
+            weight = QuantizedWeight(quantized.detach(), scale.detach(), Quantization(kind))
             transformer.set_submodule(name, QuantizedLinear(weight, layer.in_features, layer.bias))
     return transformer
 

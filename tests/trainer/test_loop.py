@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from trainer.errors import RunFailed
-from trainer.events import Checkpoint, Finished, Progress, RunControl, Sample, Started, Step, Warning
+from trainer.events import Checkpoint, Finished, Notice, Progress, RunControl, Sample, Started, Step
 from trainer.training.checkpoint import last_step
 
 
@@ -58,17 +58,17 @@ def test_interrupted_anywhere_and_resumed_is_never_interrupted(model, runs, cach
     same = {"batch_size": 2, "gradient_accumulation": 2, "steps": 3, "cache_text_embeddings": cached}
     samples = [{"ctrl_img_url": "", "prompt": "invert it"}]
     runs.run(model, "warm", **same, samples=samples)  # so that all later runs find the same cache
-    whole = runs.run(model, "whole", **same, samples=samples)
+    full_tensor = runs.run(model, "whole", **same, samples=samples)
     trained = [
-        number for number, event in enumerate(whole) if isinstance(event, Progress) and event.phase == "training"
+        number for number, event in enumerate(full_tensor) if isinstance(event, Progress) and event.phase == "training"
     ]
     expected = (runs.folder / "whole" / "whole-000003.safetensors").read_bytes()
-    for cut in range(trained[0], len(whole), 3):
+    for cut in range(trained[0], len(full_tensor), 3):
         name = f"cut-{cut}"
         with closing(runs.events(model, name, **same, samples=samples)) as events:
             for _ in islice(events, cut):
                 pass
-        steps_done = sum(isinstance(event, Step) for event in whole[:cut])
+        steps_done = sum(isinstance(event, Step) for event in full_tensor[:cut])
         assert last_step(runs.folder / name / "checkpoints") == steps_done
         again = runs.run(model, name, **same, samples=samples)
         assert isinstance(again[-1], Finished)
@@ -158,7 +158,7 @@ def test_another_training_under_the_same_name_gets_a_numbered_folder(kontext, ru
     before = (runs.folder / "run" / "run-000002.safetensors").read_bytes()
     for learning_rate, folder in ((0.001, "run-2"), (0.002, "run-3"), (0.001, "run-2")):
         events = runs.run(kontext, steps=2, learning_rate=learning_rate)
-        (warning,) = [event for event in events if isinstance(event, Warning)]
+        (warning,) = [event for event in events if isinstance(event, Notice)]
         assert str(runs.folder / folder) in warning.message
         assert events[-1].run_dir == runs.folder / folder
     assert (runs.folder / "run" / "run-000002.safetensors").read_bytes() == before
@@ -185,7 +185,7 @@ def test_a_damaged_checkpoint_is_passed_over(kontext, runs):
                 break
     (runs.folder / "run" / "checkpoints" / "step-000003" / "weights.safetensors").write_bytes(b"damaged")
     events = runs.run(kontext, steps=4, sample_every=1)
-    assert any("step-000003 is damaged" in event.message for event in events if isinstance(event, Warning))
+    assert any("step-000003 is damaged" in event.message for event in events if isinstance(event, Notice))
     assert [event.step for event in events if isinstance(event, Step)] == [3, 4]
     assert runs.losses() == runs.losses("whole")
 

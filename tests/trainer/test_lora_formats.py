@@ -10,7 +10,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 
 from trainer.errors import BadInput
-from trainer.events import Warning
+from trainer.events import Notice
 from trainer.inference import edit
 from trainer.lora.adapter import left_out, load_lora
 from trainer.lora.formats import linear_targets, to_portable
@@ -18,7 +18,7 @@ from trainer.models.types import Grid, PackedLatents
 from trainer.tensors import write_tensors
 
 from .conftest import shape_picture
-from .lora_files import RANK, every_format, joined, kohya, portable, random_pairs
+from .lora_files import RANK, every_format, kohya, launched_processes, portable, random_pairs
 
 NAMES = [
     "ours",
@@ -108,8 +108,8 @@ def test_a_joined_module_with_one_a_for_all_parts(kontext):
     state["lora_unet_single_blocks_0_linear1.lora_up.weight"] = b
     found = to_portable(state, kontext.family, transformer, "it")
     assert len(found) == 2 * len(target.modules) == 8
-    whole = torch.cat([found[f"transformer.{name}.lora_B.weight"] for name in target.modules])
-    assert torch.equal(whole, b)
+    full_tensor = torch.cat([found[f"transformer.{name}.lora_B.weight"] for name in target.modules])
+    assert torch.equal(full_tensor, b)
     assert all(torch.equal(found[f"transformer.{name}.lora_A.weight"], a) for name in target.modules)
 
 
@@ -163,7 +163,7 @@ def test_the_same_as_diffusers_converters_make_of_it(request, name, prefix):
     with torch.device("meta"):
         transformer = FULL_WIDTH[name]()
     pairs = random_pairs(transformer, r".*transformer_blocks\..*", rank=2)
-    state = kohya(joined(pairs, family, transformer), prefix, flat=prefix == "lora_unet_")
+    state = kohya(launched_processes(pairs, family, transformer), prefix, flat=prefix == "lora_unet_")
     pipeline = FluxKontextPipeline if name == "kontext" else QwenImageEditPipeline
     theirs = deltas(pipeline.lora_state_dict(dict(state)))
     ours = deltas(to_portable(state, family, transformer, "it"))
@@ -190,7 +190,7 @@ def first_pair(model) -> dict[str, torch.Tensor]:
     """A LoRA of one module in kohya's form."""
     transformer = empty(model)
     pairs = random_pairs(transformer, r"transformer_blocks\.0\.attn\.to_out\.0")
-    return kohya(joined(pairs, model.family, transformer))
+    return kohya(launched_processes(pairs, model.family, transformer))
 
 
 @pytest.mark.parametrize(
@@ -242,7 +242,7 @@ def test_loras_of_other_models_are_refused(model, module):
 def test_loras_of_the_other_family_and_of_other_sizes_are_refused(kontext, qwen):
     for own, other, name in ((kontext, qwen, "Qwen-Image"), (qwen, kontext, "Flux")):
         pairs = random_pairs(empty(other))
-        state = kohya(joined(pairs, other.family, empty(other)))
+        state = kohya(launched_processes(pairs, other.family, empty(other)))
         with pytest.raises(BadInput, match=f"a LoRA of {name} "):
             to_portable(state, own.family, empty(own), "it")
     with torch.device("meta"):
@@ -273,7 +273,7 @@ def test_parts_for_text_encoders_are_left_out_and_that_is_said(model, tmp_path):
     file = tmp_path / "both.safetensors"
     write_tensors(file, both)
     assert "both.safetensors: 3 tensors for text encoders" in left_out(file)
-    said = [event for event in edit(model, shape_picture(1), "x", steps=1, lora=file) if isinstance(event, Warning)]
+    said = [event for event in edit(model, shape_picture(1), "x", steps=1, lora=file) if isinstance(event, Notice)]
     assert [event.message for event in said] == [left_out(file)]
     assert left_out(state) is None
     with pytest.raises(BadInput, match="only parts for text encoders"):

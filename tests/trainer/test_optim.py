@@ -52,8 +52,8 @@ def test_interrupted_and_resumed_is_never_interrupted(optimizer: str, kontext, r
     runs.run(kontext, "whole", settings=settings)
     interrupted(runs, kontext, "parts", 2, settings=settings)
     runs.run(kontext, "parts", settings=settings)
-    whole, parts = runs.weights("whole"), runs.weights("parts")
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    full_tensor, components = runs.weights("whole"), runs.weights("parts")
+    assert all(torch.equal(full_tensor[name], components[name]) for name in full_tensor)
 
 
 def test_a_full_fine_tune_in_bf16_resumes_exactly(kontext, runs):
@@ -61,8 +61,8 @@ def test_a_full_fine_tune_in_bf16_resumes_exactly(kontext, runs):
     runs.run(kontext, "whole", settings=settings, use_lora=False)
     interrupted(runs, kontext, "parts", 2, settings=settings, use_lora=False)
     runs.run(kontext, "parts", settings=settings, use_lora=False)
-    whole, parts = runs.weights("whole"), runs.weights("parts")
-    assert all(torch.equal(whole[name], parts[name]) for name in whole)
+    full_tensor, components = runs.weights("whole"), runs.weights("parts")
+    assert all(torch.equal(full_tensor[name], components[name]) for name in full_tensor)
 
 
 def test_a_missing_package_is_said_before_anything_is_done(kontext, runs, monkeypatch: pytest.MonkeyPatch):

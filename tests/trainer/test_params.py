@@ -9,7 +9,7 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file
 
-from trainer.events import Checkpoint, Progress, Sample, Step, Warning
+from trainer.events import Checkpoint, Notice, Progress, Sample, Step
 from trainer.models.edit_model import EditModel
 from trainer.single_file.key_mapping import to_stored
 from trainer.training import loop
@@ -25,9 +25,9 @@ def batches(monkeypatch):
     seen = []
     real = loop.micro_step
 
-    def watch(parts, batch, *rest):
+    def watch(components, batch, *rest):
         seen.append(batch)
-        return real(parts, batch, *rest)
+        return real(components, batch, *rest)
 
     monkeypatch.setattr(loop, "micro_step", watch)
     return seen
@@ -107,12 +107,12 @@ def test_sample_every(kontext, runs):
 def test_sample_width_and_height(model, runs):
     events = runs.run(model, steps=1, sample_width=96, sample_height=32, samples=[PROMPT])
     assert {event.image.size for event in events if isinstance(event, Sample)} == {(96, 32)}
-    assert not any(isinstance(event, Warning) for event in events)
+    assert not any(isinstance(event, Notice) for event in events)
 
 
 def test_sample_sizes_that_cannot_be_made_are_rounded_and_said(kontext, runs):
     events = runs.run(kontext, steps=1, sample_width=1000, sample_height=1000, samples=[PROMPT])
-    (warning,) = [event.message for event in events if isinstance(event, Warning)]
+    (warning,) = [event.message for event in events if isinstance(event, Notice)]
     assert "1000 x 1000" in warning
     assert "64 x 64" in warning
     assert {event.image.size for event in events if isinstance(event, Sample)} == {(64, 64)}
@@ -142,7 +142,7 @@ def test_default_samples_fall_back_to_the_dataset_and_say_so_once(kontext, runs,
     events = runs.run(
         kontext, steps=1, samples=[sample.model_dump() for sample in DEFAULT_SAMPLES], sample_width=64, sample_height=64
     )
-    warnings = [event.message for event in events if isinstance(event, Warning)]
+    warnings = [event.message for event in events if isinstance(event, Notice)]
     assert len(warnings) == 1
     assert "dataset's" in warnings[0]
     drawn = [event for event in events if isinstance(event, Sample) and event.step == 1]

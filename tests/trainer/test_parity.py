@@ -20,7 +20,7 @@ from trainer.models.family import Family
 from trainer.models.flux_kontext import FULL as FULL_KONTEXT
 from trainer.models.qwen_image_edit import FULL as FULL_QWEN
 from trainer.models.qwen_image_edit import load_processor
-from trainer.models.types import Scale
+from trainer.models.types import Variant
 
 CPU, F32 = "cpu", torch.float32
 PROMPT = "make it red"
@@ -132,7 +132,7 @@ def assert_same(ours: Drawn, theirs: list[dict[str, Any]], their_pixels: torch.T
         torch.testing.assert_close(ours.pixels, their_pixels, rtol=0, atol=1e-4)
 
 
-def full_size(model: EditModel, scale: Scale) -> Family:
+def full_size(model: EditModel, scale: Variant) -> Family:
     """The full-size model's policy over the small weights."""
     return type(model.family)(replace(scale, text_length=32), model.family.vae_config)
 

@@ -140,14 +140,14 @@ def test_scaled_fp8_encoders_keep_their_codes_and_encode_as_dequantized(
     kept = encoder.encode(CAPTION, [control])["prompt_embeds"]
     dequantize_layers(encoder.module, dtype)
     assert torch.equal(kept, encoder.encode(CAPTION, [control])["prompt_embeds"])
-    whole = encoded(open_model(small.base_model, small.folder), dtype)["prompt_embeds"]
+    full_tensor = encoded(open_model(small.base_model, small.folder), dtype)["prompt_embeds"]
     again = dict(
         model.load_text_encoder(CPU, dtype).encode(
             CAPTION, [torch.rand(1, 3, 96, 64, generator=torch.Generator().manual_seed(3))]
         )
     )
-    error = torch.linalg.vector_norm(again["prompt_embeds"].float() - whole.float()) / torch.linalg.vector_norm(
-        whole.float()
+    error = torch.linalg.vector_norm(again["prompt_embeds"].float() - full_tensor.float()) / torch.linalg.vector_norm(
+        full_tensor.float()
     )
     assert error < 0.2, f"{error}: codes read as if they had no scale are off by far more"
 

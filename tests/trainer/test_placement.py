@@ -18,12 +18,12 @@ from trainer.inference import denoise
 from trainer.memory.activation_bytes import _LiveBytes
 from trainer.memory.block_streaming import following
 from trainer.memory.checkpointing import _Inputs
-from trainer.memory.model_parts import Parts
+from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.models.types import Grid
 from trainer.modules import blocks_of
 from trainer.training.step import micro_step, with_modulation
-from trainer.training.trainable import build_trainee
+from trainer.training.trainable import build_trainable
 
 from .steps import COLUMNS, CPU, deepened, plan, random_batch, trained
 from .test_init_lora import quantized
@@ -55,14 +55,15 @@ def plans(model) -> dict[str, Plan]:
         "modulation": plan(modulation_on_host=True),
         "full": plan(**every(model, "full")),
         "selective": plan(**every(model, "selective")),
-        "mixed": plan(recompute=mixed),
+        "mixed": plan(activation_checkpointing=mixed),
         "inputs": plan(inputs_on_host=True, **every(model, "full")),
         "inputs of selective": plan(inputs_on_host=True, **every(model, "selective")),
         "streamed": plan(streamed=frozenset(range(number)), **every(model, "full")),
         "some streamed": plan(
-            streamed=frozenset(range(1, number, 2)), recompute=("none", "full") * (number // 2) + ("none",)
+            streamed=frozenset(range(1, number, 2)),
+            activation_checkpointing=("none", "full") * (number // 2) + ("none",),
         ),
-        "one streamed": plan(streamed=frozenset([2]), recompute=("none", "selective", "selective")),
+        "one streamed": plan(streamed=frozenset([2]), activation_checkpointing=("none", "selective", "selective")),
         "all": plan(
             streamed=frozenset(range(number)), inputs_on_host=True, modulation_on_host=True, **every(model, "full")
         ),
@@ -142,9 +143,9 @@ def within(tensor: torch.Tensor, buffer: torch.Tensor) -> bool:
 
 
 def test_weights_are_where_the_plan_says(model):
-    parts = Parts(model, CPU, everything(model))
-    placement = parts.placement()
-    ring, modulation = placement.ring, placement.modulation
+    components = ModelComponents(model, CPU, everything(model))
+    placement = components.placement()
+    streamer, modulation = placement.streamer, placement.modulation
     layers = re.compile(model.family.modulation_layers())
     plainly = model.load_transformer("cpu", torch.float32)
     size = {name: module.weight.nbytes for name, module in plainly.named_modules() if layers.fullmatch(name)}
@@ -154,9 +155,9 @@ def test_weights_are_where_the_plan_says(model):
 
     def running(index: int):
         def check(*_):
-            slots = [slot.flat for slot in ring._slots]
+            slots = [slot.flat for slot in streamer._slots]
             assert len(slots) == 2
-            for other, block in enumerate(ring.blocks):
+            for other, block in enumerate(streamer.blocks):
                 on_device = [any(within(tensor, slot) for slot in slots) for tensor in block.tensors]
                 at_home = [within(tensor, block.flat) for tensor in block.tensors]
                 assert all(on_device) or (all(at_home) and other != index)
@@ -167,28 +168,28 @@ def test_weights_are_where_the_plan_says(model):
 
     for index, block in enumerate(blocks_of(placement.transformer)):
         block.register_forward_hook(running(index))
-    (batch,) = with_modulation(parts, [random_batch(model, 1)], 1.0)
-    build_trainee(parts, TrainingParams(lora_rank=4, lora_alpha=4, **COLUMNS), RunSettings())
-    micro_step(parts, batch, 1, 1.0)
+    (batch,) = with_modulation(components, [random_batch(model, 1)], 1.0)
+    build_trainable(components, TrainingParams(lora_rank=4, lora_alpha=4, **COLUMNS), RunSettings())
+    micro_step(components, batch, 1, 1.0)
     blocks = list(range(count(model)))
     assert visits[: len(blocks)] == blocks
     assert set(visits) == set(blocks)
     placement.to("meta")
-    assert not ring._slots
-    for block in ring.blocks:
+    assert not streamer._slots
+    for block in streamer.blocks:
         assert all(within(tensor, block.flat) for tensor in block.tensors)
     away = [tensor for tensor in placement.transformer.parameters() if tensor.device.type == "cpu"]
-    assert len(away) == sum(len(block.tensors) for block in ring.blocks) + len(modulation.tensors)
+    assert len(away) == sum(len(block.tensors) for block in streamer.blocks) + len(modulation.tensors)
 
 
 def drawn(model, how: Plan) -> torch.Tensor:
-    parts = Parts(model, CPU, how)
+    components = ModelComponents(model, CPU, how)
     batch = random_batch(model, 7)
     negative = random_batch(model, 8, (4,)).texts[0].text if model.family.name == "qwen-image-edit" else None
     return drain(
         denoise(
             model.family,
-            parts.transformer(),
+            components.transformer(),
             model.load_scheduler(),
             [batch.controls[0]],
             batch.texts[0].text,
@@ -199,7 +200,7 @@ def drawn(model, how: Plan) -> torch.Tensor:
             1,
             CPU,
             torch.float32,
-            parts.placement(),
+            components.placement(),
         )
     )
 
@@ -208,23 +209,23 @@ def test_drawing_is_the_same(model):
     expected = drawn(model, plan())
     assert torch.equal(drawn(model, everything(model)), expected)
     # Passes that nobody foresaw fetch their modulation themselves.
-    parts = Parts(model, CPU, everything(model))
+    components = ModelComponents(model, CPU, everything(model))
     group, batch = (one := random_batch(model, 1)).texts[0], one
-    plainly = Parts(model, CPU, plan())
+    plainly = ModelComponents(model, CPU, plan())
     with torch.no_grad():
         ours, theirs = (
             model.family.predict(p.transformer(), batch.clean, batch.controls, group.text, batch.sigmas, 1.0)
-            for p in (parts, plainly)
+            for p in (components, plainly)
         )
     assert torch.equal(ours, theirs)
 
 
 def kept_bytes(model, how: Plan) -> int:
     """Bytes of the device that live from a forward pass to its backward pass."""
-    parts = Parts(model, CPU, how)
-    build_trainee(parts, TrainingParams(lora_rank=4, lora_alpha=4, **COLUMNS), RunSettings())
+    components = ModelComponents(model, CPU, how)
+    build_trainable(components, TrainingParams(lora_rank=4, lora_alpha=4, **COLUMNS), RunSettings())
     batch = random_batch(model, 1, (6,), Grid(8, 8))
-    transformer = parts.transformer()
+    transformer = components.transformer()
     counting = _LiveBytes([*transformer.parameters(), *transformer.buffers()])
     with counting:
         result = model.family.predict(transformer, batch.clean, batch.controls, batch.texts[0].text, batch.sigmas, 1.0)

@@ -15,7 +15,7 @@ import torch
 from trainer.cli.main import main
 from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
-from trainer.device import Card, card_with
+from trainer.device import DeviceInfo, assumed_gpu
 from trainer.errors import BAD_INPUT, OK, BadInput
 from trainer.events import Planned
 from trainer.memory.planner import drawing_plan, make_plan
@@ -31,7 +31,7 @@ DOCS = Path(__file__).parents[2] / "docs" / "memory.md"
 def planned(base_model: str, vram: float, host: float = HOST, batch_size: int = 1, **settings: object):
     """The plan of a LoRA on a card of that many GB."""
     params = PARAMS.model_copy(update={"batch_size": batch_size})
-    return make_plan(open_model(base_model), params, RunSettings(**settings), card_with(vram, host))
+    return make_plan(open_model(base_model), params, RunSettings(**settings), assumed_gpu(vram, host))
 
 
 @pytest.mark.parametrize("base_model", [QWEN, KONTEXT])
@@ -41,14 +41,14 @@ def test_smaller_cards_give_up_more(base_model: str):
     for plan, vram in zip(plans, (180, 80, 48, 32, 24, 16, 12), strict=True):
         assert plan.bytes == sum(plan.expected.values()) <= vram * 1e9
         if plan.streamed:
-            assert set(plan.recompute) == {"full"}
+            assert set(plan.activation_checkpointing) == {"full"}
             assert plan.inputs_on_host
-        if any(mode != "none" for mode in plan.recompute):
+        if any(mode != "none" for mode in plan.activation_checkpointing):
             assert plan.modulation_on_host
     streamed = [len(plan.streamed) for plan in plans]
     assert streamed == sorted(streamed)
     assert plans[0].precision == "bf16"
-    assert set(plans[0].recompute) == {"none"}
+    assert set(plans[0].activation_checkpointing) == {"none"}
     assert not plans[0].modulation_on_host
     assert plans[-1].precision == "int8"
 
@@ -68,8 +68,8 @@ def test_the_parts_are_those_that_are_known():
 def test_settings_override():
     assert planned(QWEN, 80, precision="nf4").precision == "nf4"
     assert planned(KONTEXT, 80, precision="fp8").dtype == torch.bfloat16
-    assert set(planned(KONTEXT, 80, gradient_checkpointing="selective").recompute) == {"selective"}
-    assert set(planned(KONTEXT, 48, precision="bf16", gradient_checkpointing="on").recompute) == {"full"}
+    assert set(planned(KONTEXT, 80, gradient_checkpointing="selective").activation_checkpointing) == {"selective"}
+    assert set(planned(KONTEXT, 48, precision="bf16", gradient_checkpointing="on").activation_checkpointing) == {"full"}
     assert not planned(QWEN, 80, offload="none", gradient_checkpointing="on").modulation_on_host
     assert planned(QWEN, 80, offload="modulation", gradient_checkpointing="on").modulation_on_host
     every = planned(KONTEXT, 80, offload="blocks")
@@ -78,7 +78,7 @@ def test_settings_override():
 
 
 def test_compiled_blocks_are_computed_again_whole():
-    assert "selective" not in planned(QWEN, 32, compile="on").recompute
+    assert "selective" not in planned(QWEN, 32, compile="on").activation_checkpointing
 
 
 def test_a_host_without_room_streams_less():
@@ -119,27 +119,27 @@ def test_nothing_fits_a_card_that_is_far_too_small():
 )
 def test_contradictions_are_named(settings: dict, params: dict, named: str, kontext):
     with pytest.raises(BadInput, match=named):
-        make_plan(kontext, PARAMS.model_copy(update=params), RunSettings(**settings), card_with(24))
+        make_plan(kontext, PARAMS.model_copy(update=params), RunSettings(**settings), assumed_gpu(24))
 
 
 def test_a_full_fine_tune_of_a_large_model_is_refused_on_a_small_card():
     params = PARAMS.model_copy(update={"use_lora": False})
     model = open_model(KONTEXT)
     with pytest.raises(BadInput, match="use_lora true"):
-        make_plan(model, params, RunSettings(), card_with(48))
-    rounded = make_plan(model, params, RunSettings(optimizer="adafactor"), card_with(80))
+        make_plan(model, params, RunSettings(), assumed_gpu(48))
+    rounded = make_plan(model, params, RunSettings(optimizer="adafactor"), assumed_gpu(80))
     assert rounded.expected["trained weights, gradients, optimizer"] == pytest.approx(4 * 11.9e9, rel=0.01)
 
 
 def test_on_the_cpu_everything_stays_and_nothing_is_refused(kontext):
-    card = Card(kind="cpu", free=1, host=1, bf16=False)
-    plan = make_plan(kontext, PARAMS, RunSettings(), card)
+    device_info = DeviceInfo(kind="cpu", free=1, host=1, bf16=False)
+    plan = make_plan(kontext, PARAMS, RunSettings(), device_info)
     assert (plan.precision, plan.modulation_on_host, plan.streamed) == ("fp32", False, frozenset())
 
 
 @pytest.mark.parametrize(("vram", "streams"), [(80, False), (20, False), (8, True)])
 def test_drawing_takes_what_fits(vram: int, streams: bool):
-    plan = drawing_plan(open_model(QWEN), RunSettings(), card_with(vram, HOST))
+    plan = drawing_plan(open_model(QWEN), RunSettings(), assumed_gpu(vram, HOST))
     assert bool(plan.streamed) == streams
     assert plan.modulation_on_host == (vram < 80)
 
@@ -189,6 +189,6 @@ def test_the_table_in_the_docs_adds_up():
     assert len(rows) == 24
     for line in rows:
         cells = [cell.strip() for cell in line.strip("|").split("|")]
-        *parts, together = (float(cell) for cell in cells[6:])
-        assert sum(parts) == pytest.approx(together, abs=0.3)
+        *components, together = (float(cell) for cell in cells[6:])
+        assert sum(components) == pytest.approx(together, abs=0.3)
         assert together <= float(cells[0].removesuffix(" GB"))

@@ -19,8 +19,8 @@ from trainer.models.edit_model import EditModel
 from trainer.models.family import Family
 from trainer.models.transformer import load_single_file
 from trainer.models.types import PackedLatents
-from trainer.quantization.benchmark import fast_codes
-from trainer.quantization.linear import QuantizedLinear, dequantize_layers, set_integer_products
+from trainer.quantization.benchmark import fast_precisions
+from trainer.quantization.linear import QuantizedLinear, dequantize_layers, set_quantize_activations
 from trainer.quantization.quantize import large_weights, quantize
 from trainer.tensors import write_tensors
 
@@ -77,7 +77,7 @@ def first_gradients(base: tuple[Family, Path], precision: Precision | None, dtyp
     """Of the first block's A and B matrices, each all modules in one; codes are multiplied where they can be."""
     family, path = base
     transformer = load_single_file(family, path, dtype, precision=precision).requires_grad_(False)
-    set_integer_products(transformer, precision in ("int8", "fp8"))
+    set_quantize_activations(transformer, precision in ("int8", "fp8"))
     adapter = adapter_on(family, transformer)
     loss_of(family, transformer, dtype).backward()
     first = {n: p.grad for n, p in adapter.parameters.items() if n.startswith("transformer_blocks.0.")}
@@ -120,7 +120,7 @@ def test_codes_stand_for_the_weight(precision: Precision, error: float, dtype: t
     weight = torch.randn(48, 96, generator=torch.Generator().manual_seed(0)).to(dtype)
     weight[5], weight[6] = 0, weight[6] * 1e-4
     made = quantize(weight, precision)
-    assert made.codes.element_size() * made.codes.numel() == weight.numel() // (2 if precision == "nf4" else 1)
+    assert made.quantized.element_size() * made.quantized.numel() == weight.numel() // (2 if precision == "nf4" else 1)
     assert relative(made.dequantize(F32), weight.float()) < error
     if precision != "nf4":
         assert relative(made.dequantize(F32)[6], weight[6].float()) < error, "every row has a scale of its own"
@@ -201,11 +201,11 @@ def test_a_damaged_index_is_named(kontext: EditModel, tmp_path: Path):
 # products
 
 
-def layer_of(precision: Precision, rows: int, columns: int, integer: bool = True) -> QuantizedLinear:
+def layer_of(precision: Precision, rows: int, columns: int, quantize_activations: bool = True) -> QuantizedLinear:
     draw = torch.Generator().manual_seed(0)
     weight = torch.randn(rows, columns, generator=draw) / columns**0.5
     layer = QuantizedLinear(quantize(weight, precision), columns, torch.randn(rows, generator=draw))
-    set_integer_products(layer, integer)
+    set_quantize_activations(layer, quantize_activations)
     return layer
 
 
@@ -220,7 +220,10 @@ def output_and_gradient(layer: torch.nn.Module, rows: int, columns: int, dtype: 
 @pytest.mark.parametrize(("precision", "error"), [("int8", 0.015), ("fp8", 0.05)])
 @pytest.mark.parametrize("dtype", [F32, BF16])
 def test_products_of_codes_are_nearly_those_of_values(precision: Precision, error: float, dtype: torch.dtype):
-    results = [output_and_gradient(layer_of(precision, 192, 128, integer), 40, 128, dtype) for integer in (True, False)]
+    results = [
+        output_and_gradient(layer_of(precision, 192, 128, quantize_activations), 40, 128, dtype)
+        for quantize_activations in (True, False)
+    ]
     for ours, expected in zip(*results, strict=True):
         assert 0 < relative(ours, expected) < error
 
@@ -231,8 +234,10 @@ def test_few_rows_and_odd_shapes_are_multiplied_as_values(
     precision: Precision, out_features: int, in_features: int, rows: int
 ):
     results = [
-        output_and_gradient(layer_of(precision, out_features, in_features, integer), rows, in_features, F32)
-        for integer in (True, False)
+        output_and_gradient(
+            layer_of(precision, out_features, in_features, quantize_activations), rows, in_features, F32
+        )
+        for quantize_activations in (True, False)
     ]
     assert all(torch.equal(ours, expected) for ours, expected in zip(*results, strict=True))
 
@@ -244,15 +249,15 @@ def test_rotated_codes_are_multiplied_with_rotated_inputs(base: tuple[Family, Pa
     layer = next(layer for layer in loaded.modules() if isinstance(layer, QuantizedLinear))
     assert layer.quantization.rotation
     results = []
-    for integer in (True, False):
-        set_integer_products(layer, integer)
+    for quantize_activations in (True, False):
+        set_quantize_activations(layer, quantize_activations)
         results.append(output_and_gradient(layer, 40, layer.in_features, F32))
     for ours, expected in zip(*results, strict=True):
         assert 0 < relative(ours, expected) < 0.015
 
 
 def test_the_cpu_multiplies_values():
-    assert not fast_codes(torch.device("cpu"))
+    assert not fast_precisions(torch.device("cpu"))
 
 
 # the LoRA's layer
@@ -336,8 +341,8 @@ class Block(torch.nn.Module):
             torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(parameter)))
 
     def forward(self, hidden: torch.Tensor, modulation: torch.Tensor) -> torch.Tensor:
-        modulated = hidden * (1 + self.modulation(modulation)[:, None])
-        return hidden + torch.nn.functional.gelu(self.layer(modulated)).unflatten(-1, (2, 64)).sum(-2)
+        modulation_outputs = hidden * (1 + self.modulation(modulation)[:, None])
+        return hidden + torch.nn.functional.gelu(self.layer(modulation_outputs)).unflatten(-1, (2, 64)).sum(-2)
 
 
 @pytest.mark.parametrize("precision", [None, "int8", PRECISIONS[-1]])

@@ -69,7 +69,7 @@ def test_a_control_at_the_targets_area_is_as_large_as_a_target_of_its_aspect(fam
 @pytest.mark.parametrize("family", FAMILIES)
 @pytest.mark.parametrize("image", IMAGES)
 def test_every_size_can_be_patched(family: Family, image: Size):
-    target = family.target_size(image, family.scale.resolution)
+    target = family.target_size(image, family.variant.resolution)
     sizes = [target, family.sample_size(image)]
     sizes += [family.control_size(image, target, area) for area in ("inference", "target")]
     for size in sizes:
@@ -101,7 +101,7 @@ def test_a_size_that_can_be_made_stays(family: Family):
     for wanted in IMAGES:
         made = family.sample_size(wanted)
         assert family.sample_size(made) == made
-        assert made.width * made.height <= family.scale.max_sample_resolution**2
+        assert made.width * made.height <= family.variant.max_sample_resolution**2
 
 
 def test_width_stays_width_in_the_pixels():

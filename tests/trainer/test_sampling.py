@@ -47,7 +47,7 @@ def test_an_edit_is_reproducible_and_has_the_asked_size(model: EditModel):
 def test_defaults_are_the_familys(model: EditModel):
     events, image = run(edit(model, control_image(), "make it red"))
     assert image.size == (64, 64)
-    assert events[-1].total == model.family.scale.sample_steps
+    assert events[-1].total == model.family.variant.sample_steps
 
 
 def test_no_grad_context_stays_open_between_steps(model: EditModel):

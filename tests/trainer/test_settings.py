@@ -8,7 +8,7 @@ from safetensors import safe_open
 
 from trainer.config.settings import RunSettings, parse_settings
 from trainer.errors import BadInput
-from trainer.events import Progress, Sample, Step, Warning
+from trainer.events import Notice, Progress, Sample, Step
 from trainer.training import loop
 from trainer.training.checkpoint import checkpoint_folders
 from trainer.training.optim import learning_rate_at
@@ -127,7 +127,7 @@ def test_save_layout_adds_a_folder_that_diffusers_loads(model, runs):
 def test_resolution_makes_buckets_of_that_area(kontext, runs):
     runs.write(size=(128, 64))
     events = runs.run(kontext, steps=1, settings={"resolution": 128})
-    assert not any(isinstance(event, Warning) for event in events)
+    assert not any(isinstance(event, Notice) for event in events)
     # 128 x 128 pixels of area at about 2:1, 16 to a token
     seen = []
     real = loop.micro_step
@@ -141,7 +141,7 @@ def test_resolution_makes_buckets_of_that_area(kontext, runs):
 
 def test_targets_smaller_than_their_control_are_warned_of(kontext, runs):
     events = runs.run(kontext, steps=1, settings={"resolution": 32})
-    (warning,) = [event.message for event in events if isinstance(event, Warning)]
+    (warning,) = [event.message for event in events if isinstance(event, Notice)]
     assert "6 of 6 targets" in warning
 
 

@@ -159,9 +159,9 @@ def test_the_model_can_be_moved_between_formats_without_harm(
 
 @pytest.mark.parametrize("kind", FLOAT8)
 def test_a_device_without_float8_reads_the_same_values(kind: str):
-    codes = torch.arange(256, dtype=torch.uint8).view(torch.int8).reshape(16, 16)
+    quantized = torch.arange(256, dtype=torch.uint8).view(torch.int8).reshape(16, 16)
     for dtype in (torch.bfloat16, F32):
-        values = [float8_values(codes, kind, dtype, by_table) for by_table in (False, True)]
+        values = [float8_values(quantized, kind, dtype, by_table) for by_table in (False, True)]
         assert torch.equal(values[0].nan_to_num(-1.0), values[1].nan_to_num(-1.0))
 
 
@@ -180,10 +180,10 @@ def write_gguf(path: Path, state: dict[str, torch.Tensor], kind: gguf.GGMLQuanti
             writer.add_tensor(name, values)
             continue
         try:
-            codes = gguf.quants.quantize(values, kind)
+            quantized = gguf.quants.quantize(values, kind)
         except NotImplementedError:
-            codes = random.integers(0, 60, (values.shape[0], values.shape[1] // block * size), dtype=np.uint8)
-        writer.add_tensor(name, codes, raw_dtype=kind)
+            quantized = random.integers(0, 60, (values.shape[0], values.shape[1] // block * size), dtype=np.uint8)
+        writer.add_tensor(name, quantized, raw_dtype=kind)
     writer.write_header_to_file()
     writer.write_kv_data_to_file()
     writer.write_tensors_to_file()

@@ -209,7 +209,7 @@ def test_edit_2511_is_told_by_its_mark(qwen_files: Small, tmp_path: Path):
 
 
 @pytest.mark.parametrize(
-    ("base_model", "name", "doubt"),
+    ("base_model", "name", "warning"),
     [
         (FLUX, "flux1-dev.safetensors", '"kontext" is not in its name'),
         (FLUX, "flux1-krea-dev.safetensors", 'it says "krea"'),
@@ -220,27 +220,27 @@ def test_edit_2511_is_told_by_its_mark(qwen_files: Small, tmp_path: Path):
     ],
 )
 def test_a_sibling_with_the_same_tensors_is_doubted(
-    flux: Small, qwen_files: Small, tmp_path: Path, base_model: str, name: str, doubt: str | None
+    flux: Small, qwen_files: Small, tmp_path: Path, base_model: str, name: str, warning: str | None
 ):
     path = tmp_path / name
     path.write_bytes((flux if base_model == FLUX else qwen_files).files.transformer.read_bytes())
-    doubts = open_model(base_model, files=ModelFiles(transformer=path)).doubts()
-    assert len(doubts) == (doubt is not None)
-    assert all(doubt in said and name in said for said in doubts)
+    doubts = open_model(base_model, files=ModelFiles(transformer=path)).warnings()
+    assert len(doubts) == (warning is not None)
+    assert all(warning in said and name in said for said in doubts)
 
 
 def test_what_a_file_says_of_itself_counts_too(flux: Small, tmp_path: Path):
     from safetensors.torch import load_file
 
     save_file(load_file(flux.files.transformer), tmp_path / "mine.safetensors", {"modelspec.title": "FLUX.1 Kontext"})
-    assert not open_model(FLUX, files=ModelFiles(transformer=tmp_path / "mine.safetensors")).doubts()
+    assert not open_model(FLUX, files=ModelFiles(transformer=tmp_path / "mine.safetensors")).warnings()
 
 
 def test_wans_vae_in_the_place_of_qwens_is_doubted(qwen_files: Small, tmp_path: Path):
     path = tmp_path / "wan_2.1_vae.safetensors"
     path.write_bytes(qwen_files.files.vae.read_bytes())
-    (doubt,) = open_model(QWEN, files=ModelFiles(vae=path)).doubts()
-    assert path.name in doubt
+    (warning,) = open_model(QWEN, files=ModelFiles(vae=path)).warnings()
+    assert path.name in warning
 
 
 # hostile headers

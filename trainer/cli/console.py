@@ -10,7 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
-from ..events import Checkpoint, Event, Finished, Planned, Progress, Sample, Started, Step, Warning
+from ..events import Checkpoint, Event, Finished, Notice, Planned, Progress, Sample, Started, Step
 
 _PHASES = {
     "checking": "Checking",
@@ -59,7 +59,7 @@ class _Mean:
         return self._sum / self._weight
 
 
-class Terminal:
+class Console:
     """Shows events. Lines go to stdout; the bar, where stderr is a terminal, to stderr.
 
     `quiet_seconds`: without a terminal, the least time between two lines that only say how far a phase has come.
@@ -78,7 +78,7 @@ class Terminal:
         self._clock = clock
         self._said = clock()
 
-    def __enter__(self) -> Terminal:
+    def __enter__(self) -> Console:
         return self
 
     def __exit__(
@@ -109,7 +109,7 @@ class Terminal:
                 self._progress(event)
             case Planned():
                 self.line(f"Plan: {event.line}")
-            case Warning():
+            case Notice():
                 self.line(f"warning: {event.message}")
             case Sample():
                 self.line(f'Sample at step {event.step}: {event.path} ("{event.prompt}")')

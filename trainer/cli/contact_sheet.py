@@ -28,7 +28,7 @@ class Panel:
     """Pictures in the order of COLUMNS."""
 
 
-def draw_sheet(panels: Sequence[Panel]) -> Image.Image:
+def draw_contact_sheet(panels: Sequence[Panel]) -> Image.Image:
     """The panels side by side, pictures enlarged without smoothing."""
     width = len(COLUMNS) * (_CELL + _GAP) - _GAP
     height = _HEAD + max(len(panel.rows) for panel in panels) * (_CELL + _GAP) - _GAP

@@ -16,10 +16,10 @@ from ..config.settings import RunSettings
 from ..data.load_request import load_request
 from ..errors import INTERRUPTED, OK
 from ..events import Finished, Progress, drain
-from ..files import replacing, write_text
+from ..files import atomic_write, write_text
 from ..tiny.shapes import EditPair, make_pairs, write_parquet
-from .console import Terminal
-from .contact_sheet import Panel, draw_sheet
+from .console import Console
+from .contact_sheet import Panel, draw_contact_sheet
 from .parser import read_settings
 from .runner import check_folder, consume, edit_command, load_model, run_training
 
@@ -62,34 +62,34 @@ def demo(options: argparse.Namespace) -> int:
     folder: Path = options.out
     check_folder(folder)
     panels, scores, commands = [], {}, []
-    with Terminal() as terminal:
-        terminal.line(
+    with Console() as console:
+        console.line(
             "Two tiny models, with the architectures of FLUX.1 Kontext and Qwen-Image-Edit, are each taught an edit\n"
             "that they have never seen, from a few hundred pairs of pictures. Then they edit pictures that they were\n"
             f"not shown. No GPU and no download are needed. Everything goes to {folder.resolve()}"
         )
         for number, (base_model, edit) in enumerate(LESSONS.items(), 1):
             pairs = list(make_pairs([edit], HELD_OUT_SEED, HELD_OUT_PAIRS))
-            terminal.line(f'\n[{number}/{len(LESSONS)}] Teaching {base_model} to "{pairs[0].caption}"')
+            console.line(f'\n[{number}/{len(LESSONS)}] Teaching {base_model} to "{pairs[0].caption}"')
             request, parquet = _request(folder, base_model, edit)
             run_dir = folder / base_model.rpartition("/")[2]
-            finished = run_training(terminal, request, parquet, settings, run_dir, None, {}, options.command_line)
+            finished = run_training(console, request, parquet, settings, run_dir, None, {}, options.command_line)
             if finished is None:
                 return INTERRUPTED
-            terminal.line(f"Editing {HELD_OUT_PAIRS} pictures that were not trained on, without and with the LoRA ...")
-            before, after = consume(terminal, _examine(base_model, finished, pairs, settings))
+            console.line(f"Editing {HELD_OUT_PAIRS} pictures that were not trained on, without and with the LoRA ...")
+            before, after = consume(console, _examine(base_model, finished, pairs, settings))
             scores[base_model] = score = _scores(pairs, before, after)
             panels.append(_panel(base_model, pairs, before, after, score))
             commands.append(edit_command(base_model, finished.weights))
         from ..training.sample_images import save_image
 
-        save_image(folder / "samples.png", draw_sheet(panels))
-        terminal.line("\nDone. Each row of the picture is one that was not trained on:")
-        terminal.line(f"  {(folder / 'samples.png').resolve()}")
-        terminal.line("\nThe LoRAs are in the run folders. Use one on a picture of your own:")
+        save_image(folder / "samples.png", draw_contact_sheet(panels))
+        console.line("\nDone. Each row of the picture is one that was not trained on:")
+        console.line(f"  {(folder / 'samples.png').resolve()}")
+        console.line("\nThe LoRAs are in the run folders. Use one on a picture of your own:")
         for command in commands:
-            terminal.line(f"  {command}")
-        terminal.line("\nPSNR in dB against the true target (higher is closer):")
+            console.line(f"  {command}")
+        console.line("\nPSNR in dB against the true target (higher is closer):")
     print(json.dumps(scores))
     return OK
 
@@ -98,7 +98,7 @@ def _request(folder: Path, base_model: str, edit: str) -> tuple[FineTuneRequest,
     """Write the pairs and the request as a person would have them, unless they are there, and read them."""
     parquet = folder / "data" / f"{edit}.parquet"
     if not parquet.is_file():
-        with replacing(parquet) as temporary:
+        with atomic_write(parquet) as temporary:
             write_parquet(temporary, [edit], TRAINING_SEED, TRAINING_PAIRS)
     caption = next(iter(make_pairs([edit], TRAINING_SEED, 1))).caption
     request = {
@@ -133,17 +133,17 @@ def _edited(
 ) -> Generator[Progress, None, list[Image.Image]]:
     """Edit the pairs' controls by their captions, each from noise of its own."""
     from ..data.resize import Size
-    from ..device import card_of, default_device
+    from ..device import default_device, query_device
     from ..inference import decode, denoise
-    from ..memory.model_parts import Parts
+    from ..memory.model_parts import ModelComponents
     from ..memory.planner import drawing_plan
 
     device = default_device()
-    parts = Parts(model, device, drawing_plan(model, settings, card_of(device)))
+    parts = ModelComponents(model, device, drawing_plan(model, settings, query_device(device)))
     family, scheduler = model.family, model.load_scheduler()
-    guidance = settings.sample_guidance or family.scale.sample_guidance
+    guidance = settings.sample_guidance or family.variant.sample_guidance
     picture = Size(*pairs[0].target.size)
-    size = family.target_size(picture, family.scale.resolution)
+    size = family.target_size(picture, family.variant.resolution)
     seen = [
         family.prepare_control(pair.control, family.control_size(Size(*pair.control.size), size, "inference"))
         for pair in pairs
@@ -161,7 +161,7 @@ def _edited(
                 parts.text_encoder().encode(pair.caption, [control]),
                 None if negative is None else parts.text_encoder().encode(negative, [control]),
                 size,
-                settings.sample_steps or family.scale.sample_steps,
+                settings.sample_steps or family.variant.sample_steps,
                 guidance,
                 settings.sample_seed + number,
                 device,

@@ -4,8 +4,8 @@ import argparse
 import math
 
 from ..errors import OK, BadInput
-from ..events import Warning
-from .console import Terminal
+from ..events import Notice
+from .console import Console
 from .parser import model_options
 from .runner import consume, load_model
 
@@ -25,9 +25,9 @@ def edit(options: argparse.Namespace) -> int:
     from ..inference import edit
     from ..training.sample_images import save_image
 
-    with Terminal() as terminal:
-        for doubt in model.doubts():
-            terminal.show(Warning(message=doubt))
+    with Console() as console:
+        for warning in model.warnings():
+            console.show(Notice(message=warning))
         drawing = edit(
             model,
             picture,
@@ -41,8 +41,8 @@ def edit(options: argparse.Namespace) -> int:
             lora_strength=options.lora_strength,
             device=default_device(),
         )
-        save_image(options.out, consume(terminal, drawing))
-        terminal.line(f"Edited picture: {options.out}")
+        save_image(options.out, consume(console, drawing))
+        console.line(f"Edited picture: {options.out}")
     return OK
 
 

@@ -7,7 +7,7 @@ from ..config.request import COLUMN_FIELDS
 from ..data.columns import guess_columns
 from ..data.parquet import column_faults, parquet_columns
 from ..errors import OK, BadInput
-from .console import Terminal
+from .console import Console
 from .parser import option_of
 from .runner import load_dataset
 
@@ -22,16 +22,16 @@ def inspect(options: argparse.Namespace) -> int:
     if faults:
         raise BadInput("\n".join(fault.removeprefix("training_params.") for fault in faults))
     report = None
-    with Terminal() as terminal:
+    with Console() as console:
         if not options.json:
             width = max(map(len, columns), default=0)
-            terminal.line(f"Columns of {options.data}:")
+            console.line(f"Columns of {options.data}:")
             for name, kind in columns.items():
-                terminal.line(f"  {name:<{width}}  {kind}")
+                console.line(f"  {name:<{width}}  {kind}")
         if len(chosen) == len(COLUMN_FIELDS):
             if guessed and not options.json:
-                terminal.line("Guessed from the names: " + ", ".join(f"{f} = {n}" for f, n in sorted(guessed.items())))
-            report = load_dataset(terminal, chosen, options.data, options.images_root, "skip").report
+                console.line("Guessed from the names: " + ", ".join(f"{f} = {n}" for f, n in sorted(guessed.items())))
+            report = load_dataset(console, chosen, options.data, options.images_root, "skip").report
     if options.json:
         print(json.dumps({"columns": columns, "used": chosen, "report": report and report.to_dict()}, indent=2))
         return OK

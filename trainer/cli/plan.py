@@ -19,14 +19,14 @@ def plan(options: argparse.Namespace) -> int:
         if amount is not None and not 0 < amount < math.inf:
             raise BadInput(f"{name} {amount}: must be a positive number of GB")
     model = load_model(request.base_model, model_options(options), settings.conditioning)
-    from ..device import card_of, card_with, default_device
+    from ..device import assumed_gpu, default_device, query_device
     from ..memory.planner import make_plan
 
-    card = card_of(default_device()) if options.vram is None else card_with(options.vram, options.ram)
+    device_info = query_device(default_device()) if options.vram is None else assumed_gpu(options.vram, options.ram)
     if options.vram is None and options.ram is not None:
-        card = replace(card, host=int(options.ram * 1e9))
-    found = make_plan(model, request.training_params, settings, card)
-    print(f"{request.base_model} in {card.free / 1e9:.1f} GB: {found.line()}")
+        device_info = replace(device_info, host=int(options.ram * 1e9))
+    found = make_plan(model, request.training_params, settings, device_info)
+    print(f"{request.base_model} in {device_info.free / 1e9:.1f} GB: {found.line()}")
     width = max(map(len, found.expected))
     for name, size in found.expected.items():
         print(f"  {name:<{width}}  {size / 1e9:7.2f} GB")

@@ -18,11 +18,11 @@ from ..data.dataset import EditDataset, open_dataset
 from ..data.downloads import Downloads
 from ..errors import INTERRUPTED, BadInput
 from ..events import Event, Finished, Progress, RunControl, Started, Step
-from .console import Terminal
+from .console import Console
 from .parser import MODEL_FILES
 
 if TYPE_CHECKING:
-    from ..distributed.ranks import Ranks
+    from ..distributed.ranks import SingleProcess
     from ..models.edit_model import EditModel
 
 
@@ -47,7 +47,7 @@ def load_model(base_model: str, options: Mapping[str, Path], conditioning: str =
 
 
 def run_training(
-    terminal: Terminal,
+    console: Console,
     request: FineTuneRequest,
     parquet: Path,
     settings: RunSettings,
@@ -55,31 +55,31 @@ def run_training(
     cache_dir: Path | None,
     model_options: Mapping[str, Path],
     command_line: Sequence[str],
-    ranks: Ranks | None = None,
+    ranks: SingleProcess | None = None,
 ) -> Finished | None:
     """Train and show it. None when Ctrl-C has stopped the run: what is saved, and how to go on, is said by then.
     `ranks` are the processes that train together, each calling this."""
-    from ..distributed.ranks import Ranks
+    from ..distributed.ranks import SingleProcess
 
-    ranks = ranks or Ranks()
+    ranks = ranks or SingleProcess()
     check_folder(run_dir)
     columns = request.training_params.model_dump(include=set(COLUMN_FIELDS))
     cache_dir = cache_dir or run_dir.parent / CACHE_FOLDER
     downloads = Downloads(cache_dir / "downloads")
-    with ranks.main_first():
-        dataset = load_dataset(terminal, columns, parquet, settings.images_root, settings.bad_rows, downloads)
-    terminal.line(str(dataset.report))
-    terminal.line(f"Loading {request.base_model} ...")
-    with ranks.main_first():
+    with ranks.main_process_first():
+        dataset = load_dataset(console, columns, parquet, settings.images_root, settings.bad_rows, downloads)
+    console.line(str(dataset.report))
+    console.line(f"Loading {request.base_model} ...")
+    with ranks.main_process_first():
         model = load_model(request.base_model, model_options, settings.conditioning)
     from ..training.loop import train
 
-    control = ranks.asked
+    control = ranks.local_control
     step = 0
     training = train(request, dataset, model, settings, run_dir=run_dir, cache_dir=cache_dir, ranks=ranks)
     with _stopping_on_interrupt(control, ranks.main), closing(training):
         for event in training:
-            terminal.show(event)
+            console.show(event)
             if isinstance(event, Started):
                 step = event.first_step
             if isinstance(event, Step):
@@ -91,8 +91,8 @@ def run_training(
                 break
     steps = request.training_params.steps
     done = f"after step {step} of {steps}, which is saved" if step else "before the first step was done"
-    again = " start the same command again." if ranks.world > 1 else f"\n  {_quoted(command_line)}"
-    terminal.line(f"Stopped {done}. To go on:{again}")
+    again = " start the same command again." if ranks.world_size > 1 else f"\n  {_quoted(command_line)}"
+    console.line(f"Stopped {done}. To go on:{again}")
     return None
 
 
@@ -106,7 +106,7 @@ def check_folder(folder: Path) -> None:
 
 
 def load_dataset(
-    terminal: Terminal,
+    console: Console,
     columns: Mapping[str, str],
     parquet: Path,
     images_root: str,
@@ -115,14 +115,14 @@ def load_dataset(
 ) -> EditDataset:
     """Open and check a dataset, showing how far it is. Raises BadInput."""
     opening = open_dataset(parquet, **columns, images_root=images_root, bad_rows=bad_rows, downloads=downloads)
-    return consume(terminal, opening)
+    return consume(console, opening)
 
 
-def consume(terminal: Terminal, events: Generator[Event, None, Result]) -> Result:
+def consume(console: Console, events: Generator[Event, None, Result]) -> Result:
     """Show every event of a generator; what it returns."""
     while True:
         try:
-            terminal.show(next(events))
+            console.show(next(events))
         except StopIteration as end:
             return end.value
 

@@ -39,7 +39,7 @@ class EditRow:
 class EditDataset:
     """The good rows of a checked parquet, in its order. Nothing but a few blocks of rows is held in memory.
 
-    Places (`dataset[place]`) count good rows only and move when `exclude` drops rows; `at_row` never does.
+    Places (`dataset[place]`) count good rows only and move when `exclude` drops rows; `row_numbered` never does.
     """
 
     def __init__(
@@ -72,9 +72,9 @@ class EditDataset:
         """Raises IndexError outside of 0..len - 1."""
         if not 0 <= place < len(self._rows):
             raise IndexError(f"place {place} of {len(self._rows)}")
-        return self.at_row(int(self._rows[place]))
+        return self.row_numbered(int(self._rows[place]))
 
-    def at_row(self, row: int) -> EditRow:
+    def row_numbered(self, row: int) -> EditRow:
         """The example in a row of the parquet, from 0."""
         return _edit_row(self._blocks.block(row), row)
 
@@ -86,11 +86,11 @@ class EditDataset:
             for row in rows[first:end].tolist():
                 yield _edit_row(block, row)
 
-    def share(self, rank: int, world: int) -> EditDataset:
-        """Every `world`-th example, from place `rank` on: what one of several processes takes. What is excluded from a
-        share stays in the whole."""
+    def share(self, rank: int, world_size: int) -> EditDataset:
+        """Every `world_size`-th example from index `rank` on, as one of several processes takes them. Excluding a row
+        from a share leaves it in the whole dataset."""
         part = copy.copy(self)
-        part._rows = self._rows[rank::world]
+        part._rows = self._rows[rank::world_size]
         return part
 
     def fetch(self, reference: ImageRef) -> bytes:

@@ -17,7 +17,7 @@ from typing import IO, Any
 from urllib.parse import quote, urlsplit, urlunsplit
 
 from ..errors import BadImage, RunFailed
-from ..files import replacing
+from ..files import atomic_write
 
 USER_AGENT = "edit-trainer (training images; Python urllib)"
 
@@ -205,5 +205,5 @@ def _read_stored(path: Path) -> tuple[dict[str, Any], bytes] | None:
 
 def _store(path: Path, header: dict[str, Any], body: bytes) -> None:
     """Header and body in one file, so that validators never sit beside another body."""
-    with replacing(path, durable=False) as temporary:
+    with atomic_write(path, durable=False) as temporary:
         temporary.write_bytes(json.dumps(header).encode() + b"\n" + body)

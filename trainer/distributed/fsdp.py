@@ -20,18 +20,18 @@ def is_sharded(tensor: torch.Tensor) -> bool:
 
 
 def shard_transformer(
-    transformer: torch.nn.Module, device: torch.device, kept_whole: Iterable[torch.nn.Parameter] = ()
+    transformer: torch.nn.Module, device: torch.device, replicated: Iterable[torch.nn.Parameter] = ()
 ) -> None:
     """Share the weights out, all processes together. They are put together for a block's computation and let go of
     after it; gradients are averaged over the processes.
 
-    Makes new parameters: who holds the old ones must ask for them again. Those of `kept_whole` stay as they are.
+    Makes new parameters: who holds the old ones must ask for them again. Those of `replicated` stay as they are.
     """
     from torch.distributed.device_mesh import init_device_mesh
     from torch.distributed.fsdp import fully_shard
 
     mesh = init_device_mesh(device.type, (torch.distributed.get_world_size(),))
-    options = {"mesh": mesh} | ({"ignored_params": set(kept_whole)} if kept_whole else {})
+    options = {"mesh": mesh} | ({"ignored_params": set(replicated)} if replicated else {})
     for block in blocks_of(transformer):
         fully_shard(block, **options)
     # The blocks return views, which nothing here changes in place.
@@ -40,23 +40,23 @@ def shard_transformer(
     fully_shard(transformer, reshard_after_forward=True, **options)
 
 
-def whole(tensor: torch.Tensor) -> torch.Tensor:
+def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
     """The tensor put together from its parts, all processes together; one that is not shared out as it is."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
-def whole_on_main(tensors: Mapping[str, torch.Tensor], main: bool) -> dict[str, torch.Tensor]:
+def full_tensors_on_main(tensors: Mapping[str, torch.Tensor], main: bool) -> dict[str, torch.Tensor]:
     """The tensors put together one after the other, all processes together, kept by the main process alone (in host
     memory, where they were shared out)."""
     kept = {}
     for name, tensor in tensors.items():
-        together = whole(tensor)
+        together = full_tensor(tensor)
         if main:
             kept[name] = together.cpu() if is_sharded(tensor) else together
     return kept
 
 
-def shared_like(values: Mapping[str, torch.Tensor], owners: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+def shard_like(values: Mapping[str, torch.Tensor], owners: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """This process's parts of whole tensors, all processes together: each shared out as the tensor of its name in
     `owners` is, where the two have one shape; else whole."""
     shared = {}

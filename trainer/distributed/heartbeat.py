@@ -79,7 +79,7 @@ class Heartbeat:
         self,
         connect: Callable[[], Store],
         rank: int,
-        world: int,
+        world_size: int,
         keeper: str,
         stopping: Callable[[], bool],
         stop: Callable[[], None],
@@ -91,7 +91,7 @@ class Heartbeat:
         process was asked to stop; the others hear of it through their `stop`. `rescue` is called in a thread when a
         process is lost and the main thread does not notice; it must end the process.
         """
-        self.rank, self.world = rank, world
+        self.rank, self.world_size = rank, world_size
         self.terminated = False
         """Set when the launcher has told this process to end."""
         self._keeper = keeper
@@ -103,25 +103,25 @@ class Heartbeat:
             "moves": 0,
             "process": f"process {os.getpid()} on {socket.gethostname()}",
         }
-        self._peers = {other: _Peer() for other in range(world) if other != rank}
+        self._peers = {other: _Peer() for other in range(world_size) if other != rank}
         self._sending = threading.Lock()
         self._lost: dict[int, str] = {}
         self._loss: RankLost | None = None
         self._ending = threading.RLock()
         self._send()
-        self.meet()
+        self.all_gather_object()
         self._listen()
         self._closed = threading.Event()
         self._thread = threading.Thread(target=self._watch, name="heartbeat", daemon=True)
         self._thread.start()
 
-    def meet(self, value: Any = None) -> list[Any]:
+    def all_gather_object(self, value: Any = None) -> list[Any]:
         """Wait until every process has come here; what each has brought (JSON), by rank.
 
         Raises RankLost or RanksLeft when one will not come.
         """
         number, self._met = self._met, self._met + 1
-        keys = [f"meet/{number}/{rank}" for rank in range(self.world)]
+        keys = [f"meet/{number}/{rank}" for rank in range(self.world_size)]
         pause = 0.0005
         try:
             self._store.set(keys[self.rank], json.dumps(value))
@@ -244,7 +244,7 @@ class Heartbeat:
 
     def _lose(self, rank: int, why: str, code: int) -> None:
         if rank not in self._lost:
-            message = f"Rank {rank} of {self.world} ({self._peers[rank].told['process']}) {why}"
+            message = f"Rank {rank} of {self.world_size} ({self._peers[rank].told['process']}) {why}"
             self._lost[rank] = message
             self._loss = self._loss or RankLost(message, code)
 

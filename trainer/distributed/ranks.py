@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..device import Card, card_of, default_device
+from ..device import DeviceInfo, default_device, query_device
 from ..errors import BadInput, outcome
 from ..events import RunControl
 from .fsdp import is_sharded
@@ -32,17 +32,17 @@ COLLECTIVE_TIMEOUT = timedelta(minutes=30)
 """No waiting is done in collectives of tensors, so this only ends what hangs beyond all other means."""
 
 
-class Ranks:
+class SingleProcess:
     """One process alone: there is nobody to wait for."""
 
-    rank, world = 0, 1
+    rank, world_size = 0, 1
     sharded = False
     """Each process holds but a part of the weights, and all must compute together."""
 
     def __init__(self, control: RunControl | None = None) -> None:
-        self.asked = control or RunControl()
+        self.local_control = control or RunControl()
         """What this process was asked to do."""
-        self.agreed = self.asked
+        self.shared_control = self.local_control
         """What all processes know to be asked for; it changes where they meet."""
         self.terminated = False
         """The launcher has told this process to end."""
@@ -56,25 +56,25 @@ class Ranks:
         """The device of this process."""
         return default_device()
 
-    def card(self, device: torch.device) -> Card:
+    def query_device(self, device: torch.device) -> DeviceInfo:
         """The card that a plan for all processes is made for."""
-        return card_of(device)
+        return query_device(device)
 
-    def meet(self, value: Any = None) -> list[Any]:
+    def all_gather_object(self, value: Any = None) -> list[Any]:
         """Wait for all processes; what each has brought (JSON), by rank. Raises RankLost."""
         return [value]
 
-    def agree(self) -> None:
+    def sync_controls(self) -> None:
         """Wait for all processes, and agree on whether to stop."""
 
     def check(self) -> None:
         """Raises RankLost when another process is gone."""
 
-    def sum_step(self, loss: torch.Tensor, parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
+    def reduce_step(self, loss: torch.Tensor, parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
         """Sum loss and gradients over the processes, and agree on what was asked for meanwhile; the summed loss."""
         return loss
 
-    def send_from_main(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+    def broadcast_from_main(self, parameters: Iterable[torch.nn.Parameter]) -> None:
         """Give every process the values that the main one has."""
 
     @property
@@ -91,19 +91,19 @@ class Ranks:
         yield
 
     @contextmanager
-    def main_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         """The main process goes through first, so that the others find what it has put on the disk."""
         yield
 
 
-class Group(Ranks):
+class MultiProcess(SingleProcess):
     """This process as one of several."""
 
     def __init__(self, control: RunControl | None = None) -> None:
         """Returns when all processes are there. Raises BadInput where torch cannot do it."""
         super().__init__(control)
-        self.agreed = RunControl()
-        self.rank, self.world = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
+        self.shared_control = RunControl()
+        self.rank, self.world_size = int(os.environ["RANK"]), int(os.environ["WORLD_SIZE"])
         self._local_rank = int(os.environ.get("LOCAL_RANK", self.rank))
         self._save: Callable[[], str] | None = None
         if not torch.distributed.is_available():
@@ -114,7 +114,13 @@ class Group(Ranks):
         keeper = "the launcher" if in_launcher else "rank 0"
         signal.signal(signal.SIGTERM, self._terminate)
         self._heart = Heartbeat(
-            self._connect, self.rank, self.world, keeper, lambda: self.asked.stopping, self.asked.stop, self._rescue
+            self._connect,
+            self.rank,
+            self.world_size,
+            keeper,
+            lambda: self.local_control.stopping,
+            self.local_control.stop,
+            self._rescue,
         )
 
     def _connect(self) -> Store:
@@ -141,55 +147,62 @@ class Group(Ranks):
                 # Who is lost is noticed by the heartbeat, which saves; nccl's own watchdog would end the process.
                 os.environ.setdefault("TORCH_NCCL_ASYNC_ERROR_HANDLING", "0")
                 backend = "cpu:gloo,cuda:nccl"
-        self.meet()
+        self.all_gather_object()
         init_process_group(
-            backend, store=self._connect(), rank=self.rank, world_size=self.world, timeout=COLLECTIVE_TIMEOUT
+            backend, store=self._connect(), rank=self.rank, world_size=self.world_size, timeout=COLLECTIVE_TIMEOUT
         )
 
     def device(self) -> torch.device:
         return self._device
 
-    def card(self, device: torch.device) -> Card:
+    def query_device(self, device: torch.device) -> DeviceInfo:
         """One that does what all can, with the least memory. Processes of one machine share its host memory; where
         weights are shared out, all cards together are taken for one."""
-        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world))
-        card = card_of(device)
-        own = card.free // here if card.is_cpu else card.free
-        all_cards = zip(*self.meet((own, card.host // here, card.bf16, sorted(card.fast_codes))), strict=True)
+        here = int(os.environ.get("LOCAL_WORLD_SIZE", self.world_size))
+        device_info = query_device(device)
+        own = device_info.free // here if device_info.is_cpu else device_info.free
+        all_cards = zip(
+            *self.all_gather_object(
+                (own, device_info.host // here, device_info.bf16, sorted(device_info.fast_precisions))
+            ),
+            strict=True,
+        )
         free, host, bf16, fast = map(list, all_cards)
         return replace(
-            card,
-            free=min(free) * (self.world if self.sharded else 1),
+            device_info,
+            free=min(free) * (self.world_size if self.sharded else 1),
             host=min(host),
             bf16=all(bf16),
-            fast_codes=card.fast_codes.intersection(*fast),
+            fast_precisions=device_info.fast_precisions.intersection(*fast),
         )
 
-    def meet(self, value: Any = None) -> list[Any]:
-        return self._heart.meet(value)
+    def all_gather_object(self, value: Any = None) -> list[Any]:
+        return self._heart.all_gather_object(value)
 
-    def agree(self) -> None:
-        if any(self.meet(self.asked.stopping)):
-            self.agreed.stop()
+    def sync_controls(self) -> None:
+        if any(self.all_gather_object(self.local_control.stopping)):
+            self.shared_control.stop()
 
     def check(self) -> None:
         self._heart.check()
 
-    def sum_step(self, loss: torch.Tensor, parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
-        shares = self.meet([loss.item(), self.asked.stopping, self.asked.take_sample_request()])
+    def reduce_step(self, loss: torch.Tensor, parameters: Iterable[torch.nn.Parameter]) -> torch.Tensor:
+        shares = self.all_gather_object(
+            [loss.item(), self.local_control.stopping, self.local_control.take_sample_request()]
+        )
         losses, stops, samples = zip(*shares, strict=True)
         if any(stops):
-            self.agreed.stop()
+            self.shared_control.stop()
         if any(samples):
-            self.agreed.sample_now()
+            self.shared_control.sample_now()
         gradients = [parameter.grad for parameter in parameters if parameter.grad is not None]
         for gradient in filter(is_sharded, gradients):
-            gradient.mul_(self.world)  # fully_shard has averaged it
+            gradient.mul_(self.world_size)  # fully_shard has averaged it
         self._flat([gradient for gradient in gradients if not is_sharded(gradient)], torch.distributed.all_reduce)
         return torch.tensor(sum(losses), device=loss.device)
 
-    def send_from_main(self, parameters: Iterable[torch.nn.Parameter]) -> None:
-        self.meet()
+    def broadcast_from_main(self, parameters: Iterable[torch.nn.Parameter]) -> None:
+        self.all_gather_object()
         tensors = [parameter.data for parameter in parameters if not is_sharded(parameter)]
         self._flat(tensors, lambda flat: torch.distributed.broadcast(flat, 0))
 
@@ -220,12 +233,12 @@ class Group(Ranks):
             raise
 
     @contextmanager
-    def main_first(self) -> Iterator[None]:
+    def main_process_first(self) -> Iterator[None]:
         if not self.main:
-            self.meet()
+            self.all_gather_object()
         yield
         if self.main:
-            self.meet()
+            self.all_gather_object()
 
     # the end
 
@@ -267,17 +280,17 @@ class Group(Ranks):
 
     def _terminate(self, number: int, frame: Any) -> None:
         self.terminated = self._heart.terminated = True
-        self.asked.stop()
+        self.local_control.stop()
 
 
 @contextmanager
-def joined() -> Iterator[Ranks]:
+def launched_processes() -> Iterator[SingleProcess]:
     """The processes that a launcher has started; this one alone where there was none. An error that leaves a group's
     context ends the process."""
     if int(os.environ.get("WORLD_SIZE", "1")) == 1:
-        yield Ranks()
+        yield SingleProcess()
         return
-    group = Group()
+    group = MultiProcess()
     try:
         group.open()
         yield group

@@ -20,10 +20,10 @@ from ..tensors import load_tensors, write_tensors
 Tensors = dict[str, torch.Tensor]
 
 
-def cache_key(*parts: object) -> str:
+def cache_key(*components: object) -> str:
     """One key for a sequence of parts, each taken by its `str`; no two different sequences share one."""
     digest = hashlib.sha256()
-    for part in parts:
+    for part in components:
         text = str(part).encode()
         digest.update(len(text).to_bytes(8, "big") + text)
     return digest.hexdigest()

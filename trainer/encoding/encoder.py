@@ -16,19 +16,19 @@ from ..data.images import EncodedImage
 from ..data.resize import Size
 from ..errors import BadInput, RunFailed
 from ..events import Progress, RunControl
-from ..threads import prefetched
+from ..threads import prefetch
 from .cache import TensorCache, Tensors, cache_key
-from .latents import LatentBatches, Preparation, PreparedImage
+from .latents import LatentEncoder, PendingImages, PreparedImage
 
 if TYPE_CHECKING:
     from PIL import Image
 
     from ..config.settings import RunSettings
     from ..data.dataset import EditDataset, EditRow
-    from ..memory.model_parts import Parts
+    from ..memory.model_parts import ModelComponents
 from .example import ControlImage, Example
 
-MOST_THREADS = 8
+MAX_THREADS = 8
 """That prepare images ahead."""
 
 
@@ -36,7 +36,7 @@ AHEAD_PIXELS = 16 * 2**20
 """Of the prepared images of the rows ahead, 12 bytes each."""
 
 
-MOST_ROWS_AHEAD = 16
+MAX_ROWS_AHEAD = 16
 
 
 LARGE_PIXELS = 2**24
@@ -70,13 +70,13 @@ class _Source(NamedTuple):
 class Encoder:
     """Encodes through the model's ports, into the cache."""
 
-    def __init__(self, parts: Parts, cache: TensorCache, settings: RunSettings) -> None:
-        self.parts = parts
-        self.family = parts.model.family
+    def __init__(self, components: ModelComponents, cache: TensorCache, settings: RunSettings) -> None:
+        self.components = components
+        self.family = components.model.family
         self.cache = cache
         self.settings = settings
-        self.resolution = settings.resolution or self.family.scale.resolution
-        self._vae, self._text = parts.model.fingerprint("vae"), parts.model.fingerprint("text")
+        self.resolution = settings.resolution or self.family.variant.resolution
+        self._vae, self._text = components.model.fingerprint("vae"), components.model.fingerprint("text")
         self._decoding = threading.Semaphore(os.cpu_count() or 1)
         self._decoding_large = threading.Lock()
 
@@ -88,10 +88,10 @@ class Encoder:
         """
         examples: list[Example] = []
         bad: dict[int, tuple[str, str]] = {}
-        preparation = Preparation(self.cache)
+        pending = PendingImages(self.cache)
         threads = _threads(dataset, self.rows_ahead)
-        reading = prefetched(dataset, lambda row: self._read(dataset, row, preparation), self.rows_ahead, threads)
-        with LatentBatches(self.parts, self.cache, preparation.forget) as batches, closing(reading) as rows:
+        reading = prefetch(dataset, lambda row: self._read(dataset, row, pending), self.rows_ahead, threads)
+        with LatentEncoder(self.components, self.cache, pending.forget) as batches, closing(reading) as rows:
             for done, read in enumerate(rows, 1):
                 if control.stopping:
                     break
@@ -110,10 +110,10 @@ class Encoder:
     @property
     def rows_ahead(self) -> int:
         """Rows whose images are prepared while those of another are encoded."""
-        control = self.resolution if self.settings.control_resolution == "target" else self.family.scale.resolution
-        return max(2, min(MOST_ROWS_AHEAD, AHEAD_PIXELS // (self.resolution**2 + control**2)))
+        control = self.resolution if self.settings.control_resolution == "target" else self.family.variant.resolution
+        return max(2, min(MAX_ROWS_AHEAD, AHEAD_PIXELS // (self.resolution**2 + control**2)))
 
-    def _read(self, dataset: EditDataset, row: EditRow, preparation: Preparation) -> _ReadRow:
+    def _read(self, dataset: EditDataset, row: EditRow, pending: PendingImages) -> _ReadRow:
         images: list[PreparedImage] = []
         column = dataset.image_column
         try:
@@ -125,11 +125,11 @@ class Encoder:
                 source = _Source.of(dataset.fetch(reference))
                 control = self._control(source, target_size)
                 prepare = self.family.prepare_control
-                images += self._prepared(preparation, control.latents, source, prepare, control.size)
+                images += self._prepared(pending, control.latents, source, prepare, control.size)
                 controls.append(control)
             column = dataset.image_column
             key = self._latents_key("target", target, target_size)
-            images += self._prepared(preparation, key, target, self.family.prepare_target, target_size)
+            images += self._prepared(pending, key, target, self.family.prepare_target, target_size)
         except BadInput as error:
             return _ReadRow(row.row, None, (column, str(error)), images)
         return _ReadRow(row.row, Example(row.row, row.caption, tuple(controls), key, target_size), None, images)
@@ -138,11 +138,9 @@ class Encoder:
         """Encode one control image, given as the bytes of its file, unless the cache has it."""
         source = _Source.of(data)
         control = self._control(source, target_size)
-        with LatentBatches(self.parts, self.cache) as batches:
-            preparation = Preparation(self.cache)
-            for image in self._prepared(
-                preparation, control.latents, source, self.family.prepare_control, control.size
-            ):
+        with LatentEncoder(self.components, self.cache) as batches:
+            pending = PendingImages(self.cache)
+            for image in self._prepared(pending, control.latents, source, self.family.prepare_control, control.size):
                 batches.add(image)
             batches.finish()
         return control
@@ -152,11 +150,11 @@ class Encoder:
         return ControlImage(source.digest, size, self._latents_key("control", source, size))
 
     def _latents_key(self, role: str, source: _Source, size: Size) -> str:
-        return cache_key("latents", self._policy, role, source.digest, size, self._vae, self.parts.dtype)
+        return cache_key("latents", self._policy, role, source.digest, size, self._vae, self.components.dtype)
 
     def _prepared(
         self,
-        preparation: Preparation,
+        pending: PendingImages,
         key: str,
         source: _Source,
         prepare: Callable[[Image.Image, Size], torch.Tensor],
@@ -169,7 +167,7 @@ class Encoder:
             with self._decoding_large if large else nullcontext(), self._decoding:
                 return prepare(source.image.decode(), size)
 
-        image = preparation.prepare(key, decode_and_resize)
+        image = pending.prepare(key, decode_and_resize)
         return [] if image is None else [image]
 
     @property
@@ -189,11 +187,11 @@ class Encoder:
     def text_key(self, caption: str, controls: Sequence[ControlImage]) -> str:
         """Names the conditioning of a caption with its control images."""
         seen = [(control.digest, *control.size) for control in controls] if self.family.text_sees_control else []
-        return cache_key("text", self._policy, caption, seen, self._text, self.parts.dtype)
+        return cache_key("text", self._policy, caption, seen, self._text, self.components.dtype)
 
     def encode_text(self, caption: str, controls: Sequence[torch.Tensor]) -> Tensors:
         """Conditioning of a caption with prepared control images, on the CPU."""
-        encoder = self.parts.text_encoder()
+        encoder = self.components.text_encoder()
         with torch.no_grad():
             conditioning = encoder.encode(caption, controls)
         return {name: tensor.to("cpu") for name, tensor in conditioning.items()}
@@ -201,7 +199,7 @@ class Encoder:
 
 def _threads(dataset: EditDataset, ahead: int) -> int:
     """As many as there are processors; where images come from servers, they mostly wait."""
-    return min(MOST_THREADS, ahead, MOST_THREADS if _is_remote(dataset) else max(2, os.cpu_count() or 1))
+    return min(MAX_THREADS, ahead, MAX_THREADS if _is_remote(dataset) else max(2, os.cpu_count() or 1))
 
 
 def _is_remote(dataset: EditDataset) -> bool:

@@ -14,11 +14,11 @@ import torch
 from ..data.resize import Size
 from ..events import RunControl
 from ..models.types import ImageCodec
-from ..threads import WorkBehind
+from ..threads import BackgroundWork
 from .cache import TensorCache
 
 if TYPE_CHECKING:
-    from ..memory.model_parts import Parts
+    from ..memory.model_parts import ModelComponents
 
 
 BATCH_PIXELS = 2**20
@@ -51,7 +51,7 @@ class PreparedImage:
         return Size(self.pixels.shape[-1], self.pixels.shape[-2])
 
 
-class Preparation:
+class PendingImages:
     """Prepares pictures that are not in the cache, equal ones once. Thread-safe."""
 
     def __init__(self, cache: TensorCache) -> None:
@@ -91,7 +91,7 @@ class _Encoded(NamedTuple):
     latents: torch.Tensor
 
 
-class LatentBatches:
+class LatentEncoder:
     """Encodes prepared pictures into the cache; to be used in a `with`, at whose end its threads are gone.
 
     On an accelerator pictures of one size go through the codec together. A codec's roundings depend on the shape of
@@ -102,20 +102,22 @@ class LatentBatches:
     wait for each other at every layer, and for those that decode the next ones.
     """
 
-    def __init__(self, parts: Parts, cache: TensorCache, written: Callable[[str], None] = lambda key: None) -> None:
+    def __init__(
+        self, components: ModelComponents, cache: TensorCache, written: Callable[[str], None] = lambda key: None
+    ) -> None:
         """`written` is told the key of all that is in the cache, from another thread."""
-        self.parts = parts
+        self.components = components
         self.cache = cache
         self._written = written
         self._waiting: dict[Size, list[PreparedImage]] = {}
         self._waiting_pixels = 0
         self._most: dict[Size, int] = {}
         """Pictures in a batch, where the device's memory did not hold more."""
-        self._writing = WorkBehind()
-        self._side_by_side: WorkBehind | None = None
+        self._writing = BackgroundWork()
+        self._side_by_side: BackgroundWork | None = None
         self._threads = torch.get_num_threads()
 
-    def __enter__(self) -> LatentBatches:
+    def __enter__(self) -> LatentEncoder:
         return self
 
     def __exit__(self, *_: object) -> None:
@@ -149,16 +151,16 @@ class LatentBatches:
 
     @cached_property
     def _batch_codec(self) -> ImageCodec | None:
-        return self.parts.codec().for_batches()
+        return self.components.codec().for_batches()
 
     @property
     def _goes_side_by_side(self) -> bool:
         """Whether every picture is encoded by a thread of its own."""
-        return self.parts.device.type == "cpu" and self._batch_codec is not None
+        return self.components.device.type == "cpu" and self._batch_codec is not None
 
-    def _encoding_threads(self, size: Size) -> WorkBehind:
+    def _encoding_threads(self, size: Size) -> BackgroundWork:
         count = max(1, min(self._threads, SIDE_BY_SIDE_PIXELS // _area(size)))
-        return WorkBehind(count, count, partial(torch.set_num_threads, self._threads // count))
+        return BackgroundWork(count, count, partial(torch.set_num_threads, self._threads // count))
 
     def _encode_alone(self, image: PreparedImage) -> None:
         self._write(self._encode([image], 1))
@@ -181,7 +183,7 @@ class LatentBatches:
         batch = torch.cat(pixels + pixels[-1:] * (count - len(pixels))) if count > 1 else pixels[0]
         try:
             with torch.no_grad():
-                latents = self.parts.model.family.encode(self._batch_codec or self.parts.codec(), batch)
+                latents = self.components.model.family.encode(self._batch_codec or self.components.codec(), batch)
         except torch.OutOfMemoryError:
             if count == 1:
                 raise

@@ -9,7 +9,7 @@ import torch
 from ..data.images import decode_image
 from ..errors import RunFailed
 from ..events import Progress, RunControl
-from ..threads import WorkBehind, prefetched
+from ..threads import BackgroundWork, prefetch
 from .cache import Tensors
 
 if TYPE_CHECKING:
@@ -21,7 +21,7 @@ TEXT_THREADS = 2
 """That prepare the control images which the text encoder is to see."""
 
 
-class Texts:
+class TextEmbeddings:
     """Conditioning by key: from the disk cache, or encoded in blocks of upcoming examples and kept until used."""
 
     def __init__(self, encoder: Encoder, dataset: EditDataset, on_disk: bool) -> None:
@@ -52,8 +52,8 @@ class Texts:
             elif key not in missing and not (self.on_disk and key in self.encoder.cache):
                 missing[key] = (example, caption)
         self._block = needed
-        controls = prefetched((example for example, _ in missing.values()), self._controls, threads=TEXT_THREADS)
-        with WorkBehind() as writing, closing(controls) as seen:
+        controls = prefetch((example for example, _ in missing.values()), self._controls, threads=TEXT_THREADS)
+        with BackgroundWork() as writing, closing(controls) as seen:
             for done, (key, (_, caption)) in enumerate(missing.items(), 1):
                 if control.stopping and self.on_disk:
                     return
@@ -81,7 +81,7 @@ class Texts:
         family = self.encoder.family
         if not family.text_sees_control:
             return []
-        references = self.dataset.at_row(example.row).controls
+        references = self.dataset.row_numbered(example.row).controls
         return [
             family.prepare_control(decode_image(self.dataset.fetch(reference)), control.size)
             for reference, control in zip(references, example.controls, strict=True)

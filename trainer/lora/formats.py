@@ -137,9 +137,9 @@ def linear_targets(family: Family, transformer: torch.nn.Module) -> dict[str, Ta
     """Every linear layer of the transformer under all names that files have for it, with dots and with underscores."""
     linears = {name: m for name, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
     targets = {name: _target((name,), linears) for name in linears}
-    for stack in family.layout(transformer):
-        if all(name in linears for name in stack.modules):
-            targets[stack.stored] = _target(stack.modules, linears, stack.swapped)
+    for fused in family.layout(transformer):
+        if all(name in linears for name in fused.modules):
+            targets[fused.stored] = _target(fused.modules, linears, fused.swapped)
     return targets | {name.replace(".", "_"): target for name, target in targets.items()}
 
 

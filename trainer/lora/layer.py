@@ -9,7 +9,7 @@ from torch import nn
 
 from ..quantization.formats import Quantization
 from ..quantization.linear import QuantizedLinear, computation_dtype
-from ..quantization.matmul import input_gradient, product
+from ..quantization.matmul import linear, linear_input_grad
 
 
 class LoraLinear(nn.Module):
@@ -29,17 +29,17 @@ class LoraLinear(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         base = self.base_layer
-        codes = isinstance(base, QuantizedLinear)
-        return _LoraProduct.apply(
+        quantized = isinstance(base, QuantizedLinear)
+        return _LoraLinearFunction.apply(
             input,
             computation_dtype(input),
             self.lora_A.weight,
             self.lora_B.weight,
             self.scale,
             base.weight,
-            base.scale if codes else None,
-            base.quantization if codes else None,
-            codes and base.integer,
+            base.scale if quantized else None,
+            base.quantization if quantized else None,
+            quantized and base.quantize_activations,
             base.bias,
         )
 
@@ -51,7 +51,7 @@ def _matrix(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
     return linear
 
 
-class _LoraProduct(torch.autograd.Function):
+class _LoraLinearFunction(torch.autograd.Function):
     """Gradients of the input and of the two matrices; the base has none."""
 
     @staticmethod
@@ -65,15 +65,17 @@ class _LoraProduct(torch.autograd.Function):
         weight: torch.Tensor,
         scale: torch.Tensor | None,
         quantization: Quantization | None,
-        integer: bool,
+        quantize_activations: bool,
         bias: torch.Tensor | None,
     ) -> torch.Tensor:
         rows = input.reshape(-1, input.shape[-1]).to(dtype)
         features = rows @ a.to(dtype).t()
-        result = product(rows, weight, scale, quantization, integer, None if bias is None else bias.to(dtype))
+        result = linear(
+            rows, weight, scale, quantization, quantize_activations, None if bias is None else bias.to(dtype)
+        )
         result.addmm_(features, (lora_scale * b).to(dtype).t())
         ctx.save_for_backward(input, features, a, b, weight, scale)
-        ctx.lora_scale, ctx.quantization, ctx.integer = lora_scale, quantization, integer
+        ctx.lora_scale, ctx.quantization, ctx.quantize_activations = lora_scale, quantization, quantize_activations
         return result.view(*input.shape[:-1], -1)
 
     @staticmethod
@@ -86,7 +88,7 @@ class _LoraProduct(torch.autograd.Function):
         b_gradient = out_rows.t() @ features
         input_grad = None
         if ctx.needs_input_grad[0]:
-            rows = input_gradient(out_rows, weight, scale, ctx.quantization, ctx.integer)
+            rows = linear_input_grad(out_rows, weight, scale, ctx.quantization, ctx.quantize_activations)
             input_grad = rows.addmm_(feature_gradient, a.to(dtype)).view(input.shape).to(input.dtype)
         b_gradient = b_gradient.float().mul_(ctx.lora_scale)
         return input_grad, None, a_gradient.float(), b_gradient, None, None, None, None, None, None

@@ -21,9 +21,9 @@ from ..data.resize import Size
 from ..lora.layer import LoraLinear
 from ..models.types import Grid, PackedLatents
 from ..modules import blocks_of
-from ..quantization.linear import QuantizedLinear, set_integer_products
+from ..quantization.linear import QuantizedLinear, set_quantize_activations
 from ..quantization.quantize import QUANTIZED, large_weights, quantize
-from .plan import Plan, Recompute
+from .plan import ActivationCheckpointing, Plan
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
@@ -43,7 +43,7 @@ class StepShape:
     dtype: torch.dtype
     """Of computations."""
     precision: Precision
-    integer_products: bool
+    quantize_activations: bool
 
 
 @dataclass(frozen=True, slots=True)
@@ -70,14 +70,18 @@ class Footprint:
 
 def step_shape(family: Family, params: TrainingParams, settings: RunSettings, plan: Plan) -> StepShape:
     """The forward pass of square images, whose area all buckets have."""
-    resolution = settings.resolution or family.scale.resolution
+    resolution = settings.resolution or family.variant.resolution
     target = family.target_size(Size(resolution, resolution), resolution)
     control = family.control_size(target, target, settings.control_resolution)
-    return StepShape(params.batch_size, target, (control,), plan.dtype, plan.precision, plan.integer_products)
+    return StepShape(params.batch_size, target, (control,), plan.dtype, plan.precision, plan.quantize_activations)
 
 
 def measure(
-    model: EditModel, shape: StepShape, params: TrainingParams, settings: RunSettings, recompute: Recompute
+    model: EditModel,
+    shape: StepShape,
+    params: TrainingParams,
+    settings: RunSettings,
+    activation_checkpointing: ActivationCheckpointing,
 ) -> Footprint:
     """Run two blocks of every kind forward and backward without storage, and count."""
     config = json.dumps(dict(model.transformer_config()), sort_keys=True, default=str)
@@ -86,11 +90,11 @@ def measure(
         targets=settings.lora_targets,
         rounded=settings.optimizer == "adafactor",
     )
-    key = (type(model.family), model.policy, config, shape, trained, recompute != "none")
+    key = (type(model.family), model.policy, config, shape, trained, activation_checkpointing != "none")
     if key not in _MEASURED:
-        _MEASURED[key] = _measured(model, shape, trained, recompute != "none")
+        _MEASURED[key] = _measured(model, shape, trained, activation_checkpointing != "none")
     found = _MEASURED[key]
-    if recompute != "selective":
+    if activation_checkpointing != "selective":
         return found
     extra = _attention_bytes(model.transformer_config(), shape, found.tokens)
     blocks = {kind: BlockFootprint(block.kept + extra, block.work + extra) for kind, block in found.blocks.items()}
@@ -169,9 +173,9 @@ class _Run:
         precision = "fp8" if shape.precision == "nf4" else shape.precision
         for name in large_weights(self.transformer):
             layer = self.transformer.get_submodule(name)
-            codes = quantize(layer.weight.detach(), precision)
-            self.transformer.set_submodule(name, QuantizedLinear(codes, layer.in_features, layer.bias.detach()))
-        set_integer_products(self.transformer, shape.integer_products)
+            quantized = quantize(layer.weight.detach(), precision)
+            self.transformer.set_submodule(name, QuantizedLinear(quantized, layer.in_features, layer.bias.detach()))
+        set_quantize_activations(self.transformer, shape.quantize_activations)
 
     def _measure(self, family: Family, inputs: tuple, shape: StepShape) -> None:
         live = _LiveBytes([*self.transformer.parameters(), *self.transformer.buffers()])

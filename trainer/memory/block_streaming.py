@@ -16,7 +16,7 @@ from collections.abc import Sequence
 import torch
 from torch import nn
 
-from .pinned import HostTensors
+from .pinned import PinnedTensors
 
 
 def following(block: int, previous: int, count: int, training: bool) -> int:
@@ -33,14 +33,14 @@ def following(block: int, previous: int, count: int, training: bool) -> int:
 class _Slot:
     """Device memory for one block."""
 
-    def __init__(self, size: int, device: torch.device, blocks: Sequence[HostTensors]) -> None:
+    def __init__(self, size: int, device: torch.device, blocks: Sequence[PinnedTensors]) -> None:
         self.flat = torch.empty(size, dtype=torch.uint8, device=device)
         self.views = [block.views_in(self.flat) for block in blocks]
         self.block: int | None = None
         self.filled = torch.cuda.Event() if device.type == "cuda" else None
 
 
-class Ring:
+class BlockStreamer:
     """Streams the frozen tensors of some blocks, in the order in which they run, through two slots on the device."""
 
     def __init__(
@@ -48,7 +48,7 @@ class Ring:
     ) -> None:
         """`tensors`: for each block those that are streamed. They move to host memory now."""
         self.device = device
-        self.blocks = [HostTensors(own, device) for own in tensors]
+        self.blocks = [PinnedTensors(own, device) for own in tensors]
         self._slots: list[_Slot] = []
         self._previous = -1
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None

@@ -36,13 +36,15 @@ HOOKS_PASSED_BY = (
 )
 
 
-def recompute_blocks(transformer: nn.Module, plan: Plan) -> None:
+def checkpoint_blocks(transformer: nn.Module, plan: Plan) -> None:
     """Let the blocks keep for their backward pass what the plan says.
 
     A streamed block has to be computed again: its weights are gone by then.
     """
-    modes = {id(block): plan.recompute_of(index) for index, block in enumerate(blocks_of(transformer))}
-    assert all(plan.recompute_of(index) != "none" for index in plan.streamed), "a streamed block keeps its weights"
+    modes = {id(block): plan.activation_checkpointing_of(index) for index, block in enumerate(blocks_of(transformer))}
+    assert all(plan.activation_checkpointing_of(index) != "none" for index in plan.streamed), (
+        "a streamed block keeps its weights"
+    )
     if set(modes.values()) == {"none"}:
         return
     host = HostInputs() if plan.inputs_on_host else None

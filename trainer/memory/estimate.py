@@ -16,10 +16,10 @@ from typing import TYPE_CHECKING
 
 from ..config.request import TrainingParams
 from ..config.settings import Precision
-from ..device import Card
+from ..device import DeviceInfo
 from ..quantization.quantize import QUANTIZED
 from .activation_bytes import Footprint, measure, step_shape
-from .plan import KEPT, Recompute
+from .plan import KEPT, ActivationCheckpointing
 from .weight_bytes import weight_bytes
 
 if TYPE_CHECKING:
@@ -57,10 +57,10 @@ RESERVE = 500_000_000
 """Bytes for the driver's context and the allocator's gaps."""
 
 
-def computation_dtype(precision: Precision, card: Card) -> torch.dtype:
+def computation_dtype(precision: Precision, device_info: DeviceInfo) -> torch.dtype:
     """Number format of computations, and of weights that are not quantized."""
     if precision in QUANTIZED:
-        return torch.bfloat16 if card.bf16 else torch.float32
+        return torch.bfloat16 if device_info.bf16 else torch.float32
     return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
 
 
@@ -70,24 +70,31 @@ def full_fine_tune_bytes(optimizer: str, dtype: torch.dtype = torch.bfloat16) ->
     return 2 * dtype.itemsize if optimizer == "adafactor" else TRAINED_BYTES[optimizer]
 
 
-class Needs:
+class MemoryEstimate:
     """What one request needs of a card with the base in one precision, plan by plan."""
 
     def __init__(
-        self, model: EditModel, params: TrainingParams, settings: RunSettings, card: Card, precision: Precision
+        self,
+        model: EditModel,
+        params: TrainingParams,
+        settings: RunSettings,
+        device_info: DeviceInfo,
+        precision: Precision,
     ) -> None:
-        self.params, self.settings, self.card, self.precision = params, settings, card, precision
-        self.dtype = computation_dtype(precision, card)
+        self.params, self.settings, self.device_info, self.precision = params, settings, device_info, precision
+        self.dtype = computation_dtype(precision, device_info)
         transformer = model.empty_transformer()
         self.trainable = _trainable(model, transformer, params, settings)
         self.weights = weight_bytes(model, transformer, precision, self.dtype)
-        self._measured: dict[Recompute, Footprint] = {}
+        self._measured: dict[ActivationCheckpointing, Footprint] = {}
         self.model, self.shape = model, step_shape(model.family, params, settings, self._plan())
 
-    def _footprint(self, recompute: Recompute) -> Footprint:
-        if recompute not in self._measured:
-            self._measured[recompute] = measure(self.model, self.shape, self.params, self.settings, recompute)
-        return self._measured[recompute]
+    def _footprint(self, activation_checkpointing: ActivationCheckpointing) -> Footprint:
+        if activation_checkpointing not in self._measured:
+            self._measured[activation_checkpointing] = measure(
+                self.model, self.shape, self.params, self.settings, activation_checkpointing
+            )
+        return self._measured[activation_checkpointing]
 
     def plans(self) -> Iterator[Plan]:
         """The plans that the settings allow, from the fastest to the smallest."""
@@ -98,18 +105,18 @@ class Needs:
         settings, blocks = self.settings, len(self.weights.blocks)
         plan = self._plan()
         # Trained or asked for on the device, it stays there; elsewhere it costs nothing to let it go.
-        host = settings.offload in ("auto", "modulation", "blocks") and not self.card.is_cpu
+        host = settings.offload in ("auto", "modulation", "blocks") and not self.device_info.is_cpu
         host = (host or settings.offload in ("modulation", "blocks")) and self._modulation_is_frozen
         if settings.offload == "blocks":
             yield self._streaming(replace(plan, modulation_on_host=host), blocks, blocks)
             return
         modes = self._recomputing(blocks)
         if not (host and settings.offload == "modulation"):
-            yield replace(plan, recompute=next(iter(modes)))
+            yield replace(plan, activation_checkpointing=next(iter(modes)))
         kept = replace(plan, modulation_on_host=host)
-        for recompute in modes:
-            yield replace(kept, recompute=recompute)
-        if settings.offload != "auto" or self.card.is_cpu or not self.params.use_lora:
+        for activation_checkpointing in modes:
+            yield replace(kept, activation_checkpointing=activation_checkpointing)
+        if settings.offload != "auto" or self.device_info.is_cpu or not self.params.use_lora:
             return
         if settings.gradient_checkpointing not in ("auto", "on"):
             return
@@ -122,7 +129,7 @@ class Needs:
             precision=self.precision,
             dtype=self.dtype,
             offload="phases" if self.settings.offload in ("modulation", "blocks") else self.settings.offload,
-            integer_products=self.precision in self.card.fast_codes,
+            quantize_activations=self.precision in self.device_info.fast_precisions,
             compile=self.settings.compile == "on",
         )
 
@@ -130,15 +137,15 @@ class Needs:
     def _modulation_is_frozen(self) -> bool:
         return self.params.use_lora and self.settings.lora_targets != "all-linear"
 
-    def _recomputing(self, blocks: int) -> list[tuple[Recompute, ...]]:
+    def _recomputing(self, blocks: int) -> list[tuple[ActivationCheckpointing, ...]]:
         """Ways to compute blocks again, the quickest first. The last blocks, which go backward first, keep the most."""
         wanted = self.settings.gradient_checkpointing
         if wanted != "auto":
-            mode: Recompute = {"on": "full", "off": "none", "selective": "selective"}[wanted]
+            mode: ActivationCheckpointing = {"on": "full", "off": "none", "selective": "selective"}[wanted]
             return [(mode,) * blocks]
-        ways: list[tuple[Recompute, ...]] = [("none",) * blocks]
+        ways: list[tuple[ActivationCheckpointing, ...]] = [("none",) * blocks]
         # Compiled attention cannot be told apart, and is computed again with the rest.
-        cheap: Recompute = "full" if self.settings.compile == "on" else "selective"
+        cheap: ActivationCheckpointing = "full" if self.settings.compile == "on" else "selective"
         ways += [(cheap,) * count + ("none",) * (blocks - count) for count in range(1, blocks + 1)]
         if cheap == "selective":
             ways += [("full",) * count + ("selective",) * (blocks - count) for count in range(1, blocks + 1)]
@@ -146,7 +153,9 @@ class Needs:
 
     def _streaming(self, plan: Plan, blocks: int, count: int) -> Plan:
         """All blocks computed again, their inputs in host memory, and `count` of them, evenly spread, streamed."""
-        return replace(plan, recompute=("full",) * blocks, inputs_on_host=True, streamed=_spread(blocks, count))
+        return replace(
+            plan, activation_checkpointing=("full",) * blocks, inputs_on_host=True, streamed=_spread(blocks, count)
+        )
 
     def expected(self, plan: Plan) -> dict[str, int]:
         """Bytes of device memory by what takes them."""
@@ -159,19 +168,19 @@ class Needs:
         optimizer = self.settings.optimizer
         each = TRAINED_BYTES[optimizer] if self.params.use_lora else full_fine_tune_bytes(optimizer, self.dtype)
         kept, work = self._activations(plan)
-        parts = {
+        components = {
             "frozen weights": resident + modulation,
             "two blocks that come and go": 2 * max(streamed, default=0),
             "trained weights, gradients, optimizer": self.trainable * each,
             KEPT: kept,
             "work of the largest block": work,
-            "driver and gaps": 0 if self.card.is_cpu else RESERVE,
+            "driver and gaps": 0 if self.device_info.is_cpu else RESERVE,
         }
-        return {name: size for name, size in parts.items() if size}
+        return {name: size for name, size in components.items() if size}
 
     def host_bytes(self, plan: Plan) -> int:
         """Bytes of host memory that the plan keeps busy while it trains; on the CPU they are the device's."""
-        if self.card.is_cpu:
+        if self.device_info.is_cpu:
             return 0
         modulation = sum(self.weights.modulation) if plan.modulation_on_host else 0
         inputs = 0
@@ -182,11 +191,11 @@ class Needs:
 
     def _activations(self, plan: Plan) -> tuple[int, int]:
         """What is kept, and what the block needs whose backward pass comes at the peak."""
-        if self.card.is_cpu and self.weights.total < SMALL:
+        if self.device_info.is_cpu and self.weights.total < SMALL:
             return 0, 0
-        kept, peak, at_peak = self._footprint(plan.recompute_of(0)).around, 0, (0, 0)
+        kept, peak, at_peak = self._footprint(plan.activation_checkpointing_of(0)).around, 0, (0, 0)
         for index, kind in enumerate(self.weights.block_kinds):
-            mode = plan.recompute_of(index)
+            mode = plan.activation_checkpointing_of(index)
             block = self._footprint(mode).blocks[kind]
             if kept + block.work > peak:
                 peak, at_peak = kept + block.work, (kept, block.work)

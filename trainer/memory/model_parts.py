@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..lora.adapter import load_lora
-from ..quantization.linear import set_integer_products
+from ..quantization.linear import set_quantize_activations
 from .placement import Placement
 from .plan import Plan
 
@@ -20,18 +20,18 @@ HEADROOM_BYTES = 6 * 2**30
 """Device memory left for activations when all parts are kept on the device."""
 
 
-class Parts:
+class ModelComponents:
     """Loads the parts of a model when they are first used, and lets them take turns on the device.
 
     With offload `phases` a part that is asked for sends the others to host memory; with `none` they stay; `auto` lets
     them stay while the device's free memory allows.
     """
 
-    def __init__(self, model: EditModel, device: torch.device, plan: Plan, in_parts: bool = False) -> None:
+    def __init__(self, model: EditModel, device: torch.device, plan: Plan, sharded: bool = False) -> None:
         self.model = model
         self.device = device
         self.plan = plan
-        self.in_parts = in_parts
+        self.sharded = sharded
         self.dtype = plan.dtype
         self._loaded: dict[str, Any] = {}
         self._on_device: set[str] = set()
@@ -67,8 +67,8 @@ class Parts:
         transformer = self.model.load_transformer(device, dtype, self.plan.precision)
         if self.model.adapter is not None:
             load_lora(transformer, self.model.family, self.model.adapter, self.model.adapter_strength)
-        set_integer_products(transformer, self.plan.integer_products)
-        return Placement(transformer, self.model.family, self.plan, self.device, self.in_parts)
+        set_quantize_activations(transformer, self.plan.quantize_activations)
+        return Placement(transformer, self.model.family, self.plan, self.device, self.sharded)
 
     def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any]) -> Any:
         if name not in self._loaded:

@@ -16,14 +16,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from .pinned import HostTensors
+from .pinned import PinnedTensors
 
 
 @dataclass(frozen=True, slots=True)
-class Modulated:
+class ModulationOutputs:
     """What the modulation layers give in one forward pass."""
 
-    products: torch.Tensor
+    outputs: torch.Tensor
     """Those of all layers, one after the other, flat, in host memory."""
     batch: int
 
@@ -35,12 +35,12 @@ class HostLinear(nn.Module):
         super().__init__()
         self.linear = linear
         self.device = device
-        self.weights = HostTensors([*linear.parameters(), *linear.buffers()], device)
-        self.product: torch.Tensor | None = None
+        self.weights = PinnedTensors([*linear.parameters(), *linear.buffers()], device)
+        self.output: torch.Tensor | None = None
         """Of the forward pass that is running, on the device; None: it was not foreseen."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self.computed(input) if self.product is None else self.product
+        return self.computed(input) if self.output is None else self.output
 
     @torch.compiler.disable
     def computed(self, input: torch.Tensor) -> torch.Tensor:
@@ -78,11 +78,11 @@ class Modulation:
         return [tensor for layer in self.layers for tensor in layer.weights.tensors]
 
     @torch.no_grad()
-    def ahead(self, passes: Sequence[Callable[[], Any]]) -> list[Modulated]:
+    def precompute(self, passes: Sequence[Callable[[], Any]]) -> list[ModulationOutputs]:
         """Of the coming forward passes, each as a call that would do it; it is stopped at the time embedding. To be
         called in the autocast context that they will run in."""
         inputs = [nn.functional.silu(time_embedding(self.transformer, call)) for call in passes]
-        results: list[Modulated] = []
+        results: list[ModulationOutputs] = []
         size = max(layer.weights.bytes for layer in self.layers)
         flat = torch.empty(size, dtype=torch.uint8, device=self.device)
         width = sum(layer.linear.out_features for layer in self.layers)
@@ -91,26 +91,26 @@ class Modulation:
             end = start + layer.linear.out_features
             with layer.visiting(flat):
                 for number, input in enumerate(inputs):
-                    product, batch = layer.linear(input), input.shape[0]
+                    output, batch = layer.linear(input), input.shape[0]
                     if number == len(results):
-                        results.append(Modulated(_host_buffer(batch * width, product), batch))
-                    part = results[number].products[batch * start : batch * end]
-                    part.copy_(product.flatten(), non_blocking=True)
+                        results.append(ModulationOutputs(_host_buffer(batch * width, output), batch))
+                    part = results[number].outputs[batch * start : batch * end]
+                    part.copy_(output.flatten(), non_blocking=True)
             start = end
         return results
 
     @contextmanager
-    def during(self, modulated: Modulated) -> Iterator[None]:
+    def using(self, modulation_outputs: ModulationOutputs) -> Iterator[None]:
         """Inside is the forward pass, and its backward pass, that this was computed for."""
-        products = modulated.products.to(self.device, non_blocking=True)
-        widths = [modulated.batch * layer.linear.out_features for layer in self.layers]
-        for layer, product in zip(self.layers, products.split(widths), strict=True):
-            layer.product = product.view(modulated.batch, -1)
+        outputs = modulation_outputs.outputs.to(self.device, non_blocking=True)
+        widths = [modulation_outputs.batch * layer.linear.out_features for layer in self.layers]
+        for layer, output in zip(self.layers, outputs.split(widths), strict=True):
+            layer.output = output.view(modulation_outputs.batch, -1)
         try:
             yield
         finally:
             for layer in self.layers:
-                layer.product = None
+                layer.output = None
 
 
 def time_embedding(transformer: nn.Module, forward: Callable[[], Any]) -> torch.Tensor:

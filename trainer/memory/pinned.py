@@ -15,7 +15,7 @@ ALIGNMENT = 256
 PAGE = 4096
 
 
-class HostTensors:
+class PinnedTensors:
     """Tensors moved into one host buffer of their own. Their `data` is there until it is pointed elsewhere."""
 
     def __init__(self, tensors: Sequence[torch.Tensor], device: torch.device) -> None:

@@ -13,8 +13,8 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from ..distributed.fsdp import shard_transformer
 from ..modules import blocks_of
-from .block_streaming import Ring
-from .modulation import Modulated, Modulation
+from .block_streaming import BlockStreamer
+from .modulation import Modulation, ModulationOutputs
 
 if TYPE_CHECKING:
     from ..models.family import Family
@@ -33,15 +33,15 @@ class Placement:
     """
 
     def __init__(
-        self, transformer: nn.Module, family: Family, plan: Plan, device: torch.device, in_parts: bool = False
+        self, transformer: nn.Module, family: Family, plan: Plan, device: torch.device, sharded: bool = False
     ) -> None:
         """`transformer` is on the CPU; what stays in host memory moves to buffers that the device copies from. With
-        `in_parts` all of it stays there until `shard` is called."""
+        `sharded` all of it stays there until `shard` is called."""
         self.transformer = transformer
-        self._waits = in_parts
+        self._waits = sharded
         self.device = device
         self.modulation: Modulation | None = None
-        self.ring: Ring | None = None
+        self.streamer: BlockStreamer | None = None
         if plan.modulation_on_host:
             modulation = Modulation(transformer, family.modulation_layers(), device)
             self.modulation = modulation if modulation.layers else None
@@ -56,7 +56,7 @@ class Placement:
                 ]
                 for block in streamed
             ]
-            self.ring = Ring(streamed, frozen, device)
+            self.streamer = BlockStreamer(streamed, frozen, device)
         self._hosted = hosted | {id(tensor) for tensor in self._streamed_tensors()}
 
     def to(self, device: torch.device | str) -> None:
@@ -64,10 +64,10 @@ class Placement:
         is, so that it may be called again after an adapter came in."""
         if self._waits:
             return
-        if self.ring is not None and torch.device(device) == self.device:
-            self.ring.take_slots()
-        elif self.ring is not None:
-            self.ring.release_slots()
+        if self.streamer is not None and torch.device(device) == self.device:
+            self.streamer.take_slots()
+        elif self.streamer is not None:
+            self.streamer.release_slots()
         self.transformer._apply(lambda tensor: tensor if id(tensor) in self._hosted else tensor.to(device))
 
     def shard(self, kept_whole: Iterable[nn.Parameter]) -> None:
@@ -84,19 +84,19 @@ class Placement:
             for tensor in chain(self.transformer.parameters(), self.transformer.buffers())
             if id(tensor) not in self._hosted
         )
-        return resident + (self.ring.device_bytes if self.ring is not None else 0)
+        return resident + (self.streamer.device_bytes if self.streamer is not None else 0)
 
-    def ahead(self, passes: Sequence[Callable[[], Any]]) -> Sequence[Modulated | None]:
+    def precompute(self, passes: Sequence[Callable[[], Any]]) -> Sequence[ModulationOutputs | None]:
         """What can be computed ahead of the coming forward passes, each as a call that would do it, in the autocast
         context that it will run in: to be handed to `forward` in its turn."""
         if self.modulation is None or not passes:
             return [None] * len(passes)
-        return self.modulation.ahead(passes)
+        return self.modulation.precompute(passes)
 
     @contextmanager
-    def forward(self, ahead: Modulated | None = None) -> Iterator[None]:
+    def forward(self, outputs: ModulationOutputs | None = None) -> Iterator[None]:
         """Inside, one forward pass is run, and its backward pass."""
-        modulation = self.modulation.during(ahead) if self.modulation is not None and ahead is not None else None
+        modulation = self.modulation.using(outputs) if self.modulation is not None and outputs is not None else None
         with attention_backend(self.device), modulation or nullcontext():
             yield
 
@@ -104,7 +104,7 @@ class Placement:
         return self.modulation.tensors if self.modulation is not None else []
 
     def _streamed_tensors(self) -> list[torch.Tensor]:
-        blocks = self.ring.blocks if self.ring is not None else []
+        blocks = self.streamer.blocks if self.streamer is not None else []
         return [tensor for block in blocks for tensor in block.tensors]
 
 

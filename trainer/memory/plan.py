@@ -14,7 +14,7 @@ KEPT = "kept for the backward pass"
 """Of `Plan.expected`: the activations. Not there where nobody counted them."""
 
 
-Recompute = Literal["none", "selective", "full"]
+ActivationCheckpointing = Literal["none", "selective", "full"]
 """What of a block is computed again in the backward pass: nothing, all but the attention's output, or all."""
 
 
@@ -26,17 +26,17 @@ class Plan:
     dtype: torch.dtype
     """Of computations, and of weights that are not quantized."""
     offload: Literal["auto", "none", "phases"]
-    """How text encoder, VAE and transformer share the device: see `Parts`."""
+    """How text encoder, VAE and transformer share the device: see `ModelComponents`."""
     modulation_on_host: bool = False
     """The layers that see nothing but the timestep (and the pooled text) run ahead of the steps, and their weights
     stay in host memory."""
     streamed: frozenset[int] = frozenset()
     """Blocks whose frozen weights stay in host memory and come to the device when they run."""
-    recompute: tuple[Recompute, ...] = ()
+    activation_checkpointing: tuple[ActivationCheckpointing, ...] = ()
     """For each block; blocks beyond its end: none."""
     inputs_on_host: bool = False
     """What blocks are computed again from waits in host memory."""
-    integer_products: bool = False
+    quantize_activations: bool = False
     """Quantized weights are multiplied with quantized inputs, where the device is fast at that; else dequantized for
     the moment."""
     compile: bool = False
@@ -44,9 +44,9 @@ class Plan:
     expected: Mapping[str, int] = field(default_factory=dict)
     """Bytes of device memory, by what takes them."""
 
-    def recompute_of(self, block: int) -> Recompute:
+    def activation_checkpointing_of(self, block: int) -> ActivationCheckpointing:
         """What of this block is computed again."""
-        return self.recompute[block] if block < len(self.recompute) else "none"
+        return self.activation_checkpointing[block] if block < len(self.activation_checkpointing) else "none"
 
     @property
     def bytes(self) -> int:
@@ -59,19 +59,19 @@ class Plan:
 
     def line(self) -> str:
         """How the run will go, in one line."""
-        parts = [self.precision]
-        blocks = len(self.recompute)
+        components = [self.precision]
+        blocks = len(self.activation_checkpointing)
         if self.modulation_on_host:
-            parts.append("modulation in host memory")
+            components.append("modulation in host memory")
         if self.streamed:
-            parts.append(f"{len(self.streamed)} of {blocks} blocks streamed")
+            components.append(f"{len(self.streamed)} of {blocks} blocks streamed")
         for mode, name in (("full", "computed again"), ("selective", "computed again but for attention")):
-            if count := self.recompute.count(mode):
-                parts.append(f"{'all' if count == blocks else count} blocks {name}")
+            if count := self.activation_checkpointing.count(mode):
+                components.append(f"{'all' if count == blocks else count} blocks {name}")
         if self.compile:
-            parts.append("compiled")
+            components.append("compiled")
         more = "" if KEPT in self.expected else " and activations"
-        return f"{', '.join(parts)}; about {gigabytes(self.bytes)} GB{more}"
+        return f"{', '.join(components)}; about {gigabytes(self.bytes)} GB{more}"
 
 
 def gigabytes(size: int) -> str:

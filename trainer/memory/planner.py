@@ -10,7 +10,7 @@ import torch
 
 from ..config.request import TrainingParams
 from ..config.settings import Precision, RunSettings
-from ..device import Card
+from ..device import DeviceInfo
 from ..errors import BadInput
 from ..quantization.quantize import QUANTIZED
 from .plan import Plan
@@ -20,8 +20,8 @@ if TYPE_CHECKING:
     from ..models.edit_model import EditModel
 from typing import TYPE_CHECKING
 
-from ..distributed.ranks import Ranks
-from .estimate import Needs, _spread, computation_dtype
+from ..distributed.ranks import SingleProcess
+from .estimate import MemoryEstimate, _spread, computation_dtype
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
@@ -31,32 +31,36 @@ DRAWING_WORK = 3_000_000_000
 """Bytes that a forward pass at 1024 x 1024 pixels takes beside the weights, with room."""
 
 
-def make_plan(model: EditModel, params: TrainingParams, settings: RunSettings, card: Card) -> Plan:
+def make_plan(model: EditModel, params: TrainingParams, settings: RunSettings, device_info: DeviceInfo) -> Plan:
     """The fastest plan that fits the card: what costs little time is given up first.
 
     Raises BadInput for settings that contradict each other, and, but on the CPU, when nothing fits; the message then
     says what would.
     """
     _check(params, settings)
-    plans = list(_plans(model, params, settings, card))
+    plans = list(_plans(model, params, settings, device_info))
     for plan, fits in plans:
         if fits:
             return plan
     smallest = min((plan for plan, _ in plans), key=lambda plan: plan.bytes)
-    if card.is_cpu:
+    if device_info.is_cpu:
         return smallest
-    raise BadInput(_refusal(model, params, settings, card, smallest))
+    raise BadInput(_refusal(model, params, settings, device_info, smallest))
 
 
-def _plans(model: EditModel, params: TrainingParams, settings: RunSettings, card: Card) -> Iterator[tuple[Plan, bool]]:
+def _plans(
+    model: EditModel, params: TrainingParams, settings: RunSettings, device_info: DeviceInfo
+) -> Iterator[tuple[Plan, bool]]:
     """Every plan that the settings allow, the preferred ones first, and whether it fits."""
-    for precision in precisions(settings, card):
-        needs = Needs(model, params, settings, card, precision)
+    for precision in precisions(settings, device_info):
+        needs = MemoryEstimate(model, params, settings, device_info, precision)
         for plan in needs.plans():
-            yield plan, plan.bytes <= card.free and needs.host_bytes(plan) <= card.host
+            yield plan, plan.bytes <= device_info.free and needs.host_bytes(plan) <= device_info.host
 
 
-def _refusal(model: EditModel, params: TrainingParams, settings: RunSettings, card: Card, smallest: Plan) -> str:
+def _refusal(
+    model: EditModel, params: TrainingParams, settings: RunSettings, device_info: DeviceInfo, smallest: Plan
+) -> str:
     changes: dict[str, tuple[dict[str, object], dict[str, object]]] = {
         'offload "auto"': ({}, {"offload": "auto"}),
         'gradient_checkpointing "auto"': ({}, {"gradient_checkpointing": "auto"}),
@@ -76,9 +80,9 @@ def _refusal(model: EditModel, params: TrainingParams, settings: RunSettings, ca
             _check(new, how)
         except BadInput:
             return False
-        return any(fit for _, fit in _plans(model, new, how, card))
+        return any(fit for _, fit in _plans(model, new, how, device_info))
 
-    resolution = settings.resolution or model.family.scale.resolution
+    resolution = settings.resolution or model.family.variant.resolution
     possible = [name for name in changes if not (name.startswith("resolution") and int(name.split()[1]) >= resolution)]
     helpful = [name for name in possible if fits(name)]
     together = ('precision "nf4"', "batch_size 1", "resolution 512", 'offload "auto"', 'gradient_checkpointing "auto"')
@@ -90,18 +94,18 @@ def _refusal(model: EditModel, params: TrainingParams, settings: RunSettings, ca
         advice = "No setting makes it fit."
     return (
         f"The training does not fit: with what these settings allow it takes at least {smallest.bytes / 1e9:.1f} GB of "
-        f"the card's memory ({smallest.sum_line()}), and {card.free / 1e9:.1f} GB are free; "
-        f"{card.host / 1e9:.0f} GB of host memory are. {advice}"
+        f"the card's memory ({smallest.sum_line()}), and {device_info.free / 1e9:.1f} GB are free; "
+        f"{device_info.host / 1e9:.0f} GB of host memory are. {advice}"
     )
 
 
-def precisions(settings: RunSettings, card: Card) -> list[Precision]:
+def precisions(settings: RunSettings, device_info: DeviceInfo) -> list[Precision]:
     """How the frozen base may be held, the preferred way first."""
     if settings.precision != "auto":
         return [settings.precision]
-    if not card.bf16:
+    if not device_info.bf16:
         return ["fp32"]
-    return ["int8"] if "int8" in card.fast_codes else ["bf16", "int8"]
+    return ["int8"] if "int8" in device_info.fast_precisions else ["bf16", "int8"]
 
 
 def _check(params: TrainingParams, settings: RunSettings) -> None:
@@ -118,41 +122,46 @@ def _check(params: TrainingParams, settings: RunSettings) -> None:
         raise BadInput("\n".join(f"{fault}." for fault in faults))
 
 
-def drawing_plan(model: EditModel, settings: RunSettings, card: Card) -> Plan:
+def drawing_plan(model: EditModel, settings: RunSettings, device_info: DeviceInfo) -> Plan:
     """The plan of drawing alone: the first precision whose weights fit, else as few blocks streamed as must be."""
-    offered = precisions(settings, card)
+    offered = precisions(settings, device_info)
     for precision in offered:
-        dtype = computation_dtype(precision, card)
+        dtype = computation_dtype(precision, device_info)
         weights = weight_bytes(model, model.empty_transformer(), precision, dtype)
-        plan = Plan(precision=precision, dtype=dtype, offload="phases", integer_products=precision in card.fast_codes)
-        if card.is_cpu or weights.total + DRAWING_WORK <= card.free:
+        plan = Plan(
+            precision=precision,
+            dtype=dtype,
+            offload="phases",
+            quantize_activations=precision in device_info.fast_precisions,
+        )
+        if device_info.is_cpu or weights.total + DRAWING_WORK <= device_info.free:
             return plan
         resident = weights.around + sum(weights.blocks)
         plan = replace(plan, modulation_on_host=True)
-        if resident + DRAWING_WORK <= card.free:
+        if resident + DRAWING_WORK <= device_info.free:
             return plan
     slots, count = 2 * max(weights.blocks), len(weights.blocks)
-    missing = resident + slots + DRAWING_WORK - card.free
+    missing = resident + slots + DRAWING_WORK - device_info.free
     streamed = min(count, -(-missing // min(weights.blocks)))
     return replace(plan, streamed=_spread(count, streamed))
 
 
 def joint_plan(
-    model: EditModel, params: TrainingParams, settings: RunSettings, ranks: Ranks, device: torch.device
+    model: EditModel, params: TrainingParams, settings: RunSettings, ranks: SingleProcess, device: torch.device
 ) -> Plan:
     """The plan for the least of the processes' cards. Raises BadInput as `make_plan` does.
 
     Several processes share a frozen base out (`ranks.sharded`) that each could hold only by streaming it, where its
     weights are plain numbers and together the cards hold it.
     """
-    plan = make_plan(model, params, settings, ranks.card(device))
-    if ranks.world == 1 or ranks.sharded or plan.precision in QUANTIZED:
+    plan = make_plan(model, params, settings, ranks.query_device(device))
+    if ranks.world_size == 1 or ranks.sharded or plan.precision in QUANTIZED:
         return plan
     if not plan.streamed or settings.offload != "auto":
         return plan
     ranks.sharded = True
     try:
-        return make_plan(model, params, settings.model_copy(update={"offload": "phases"}), ranks.card(device))
+        return make_plan(model, params, settings.model_copy(update={"offload": "phases"}), ranks.query_device(device))
     except BadInput:
         ranks.sharded = False
         return plan

@@ -85,8 +85,8 @@ def _stored_bits(model: EditModel, transformer: torch.nn.Module) -> Mapping[str,
     if not source.quantizations:
         return {}
     return {
-        module: bits_of(source.tensors[stack.stored_name("weight")].dtype)
-        for stack in model.family.layout(transformer)
-        if stack.stored in source.quantizations
-        for module in stack.modules
+        module: bits_of(source.tensors[fused.stored_name("weight")].dtype)
+        for fused in model.family.layout(transformer)
+        if fused.stored in source.quantizations
+        for module in fused.modules
     }

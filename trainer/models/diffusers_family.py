@@ -57,7 +57,7 @@ class PipelineFamily(Family):
         return self.pipeline.from_pretrained(folder, transformer=None, vae=None, **loaded, **from_folder(dtype))
 
     def sample_size(self, wanted: Size) -> Size:
-        return nearest_possible(wanted, self.scale.max_sample_resolution, self.patch)
+        return nearest_possible(wanted, self.variant.max_sample_resolution, self.patch)
 
     def prepare_control(self, image: Image.Image, size: Size) -> torch.Tensor:
         return image_processor(self.patch).preprocess(image, size.height, size.width)

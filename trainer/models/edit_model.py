@@ -25,7 +25,7 @@ from ..single_file.tokenizer import find_tokenizers, load_tokenizers
 from ..single_file.vae import load_vae
 from . import CONFIGS, family_class
 from .family import Family
-from .model_files import NO_FILES, ModelFiles, check_files, doubts_about_files
+from .model_files import NO_FILES, ModelFiles, check_files, warnings_about_files
 from .transformer import load_folder, load_single_file, open_transformer
 from .types import ImageCodec, Part, Ports, TextEncoder
 
@@ -64,21 +64,21 @@ class EditModel:
         path = (self.folder if own_vae else CONFIGS / family.name) / "vae" / "config.json"
         with _readable(f"{self.base_model}: {path}"):
             vae_config = json.loads(path.read_text(encoding="utf-8"))
-        return family(family.scales[self.base_model], vae_config, self.policy)
+        return family(family.variants[self.base_model], vae_config, self.policy)
 
     def fingerprint(self, part: Part) -> str:
         """Names a part's weights and settings without loading it; the same as the loaded part's own."""
         if self.ports is not None and part != "transformer":
             return (self.ports.codec if part == "vae" else self.ports.text_encoder).fingerprint
-        settings = (self.family.name, self.family.scale.text_length)
+        settings = (self.family.name, self.family.variant.text_length)
         files = self.files.of(part)
         if names := self._from_folder(part):
             files |= files_in(self._part(part), names)
         return fingerprint_files(files, *settings)
 
-    def doubts(self) -> list[str]:
+    def warnings(self) -> list[str]:
         """What about the files makes one doubt that they are what they should be, in sentences."""
-        return doubts_about_files(self.family, self.base_model, self.files)
+        return warnings_about_files(self.family, self.base_model, self.files)
 
     def transformer_config(self) -> Mapping[str, Any]:
         """diffusers' config of the base's transformer: by its file's shapes, from its folder, or as published."""

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from ..single_file.tokenizer import Tokenizer
     from ..single_file.vae import VaeFile
 from ..data.resize import Size
-from .types import ImageCodec, PackedLatents, Part, Scale, TextConditioning, TextEncoder
+from .types import ImageCodec, PackedLatents, Part, TextConditioning, TextEncoder, Variant
 
 
 class Family(ABC):
@@ -33,7 +33,7 @@ class Family(ABC):
     text_sees_control: ClassVar[bool]
     """Whether the text encoder is shown the control image, so that a caption's conditioning differs from image to
     image."""
-    scales: ClassVar[Mapping[str, Scale]]
+    variants: ClassVar[Mapping[str, Variant]]
     """The base models of this family by name."""
     parts: ClassVar[Mapping[Part, tuple[str, ...]]]
     """The folders of the pipeline's layout that hold each part."""
@@ -41,9 +41,9 @@ class Family(ABC):
     """Pixels along a token's side; every image size is a multiple of it."""
     kind: ClassVar[str]
     """detect.py's name for a single file of its transformer."""
-    said_in_name: ClassVar[str]
+    name_hint: ClassVar[str]
     """What the names of its transformers' files have in them, in lower case."""
-    siblings: ClassVar[str]
+    lookalike_names: ClassVar[str]
     """A regular expression that is found in names of files of other models with the same tensors."""
     text_encoders: ClassVar[Mapping[str, EncoderFile]]
     """Its text encoders as single files, by their folders in the pipeline's layout."""
@@ -54,9 +54,9 @@ class Family(ABC):
     pipeline_class: ClassVar[str]
     """The diffusers pipeline whose inference is matched."""
 
-    def __init__(self, scale: Scale, vae_config: Mapping[str, Any], policy: str = "diffusers") -> None:
+    def __init__(self, scale: Variant, vae_config: Mapping[str, Any], policy: str = "diffusers") -> None:
         """`vae_config`: the VAE's config.json, for the latent normalization."""
-        self.scale = scale
+        self.variant = scale
         self.vae_config = vae_config
         self.policy = policy
 

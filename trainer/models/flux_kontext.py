@@ -16,7 +16,7 @@ from ..single_file.key_mapping import Layout, Shapes
 from .comfyui_parity import cropped_lanczos
 from .diffusers_family import PipelineFamily, PipelineTextEncoder, any_of
 from .flux_single_file import TEXT_ENCODERS, TOKENIZERS, VAE, flux_config, flux_layout
-from .types import PackedLatents, Scale, TextConditioning
+from .types import PackedLatents, TextConditioning, Variant
 
 PREFERRED_SIZES = [Size(width, height) for width, height in PREFERRED_KONTEXT_RESOLUTIONS]
 
@@ -24,10 +24,10 @@ PREFERRED_SIZES = [Size(width, height) for width, height in PREFERRED_KONTEXT_RE
 PREFERRED_RESOLUTION = 1024
 
 
-FULL = Scale(resolution=1024, max_sample_resolution=2048, text_length=512, sample_steps=20, sample_guidance=2.5)
+FULL = Variant(resolution=1024, max_sample_resolution=2048, text_length=512, sample_steps=20, sample_guidance=2.5)
 
 
-TINY = Scale(resolution=64, max_sample_resolution=64, text_length=32, sample_steps=10, sample_guidance=1.0)
+TINY = Variant(resolution=64, max_sample_resolution=64, text_length=32, sample_steps=10, sample_guidance=1.0)
 
 
 class FluxKontext(PipelineFamily):
@@ -37,7 +37,7 @@ class FluxKontext(PipelineFamily):
 
     name = "flux-kontext"
     text_sees_control = False
-    scales: ClassVar = {"black-forest-labs/FLUX.1-Kontext-dev": FULL, "tiny/flux-kontext": TINY}
+    variants: ClassVar = {"black-forest-labs/FLUX.1-Kontext-dev": FULL, "tiny/flux-kontext": TINY}
     parts: ClassVar = {
         "transformer": ("transformer",),
         "vae": ("vae",),
@@ -47,8 +47,8 @@ class FluxKontext(PipelineFamily):
     pipeline = FluxKontextPipeline
     transformer = FluxTransformer2DModel
     kind = "flux"
-    said_in_name = "kontext"
-    siblings = "krea"
+    name_hint = "kontext"
+    lookalike_names = "krea"
     text_encoders: ClassVar = TEXT_ENCODERS
     tokenizers: ClassVar = TOKENIZERS
     vae_file = VAE
@@ -79,12 +79,12 @@ class FluxKontext(PipelineFamily):
         loaded: Mapping[str, Any] | None = None,
     ) -> FluxTextEncoder:
         pipeline = self.text_pipeline(folder, dtype, **(loaded or {}))
-        return FluxTextEncoder(pipeline, device, fingerprint, self.scale.text_length)
+        return FluxTextEncoder(pipeline, device, fingerprint, self.variant.text_length)
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
         if control_resolution == "target":
             return at_area_of(self._preferred(control), target, self.patch)
-        return self.target_size(control, self.scale.resolution)
+        return self.target_size(control, self.variant.resolution)
 
     def target_size(self, target: Size, resolution: int) -> Size:
         return scaled(self._preferred(target), resolution / PREFERRED_RESOLUTION, self.patch)
@@ -151,7 +151,7 @@ class FluxKontext(PipelineFamily):
 
     def text_shapes(self, config: Mapping[str, Any], control: Size) -> dict[str, tuple[int, ...]]:
         return {
-            "prompt_embeds": (self.scale.text_length, config["joint_attention_dim"]),
+            "prompt_embeds": (self.variant.text_length, config["joint_attention_dim"]),
             "pooled_prompt_embeds": (config["pooled_projection_dim"],),
         }
 

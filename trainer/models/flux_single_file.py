@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from ..single_file.key_mapping import AXES, HEAD_SIZE, Shapes, Stack, count_blocks
+from ..single_file.key_mapping import AXES, HEAD_SIZE, FusedModule, Shapes, count_blocks
 from ..single_file.text_encoder import EncoderFile
 from ..single_file.tokenizer import Tokenizer
 from ..single_file.vae import VaeFile
@@ -121,15 +121,15 @@ _EMBEDDERS = {
 _QKV = ("to_q", "to_k", "to_v")
 
 
-def flux_layout(double_blocks: int, single_blocks: int, guidance: bool) -> list[Stack]:
+def flux_layout(double_blocks: int, single_blocks: int, guidance: bool) -> list[FusedModule]:
     """Every module of a Flux transformer with this many blocks, with or without a guidance embedding."""
     stacks = [
-        Stack(stored, (module,))
+        FusedModule(stored, (module,))
         for stored, module in _EMBEDDERS.items()
         if guidance or not stored.startswith("guidance_in")
     ]
     # BFL's final layer computes (shift, scale), diffusers' (scale, shift).
-    stacks.append(Stack("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped=True))
+    stacks.append(FusedModule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped=True))
     for index in range(double_blocks):
         stacks += _double_block(f"double_blocks.{index}", f"transformer_blocks.{index}")
     for index in range(single_blocks):
@@ -137,33 +137,33 @@ def flux_layout(double_blocks: int, single_blocks: int, guidance: bool) -> list[
     return stacks
 
 
-def _double_block(stored: str, block: str) -> list[Stack]:
+def _double_block(stored: str, block: str) -> list[FusedModule]:
     added = ("add_q_proj", "add_k_proj", "add_v_proj")
     return [
-        Stack(f"{stored}.img_mod.lin", (f"{block}.norm1.linear",)),
-        Stack(f"{stored}.txt_mod.lin", (f"{block}.norm1_context.linear",)),
-        Stack(f"{stored}.img_attn.qkv", tuple(f"{block}.attn.{name}" for name in _QKV)),
-        Stack(f"{stored}.txt_attn.qkv", tuple(f"{block}.attn.{name}" for name in added)),
-        Stack(f"{stored}.img_attn.norm.query_norm", (f"{block}.attn.norm_q",), weight="scale"),
-        Stack(f"{stored}.img_attn.norm.key_norm", (f"{block}.attn.norm_k",), weight="scale"),
-        Stack(f"{stored}.txt_attn.norm.query_norm", (f"{block}.attn.norm_added_q",), weight="scale"),
-        Stack(f"{stored}.txt_attn.norm.key_norm", (f"{block}.attn.norm_added_k",), weight="scale"),
-        Stack(f"{stored}.img_attn.proj", (f"{block}.attn.to_out.0",)),
-        Stack(f"{stored}.txt_attn.proj", (f"{block}.attn.to_add_out",)),
-        Stack(f"{stored}.img_mlp.0", (f"{block}.ff.net.0.proj",)),
-        Stack(f"{stored}.img_mlp.2", (f"{block}.ff.net.2",)),
-        Stack(f"{stored}.txt_mlp.0", (f"{block}.ff_context.net.0.proj",)),
-        Stack(f"{stored}.txt_mlp.2", (f"{block}.ff_context.net.2",)),
+        FusedModule(f"{stored}.img_mod.lin", (f"{block}.norm1.linear",)),
+        FusedModule(f"{stored}.txt_mod.lin", (f"{block}.norm1_context.linear",)),
+        FusedModule(f"{stored}.img_attn.qkv", tuple(f"{block}.attn.{name}" for name in _QKV)),
+        FusedModule(f"{stored}.txt_attn.qkv", tuple(f"{block}.attn.{name}" for name in added)),
+        FusedModule(f"{stored}.img_attn.norm.query_norm", (f"{block}.attn.norm_q",), weight="scale"),
+        FusedModule(f"{stored}.img_attn.norm.key_norm", (f"{block}.attn.norm_k",), weight="scale"),
+        FusedModule(f"{stored}.txt_attn.norm.query_norm", (f"{block}.attn.norm_added_q",), weight="scale"),
+        FusedModule(f"{stored}.txt_attn.norm.key_norm", (f"{block}.attn.norm_added_k",), weight="scale"),
+        FusedModule(f"{stored}.img_attn.proj", (f"{block}.attn.to_out.0",)),
+        FusedModule(f"{stored}.txt_attn.proj", (f"{block}.attn.to_add_out",)),
+        FusedModule(f"{stored}.img_mlp.0", (f"{block}.ff.net.0.proj",)),
+        FusedModule(f"{stored}.img_mlp.2", (f"{block}.ff.net.2",)),
+        FusedModule(f"{stored}.txt_mlp.0", (f"{block}.ff_context.net.0.proj",)),
+        FusedModule(f"{stored}.txt_mlp.2", (f"{block}.ff_context.net.2",)),
     ]
 
 
-def _single_block(stored: str, block: str) -> list[Stack]:
+def _single_block(stored: str, block: str) -> list[FusedModule]:
     return [
-        Stack(f"{stored}.modulation.lin", (f"{block}.norm.linear",)),
-        Stack(f"{stored}.linear1", (*(f"{block}.attn.{name}" for name in _QKV), f"{block}.proj_mlp")),
-        Stack(f"{stored}.linear2", (f"{block}.proj_out",)),
-        Stack(f"{stored}.norm.query_norm", (f"{block}.attn.norm_q",), weight="scale"),
-        Stack(f"{stored}.norm.key_norm", (f"{block}.attn.norm_k",), weight="scale"),
+        FusedModule(f"{stored}.modulation.lin", (f"{block}.norm.linear",)),
+        FusedModule(f"{stored}.linear1", (*(f"{block}.attn.{name}" for name in _QKV), f"{block}.proj_mlp")),
+        FusedModule(f"{stored}.linear2", (f"{block}.proj_out",)),
+        FusedModule(f"{stored}.norm.query_norm", (f"{block}.attn.norm_q",), weight="scale"),
+        FusedModule(f"{stored}.norm.key_norm", (f"{block}.attn.norm_k",), weight="scale"),
     ]
 
 

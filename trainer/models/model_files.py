@@ -16,7 +16,7 @@ from ..single_file.text_encoder import check_encoder
 from ..single_file.tokenizer import find_tokenizers
 from ..single_file.vae import check_vae
 from . import CONFIGS
-from .transformer import check_single_file, doubts_of, open_transformer
+from .transformer import check_single_file, file_warnings, open_transformer
 from .types import Part
 
 if TYPE_CHECKING:
@@ -77,16 +77,16 @@ def check_files(family: Family, base_model: str, files: ModelFiles, folder: Path
     return files
 
 
-def doubts_about_files(family: Family, base_model: str, files: ModelFiles) -> list[str]:
+def warnings_about_files(family: Family, base_model: str, files: ModelFiles) -> list[str]:
     """What about the files makes one doubt that they are what they should be, in sentences."""
-    doubts = doubts_of(files.transformer, base_model) if files.transformer else []
-    siblings = family.vae_file.siblings
-    if files.vae and siblings and (sibling := re.search(siblings, files.vae.stem.lower())):
-        doubts.append(
+    warnings = file_warnings(files.transformer, base_model) if files.transformer else []
+    lookalike_names = family.vae_file.lookalike_names
+    if files.vae and lookalike_names and (sibling := re.search(lookalike_names, files.vae.stem.lower())):
+        warnings.append(
             f'{files.vae.name} may not be the {family.vae_file.title}: it says "{sibling.group(0)}", and that VAE has '
             "the same tensors."
         )
-    return doubts
+    return warnings
 
 
 def _in_their_places(family: Family, files: ModelFiles) -> ModelFiles:

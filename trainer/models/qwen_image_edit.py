@@ -20,7 +20,7 @@ from . import CONFIGS
 from .comfyui_parity import ComfyQwenRope, area_resized, cut_to_latents, padded_to_patches
 from .diffusers_family import VAE_SCALE, PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, to_pil
 from .qwen_single_file import TEXT_ENCODERS, TOKENIZERS, VAE
-from .types import ImageCodec, PackedLatents, Scale, TextConditioning
+from .types import ImageCodec, PackedLatents, TextConditioning, Variant
 
 SIDE_STEP = 32
 """Pixels: `calculate_dimensions` makes sides multiples of it."""
@@ -34,10 +34,10 @@ CAPTION_TOKENS = 128
 """Of the caption and the template around it, usually fewer."""
 
 
-FULL = Scale(resolution=1024, max_sample_resolution=2048, text_length=512, sample_steps=20, sample_guidance=4.0)
+FULL = Variant(resolution=1024, max_sample_resolution=2048, text_length=512, sample_steps=20, sample_guidance=4.0)
 
 
-TINY = Scale(resolution=64, max_sample_resolution=64, text_length=32, sample_steps=10, sample_guidance=1.0)
+TINY = Variant(resolution=64, max_sample_resolution=64, text_length=32, sample_steps=10, sample_guidance=1.0)
 
 
 class QwenImageEdit(PipelineFamily):
@@ -46,7 +46,7 @@ class QwenImageEdit(PipelineFamily):
 
     name = "qwen-image-edit"
     text_sees_control = True
-    scales: ClassVar = {"Qwen/Qwen-Image-Edit": FULL, "tiny/qwen-image-edit": TINY}
+    variants: ClassVar = {"Qwen/Qwen-Image-Edit": FULL, "tiny/qwen-image-edit": TINY}
     parts: ClassVar = {
         "transformer": ("transformer",),
         "vae": ("vae",),
@@ -56,8 +56,8 @@ class QwenImageEdit(PipelineFamily):
     pipeline = QwenImageEditPipeline
     transformer = QwenImageTransformer2DModel
     kind = "qwen-image"
-    said_in_name = "edit"
-    siblings = "2509|2511|2512|layered|plus"
+    name_hint = "edit"
+    lookalike_names = "2509|2511|2512|layered|plus"
     text_encoders: ClassVar = TEXT_ENCODERS
     tokenizers: ClassVar = TOKENIZERS
     vae_file = VAE
@@ -112,7 +112,7 @@ class QwenImageEdit(PipelineFamily):
         return QwenCodec(vae, device, fingerprint)
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
-        inference = Size(self.scale.resolution, self.scale.resolution)
+        inference = Size(self.variant.resolution, self.variant.resolution)
         area = target if control_resolution == "target" else inference
         if self.policy == "comfyui":
             return _at_least(at_area_of(control, area, 1), VAE_SCALE)

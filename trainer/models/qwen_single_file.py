@@ -78,6 +78,6 @@ VAE = VaeFile(
     prefixes=("first_stage_model.", "vae."),
     convert=lambda tensors, config: convert_wan_vae_to_diffusers(tensors),
     own_name="encoder.conv_in.weight",
-    siblings="wan",
+    lookalike_names="wan",
     config=lambda shapes: {"base_dim": shapes["encoder.conv_in.weight"][0]},
 )

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..config.settings import Precision
 from ..errors import BadInput
-from ..single_file.detect import describe_other, doubts_about
+from ..single_file.detect import describe_other, warnings_about
 from ..single_file.header import open_shards, open_weights
 from ..single_file.key_mapping import Layout, same_names
 from ..single_file.load_module import ModuleFile, check_keys, fill_module, module_of, open_module
@@ -39,11 +39,11 @@ def check_single_file(family: Family, path: Path) -> None:
     _empty_for(family, open_transformer(path), None)
 
 
-def doubts_of(path: Path, base_model: str) -> list[str]:
+def file_warnings(path: Path, base_model: str) -> list[str]:
     """What in the file speaks against its being the weights of `base_model`, in sentences."""
     family = family_class(base_model)
     file = open_weights(path, "transformer")
-    return doubts_about(path, file.metadata, base_model, family.said_in_name, family.siblings)
+    return warnings_about(path, file.metadata, base_model, family.name_hint, family.lookalike_names)
 
 
 def load_single_file(

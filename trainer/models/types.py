@@ -82,7 +82,7 @@ class Ports:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
-class Scale:
+class Variant:
     """What differs between a family's full-size model and its embedded tiny one."""
 
     resolution: int

@@ -10,14 +10,14 @@ import torch
 
 from ..config.settings import Precision
 from .formats import QuantizedWeight
-from .matmul import input_gradient, product
+from .matmul import linear, linear_input_grad
 from .quantize import quantize
 
 ROWS, INPUTS, OUTPUTS = 4096, 3072, 12288
 """A product of the size that both models' MLPs have."""
 
 
-WORTH = 1.15
+MIN_SPEEDUP = 1.15
 """How many times faster codes have to be: less is not worth their rounding."""
 
 
@@ -29,7 +29,7 @@ CAPABILITIES = {"int8": (8, 0), "fp8": (8, 9)}
 
 
 @lru_cache(maxsize=8)
-def fast_codes(device: torch.device) -> frozenset[Precision]:
+def fast_precisions(device: torch.device) -> frozenset[Precision]:
     """The precisions whose codes this device multiplies faster. Takes some seconds the first time, on NVIDIA cards."""
     if device.type != "cuda" or torch.version.hip:
         return frozenset()
@@ -44,20 +44,22 @@ def _pay(device: torch.device, precision: Precision) -> bool:
         weight = quantize(torch.randn(OUTPUTS, INPUTS, device=device, dtype=torch.bfloat16), precision)
         rows = torch.randn(ROWS, INPUTS, device=device, dtype=torch.bfloat16)
         gradient = torch.randn(ROWS, OUTPUTS, device=device, dtype=torch.bfloat16)
-        codes, values = (_seconds(_step(rows, gradient, weight, integer)) for integer in (True, False))
+        quantized, values = (
+            _seconds(_step(rows, gradient, weight, quantize_activations)) for quantize_activations in (True, False)
+        )
     except Exception:  # A driver, a compiler or a library that cannot: it is done with the values then.
         return False
-    return values > WORTH * codes
+    return values > MIN_SPEEDUP * quantized
 
 
 def _step(
-    rows: torch.Tensor, gradient: torch.Tensor, weight: QuantizedWeight, integer: bool
+    rows: torch.Tensor, gradient: torch.Tensor, weight: QuantizedWeight, quantize_activations: bool
 ) -> Callable[[], torch.Tensor]:
-    codes, scale, how = weight.codes.view(torch.int8), weight.scale, weight.quantization
+    quantized, scale, how = weight.quantized.view(torch.int8), weight.scale, weight.quantization
 
     def step() -> torch.Tensor:
-        product(rows, codes, scale, how, integer, None)
-        return input_gradient(gradient, codes, scale, how, integer)
+        linear(rows, quantized, scale, how, quantize_activations, None)
+        return linear_input_grad(gradient, quantized, scale, how, quantize_activations)
 
     return step
 

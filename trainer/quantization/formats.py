@@ -34,7 +34,7 @@ class Quantization:
 class QuantizedWeight:
     """A weight [out, in] in its stored form."""
 
-    codes: torch.Tensor
+    quantized: torch.Tensor
     """The weight in its storage dtype, or uint8 [out, bytes] for GGUF and nf4."""
     scale: torch.Tensor | None
     """float32, one number or one for each row [out, 1]; one for each block of nf4; None: 1."""
@@ -42,42 +42,44 @@ class QuantizedWeight:
 
     def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
         """Blocks of consecutive rows."""
-        codes = self.codes.split(list(rows))
-        scales = [self.scale] * len(codes)
+        quantized = self.quantized.split(list(rows))
+        scales = [self.scale] * len(quantized)
         if self.scale is not None and self.scale.numel() > 1:
             scales = self.scale.reshape(-1, 1).split(list(rows))
-        return [QuantizedWeight(c, s, self.quantization) for c, s in zip(codes, scales, strict=True)]
+        return [QuantizedWeight(c, s, self.quantization) for c, s in zip(quantized, scales, strict=True)]
 
     def clone(self) -> QuantizedWeight:
         """The same in memory of its own."""
         return QuantizedWeight(
-            self.codes.clone(), None if self.scale is None else self.scale.clone(), self.quantization
+            self.quantized.clone(), None if self.scale is None else self.scale.clone(), self.quantization
         )
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
         """The weight's values [out, in] in `dtype`."""
-        return dequantize(self.codes, self.scale, self.quantization, dtype)
+        return dequantize(self.quantized, self.scale, self.quantization, dtype)
 
 
 def dequantize(
-    codes: torch.Tensor, scale: torch.Tensor | None, quantization: Quantization, dtype: torch.dtype
+    quantized: torch.Tensor, scale: torch.Tensor | None, quantization: Quantization, dtype: torch.dtype
 ) -> torch.Tensor:
     """The values of stored codes (in their storage dtype, or as bytes) in `dtype`."""
     kind = quantization.format
     if kind in FLOAT8:
-        values = float8_values(codes, kind, dtype, by_table=codes.device.type == "mps")
+        values = float8_values(quantized, kind, dtype, by_table=quantized.device.type == "mps")
         return values if scale is None else values * scale.to(dtype)
     if kind == "nf4":
         from bitsandbytes import functional  # noqa: F401 (makes the operator known)
 
-        shape = (codes.shape[0], 2 * codes.shape[1])
-        return torch.ops.bitsandbytes.dequantize_4bit(codes.view(torch.uint8), scale, NF4_BLOCK, "nf4", shape, dtype)
+        shape = (quantized.shape[0], 2 * quantized.shape[1])
+        return torch.ops.bitsandbytes.dequantize_4bit(
+            quantized.view(torch.uint8), scale, NF4_BLOCK, "nf4", shape, dtype
+        )
     if kind.startswith("gguf:"):
-        return _from_ggml(codes.view(torch.uint8), kind.removeprefix("gguf:")).to(dtype)
-    values = codes.view(torch.int8).float()
+        return _from_ggml(quantized.view(torch.uint8), kind.removeprefix("gguf:")).to(dtype)
+    values = quantized.view(torch.int8).float()
     if scale is not None:
         values = values * scale
-    with torch.autocast(codes.device.type, enabled=False):
+    with torch.autocast(quantized.device.type, enabled=False):
         values = rotated(values, quantization.rotation)
     return values.to(dtype)
 
@@ -90,22 +92,22 @@ def rotated(rows: torch.Tensor, size: int) -> torch.Tensor:
     return groups.flatten(1)
 
 
-def float8_values(codes: torch.Tensor, kind: str, dtype: torch.dtype, by_table: bool) -> torch.Tensor:
+def float8_values(quantized: torch.Tensor, kind: str, dtype: torch.dtype, by_table: bool) -> torch.Tensor:
     """What float8 codes stand for, in `dtype`; by a table of all of them where the device knows no float8."""
     if not by_table:
-        return codes.view(FLOAT8[kind]).to(dtype)
+        return quantized.view(FLOAT8[kind]).to(dtype)
     table = torch.arange(256, dtype=torch.uint8).view(FLOAT8[kind]).to(dtype)
-    return table.to(codes.device)[codes.view(torch.uint8).int()]
+    return table.to(quantized.device)[quantized.view(torch.uint8).int()]
 
 
-def _from_ggml(codes: torch.Tensor, name: str) -> torch.Tensor:
+def _from_ggml(quantized: torch.Tensor, name: str) -> torch.Tensor:
     from diffusers.quantizers.gguf.utils import GGML_QUANT_SIZES, dequantize_functions
     from gguf import GGMLQuantizationType
 
     kind = GGMLQuantizationType[name]
     block, size = GGML_QUANT_SIZES[kind]
-    values = dequantize_functions[kind](codes.reshape(-1, size), block, size)
-    return values.reshape(codes.shape[0], -1)
+    values = dequantize_functions[kind](quantized.reshape(-1, size), block, size)
+    return values.reshape(quantized.shape[0], -1)
 
 
 @lru_cache(maxsize=8)

@@ -23,14 +23,14 @@ def quantize(weight: torch.Tensor, precision: Precision) -> QuantizedWeight:
     home = weight.device
     if torch.cuda.is_available():
         weight = weight.to("cuda", non_blocking=True)
-    codes, scale, quantization = _nf4(weight) if precision == "nf4" else _by_rows(weight, precision)
-    return QuantizedWeight(codes.to(home), scale.to(home), quantization)
+    quantized, scale, quantization = _nf4(weight) if precision == "nf4" else _by_rows(weight, precision)
+    return QuantizedWeight(quantized.to(home), scale.to(home), quantization)
 
 
 def _nf4(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor, Quantization]:
     functional = bitsandbytes("precision nf4").functional
-    codes, state = functional.quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
-    return codes.reshape(len(weight), -1), state.absmax, Quantization("nf4")
+    quantized, state = functional.quantize_4bit(weight.contiguous(), blocksize=NF4_BLOCK, quant_type="nf4")
+    return quantized.reshape(len(weight), -1), state.absmax, Quantization("nf4")
 
 
 def _by_rows(weight: torch.Tensor, precision: Precision) -> tuple[torch.Tensor, torch.Tensor, Quantization]:
@@ -38,8 +38,8 @@ def _by_rows(weight: torch.Tensor, precision: Precision) -> tuple[torch.Tensor, 
     limit = 127 if precision == "int8" else torch.finfo(kind).max
     scale = (weight.abs().amax(1, keepdim=True).float() / limit).clamp(min=torch.finfo(torch.float32).tiny)
     numbers = weight / scale
-    codes = (numbers.round_() if precision == "int8" else numbers).to(kind)
-    return codes, scale, Quantization("int8_tensorwise" if precision == "int8" else "float8_e4m3fn")
+    quantized = (numbers.round_() if precision == "int8" else numbers).to(kind)
+    return quantized, scale, Quantization("int8_tensorwise" if precision == "int8" else "float8_e4m3fn")
 
 
 def large_weights(transformer: nn.Module) -> set[str]:

@@ -89,13 +89,16 @@ def describe_other(names: Collection[str], wanted: str, whole: Collection[str] =
     return f"a checkpoint with {kind.words}" if inside else kind.words
 
 
-def doubts_about(path: Path, metadata: Mapping[str, str], base_model: str, expected: str, siblings: str) -> list[str]:
+def warnings_about(
+    path: Path, metadata: Mapping[str, str], base_model: str, expected: str, lookalike_names: str
+) -> list[str]:
     """Why the file may be of a sibling of the base model, which has the same tensors: what it says of itself. In
-    sentences. The name of a file of the base model has `expected` in it, and none of `siblings`, a regular expression.
+    sentences. The name of a file of the base model has `expected` in it, and nothing that `lookalike_names`, a regular
+    expression, finds.
     """
     titles = [metadata.get(key, "") for key in ("modelspec.title", "modelspec.architecture", "general.name")]
     said = " ".join([path.stem, *titles]).lower()
-    sibling = re.search(siblings, said)
+    sibling = re.search(lookalike_names, said)
     if expected in said and not sibling:
         return []
     reason = f'it says "{sibling.group(0)}"' if sibling else f'"{expected}" is not in its name'

@@ -96,10 +96,10 @@ class ShardedWeights(WeightFile):
 
     @contextmanager
     def opened(self) -> Iterator[Reader]:
-        with ExitStack() as stack:
+        with ExitStack() as fused:
             readers = {}
             for shard in self.shards:
-                readers |= dict.fromkeys(shard.tensors, stack.enter_context(shard.opened()))
+                readers |= dict.fromkeys(shard.tensors, fused.enter_context(shard.opened()))
             yield _ShardsReader(readers)
 
 

@@ -11,7 +11,7 @@ from ..modules import own_parameters
 
 
 @dataclass(frozen=True, slots=True)
-class Stack:
+class FusedModule:
     """A module of the file: its output rows are those of one or several of diffusers' modules, in this order."""
 
     stored: str
@@ -28,7 +28,7 @@ class Stack:
         return f"{self.stored}.{self.weight if leaf == 'weight' else leaf}"
 
 
-Layout = Sequence[Stack]
+Layout = Sequence[FusedModule]
 
 
 Shapes = Mapping[str, tuple[int, ...]]
@@ -50,7 +50,7 @@ def count_blocks(shapes: Shapes, list_name: str) -> int:
 
 def same_names(transformer: torch.nn.Module) -> Layout:
     """The layout of files that name everything as diffusers does."""
-    return [Stack(name, (name,)) for name, _ in own_parameters(transformer)]
+    return [FusedModule(name, (name,)) for name, _ in own_parameters(transformer)]
 
 
 def swapped_halves(rows: torch.Tensor) -> torch.Tensor:
@@ -60,10 +60,10 @@ def swapped_halves(rows: torch.Tensor) -> torch.Tensor:
 
 def to_stored(layout: Layout, state: Mapping[str, torch.Tensor]) -> Iterator[tuple[str, torch.Tensor]]:
     """A whole state dict with diffusers' names, tensor by tensor as a file of this layout holds it."""
-    for stack in layout:
+    for fused in layout:
         for leaf in ("weight", "bias"):
-            parts = [state[f"{module}.{leaf}"] for module in stack.modules if f"{module}.{leaf}" in state]
+            parts = [state[f"{module}.{leaf}"] for module in fused.modules if f"{module}.{leaf}" in state]
             if not parts:
                 continue
             rows = parts[0] if len(parts) == 1 else torch.cat(parts)
-            yield stack.stored_name(leaf), swapped_halves(rows) if stack.swapped else rows
+            yield fused.stored_name(leaf), swapped_halves(rows) if fused.swapped else rows

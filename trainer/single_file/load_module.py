@@ -17,7 +17,7 @@ from ..quantization.formats import Quantization, QuantizedWeight
 from ..quantization.linear import QuantizedLinear
 from ..quantization.quantize import QUANTIZED, large_weights, quantize
 from .header import Reader, StoredTensor, WeightFile, open_weights
-from .key_mapping import Layout, Shapes, Stack, swapped_halves
+from .key_mapping import FusedModule, Layout, Shapes, swapped_halves
 from .quantization_metadata import read_markers
 
 
@@ -83,18 +83,26 @@ def fill_module(
     modules = dict(own_parameters(module))
     made = large_weights(module) if precision in QUANTIZED else ()
     with source.file.opened() as reader:
-        for stack in layout:
-            _fill(module, modules, source, reader, stack, dtype, precision if stack.modules[0] in made else None)
+        for fused in layout:
+            _fill(
+                module,
+                modules,
+                source,
+                reader,
+                fused,
+                dtype,
+                precision if fused.modules[0] in made else None,
+            )
 
 
 def _expected_shapes(module: nn.Module, layout: Layout) -> dict[str, tuple[int, ...]]:
     """Name and shape of every tensor of a file of this transformer."""
     modules = dict(own_parameters(module))
     expected = {}
-    for stack in layout:
-        for leaf in modules[stack.modules[0]]:
-            parts = [modules[name][leaf].shape for name in stack.modules]
-            expected[stack.stored_name(leaf)] = (sum(shape[0] for shape in parts), *parts[0][1:])
+    for fused in layout:
+        for leaf in modules[fused.modules[0]]:
+            parts = [modules[name][leaf].shape for name in fused.modules]
+            expected[fused.stored_name(leaf)] = (sum(shape[0] for shape in parts), *parts[0][1:])
     return expected
 
 
@@ -111,50 +119,52 @@ def _fill(
     modules: Mapping[str, Mapping[str, nn.Parameter]],
     source: ModuleFile,
     reader: Reader,
-    stack: Stack,
+    fused: FusedModule,
     dtype: torch.dtype,
     precision: Precision | None,
 ) -> None:
     """Give the stack's modules their weights; a plain `weight` is quantized when there is a `precision`."""
-    rows = [next(iter(modules[name].values())).shape[0] for name in stack.modules]
+    rows = [next(iter(modules[name].values())).shape[0] for name in fused.modules]
 
     def read(leaf: str) -> Sequence[torch.Tensor]:
-        name = _alias(stack.stored_name(leaf), source.tensors)
+        name = _alias(fused.stored_name(leaf), source.tensors)
         values = reader.read(source.prefix + name).reshape(source.tensors[name].shape)
-        return (swapped_halves(values) if stack.swapped else values).split(rows)
+        return (swapped_halves(values) if fused.swapped else values).split(rows)
 
     quantized = None
-    if quantization := source.quantizations.get(stack.stored):
-        stored = _read_quantized(source, reader, stack, quantization).split(rows)
+    if quantization := source.quantizations.get(fused.stored):
+        stored = _read_quantized(source, reader, fused, quantization).split(rows)
         # Copies, as below: what is read may be the file's own memory.
         quantized = [weight.clone() for weight in stored]
     elif precision:
         quantized = [quantize(part, precision) for part in read("weight")]
-    for leaf in modules[stack.modules[0]]:
+    for leaf in modules[fused.modules[0]]:
         if leaf == "weight" and quantized:
             continue
-        for name, values in zip(stack.modules, read(leaf), strict=True):
+        for name, values in zip(fused.modules, read(leaf), strict=True):
             own = values.to(dtype, copy=True)
             setattr(root.get_submodule(name), leaf, nn.Parameter(own, requires_grad=False))
-    for name, weight in zip(stack.modules, quantized or (), strict=quantized is not None):
+    for name, weight in zip(fused.modules, quantized or (), strict=quantized is not None):
         _set_quantized(root, name, weight, dtype)
 
 
-def _read_quantized(source: ModuleFile, reader: Reader, stack: Stack, quantization: Quantization) -> QuantizedWeight:
-    codes = reader.read(f"{source.prefix}{stack.stored}.weight")
+def _read_quantized(
+    source: ModuleFile, reader: Reader, fused: FusedModule, quantization: Quantization
+) -> QuantizedWeight:
+    quantized = reader.read(f"{source.prefix}{fused.stored}.weight")
     scale = None
-    if stack.stored in source.scales:
-        scale = reader.read(source.scales[stack.stored]).float()
-        if scale.numel() not in (1, codes.shape[0]):
+    if fused.stored in source.scales:
+        scale = reader.read(source.scales[fused.stored]).float()
+        if scale.numel() not in (1, quantized.shape[0]):
             raise BadInput(
-                f"{source.file.path}: the scale of {stack.stored} has shape {tuple(scale.shape)}; one number or one "
+                f"{source.file.path}: the scale of {fused.stored} has shape {tuple(scale.shape)}; one number or one "
                 "for each row can be read."
             )
         scale = scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(())
-    if stack.swapped:
-        codes = swapped_halves(codes.view(torch.uint8)).view(codes.dtype)
+    if fused.swapped:
+        quantized = swapped_halves(quantized.view(torch.uint8)).view(quantized.dtype)
         scale = swapped_halves(scale) if scale is not None and scale.numel() > 1 else scale
-    return QuantizedWeight(codes, scale, quantization)
+    return QuantizedWeight(quantized, scale, quantization)
 
 
 def _set_quantized(root: nn.Module, name: str, weight: QuantizedWeight, dtype: torch.dtype) -> None:

@@ -15,7 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import BadInput
 from ..modules import own_parameters
 from .detect import describe_other
-from .key_mapping import Layout, Shapes, Stack
+from .key_mapping import FusedModule, Layout, Shapes
 from .load_module import ModuleFile, check_keys, fill_module, open_module
 
 
@@ -102,7 +102,7 @@ def _empty_for(
     model.set_input_embeddings(model.get_input_embeddings())  # One module, where two only share its weight.
     for name in encoder.unused:
         model.set_submodule(name, torch.nn.Identity())
-    layout = [Stack(encoder.stored(name, shapes), (name,)) for name, _ in own_parameters(model)]
+    layout = [FusedModule(encoder.stored(name, shapes), (name,)) for name, _ in own_parameters(model)]
     check_keys(model, layout, source, encoder.title, encoder.ignored)
     return model, layout
 

@@ -36,7 +36,7 @@ class VaeFile:
     """A tensor by which a file is known that has diffusers' names already."""
     config: Callable[[Shapes], dict[str, Any]]
     """What the shapes, under diffusers' names, tell of diffusers' config: it goes over the published one."""
-    siblings: str = ""
+    lookalike_names: str = ""
     """A regular expression that is found in names of files of other VAEs with the same tensors; empty: none known."""
 
 

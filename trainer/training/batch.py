@@ -10,10 +10,10 @@ from ..config.request import TimestepType
 from ..config.settings import RunSettings
 from ..encoding.encoder import Encoder
 from ..encoding.example import Example
-from ..encoding.text import Texts
-from ..memory.modulation import Modulated
+from ..encoding.text import TextEmbeddings
+from ..memory.modulation import ModulationOutputs
 from ..models.types import PackedLatents, TextConditioning
-from .batch_sampler import MicroBatch, Position
+from .batch_sampler import BatchPlan, Position
 from .flow_matching import draw_sigmas, loss_weights
 from .rng import example_generator
 
@@ -28,7 +28,7 @@ class TextGroup:
     rows: list[int]
     """Their places in the batch."""
     text: TextConditioning
-    modulated: Modulated | None = None
+    modulation_outputs: ModulationOutputs | None = None
     """What was computed ahead of that forward pass."""
 
 
@@ -46,14 +46,14 @@ class Batch:
     """float32 [B]"""
     weights: torch.Tensor
     """Of the losses, float32 [B]."""
-    following: Position
+    next_position: Position
     """Where the next step begins."""
     step_examples: int = 0
     """Examples of the optimizer step in all."""
 
 
 def collate(
-    batch: MicroBatch, encoder: Encoder, texts: Texts, timestep_type: TimestepType, settings: RunSettings
+    batch: BatchPlan, encoder: Encoder, texts: TextEmbeddings, timestep_type: TimestepType, settings: RunSettings
 ) -> Batch:
     """Load a micro-batch from the cache and draw its noise, sigmas and caption dropout, each addressed by seed, epoch
     and the example's row."""
@@ -81,10 +81,10 @@ def collate(
         ),
         sigmas=torch.cat(sigmas),
         weights=loss_weights(timestep_type, torch.cat(sigmas)),
-        following=batch.following,
+        next_position=batch.next_position,
         step_examples=batch.step_examples,
     )
-    return _pinned(collated) if encoder.parts.device.type == "cuda" else collated
+    return _pinned(collated) if encoder.components.device.type == "cuda" else collated
 
 
 def _pinned(batch: Batch) -> Batch:

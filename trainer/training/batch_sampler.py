@@ -19,12 +19,12 @@ class Position(NamedTuple):
     batch: int
 
 
-class MicroBatch(NamedTuple):
+class BatchPlan(NamedTuple):
     """Examples of one shape that share a forward pass, and where the next micro-batch is."""
 
     epoch: int
     examples: Sequence[Example]
-    following: Position
+    next_position: Position
     step_examples: int = 0
     """How many examples the optimizer step has in all; 0 as long as it is not known which step this belongs to."""
 
@@ -47,26 +47,26 @@ def epoch_batches(examples: Sequence[Example], seed: int, epoch: int, batch_size
     return batches + list(filling.values())
 
 
-def micro_batches(examples: Sequence[Example], seed: int, batch_size: int, position: Position) -> Iterator[MicroBatch]:
+def plan_batches(examples: Sequence[Example], seed: int, batch_size: int, position: Position) -> Iterator[BatchPlan]:
     """Micro-batches from `position` on, without end."""
     epoch, start = position
     while True:
         batches = epoch_batches(examples, seed, epoch, batch_size)
         for number in range(start, len(batches)):
             last = number + 1 == len(batches)
-            following = Position(epoch + 1, 0) if last else Position(epoch, number + 1)
-            yield MicroBatch(epoch, batches[number], following)
+            next_position = Position(epoch + 1, 0) if last else Position(epoch, number + 1)
+            yield BatchPlan(epoch, batches[number], next_position)
         epoch, start = epoch + 1, 0
 
 
-def step_share(stream: Iterator[MicroBatch], size: int, rank: int, world: int) -> Iterator[MicroBatch]:
-    """What one of `world` processes takes of the stream, in steps of `size` micro-batches for each of them.
+def step_share(stream: Iterator[BatchPlan], size: int, rank: int, world_size: int) -> Iterator[BatchPlan]:
+    """What one of `world_size` processes takes of the stream, in steps of `size` micro-batches for each of them.
 
-    A step is the stream's next `size * world` micro-batches, dealt out in turn; `following` is where the next step
+    A step is the stream's next `size * world` micro-batches, dealt out in turn; `next_position` is where the next step
     begins. Every process knows the whole step, so that what it has in all needs no communication.
     """
     while True:
-        step = list(islice(stream, size * world))
+        step = list(islice(stream, size * world_size))
         examples = sum(len(batch.examples) for batch in step)
-        for batch in step[rank::world]:
-            yield batch._replace(following=step[-1].following, step_examples=examples)
+        for batch in step[rank::world_size]:
+            yield batch._replace(next_position=step[-1].next_position, step_examples=examples)

@@ -14,7 +14,7 @@ from pathlib import Path
 
 import torch
 
-from ..files import TEMPORARY_PREFIX, flush_to_disk, remove, replacing
+from ..files import TEMPORARY_PREFIX, atomic_write, flush_to_disk, remove
 from ..tensors import load_tensors, save_tensors
 from .batch_sampler import Position
 
@@ -22,7 +22,7 @@ WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "sta
 
 
 @dataclass(frozen=True, slots=True)
-class TrainingState:
+class CheckpointData:
     """A training after a number of optimizer steps."""
 
     step: int
@@ -33,12 +33,12 @@ class TrainingState:
     optimizer: Mapping[str, torch.Tensor]
 
 
-def save_checkpoint(folder: Path, state: TrainingState, keep: int) -> Path:
+def save_checkpoint(folder: Path, state: CheckpointData, keep: int) -> Path:
     """Write `folder/step-<n>` and delete all but the newest `keep`. Raises RunFailed when the disk refuses; what was
     there before is then untouched."""
     path = folder / f"step-{state.step:06d}"
     if not path.is_dir():
-        with replacing(path) as temporary:
+        with atomic_write(path) as temporary:
             temporary.mkdir(parents=True)
             save_tensors(temporary / WEIGHTS, state.weights)
             save_tensors(temporary / OPTIMIZER, state.optimizer)
@@ -71,13 +71,13 @@ def _step_of(path: Path) -> int:
     return int(path.name.removeprefix("step-"))
 
 
-def load_checkpoint(path: Path) -> TrainingState | None:
+def load_checkpoint(path: Path) -> CheckpointData | None:
     """Read a checkpoint; None when it is damaged."""
     from safetensors import SafetensorError
 
     try:
         about = json.loads((path / STATE).read_text(encoding="utf-8"))
-        return TrainingState(
+        return CheckpointData(
             step=about["step"],
             position=Position(about["epoch"], about["batch"]),
             seed=about["seed"],

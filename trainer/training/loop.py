@@ -12,26 +12,26 @@ import torch
 
 from ..config.request import FineTuneRequest
 from ..config.settings import RunSettings
-from ..distributed.fsdp import whole
+from ..distributed.fsdp import full_tensor
 from ..distributed.heartbeat import RankLost
-from ..distributed.ranks import Ranks
+from ..distributed.ranks import SingleProcess
 from ..encoding.cache import TensorCache
 from ..errors import BadInput, RunFailed
-from ..events import Event, Finished, Planned, Progress, RunControl, Started, Step, Warning
+from ..events import Event, Finished, Notice, Planned, Progress, RunControl, Started, Step
 from ..lora.init_lora import check_init_lora, init_lora_fingerprint
 from ..memory.estimate import full_fine_tune_need
-from ..memory.model_parts import Parts
+from ..memory.model_parts import ModelComponents
 from ..memory.planner import joint_plan
 from ..tensors import DTYPES
 from .batch import Batch, idle_batch
 from .batch_sampler import Position
-from .dataloader import Supply
+from .dataloader import BatchLoader
 from .metadata import export_metadata
 from .optim import build_optimizer, check_optimizer, learning_rate_at
 from .run_folder import RunFolder, open_run_folder, run_fingerprint
-from .state import Course
+from .state import TrainState
 from .step import micro_step
-from .trainable import build_trainee
+from .trainable import build_trainable
 
 if TYPE_CHECKING:
     from ..data.dataset import EditDataset
@@ -55,7 +55,7 @@ def train(
     cache_dir: Path | None = None,
     control: RunControl | None = None,
     device: torch.device | None = None,
-    ranks: Ranks | None = None,
+    ranks: SingleProcess | None = None,
     shard_base: bool = False,
 ) -> Generator[Event, None, None]:
     """Train, and tell of everything that happens.
@@ -67,44 +67,44 @@ def train(
     `shard_base` each holds but a part of the frozen base's weights, as it always does of a full fine-tune's. Raises
     BadInput for what the person can mend, RunFailed when the run cannot go on.
     """
-    ranks = ranks or Ranks(control)
-    ranks.sharded = ranks.world > 1 and (shard_base or not request.training_params.use_lora)
+    ranks = ranks or SingleProcess(control)
+    ranks.sharded = ranks.world_size > 1 and (shard_base or not request.training_params.use_lora)
     steps = request.training_params.steps
     start = init_lora_fingerprint(request.training_params, settings)
     weights = [*(model.fingerprint(part) for part in ("transformer", "vae", "text")), *start]
-    fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights, ranks.world)
+    fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights, ranks.world_size)
     run, elsewhere = open_run_folder(run_dir, fingerprint, steps)
-    (path, elsewhere), *_ = ranks.meet((str(run.path), elsewhere))
+    (path, elsewhere), *_ = ranks.all_gather_object((str(run.path), elsewhere))
     run = RunFolder(Path(path), writes=ranks.main)
-    for message in (*model.doubts(), *([elsewhere] if elsewhere else [])):
-        yield Warning(message=message)
-    finished, *_ = ranks.meet((weights := run.finished_weights(steps)) and str(weights))
+    for message in (*model.warnings(), *([elsewhere] if elsewhere else [])):
+        yield Notice(message=message)
+    finished, *_ = ranks.all_gather_object((weights := run.finished_weights(steps)) and str(weights))
     if finished:
         yield Finished(step=steps, steps=steps, stopped=False, weights=Path(finished), run_dir=run.path)
         return
     for note in check_init_lora(model, request.training_params, settings):
-        yield Warning(message=note)
+        yield Notice(message=note)
     device = device or ranks.device()
     check_optimizer(settings)
-    if ranks.world > 1 and not request.training_params.use_lora and settings.optimizer != "adamw":
+    if ranks.world_size > 1 and not request.training_params.use_lora and settings.optimizer != "adamw":
         raise BadInput(f"optimizer: a full fine-tune by several processes uses adamw, not {settings.optimizer}.")
-    if not request.training_params.use_lora and (need := full_fine_tune_need(model, settings, ranks.world)):
-        yield Warning(message=need)
+    if not request.training_params.use_lora and (need := full_fine_tune_need(model, settings, ranks.world_size)):
+        yield Notice(message=need)
     # What was begun in one precision goes on in it, however much memory is free now.
     held = {"precision": run.state().get("precision", "auto")} if settings.precision == "auto" else {}
     plan = joint_plan(model, request.training_params, settings.model_copy(update=held), ranks, device)
     yield Planned(line=plan.line())
     run.begin(request, settings, fingerprint, plan.precision)
     cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
-    parts = Parts(model, device, plan, in_parts=ranks.sharded)
-    training = Training(request, dataset, settings, run, parts, cache, ranks)
+    components = ModelComponents(model, device, plan, sharded=ranks.sharded)
+    training = Training(request, dataset, settings, run, components, cache, ranks)
     for event in training.prepare():
         ranks.check()
         yield event
-    if not ranks.agreed.stopping:
+    if not ranks.shared_control.stopping:
         yield from training.run_steps()
-    if ranks.agreed.stopping and training.step < steps:
-        ranks.meet()
+    if ranks.shared_control.stopping and training.step < steps:
+        ranks.all_gather_object()
         yield Finished(step=training.step, steps=steps, stopped=True, weights=None, run_dir=run.path)
 
 
@@ -117,46 +117,46 @@ class Training:
         dataset: EditDataset,
         settings: RunSettings,
         run: RunFolder,
-        parts: Parts,
+        components: ModelComponents,
         cache: TensorCache,
-        ranks: Ranks,
+        ranks: SingleProcess,
     ) -> None:
         self.request = request
         self.params = request.training_params
         self.settings = settings
         self.run = run
-        self.parts = parts
+        self.components = components
         self.ranks = ranks
-        self.control = ranks.agreed
-        self.supply = Supply(dataset, self.params, settings, run, parts, cache, ranks)
-        self.course: Course | None = None
+        self.control = ranks.shared_control
+        self.loader = BatchLoader(dataset, self.params, settings, run, components, cache, ranks)
+        self.state: TrainState | None = None
 
     @property
     def step(self) -> int:
         """Optimizer steps done."""
-        return self.course.step if self.course else 0
+        return self.state.step if self.state else 0
 
     # before the first step
 
     def prepare(self) -> Generator[Event, None, None]:
         """Encode images, samples and (when cached) texts, then load the transformer and the last checkpoint."""
-        yield from self.supply.prepare()
+        yield from self.loader.prepare()
         if self.control.stopping:
             return
         yield Progress(phase="loading", done=0, total=1, note="transformer")
-        trainee = build_trainee(self.parts, self.params, self.settings, self.ranks)
-        optimizer = build_optimizer(trainee.parameters, self.settings, self.params.learning_rate)
+        trainable = build_trainable(self.components, self.params, self.settings, self.ranks)
+        optimizer = build_optimizer(trainable.parameters, self.settings, self.params.learning_rate)
         yield Progress(phase="loading", done=1, total=1, note="transformer")
         seed, keep = self.settings.seed, self.settings.keep_checkpoints
-        self.course = Course(self.run, self.ranks, trainee, optimizer, seed, keep)
-        resumed = yield from self.course.restore()
+        self.state = TrainState(self.run, self.ranks, trainable, optimizer, seed, keep)
+        resumed = yield from self.state.restore()
         self.run.cut_log(self.step)
         yield Started(
             run_dir=self.run.path,
             first_step=self.step,
             steps=self.params.steps,
-            examples=len(self.supply.examples),
-            trainable_parameters=sum(p.numel() for p in trainee.parameters.values()),
+            examples=len(self.loader.examples),
+            trainable_parameters=sum(p.numel() for p in trainable.parameters.values()),
             resumed_from=resumed,
         )
 
@@ -166,13 +166,13 @@ class Training:
         """From the current step to the last. When closed or interrupted on the way, the last finished step is saved."""
         self.ranks.rescue_with(self._rescue)
         try:
-            with self.ranks.losses_named(), closing(self.supply.batches(self.course.position)) as batches:
+            with self.ranks.losses_named(), closing(self.loader.batches(self.state.position)) as batches:
                 if self._sampling_due():
                     yield from self._draw_samples()
                 while self.step < self.params.steps and not self.control.stopping:
                     yield from self._one_step(batches)
                     if self._checkpoint_due() or self.control.stopping:
-                        yield self.course.save()
+                        yield self.state.save()
                     if self._sampling_due() or self.control.take_sample_request():
                         yield from self._draw_samples()
             if self.step == self.params.steps:
@@ -180,18 +180,18 @@ class Training:
         except RankLost as loss:
             raise (RankLost(f"{loss}\n{self._rescue()}", loss.code) if self.ranks.saves else loss) from loss
         except RunFailed as error:
-            raise RunFailed(f"{error}\n{self.course.how_to_go_on()}") from error
+            raise RunFailed(f"{error}\n{self.state.resume_hint()}") from error
         except BaseException as error:
-            if self.course.consistent and not self.course.in_parts:
-                self.course.save()
+            if self.state.consistent and not self.state.sharded:
+                self.state.save()
             if isinstance(error, torch.OutOfMemoryError):
                 raise RunFailed(OUT_OF_MEMORY) from error
             raise
 
     def _rescue(self) -> str:
         """Save when another process is lost; what to tell the person."""
-        self.course.save_alone()
-        return self.course.how_to_go_on()
+        self.state.save_alone()
+        return self.state.resume_hint()
 
     def _one_step(self, batches: Iterator[Batch | Progress]) -> Generator[Event, None, None]:
         begun = time.perf_counter()
@@ -202,13 +202,13 @@ class Training:
                 yield item
             else:
                 micro.append(item)
-        loss = torch.zeros((), device=self.parts.device)
+        loss = torch.zeros((), device=self.components.device)
         total = self.params.gradient_accumulation
         for done, batch in enumerate(micro, 1):
             loss += self._forward_backward(batch)
             yield Progress(phase="training", done=self.step * total + done, total=self.params.steps * total)
         rate = learning_rate_at(self.step + 1, self.params.steps, self.params.learning_rate, self.settings)
-        loss, grad_norm = self._optimizer_step(loss, rate, micro[-1].following)
+        loss, grad_norm = self._optimizer_step(loss, rate, micro[-1].next_position)
         entry = {
             "step": self.step,
             "loss": loss,
@@ -216,25 +216,25 @@ class Training:
             "grad_norm": grad_norm,
             "seconds": round(time.perf_counter() - begun, 4),
         }
-        self.course.log({"event": "step", **entry})
+        self.state.log({"event": "step", **entry})
         yield Step(steps=self.params.steps, **entry)
 
     def _forward_backward(self, batch: Batch) -> torch.Tensor:
         """One micro-batch's share of the step's loss. Where weights are shared out, all processes do as many passes."""
         self.ranks.check()
         passes = len(batch.texts)
-        most = max(self.ranks.meet(passes)) if self.ranks.sharded else passes
-        loss = micro_step(self.parts, batch, batch.step_examples, self.settings.training_guidance)
+        most = max(self.ranks.all_gather_object(passes)) if self.ranks.sharded else passes
+        loss = micro_step(self.components, batch, batch.step_examples, self.settings.training_guidance)
         if passes < most:
-            loss += micro_step(self.parts, idle_batch(batch, most - passes), 1, self.settings.training_guidance)
+            loss += micro_step(self.components, idle_batch(batch, most - passes), 1, self.settings.training_guidance)
         return loss
 
-    def _optimizer_step(self, loss: torch.Tensor, rate: float, following: Position) -> tuple[float, float]:
+    def _optimizer_step(self, loss: torch.Tensor, rate: float, next_position: Position) -> tuple[float, float]:
         """Loss and gradient norm of the whole step."""
-        parameters = list(self.course.trainee.parameters.values())
-        loss = self.ranks.sum_step(loss, parameters)
-        norm = whole(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm or float("inf")))
-        optimizer = self.course.optimizer
+        parameters = list(self.state.trainable.parameters.values())
+        loss = self.ranks.reduce_step(loss, parameters)
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm or float("inf")))
+        optimizer = self.state.optimizer
         if not torch.isfinite(loss + norm):
             optimizer.zero_grad()
             raise RunFailed(
@@ -243,7 +243,7 @@ class Training:
             )
         for group in optimizer.param_groups:
             group["lr"] = rate
-        with self.course.advancing(following):
+        with self.state.optimizer_step(next_position):
             optimizer.step()
             numbers = loss.item(), norm.item()
         optimizer.zero_grad()
@@ -258,23 +258,23 @@ class Training:
     def _sampling_due(self) -> bool:
         if self.step % self.params.sample_every and self.step != self.params.steps:
             return False
-        return self.supply.samples.missing(self.step)
+        return self.loader.samples.missing(self.step)
 
     def _draw_samples(self) -> Generator[Event, None, None]:
-        if self.ranks.world > 1 and self.step > self.course.saved_step:
-            yield self.course.save()  # while it draws, nobody could save in the place of one that is lost
-        with self.course.exported_values(DTYPES[self.settings.save_dtype]):
-            for event in self.supply.samples.draw(self.parts, self.step):
+        if self.ranks.world_size > 1 and self.step > self.state.saved_step:
+            yield self.state.save()  # while it draws, nobody could save in the place of one that is lost
+        with self.state.exported_values(DTYPES[self.settings.save_dtype]):
+            for event in self.loader.samples.draw(self.components, self.step):
                 self.ranks.check()
                 yield event
 
     def _finish(self) -> Generator[Event, None, None]:
         yield Progress(phase="saving", done=0, total=1)
         weights = self.run.weights_path(self.step)
-        metadata = export_metadata(self.request, self.settings, self.parts.model, self.step)
-        if self.run.writes or self.course.in_parts:
-            self.course.trainee.export(weights, DTYPES[self.settings.save_dtype], metadata)
+        metadata = export_metadata(self.request, self.settings, self.components.model, self.step)
+        if self.run.writes or self.state.sharded:
+            self.state.trainable.export(weights, DTYPES[self.settings.save_dtype], metadata)
         self.run.finish(self.step, weights)
-        self.ranks.meet()
+        self.ranks.all_gather_object()
         yield Progress(phase="saving", done=1, total=1)
         yield Finished(step=self.step, steps=self.step, stopped=False, weights=weights, run_dir=self.run.path)

@@ -17,7 +17,7 @@ def export_metadata(request: FineTuneRequest, settings: RunSettings, model: Edit
     """Header metadata: the training in full, and the fields of the Stability AI model spec
     (https://github.com/Stability-AI/ModelSpec). No date, so that equal trainings give equal files."""
     params = request.training_params
-    resolution = settings.resolution or model.family.scale.resolution
+    resolution = settings.resolution or model.family.variant.resolution
     kind = "lora" if params.use_lora else "checkpoint"
     told = settings.model_dump() | {"init_lora": Path(settings.init_lora).name}
     metadata = {

@@ -15,7 +15,7 @@ from typing import Any
 from ..config.request import FineTuneRequest
 from ..config.settings import RunSettings
 from ..errors import BadInput, RunFailed
-from ..files import remove_unfinished, replacing, write_json
+from ..files import atomic_write, remove_unfinished, write_json
 from .checkpoint import last_step
 
 NOT_IN_FINGERPRINT = {
@@ -40,20 +40,22 @@ the LoRA that training goes on from through its own."""
 
 
 def run_fingerprint(
-    request: FineTuneRequest, settings: RunSettings, dataset: str, model: Sequence[str], world: int = 1
+    request: FineTuneRequest, settings: RunSettings, dataset: str, model: Sequence[str], world_size: int = 1
 ) -> str:
-    """Names a training's course: equal fingerprints, equal losses. `dataset` and `model` are the fingerprints of the
-    data and of the model's parts, the LoRA that training goes on from being one of them. `world` processes that each
-    accumulate the request's gradients train as one does that accumulates all of theirs."""
+    """Hash of everything that determines a run's losses, as hexadecimal sha256.
+
+    `dataset` is the fingerprint of the data; `model` holds those of the model's components and of the initial LoRA.
+    `world_size` processes count as one process that accumulates all of their micro-batches.
+    """
     params = request.training_params.model_dump(exclude=NOT_IN_FINGERPRINT["request"])
-    course = {
+    state = {
         "base_model": request.base_model,
-        "request": params | {"gradient_accumulation": params["gradient_accumulation"] * world},
+        "request": params | {"gradient_accumulation": params["gradient_accumulation"] * world_size},
         "settings": settings.model_dump(exclude=NOT_IN_FINGERPRINT["settings"]),
         "dataset": dataset,
         "model": list(model),
     }
-    return hashlib.sha256(json.dumps(course, sort_keys=True).encode()).hexdigest()
+    return hashlib.sha256(json.dumps(state, sort_keys=True).encode()).hexdigest()
 
 
 @dataclass(frozen=True, slots=True)
@@ -161,7 +163,7 @@ class RunFolder:
         if not self.writes:
             return
         kept = [line for line in self._log_lines() if line["step"] <= step]
-        with replacing(self.log) as temporary, temporary.open("w", encoding="utf-8") as file:
+        with atomic_write(self.log) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
 
     def complete_log(self, entry: dict[str, Any]) -> None:

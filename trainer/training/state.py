@@ -10,51 +10,57 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from ..distributed.fsdp import is_sharded, shared_like, whole_on_main
-from ..distributed.ranks import Ranks
+from ..distributed.fsdp import full_tensors_on_main, is_sharded, shard_like
+from ..distributed.ranks import SingleProcess
 from ..errors import RunFailed
-from ..events import Checkpoint, Warning
+from ..events import Checkpoint, Notice
 from ..files import remove
 from ..tensors import copy_values
 from .batch_sampler import Position
-from .checkpoint import TrainingState, checkpoint_folders, load_checkpoint, save_checkpoint
+from .checkpoint import CheckpointData, checkpoint_folders, load_checkpoint, save_checkpoint
 from .optim import load_optimizer_tensors, optimizer_tensors
 from .run_folder import RunFolder
 
 if TYPE_CHECKING:
-    from .trainable import Trainee
+    from .trainable import Trainable
 
 
-class Course:
+class TrainState:
     """One training's state between two steps. Several processes hold it in equal copies, or in parts of each tensor."""
 
     def __init__(
-        self, run: RunFolder, ranks: Ranks, trainee: Trainee, optimizer: torch.optim.Optimizer, seed: int, keep: int
+        self,
+        run: RunFolder,
+        ranks: SingleProcess,
+        trainable: Trainable,
+        optimizer: torch.optim.Optimizer,
+        seed: int,
+        keep: int,
     ) -> None:
         """`keep` is how many checkpoints are kept."""
         self.run, self.ranks = run, ranks
-        self.trainee, self.optimizer = trainee, optimizer
+        self.trainable, self.optimizer = trainable, optimizer
         self.seed, self.keep = seed, keep
         self.step = 0
         self.position = Position(0, 0)
         self.saved_step = 0
         self.consistent = True
         """Whether the weights are those of `step`: not within an update, nor while they are exchanged for others."""
-        self.in_parts = any(map(is_sharded, trainee.parameters.values()))
+        self.sharded = any(map(is_sharded, trainable.parameters.values()))
         """Each process holds but a part of what is trained."""
         self._entry: dict[str, Any] = {}
         self._saving = threading.Lock()
 
     # going on
 
-    def restore(self) -> Generator[Warning, None, Path | None]:
+    def restore(self) -> Generator[Notice, None, Path | None]:
         """Take up the newest checkpoint that is whole, and remove damaged ones; its folder, None when there is none."""
         path, state = None, None
         if self.ranks.main:
             path, state = yield from self._newest()
-        (found, *_) = self.ranks.meet(path and str(path))
+        (found, *_) = self.ranks.all_gather_object(path and str(path))
         if found is None:
-            self.ranks.send_from_main(self.trainee.parameters.values())
+            self.ranks.broadcast_from_main(self.trainable.parameters.values())
             return None
         if state is None:
             state = load_checkpoint(Path(found))
@@ -62,29 +68,29 @@ class Course:
             raise RunFailed(
                 f"{found} cannot be read: all processes must have the run folder on a disk that they share."
             )
-        parameters = self.trainee.parameters
-        copy_values(parameters, shared_like(state.weights, parameters))
+        parameters = self.trainable.parameters
+        copy_values(parameters, shard_like(state.weights, parameters))
         owners = {name: parameters[name.rpartition(".")[0]] for name in state.optimizer}
-        load_optimizer_tensors(self.optimizer, parameters, shared_like(state.optimizer, owners))
+        load_optimizer_tensors(self.optimizer, parameters, shard_like(state.optimizer, owners))
         self.step = self.saved_step = state.step
         self.position = state.position
-        self.ranks.send_from_main(parameters.values())
+        self.ranks.broadcast_from_main(parameters.values())
         return Path(found)
 
-    def _newest(self) -> Generator[Warning, None, tuple[Path | None, TrainingState | None]]:
+    def _newest(self) -> Generator[Notice, None, tuple[Path | None, CheckpointData | None]]:
         for path in reversed(checkpoint_folders(self.run.checkpoints)):
             if (state := load_checkpoint(path)) is not None:
                 return path, state
             remove(path)
-            yield Warning(message=f"The checkpoint {path.name} is damaged and was removed; an older one is taken.")
+            yield Notice(message=f"The checkpoint {path.name} is damaged and was removed; an older one is taken.")
         return None, None
 
     @contextmanager
-    def advancing(self, following: Position) -> Iterator[None]:
-        """Around an optimizer step: the course is then one step further, its data at `following`."""
+    def optimizer_step(self, next_position: Position) -> Iterator[None]:
+        """Around an optimizer step: the course is then one step further, its data at `next_position`."""
         self.consistent = False
         yield
-        self.step, self.position = self.step + 1, following
+        self.step, self.position = self.step + 1, next_position
         self.consistent = True
 
     @contextmanager
@@ -92,7 +98,7 @@ class Course:
         """Inside, the model computes with the exported file's values."""
         self.consistent = False
         try:
-            with self.trainee.exported_values(dtype):
+            with self.trainable.exported_values(dtype):
                 yield
         finally:
             self.consistent = True
@@ -109,22 +115,22 @@ class Course:
         path = self.run.checkpoints / f"step-{self.step:06d}"
         with self._saving:
             if self.step > self.saved_step:
-                if self.in_parts:
-                    self.ranks.meet()
+                if self.sharded:
+                    self.ranks.all_gather_object()
                 state = self._state()
                 if self.run.writes:
                     save_checkpoint(self.run.checkpoints, state, self.keep)
                 self.saved_step = self.step
         return Checkpoint(step=self.step, path=path)
 
-    def _state(self) -> TrainingState:
-        main, parameters = self.ranks.main or not self.in_parts, self.trainee.parameters
-        return TrainingState(
+    def _state(self) -> CheckpointData:
+        main, parameters = self.ranks.main or not self.sharded, self.trainable.parameters
+        return CheckpointData(
             step=self.step,
             position=self.position,
             seed=self.seed,
-            weights=whole_on_main(parameters, main),
-            optimizer=whole_on_main(optimizer_tensors(self.optimizer, parameters), main),
+            weights=full_tensors_on_main(parameters, main),
+            optimizer=full_tensors_on_main(optimizer_tensors(self.optimizer, parameters), main),
         )
 
     def save_alone(self) -> None:
@@ -132,16 +138,16 @@ class Course:
 
         Weights that are shared out cannot be saved any more; neither can those within an update.
         """
-        if self.in_parts or not self.ranks.saves or not self.consistent:
+        if self.sharded or not self.ranks.saves or not self.consistent:
             return
         self.run = self.run.for_writing()
-        device = next(iter(self.trainee.parameters.values())).device
+        device = next(iter(self.trainable.parameters.values())).device
         stream = torch.cuda.Stream(device) if device.type == "cuda" else None
         with torch.cuda.stream(stream):  # not the one that may wait for the lost process for ever
             self.save()
         self.run.complete_log(self._entry)
 
-    def how_to_go_on(self) -> str:
+    def resume_hint(self) -> str:
         """What to tell the person when the run has failed."""
         last = checkpoint_folders(self.run.checkpoints)
         if not last:

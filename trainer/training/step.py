@@ -14,37 +14,40 @@ from ..models.types import PackedLatents, TextConditioning
 from .flow_matching import add_noise, example_losses
 
 if TYPE_CHECKING:
-    from ..memory.model_parts import Parts
+    from ..memory.model_parts import ModelComponents
 from .batch import Batch, TextGroup
 
 
-def with_modulation(parts: Parts, batches: Sequence[Batch], guidance: float) -> list[Batch]:
+def with_modulation(components: ModelComponents, batches: Sequence[Batch], guidance: float) -> list[Batch]:
     """The same micro-batches; with each forward pass what the plan lets compute ahead of it."""
 
     def forward(batch: Batch, group: TextGroup) -> torch.Tensor:
-        return _velocity(parts, _inputs(parts, batch, group), guidance)
+        return _velocity(components, _inputs(components, batch, group), guidance)
 
     passes = [partial(forward, batch, group) for batch in batches for group in batch.texts]
-    with _autocast(parts):
-        ahead = iter(parts.placement().ahead(passes))
+    with _autocast(components):
+        ahead = iter(components.placement().precompute(passes))
     return [
-        replace(batch, texts=tuple(replace(group, modulated=next(ahead)) for group in batch.texts)) for batch in batches
+        replace(batch, texts=tuple(replace(group, modulation_outputs=next(ahead)) for group in batch.texts))
+        for batch in batches
     ]
 
 
-def micro_step(parts: Parts, batch: Batch, step_examples: int, guidance: float) -> torch.Tensor:
+def micro_step(components: ModelComponents, batch: Batch, step_examples: int, guidance: float) -> torch.Tensor:
     """Forward and backward of one micro-batch, in an optimizer step of `step_examples` examples in all.
 
     Adds to the gradients and returns its share of the step's loss (float32, detached): over the step, the mean over
     its examples. Texts that cannot share a forward pass go one after the other.
     """
-    return torch.stack([_group_step(parts, batch, group, step_examples, guidance) for group in batch.texts]).sum()
+    return torch.stack([_group_step(components, batch, group, step_examples, guidance) for group in batch.texts]).sum()
 
 
-def _group_step(parts: Parts, batch: Batch, group: TextGroup, step_examples: int, guidance: float) -> torch.Tensor:
-    with torch.enable_grad(), _autocast(parts), parts.placement().forward(group.modulated):
-        inputs = _inputs(parts, batch, group)
-        velocity = _velocity(parts, inputs, guidance)
+def _group_step(
+    components: ModelComponents, batch: Batch, group: TextGroup, step_examples: int, guidance: float
+) -> torch.Tensor:
+    with torch.enable_grad(), _autocast(components), components.placement().forward(group.modulation_outputs):
+        inputs = _inputs(components, batch, group)
+        velocity = _velocity(components, inputs, guidance)
         losses = example_losses(velocity, inputs.clean, inputs.noise, inputs.weights)
         loss = losses.sum() / step_examples
         loss.backward()
@@ -64,8 +67,8 @@ class _Inputs:
     weights: torch.Tensor
 
 
-def _inputs(parts: Parts, batch: Batch, group: TextGroup) -> _Inputs:
-    device, dtype = parts.device, parts.dtype
+def _inputs(components: ModelComponents, batch: Batch, group: TextGroup) -> _Inputs:
+    device, dtype = components.device, components.dtype
 
     def rows_of(tensor: torch.Tensor) -> torch.Tensor:
         chosen = tensor if len(group.rows) == len(batch.examples) else tensor[group.rows]
@@ -83,10 +86,10 @@ def _inputs(parts: Parts, batch: Batch, group: TextGroup) -> _Inputs:
     )
 
 
-def _velocity(parts: Parts, inputs: _Inputs, guidance: float) -> torch.Tensor:
-    family = parts.model.family
-    return family.predict(parts.transformer(), inputs.noisy, inputs.controls, inputs.text, inputs.sigmas, guidance)
+def _velocity(components: ModelComponents, inputs: _Inputs, guidance: float) -> torch.Tensor:
+    family = components.model.family
+    return family.predict(components.transformer(), inputs.noisy, inputs.controls, inputs.text, inputs.sigmas, guidance)
 
 
-def _autocast(parts: Parts) -> torch.autocast:
-    return torch.autocast(parts.device.type, parts.dtype, enabled=parts.dtype != torch.float32)
+def _autocast(components: ModelComponents) -> torch.autocast:
+    return torch.autocast(components.device.type, components.dtype, enabled=components.dtype != torch.float32)

@@ -11,11 +11,11 @@ import torch
 
 from ..config.request import TrainingParams
 from ..config.settings import RunSettings
-from ..distributed.ranks import Ranks
+from ..distributed.ranks import SingleProcess
 from ..lora.adapter import LoraAdapter
 from ..lora.init_lora import read_init_lora
-from ..memory.checkpointing import recompute_blocks
-from ..memory.model_parts import Parts
+from ..memory.checkpointing import checkpoint_blocks
+from ..memory.model_parts import ModelComponents
 from ..memory.placement import compile_blocks
 from .rng import example_generator
 
@@ -25,8 +25,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING
 
-from ..distributed.fsdp import whole
-from ..files import remove, replacing
+from ..distributed.fsdp import full_tensor
+from ..files import atomic_write, remove
 from ..quantization.linear import dequantize_layers
 from ..single_file.key_mapping import Layout, to_stored
 from ..tensors import write_tensors
@@ -36,7 +36,7 @@ if TYPE_CHECKING:
 from ..tensors import swapped_values
 
 
-class Trainee(Protocol):
+class Trainable(Protocol):
     """The trained weights of a run."""
 
     parameters: dict[str, Parameter]
@@ -51,34 +51,38 @@ class Trainee(Protocol):
         ...
 
 
-def build_trainee(parts: Parts, params: TrainingParams, settings: RunSettings, ranks: Ranks | None = None) -> Trainee:
+def build_trainable(
+    components: ModelComponents, params: TrainingParams, settings: RunSettings, ranks: SingleProcess | None = None
+) -> Trainable:
     """Make the transformer ready for training: frozen with a LoRA, fresh or from a file, or all of it trainable in
     place. Of a full fine-tune by several processes each holds a part of every tensor."""
-    transformer = parts.transformer()
+    transformer = components.transformer()
     if params.use_lora:
-        assert not (parts.plan.modulation_on_host and settings.lora_targets == "all-linear"), "modulation is trained"
-        targets = parts.model.family.lora_targets(settings.lora_targets, transformer)
-        seed = example_generator(settings.seed, "lora").initial_seed()
-        start = read_init_lora(parts.model.family, transformer, params, settings)
-        trainee: Trainee = LoraAdapter(transformer, targets, params.lora_rank, params.lora_alpha, seed, start)
-    else:
-        assert not (parts.plan.modulation_on_host or parts.plan.streamed), "nothing is frozen"
-        trainee = FullTransformer(
-            transformer,
-            parts.model.family.layout(transformer),
-            settings.save_layout == "single_file+diffusers",
-            parts.dtype if settings.optimizer == "adafactor" else torch.float32,
+        assert not (components.plan.modulation_on_host and settings.lora_targets == "all-linear"), (
+            "modulation is trained"
         )
-    recompute_blocks(transformer, parts.plan)
-    if parts.plan.compile:
+        targets = components.model.family.lora_targets(settings.lora_targets, transformer)
+        seed = example_generator(settings.seed, "lora").initial_seed()
+        start = read_init_lora(components.model.family, transformer, params, settings)
+        trainable: Trainable = LoraAdapter(transformer, targets, params.lora_rank, params.lora_alpha, seed, start)
+    else:
+        assert not (components.plan.modulation_on_host or components.plan.streamed), "nothing is frozen"
+        trainable = FullTransformer(
+            transformer,
+            components.model.family.layout(transformer),
+            settings.save_layout == "single_file+diffusers",
+            components.dtype if settings.optimizer == "adafactor" else torch.float32,
+        )
+    checkpoint_blocks(transformer, components.plan)
+    if components.plan.compile:
         compile_blocks(transformer)
     if ranks is not None and ranks.sharded:
-        parts.placement().shard(kept_whole=trainee.parameters.values() if params.use_lora else ())
-    parts.placement().to(parts.device)
-    if ranks is not None and ranks.sharded and isinstance(trainee, FullTransformer):
-        trainee.parameters = dict(transformer.named_parameters())
-        trainee.writes = ranks.main
-    return trainee
+        components.placement().shard(replicated=trainable.parameters.values() if params.use_lora else ())
+    components.placement().to(components.device)
+    if ranks is not None and ranks.sharded and isinstance(trainable, FullTransformer):
+        trainable.parameters = dict(transformer.named_parameters())
+        trainable.writes = ranks.main
+    return trainable
 
 
 class FullTransformer:
@@ -101,7 +105,7 @@ class FullTransformer:
     def export(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Write the whole transformer as ComfyUI's single files hold it, and where that is wanted as diffusers loads
         it, in `<path without ending>/transformer`. Raises RunFailed when the disk refuses."""
-        state = {name: whole(parameter.detach()).to("cpu", dtype) for name, parameter in self.parameters.items()}
+        state = {name: full_tensor(parameter.detach()).to("cpu", dtype) for name, parameter in self.parameters.items()}
         if not self.writes:
             return
         if self.with_folder:
@@ -112,7 +116,7 @@ class FullTransformer:
         from huggingface_hub import save_torch_state_dict
 
         remove(folder)
-        with replacing(folder) as temporary:
+        with atomic_write(folder) as temporary:
             part = temporary / "transformer"
             self.transformer.save_config(part)
             save_torch_state_dict(dict(state), part, filename_pattern="diffusion_pytorch_model{suffix}.safetensors")

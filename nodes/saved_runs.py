@@ -15,11 +15,11 @@ from ..trainer.training.checkpoint import checkpoint_steps
 from ..trainer.training.run_folder import RunFolder
 from .folders import CACHE, NO_LORA, find_lora, is_folder_name, lora_options, output_folder, runs_folder
 
-LONGEST_LIST = 500
+MAX_LISTED = 500
 """Runs that are listed, the newest first."""
 TAIL_BYTES = 1 << 16
 """Of a log's end, in which the last step is looked for."""
-KEPT_THUMBNAILS = 512
+MAX_THUMBNAILS = 512
 WORKFLOW = "workflow.json"
 """In a run's folder: ComfyUI's graph."""
 
@@ -38,11 +38,11 @@ def list_runs(running: set[str]) -> list[dict[str, Any]]:
         return []
     folders = [path for path in runs_folder().iterdir() if path.name != CACHE and (path / "run.json").is_file()]
     newest = sorted(folders, key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
-    return [line for path in newest[:LONGEST_LIST] if (line := _line(RunFolder(path), running)) is not None]
+    return [line for path in newest[:MAX_LISTED] if (line := _line(RunFolder(path), running)) is not None]
 
 
-def whole_run(name: str, running: set[str]) -> dict[str, Any]:
-    """A run in the form that `feed.RunFeed` tells it in. Raises BadInput."""
+def run_details(name: str, running: set[str]) -> dict[str, Any]:
+    """A run in the form that `live_run.LiveRun` tells it in. Raises BadInput."""
     run = find_run(name)
     line = _line(run, running)
     if line is None:
@@ -66,7 +66,7 @@ def whole_run(name: str, running: set[str]) -> dict[str, Any]:
     }
 
 
-def keep_workflow(run: RunFolder, workflow: dict[str, Any]) -> None:
+def save_workflow(run: RunFolder, workflow: dict[str, Any]) -> None:
     """Keep the page's graph with the run that it began, or resumed."""
     write_json(run.path / WORKFLOW, workflow)
 
@@ -123,7 +123,7 @@ def thumbnail(path: Path, pixels: int) -> bytes:
     return _thumbnail(path, path.stat().st_mtime_ns, pixels)
 
 
-@lru_cache(KEPT_THUMBNAILS)
+@lru_cache(MAX_THUMBNAILS)
 def _thumbnail(path: Path, _changed: int, pixels: int) -> bytes:
     return shrunk(path.read_bytes(), pixels)
 

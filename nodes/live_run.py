@@ -14,15 +14,15 @@ from comfy.model_management import InterruptProcessingException
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
-from ..trainer.events import Checkpoint, Event, Finished, Planned, Progress, RunControl, Sample, Started, Step, Warning
+from ..trainer.events import Checkpoint, Event, Finished, Notice, Planned, Progress, RunControl, Sample, Started, Step
 from ..trainer.training.checkpoint import checkpoint_steps
 from ..trainer.training.run_folder import RunFolder
-from .archive import keep_workflow, sample_entries, sample_entry
 from .folders import runs_folder
 from .host import NodeDisplay, Pace, card_memory, progress_line
+from .saved_runs import sample_entries, sample_entry, save_workflow
 
 EVENT = "edit_trainer.run"
-KEPT_RUNS = 32
+MAX_LIVE_RUNS = 32
 LISTS = ("points", "samples", "checkpoints", "warnings")
 """What grows: a message has only what is new, and under `from` where that begins; a snapshot has all."""
 MEMORY_SECONDS = 1.0
@@ -31,7 +31,7 @@ SPEED_STEPS = 20
 """The last steps, whose mean duration gives the speed."""
 
 
-class RunFeed:
+class LiveRun:
     """One run of one node, as the page and the node show it."""
 
     def __init__(self, node_id: str, run: str, plan: str, workflow: dict[str, Any] | None) -> None:
@@ -64,7 +64,7 @@ class RunFeed:
         self._sent = dict.fromkeys(LISTS, 0)
         self._pace, self._memory_pace = Pace(), Pace(MEMORY_SECONDS)
         self._seconds: deque[float] = deque(maxlen=SPEED_STEPS)
-        RECENT.add(self)
+        LIVE_RUNS.add(self)
 
     @contextmanager
     def shown(self) -> Iterator[None]:
@@ -99,7 +99,7 @@ class RunFeed:
             self._step(event)
         elif isinstance(event, Sample):
             self.whole["samples"].append(sample_entry(event.step, event.index, event.prompt, event.path))
-        elif isinstance(event, Warning):
+        elif isinstance(event, Notice):
             logging.warning("%s", event.message)
             self.whole["warnings"].append(event.message)
         elif isinstance(event, Checkpoint):
@@ -133,7 +133,7 @@ class RunFeed:
         self.whole |= {"run": event.run_dir.name, "step": event.first_step, "steps": event.steps}
         self._earlier(event.run_dir)
         if self._workflow is not None:
-            keep_workflow(RunFolder(event.run_dir), self._workflow)
+            save_workflow(RunFolder(event.run_dir), self._workflow)
         if event.resumed_from:
             self.whole["status"] = f"resumed at step {event.first_step}/{event.steps}"
 
@@ -163,33 +163,35 @@ class RunFeed:
         PromptServer.instance.send_sync(EVENT, message)
 
 
-class RecentRuns:
+class LiveRuns:
     """The last run of each node, of the most recent nodes."""
 
     def __init__(self) -> None:
-        self._feeds: OrderedDict[str, RunFeed] = OrderedDict()
+        self._live_runs: OrderedDict[str, LiveRun] = OrderedDict()
 
-    def add(self, feed: RunFeed) -> None:
+    def add(self, live_run: LiveRun) -> None:
         """A run begins."""
-        node_id = feed.whole["node_id"]
-        self._feeds.pop(node_id, None)
-        self._feeds[node_id] = feed
-        while len(self._feeds) > KEPT_RUNS:
-            self._feeds.popitem(last=False)
+        node_id = live_run.whole["node_id"]
+        self._live_runs.pop(node_id, None)
+        self._live_runs[node_id] = live_run
+        while len(self._live_runs) > MAX_LIVE_RUNS:
+            self._live_runs.popitem(last=False)
 
     def snapshot(self, node_id: str) -> dict[str, Any] | None:
         """All there is to know of the node's last run."""
-        feed = self._feeds.get(node_id)
-        return None if feed is None else feed.whole | {name: list(feed.whole[name]) for name in LISTS}
+        live_run = self._live_runs.get(node_id)
+        return None if live_run is None else live_run.whole | {name: list(live_run.whole[name]) for name in LISTS}
 
     def control(self, node_id: str) -> RunControl | None:
         """What stops the node's run, or has it draw samples; None when it is not running."""
-        feed = self._feeds.get(node_id)
-        return feed.control if feed is not None and feed.whole["state"] == "running" else None
+        live_run = self._live_runs.get(node_id)
+        return live_run.control if live_run is not None and live_run.whole["state"] == "running" else None
 
     def running(self) -> set[str]:
         """The names of the runs that are going on."""
-        return {feed.whole["run"] for feed in list(self._feeds.values()) if feed.whole["state"] == "running"}
+        return {
+            live_run.whole["run"] for live_run in list(self._live_runs.values()) if live_run.whole["state"] == "running"
+        }
 
 
-RECENT = RecentRuns()
+LIVE_RUNS = LiveRuns()

@@ -13,7 +13,7 @@ from ..trainer.errors import BadInput
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
-def own_page(handler: Handler) -> Handler:
+def same_origin_only(handler: Handler) -> Handler:
     """The handler for ComfyUI's own page, and for programs that are no browsers: requests that another site's page
     makes are refused, whatever ComfyUI allows. What the person can mend is answered as `{"error": …}`."""
 

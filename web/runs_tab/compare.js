@@ -1,9 +1,9 @@
 import { el } from "../lib/dom.js";
 import { t } from "../lib/text.js";
-import { LossChart } from "../run/chart.js";
-import { RunPanel } from "../run/panel.js";
-import { SampleGrid } from "../run/samples.js";
-import { RunState } from "../run/state.js";
+import { LossChart } from "../panel/chart.js";
+import { RunPanel } from "../panel/panel.js";
+import { SampleGrid } from "../panel/samples.js";
+import { RunState } from "../panel/state.js";
 
 /** Show one run whole, or two side by side: their curves in one chart, and their samples. */
 export function openRuns(runs) {

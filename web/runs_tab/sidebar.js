@@ -4,7 +4,7 @@ import { refreshInfo } from "../dataset/info.js";
 import { el } from "../lib/dom.js";
 import { ask, picture } from "../lib/server.js";
 import { count, loss, t } from "../lib/text.js";
-import { showAll } from "../run/node.js";
+import { showAll } from "../panel/node.js";
 import { openRuns } from "./compare.js";
 
 const LORA = "application/x-edit-trainer-lora";
