@@ -121,6 +121,7 @@ class Changed:
     def __init__(self, model: EditModel, change: Callable[[nn.Module], object]) -> None:
         self.family = model.family
         self.ports = None
+        self.adapter = None
         self._model, self._change = model, change
 
     def load_transformer(self, device: torch.device, dtype: torch.dtype, precision: Precision) -> nn.Module:

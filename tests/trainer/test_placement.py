@@ -45,7 +45,7 @@ def count(model) -> int:
 
 
 def every(model, mode: str) -> dict:
-    return {"recompute": (mode,) * count(model)}
+    return {"activation_checkpointing": (mode,) * count(model)}
 
 
 def plans(model) -> dict[str, Plan]:

@@ -11,12 +11,12 @@ import pytest
 import torch
 from diffusers import FluxKontextPipeline, QwenImageEditPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as qwen_module
-from trainer.tiny.parts import FAMILIES, flux_transformer, qwen_transformer
 from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
 from trainer.models import open_model
 from trainer.models.edit_model import EMBEDDED
 from trainer.models.qwen_image_edit import load_processor
+from trainer.tiny.parts import FAMILIES, flux_transformer, qwen_transformer
 from trainer.tiny.shapes import BASE_EDITS, SIZE, TAUGHT_EDITS, make_pair, make_pairs, write_parquet
 from trainer.tiny.vae import encode, flux_vae, qwen_vae, reconstruction_psnr, single_frames, to_pixels, train_vae
 
@@ -153,7 +153,7 @@ def test_vae_training_and_that_of_the_decoder_alone(make: Callable[[], torch.nn.
 
 
 def test_everything_is_small_and_safe() -> None:
-    files = [path for path in EMBEDDED.rglob("*") if path.is_file() and "__pycache__" not in path.components]
+    files = [path for path in EMBEDDED.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
     assert sum(path.stat().st_size for path in files) < 15 * 2**20
     assert {path.suffix for path in files} <= {".py", ".json", ".safetensors", ".txt", ".jinja"}
 
