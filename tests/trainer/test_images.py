@@ -274,6 +274,6 @@ def test_no_heavy_library_is_imported():
         "import trainer.config.request; "
         "print(sorted({'torch', 'diffusers', 'transformers', 'pandas'} & set(sys.modules)))"
     )
-    root = Path(images.__file__).parents[1]
+    root = Path(images.__file__).parents[2]
     done = subprocess.run([sys.executable, "-c", code], cwd=root, capture_output=True, text=True, check=True)
     assert done.stdout.strip() == "[]"
