@@ -21,7 +21,6 @@ from trainer.cli.contact_sheet import COLUMNS, Panel, draw_contact_sheet
 from trainer.cli.demo import psnr
 from trainer.cli.main import main
 from trainer.cli.parser import build_parser, option_of, read_settings
-from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
 from trainer.data.columns import guess_columns
 from trainer.events import Step
@@ -204,17 +203,3 @@ def test_sheet_shows_every_picture_of_every_panel() -> None:
     )
     counted = dict((color, count) for count, color in sheet.getcolors(2**24))
     assert [counted[color] for color in colors] == [3 * 192 * 192] * len(colors)
-
-
-def test_requirements_and_readme_keep_up() -> None:
-    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
-    dependencies = re.search(r"^dependencies = \[\n(.+?)^\]", project, re.MULTILINE | re.DOTALL)[1]
-    listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    assert [line for line in listed if not line.startswith("#")] == re.findall(r'"(.+)"', dependencies)
-    readme = (ROOT / "README.md").read_text(encoding="utf-8")
-    for name, field in (TrainingParams.model_fields | RunSettings.model_fields).items():
-        (row,) = re.findall(rf"^\| `{name}` \| (.+?) \|", readme, re.MULTILINE)
-        if field.is_required():
-            assert row == "**required**"
-        elif field.default not in ("", None) and field.default_factory is None:
-            assert row.strip("`") == (field.default if isinstance(field.default, str) else json.dumps(field.default))

@@ -1,0 +1,42 @@
+"""The documentation against the code: tables, links, requirements."""
+
+from __future__ import annotations
+
+import json
+import re
+from pathlib import Path
+
+import pytest
+from pydantic import BaseModel
+
+from trainer.config.request import TrainingParams
+from trainer.config.settings import RunSettings
+
+ROOT = Path(__file__).parents[1]
+PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
+
+
+def test_requirements_are_those_of_the_project() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    dependencies = re.search(r"^dependencies = \[\n(.+?)^\]", project, re.MULTILINE | re.DOTALL)[1]
+    listed = (ROOT / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    assert [line for line in listed if not line.startswith("#")] == re.findall(r'"(.+)"', dependencies)
+
+
+@pytest.mark.parametrize(("page", "model"), [("request.md", TrainingParams), ("settings.md", RunSettings)])
+def test_every_field_is_listed_with_its_default(page: str, model: type[BaseModel]) -> None:
+    text = (ROOT / "docs" / page).read_text(encoding="utf-8")
+    for name, field in model.model_fields.items():
+        (row,) = re.findall(rf"^\| `{name}` \| (.+?) \|", text, re.MULTILINE)
+        if field.is_required():
+            assert row == "**required**"
+        elif field.default not in ("", None) and field.default_factory is None:
+            assert row.strip("`") == (field.default if isinstance(field.default, str) else json.dumps(field.default))
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_links_lead_to_files(page: Path) -> None:
+    text = page.read_text(encoding="utf-8")
+    targets = re.findall(r"\]\(([^)#]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text)
+    broken = [target for target in targets if "://" not in target and not (page.parent / target).is_file()]
+    assert broken == []
