@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import ast
 from collections.abc import Iterator, Mapping
-from pathlib import Path, PurePosixPath
+from pathlib import PurePosixPath
 
 import pytest
 
-ROOT = Path(__file__).resolve().parents[1]
+from .source_tree import room_of, sources
+
 LADDER = (
     ("errors", "events", "modules", "threads", "trainer"),
     ("config", "files"),
@@ -26,19 +27,6 @@ LADDER = (
 """Rooms from the lowest floor up; "trainer" is the package itself. Rooms on one floor do not import each other."""
 FLOORS = {room: floor for floor, rooms in enumerate(LADDER) for room in rooms}
 COMFYUI = {"comfy", "comfy_api", "comfy_execution", "comfy_extras", "execution", "folder_paths", "server"}
-
-
-def sources() -> dict[PurePosixPath, str]:
-    """Source text of every module of the pack, by its path below the root."""
-    paths = [path for folder in ("trainer", "nodes") for path in sorted((ROOT / folder).rglob("*.py"))]
-    return {PurePosixPath(path.relative_to(ROOT).as_posix()): path.read_text(encoding="utf-8") for path in paths}
-
-
-def room_of(parts: tuple[str, ...]) -> str:
-    """The room of a dotted module name, given in parts."""
-    if parts[0] == "nodes":
-        return "nodes"
-    return parts[1] if len(parts) > 1 else "trainer"
 
 
 def imports(path: PurePosixPath, text: str) -> Iterator[tuple[int, tuple[str, ...]]]:

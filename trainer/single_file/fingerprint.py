@@ -6,7 +6,7 @@ import hashlib
 from collections.abc import Iterable, Mapping
 from pathlib import Path
 
-WHOLE_BELOW = 64 * 2**20
+FULL_HASH_BELOW = 64 * 2**20
 """Bytes; smaller files are hashed whole."""
 
 
@@ -41,7 +41,7 @@ def fingerprint_files(files: Mapping[str, Path], *extra: object) -> str:
 def _update(digest: hashlib._Hash, path: Path) -> None:
     size = path.stat().st_size
     with path.open("rb") as file:
-        if size < WHOLE_BELOW:
+        if size < FULL_HASH_BELOW:
             digest.update(file.read())
             return
         for index in range(CHUNKS):
