@@ -22,7 +22,7 @@ from .console import Console
 from .parser import MODEL_FILES
 
 if TYPE_CHECKING:
-    from ..distributed.ranks import SingleProcess
+    from ..distributed.processes import SingleProcess
     from ..models.edit_model import EditModel
 
 
@@ -55,29 +55,29 @@ def run_training(
     cache_dir: Path | None,
     model_options: Mapping[str, Path],
     command_line: Sequence[str],
-    ranks: SingleProcess | None = None,
+    processes: SingleProcess | None = None,
 ) -> Finished | None:
     """Train and show it. None when Ctrl-C has stopped the run: what is saved, and how to go on, is said by then.
-    `ranks` are the processes that train together, each calling this."""
-    from ..distributed.ranks import SingleProcess
+    `processes` are the processes that train together, each calling this."""
+    from ..distributed.processes import SingleProcess
 
-    ranks = ranks or SingleProcess()
+    processes = processes or SingleProcess()
     check_folder(run_dir)
     columns = request.training_params.model_dump(include=set(COLUMN_FIELDS))
     cache_dir = cache_dir or run_dir.parent / CACHE_FOLDER
     downloads = Downloads(cache_dir / "downloads")
-    with ranks.main_process_first():
+    with processes.main_process_first():
         dataset = load_dataset(console, columns, parquet, settings.images_root, settings.bad_rows, downloads)
     console.line(str(dataset.report))
     console.line(f"Loading {request.base_model} ...")
-    with ranks.main_process_first():
+    with processes.main_process_first():
         model = load_model(request.base_model, model_options, settings.conditioning)
     from ..training.loop import train
 
-    control = ranks.local_control
+    control = processes.local_control
     step = 0
-    training = train(request, dataset, model, settings, run_dir=run_dir, cache_dir=cache_dir, ranks=ranks)
-    with _stopping_on_interrupt(control, ranks.main), closing(training):
+    training = train(request, dataset, model, settings, run_dir=run_dir, cache_dir=cache_dir, processes=processes)
+    with _stopping_on_interrupt(control, processes.is_main), closing(training):
         for event in training:
             console.show(event)
             if isinstance(event, Started):
@@ -86,12 +86,12 @@ def run_training(
                 step = event.step
             if isinstance(event, Finished) and not event.stopped:
                 return event
-            at_once = control.stopping and ranks.main and not ranks.sharded and not ranks.terminated
+            at_once = control.stopping and processes.world_size == 1
             if at_once and isinstance(event, Progress) and event.phase not in ("training", "saving"):
                 break
     steps = request.training_params.steps
     done = f"after step {step} of {steps}, which is saved" if step else "before the first step was done"
-    again = " start the same command again." if ranks.world_size > 1 else f"\n  {_quoted(command_line)}"
+    again = " start the same command again." if processes.world_size > 1 else f"\n  {_quoted(command_line)}"
     console.line(f"Stopped {done}. To go on:{again}")
     return None
 

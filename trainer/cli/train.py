@@ -12,15 +12,16 @@ from .runner import edit_command, run_training
 
 def train(options: argparse.Namespace) -> int:
     """`train REQUEST.json`."""
-    from ..distributed.ranks import launched_processes
+    from ..distributed.processes import launched_processes
 
-    with launched_processes() as ranks, Console(silent=not ranks.main) as console:
-        settings = read_settings(options)
-        request, parquet = load_request(options.request)
+    with launched_processes() as processes, Console(silent=not processes.is_main) as console:
+        with processes.main_process_first():  # so that only one process reports a bad request
+            settings = read_settings(options)
+            request, parquet = load_request(options.request)
         model = model_options(options)
         run_dir = options.out or Path("runs") / options.request.stem
         finished = run_training(
-            console, request, parquet, settings, run_dir, options.cache, model, options.command_line, ranks
+            console, request, parquet, settings, run_dir, options.cache, model, options.command_line, processes
         )
         if finished is None:
             return INTERRUPTED

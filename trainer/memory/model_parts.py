@@ -27,11 +27,10 @@ class ModelComponents:
     them stay while the device's free memory allows.
     """
 
-    def __init__(self, model: EditModel, device: torch.device, plan: Plan, sharded: bool = False) -> None:
+    def __init__(self, model: EditModel, device: torch.device, plan: Plan) -> None:
         self.model = model
         self.device = device
         self.plan = plan
-        self.sharded = sharded
         self.dtype = plan.dtype
         self._loaded: dict[str, Any] = {}
         self._on_device: set[str] = set()
@@ -68,7 +67,7 @@ class ModelComponents:
         if self.model.adapter is not None:
             load_lora(transformer, self.model.family, self.model.adapter, self.model.adapter_strength)
         set_quantize_activations(transformer, self.plan.quantize_activations)
-        return Placement(transformer, self.model.family, self.plan, self.device, self.sharded)
+        return Placement(transformer, self.model.family, self.plan, self.device)
 
     def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any]) -> Any:
         if name not in self._loaded:

@@ -32,13 +32,11 @@ class Placement:
     resident.
     """
 
-    def __init__(
-        self, transformer: nn.Module, family: Family, plan: Plan, device: torch.device, sharded: bool = False
-    ) -> None:
-        """`transformer` is on the CPU; what stays in host memory moves to buffers that the device copies from. With
-        `sharded` all of it stays there until `shard` is called."""
+    def __init__(self, transformer: nn.Module, family: Family, plan: Plan, device: torch.device) -> None:
+        """`transformer` is on the CPU; what stays in host memory moves to buffers that the device copies from. Under a
+        sharded plan all of it stays there until `shard` is called."""
         self.transformer = transformer
-        self._waits = sharded
+        self._waits = plan.sharded
         self.device = device
         self.modulation: Modulation | None = None
         self.streamer: BlockStreamer | None = None
@@ -70,10 +68,9 @@ class Placement:
             self.streamer.release_slots()
         self.transformer._apply(lambda tensor: tensor if id(tensor) in self._hosted else tensor.to(device))
 
-    def shard(self, kept_whole: Iterable[nn.Parameter]) -> None:
-        """Share the weights out between the processes, block by block on their way to the device; see
-        `shard_transformer`."""
-        shard_transformer(self.transformer, self.device, kept_whole)
+    def shard(self, replicated: Iterable[nn.Parameter]) -> None:
+        """Shard the weights over all processes, block by block on their way to the device; see `shard_transformer`."""
+        shard_transformer(self.transformer, self.device, replicated)
         self._waits = False
 
     @property

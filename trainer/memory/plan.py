@@ -41,6 +41,8 @@ class Plan:
     the moment."""
     compile: bool = False
     """The repeated blocks go through torch.compile."""
+    sharded: bool = False
+    """The transformer's weights are sharded over the processes of the run."""
     expected: Mapping[str, int] = field(default_factory=dict)
     """Bytes of device memory, by what takes them."""
 

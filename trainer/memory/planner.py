@@ -20,7 +20,7 @@ if TYPE_CHECKING:
     from ..models.edit_model import EditModel
 from typing import TYPE_CHECKING
 
-from ..distributed.ranks import SingleProcess
+from ..distributed.processes import SingleProcess
 from .estimate import MemoryEstimate, _spread, computation_dtype
 
 if TYPE_CHECKING:
@@ -147,21 +147,22 @@ def drawing_plan(model: EditModel, settings: RunSettings, device_info: DeviceInf
 
 
 def joint_plan(
-    model: EditModel, params: TrainingParams, settings: RunSettings, ranks: SingleProcess, device: torch.device
+    model: EditModel, params: TrainingParams, settings: RunSettings, processes: SingleProcess, device: torch.device
 ) -> Plan:
-    """The plan for the least of the processes' cards. Raises BadInput as `make_plan` does.
+    """Return one plan for all processes, made for the least of their devices. Raises BadInput as `make_plan` does.
 
-    Several processes share a frozen base out (`ranks.sharded`) that each could hold only by streaming it, where its
-    weights are plain numbers and together the cards hold it.
+    Several processes shard a full fine-tune's weights, and a frozen base that each could hold only by streaming it but
+    all together can hold, where its weights are not quantized.
     """
-    plan = make_plan(model, params, settings, ranks.query_device(device))
-    if ranks.world_size == 1 or ranks.sharded or plan.precision in QUANTIZED:
+    sharded = processes.world_size > 1 and not params.use_lora
+    plan = make_plan(model, params, settings, processes.query_device(device, sharded))
+    if sharded:
+        return replace(plan, sharded=True)
+    if processes.world_size == 1 or plan.precision in QUANTIZED or not plan.streamed or settings.offload != "auto":
         return plan
-    if not plan.streamed or settings.offload != "auto":
-        return plan
-    ranks.sharded = True
+    resident = settings.model_copy(update={"offload": "phases"})
     try:
-        return make_plan(model, params, settings.model_copy(update={"offload": "phases"}), ranks.query_device(device))
+        plan = make_plan(model, params, resident, processes.query_device(device, sharded=True))
     except BadInput:
-        ranks.sharded = False
         return plan
+    return replace(plan, sharded=True)

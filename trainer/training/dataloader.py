@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 from ..config.request import TrainingParams
 from ..config.settings import RunSettings
-from ..distributed.ranks import SingleProcess
+from ..distributed.processes import SingleProcess
 from ..encoding.cache import TensorCache
 from ..encoding.encoder import Encoder
 from ..encoding.example import Example
@@ -47,10 +47,10 @@ class BatchLoader:
         run: RunFolder,
         components: ModelComponents,
         cache: TensorCache,
-        ranks: SingleProcess,
+        processes: SingleProcess,
     ) -> None:
         self.dataset, self.params, self.settings = dataset, params, settings
-        self.components, self.ranks = components, ranks
+        self.components, self.processes = components, processes
         self.encoder = Encoder(components, cache, settings)
         self.texts = TextEmbeddings(self.encoder, dataset, on_disk=params.cache_text_embeddings)
         self.samples = SampleImages(run, params, self.encoder)
@@ -58,29 +58,29 @@ class BatchLoader:
 
     def prepare(self) -> Generator[Event, None, None]:
         """Encode images, samples and (when cached) texts. Raises BadInput."""
-        local_control = self.ranks.local_control
+        local_control = self.processes.local_control
         yield from self._encode_images()
         yield from self._warn_of_small_targets()
-        if self.ranks.main or self.ranks.sharded:
+        if self.processes.is_main or self.components.plan.sharded:
             yield from self.samples.prepare(self.dataset, self.texts, local_control)
         if self.texts.on_disk:
             captions = list(chain.from_iterable(map(self._captions, self.examples)))
-            yield from self.texts.encode(captions[self.ranks.rank :: self.ranks.world_size], local_control)
-            self.ranks.sync_controls()
+            yield from self.texts.encode(captions[self.processes.rank :: self.processes.world_size], local_control)
+            self.processes.sync_controls()
             yield from self.texts.encode(captions, local_control)
             self.components.drop("text_encoder")
         self.components.drop("codec")
-        self.ranks.sync_controls()
+        self.processes.sync_controls()
 
     def _encode_images(self) -> Generator[Progress, None, None]:
         """Encode what the cache lacks; several processes share that out, then each finds everything there."""
-        local_control = self.ranks.local_control
-        if self.ranks.world_size > 1:
+        local_control = self.processes.local_control
+        if self.processes.world_size > 1:
             with suppress(BadInput):  # which all of them find in the whole
                 yield from self.encoder.examples(
-                    self.dataset.share(self.ranks.rank, self.ranks.world_size), local_control
+                    self.dataset.share(self.processes.rank, self.processes.world_size), local_control
                 )
-            self.ranks.sync_controls()
+            self.processes.sync_controls()
         self.examples = yield from self.encoder.examples(self.dataset, local_control)
 
     def _captions(self, example: Example) -> list[tuple[Example, str]]:
@@ -103,13 +103,15 @@ class BatchLoader:
     def batches(self, position: Position) -> Iterator[Batch | Progress]:
         """Micro-batches ready to train on, loaded ahead by a thread; Progress while texts are encoded in blocks."""
         stream = plan_batches(self.examples, self.settings.seed, self.params.batch_size, position)
-        stream = step_share(stream, self.params.gradient_accumulation, self.ranks.rank, self.ranks.world_size)
+        stream = step_share(stream, self.params.gradient_accumulation, self.processes.rank, self.processes.world_size)
         if self.texts.on_disk:
             yield from self._loaded(stream)
         while True:
             block = list(islice(stream, max(1, TEXT_BLOCK // self.params.batch_size)))
             examples = chain.from_iterable(batch.examples for batch in block)
-            yield from self.texts.encode(chain.from_iterable(map(self._captions, examples)), self.ranks.shared_control)
+            yield from self.texts.encode(
+                chain.from_iterable(map(self._captions, examples)), self.processes.shared_control
+            )
             yield from self._loaded(block)
 
     def _loaded(self, stream: Iterable[BatchPlan]) -> Iterator[Batch]:

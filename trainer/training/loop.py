@@ -13,8 +13,7 @@ import torch
 from ..config.request import FineTuneRequest
 from ..config.settings import RunSettings
 from ..distributed.fsdp import full_tensor
-from ..distributed.heartbeat import RankLost
-from ..distributed.ranks import SingleProcess
+from ..distributed.processes import SingleProcess
 from ..encoding.cache import TensorCache
 from ..errors import BadInput, RunFailed
 from ..events import Event, Finished, Notice, Planned, Progress, RunControl, Started, Step
@@ -40,8 +39,7 @@ if TYPE_CHECKING:
 
 OUT_OF_MEMORY = (
     "The device's memory is full. Lower batch_size (and raise gradient_accumulation instead), resolution or the sample "
-    "size, set offload to blocks, or close other programs that use the device. The last finished step is saved; the "
-    "same request goes on from there."
+    "size, set offload to blocks, or close other programs that use the device."
 )
 
 
@@ -55,56 +53,51 @@ def train(
     cache_dir: Path | None = None,
     control: RunControl | None = None,
     device: torch.device | None = None,
-    ranks: SingleProcess | None = None,
-    shard_base: bool = False,
+    processes: SingleProcess | None = None,
 ) -> Generator[Event, None, None]:
     """Train, and tell of everything that happens.
 
     Yields at every unit of work; between two units the run can be stopped. Closing the generator cancels: the last
     finished step is saved first. The same request in the same `run_dir` goes on where it stopped; a finished one ends
     at once. `cache_dir` holds latents and text embeddings and may be shared by runs; by default it lies beside the run
-    folder. `ranks` are the processes that do this together, each calling this; they bring their own control. With
-    `shard_base` each holds but a part of the frozen base's weights, as it always does of a full fine-tune's. Raises
+    folder. `processes` are those that train together, each calling this; they bring their own control. Raises
     BadInput for what the person can mend, RunFailed when the run cannot go on.
     """
-    ranks = ranks or SingleProcess(control)
-    ranks.sharded = ranks.world_size > 1 and (shard_base or not request.training_params.use_lora)
+    processes = processes or SingleProcess(control)
     steps = request.training_params.steps
     start = init_lora_fingerprint(request.training_params, settings)
     weights = [*(model.fingerprint(part) for part in ("transformer", "vae", "text")), *start]
-    fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights, ranks.world_size)
+    fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights, processes.world_size)
     run, elsewhere = open_run_folder(run_dir, fingerprint, steps)
-    (path, elsewhere), *_ = ranks.all_gather_object((str(run.path), elsewhere))
-    run = RunFolder(Path(path), writes=ranks.main)
+    (path, elsewhere), *_ = processes.all_gather_object((str(run.path), elsewhere))
+    run = RunFolder(Path(path), writes=processes.is_main)
     for message in (*model.warnings(), *([elsewhere] if elsewhere else [])):
         yield Notice(message=message)
-    finished, *_ = ranks.all_gather_object((weights := run.finished_weights(steps)) and str(weights))
+    finished, *_ = processes.all_gather_object((weights := run.finished_weights(steps)) and str(weights))
     if finished:
         yield Finished(step=steps, steps=steps, stopped=False, weights=Path(finished), run_dir=run.path)
         return
     for note in check_init_lora(model, request.training_params, settings):
         yield Notice(message=note)
-    device = device or ranks.device()
+    device = device or processes.device()
     check_optimizer(settings)
-    if ranks.world_size > 1 and not request.training_params.use_lora and settings.optimizer != "adamw":
+    if processes.world_size > 1 and not request.training_params.use_lora and settings.optimizer != "adamw":
         raise BadInput(f"optimizer: a full fine-tune by several processes uses adamw, not {settings.optimizer}.")
-    if not request.training_params.use_lora and (need := full_fine_tune_need(model, settings, ranks.world_size)):
+    if not request.training_params.use_lora and (need := full_fine_tune_need(model, settings, processes.world_size)):
         yield Notice(message=need)
     # What was begun in one precision goes on in it, however much memory is free now.
     held = {"precision": run.state().get("precision", "auto")} if settings.precision == "auto" else {}
-    plan = joint_plan(model, request.training_params, settings.model_copy(update=held), ranks, device)
+    plan = joint_plan(model, request.training_params, settings.model_copy(update=held), processes, device)
     yield Planned(line=plan.line())
     run.begin(request, settings, fingerprint, plan.precision)
     cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
-    components = ModelComponents(model, device, plan, sharded=ranks.sharded)
-    training = Training(request, dataset, settings, run, components, cache, ranks)
-    for event in training.prepare():
-        ranks.check()
-        yield event
-    if not ranks.shared_control.stopping:
+    components = ModelComponents(model, device, plan)
+    training = Training(request, dataset, settings, run, components, cache, processes)
+    yield from training.prepare()
+    if not processes.shared_control.stopping:
         yield from training.run_steps()
-    if ranks.shared_control.stopping and training.step < steps:
-        ranks.all_gather_object()
+    if processes.shared_control.stopping and training.step < steps:
+        processes.barrier()
         yield Finished(step=training.step, steps=steps, stopped=True, weights=None, run_dir=run.path)
 
 
@@ -119,16 +112,16 @@ class Training:
         run: RunFolder,
         components: ModelComponents,
         cache: TensorCache,
-        ranks: SingleProcess,
+        processes: SingleProcess,
     ) -> None:
         self.request = request
         self.params = request.training_params
         self.settings = settings
         self.run = run
         self.components = components
-        self.ranks = ranks
-        self.control = ranks.shared_control
-        self.loader = BatchLoader(dataset, self.params, settings, run, components, cache, ranks)
+        self.processes = processes
+        self.control = processes.shared_control
+        self.loader = BatchLoader(dataset, self.params, settings, run, components, cache, processes)
         self.state: TrainState | None = None
 
     @property
@@ -144,11 +137,11 @@ class Training:
         if self.control.stopping:
             return
         yield Progress(phase="loading", done=0, total=1, note="transformer")
-        trainable = build_trainable(self.components, self.params, self.settings, self.ranks)
+        trainable = build_trainable(self.components, self.params, self.settings, self.processes)
         optimizer = build_optimizer(trainable.parameters, self.settings, self.params.learning_rate)
         yield Progress(phase="loading", done=1, total=1, note="transformer")
         seed, keep = self.settings.seed, self.settings.keep_checkpoints
-        self.state = TrainState(self.run, self.ranks, trainable, optimizer, seed, keep)
+        self.state = TrainState(self.run, self.processes, trainable, optimizer, seed, keep)
         resumed = yield from self.state.restore()
         self.run.cut_log(self.step)
         yield Started(
@@ -164,9 +157,8 @@ class Training:
 
     def run_steps(self) -> Generator[Event, None, None]:
         """From the current step to the last. When closed or interrupted on the way, the last finished step is saved."""
-        self.ranks.rescue_with(self._rescue)
         try:
-            with self.ranks.losses_named(), closing(self.loader.batches(self.state.position)) as batches:
+            with closing(self.loader.batches(self.state.position)) as batches:
                 if self._sampling_due():
                     yield from self._draw_samples()
                 while self.step < self.params.steps and not self.control.stopping:
@@ -177,21 +169,14 @@ class Training:
                         yield from self._draw_samples()
             if self.step == self.params.steps:
                 yield from self._finish()
-        except RankLost as loss:
-            raise (RankLost(f"{loss}\n{self._rescue()}", loss.code) if self.ranks.saves else loss) from loss
         except RunFailed as error:
             raise RunFailed(f"{error}\n{self.state.resume_hint()}") from error
         except BaseException as error:
-            if self.state.consistent and not self.state.sharded:
+            if self.state.consistent and self.processes.world_size == 1:
                 self.state.save()
             if isinstance(error, torch.OutOfMemoryError):
-                raise RunFailed(OUT_OF_MEMORY) from error
+                raise RunFailed(f"{OUT_OF_MEMORY}\n{self.state.resume_hint()}") from error
             raise
-
-    def _rescue(self) -> str:
-        """Save when another process is lost; what to tell the person."""
-        self.state.save_alone()
-        return self.state.resume_hint()
 
     def _one_step(self, batches: Iterator[Batch | Progress]) -> Generator[Event, None, None]:
         begun = time.perf_counter()
@@ -216,14 +201,13 @@ class Training:
             "grad_norm": grad_norm,
             "seconds": round(time.perf_counter() - begun, 4),
         }
-        self.state.log({"event": "step", **entry})
+        self.run.append_log({"event": "step", **entry})
         yield Step(steps=self.params.steps, **entry)
 
     def _forward_backward(self, batch: Batch) -> torch.Tensor:
         """One micro-batch's share of the step's loss. Where weights are shared out, all processes do as many passes."""
-        self.ranks.check()
         passes = len(batch.texts)
-        most = max(self.ranks.all_gather_object(passes)) if self.ranks.sharded else passes
+        most = max(self.processes.all_gather_object(passes)) if self.components.plan.sharded else passes
         loss = micro_step(self.components, batch, batch.step_examples, self.settings.training_guidance)
         if passes < most:
             loss += micro_step(self.components, idle_batch(batch, most - passes), 1, self.settings.training_guidance)
@@ -232,7 +216,7 @@ class Training:
     def _optimizer_step(self, loss: torch.Tensor, rate: float, next_position: Position) -> tuple[float, float]:
         """Loss and gradient norm of the whole step."""
         parameters = list(self.state.trainable.parameters.values())
-        loss = self.ranks.reduce_step(loss, parameters)
+        loss = self.processes.reduce_step(loss, parameters)
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm or float("inf")))
         optimizer = self.state.optimizer
         if not torch.isfinite(loss + norm):
@@ -261,12 +245,10 @@ class Training:
         return self.loader.samples.missing(self.step)
 
     def _draw_samples(self) -> Generator[Event, None, None]:
-        if self.ranks.world_size > 1 and self.step > self.state.saved_step:
-            yield self.state.save()  # while it draws, nobody could save in the place of one that is lost
-        with self.state.exported_values(DTYPES[self.settings.save_dtype]):
-            for event in self.loader.samples.draw(self.components, self.step):
-                self.ranks.check()
-                yield event
+        if self.processes.world_size > 1 and self.step > self.state.saved_step:
+            yield self.state.save()  # launchers kill after a grace period, which drawing may exceed
+        with self.state.trainable.exported_values(DTYPES[self.settings.save_dtype]):
+            yield from self.loader.samples.draw(self.components, self.step)
 
     def _finish(self) -> Generator[Event, None, None]:
         yield Progress(phase="saving", done=0, total=1)
@@ -275,6 +257,6 @@ class Training:
         if self.run.writes or self.state.sharded:
             self.state.trainable.export(weights, DTYPES[self.settings.save_dtype], metadata)
         self.run.finish(self.step, weights)
-        self.ranks.all_gather_object()
+        self.processes.barrier()
         yield Progress(phase="saving", done=1, total=1)
         yield Finished(step=self.step, steps=self.step, stopped=False, weights=weights, run_dir=self.run.path)

@@ -8,7 +8,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -165,15 +165,6 @@ class RunFolder:
         kept = [line for line in self._log_lines() if line["step"] <= step]
         with atomic_write(self.log) as temporary, temporary.open("w", encoding="utf-8") as file:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
-
-    def complete_log(self, entry: dict[str, Any]) -> None:
-        """Add a step's line where the process that was to write it did not live to do so."""
-        if not any(line["event"] == "step" and line["step"] == entry["step"] for line in self._log_lines()):
-            self.append_log(entry)
-
-    def for_writing(self) -> RunFolder:
-        """The folder for a process that takes over the writing."""
-        return replace(self, writes=True)
 
     def losses(self) -> list[tuple[int, float]]:
         """Step and loss of every step in the log."""

@@ -11,7 +11,7 @@ import torch
 
 from ..config.request import TrainingParams
 from ..config.settings import RunSettings
-from ..distributed.ranks import SingleProcess
+from ..distributed.processes import SingleProcess
 from ..lora.adapter import LoraAdapter
 from ..lora.init_lora import read_init_lora
 from ..memory.checkpointing import checkpoint_blocks
@@ -52,7 +52,7 @@ class Trainable(Protocol):
 
 
 def build_trainable(
-    components: ModelComponents, params: TrainingParams, settings: RunSettings, ranks: SingleProcess | None = None
+    components: ModelComponents, params: TrainingParams, settings: RunSettings, processes: SingleProcess | None = None
 ) -> Trainable:
     """Make the transformer ready for training: frozen with a LoRA, fresh or from a file, or all of it trainable in
     place. Of a full fine-tune by several processes each holds a part of every tensor."""
@@ -76,12 +76,12 @@ def build_trainable(
     checkpoint_blocks(transformer, components.plan)
     if components.plan.compile:
         compile_blocks(transformer)
-    if ranks is not None and ranks.sharded:
+    if components.plan.sharded:
         components.placement().shard(replicated=trainable.parameters.values() if params.use_lora else ())
     components.placement().to(components.device)
-    if ranks is not None and ranks.sharded and isinstance(trainable, FullTransformer):
+    if components.plan.sharded and isinstance(trainable, FullTransformer):
         trainable.parameters = dict(transformer.named_parameters())
-        trainable.writes = ranks.main
+        trainable.writes = processes is None or processes.is_main
     return trainable
 
 
