@@ -1,18 +1,19 @@
+// @ts-check
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { choiceWidget } from "./dataset/choice.js";
 import { addInfo, refreshInfo } from "./dataset/info.js";
 import { addRequestButton, pasteRequest } from "./graph/paste.js";
 import { addModelInfo, showModelInfo } from "./model/info.js";
-import { makeRoom } from "./graph/nodes.js";
+import { fitToWidgets } from "./graph/nodes.js";
 import { el } from "./lib/dom.js";
-import { t, useTexts } from "./lib/text.js";
-import { addPanel, onMessage, showAll } from "./panel/node.js";
+import { setLanguage } from "./lib/text.js";
+import { addPanel, onMessage, showAllRuns } from "./panel/node.js";
 import { runsTab } from "./runs_tab/sidebar.js";
 
 const MESSAGE = "edit_trainer.run";
 
-// Before anything is waited for: ComfyUI's page warns of messages of a run that nobody listens to yet.
+// Registered before anything is awaited: ComfyUI's page warns about messages that have no listener.
 api.addEventListener(MESSAGE, (event) => onMessage(event.detail));
 
 app.registerExtension({
@@ -20,12 +21,12 @@ app.registerExtension({
 
   async init() {
     document.head.append(el("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href }));
-    const answer = await api.fetchApi("/i18n").catch(() => null);
-    useTexts(answer?.ok ? await answer.json() : {}, app.extensionManager.setting.get("Comfy.Locale"));
+    const response = await api.fetchApi("/i18n").catch(() => null);
+    setLanguage(response?.ok ? await response.json() : {}, app.extensionManager.setting.get("Comfy.Locale"));
   },
 
   async setup() {
-    api.addEventListener("reconnected", showAll);
+    api.addEventListener("reconnected", showAllRuns);
     document.addEventListener("paste", pasteRequest, true);
     app.extensionManager.registerSidebarTab(runsTab());
   },
@@ -40,10 +41,10 @@ app.registerExtension({
   },
 
   loadedGraphNode(node) {
-    if (node.comfyClass === "EditTrainerTrain") makeRoom(node);
+    if (node.comfyClass === "EditTrainerTrain") fitToWidgets(node);
     if (node.comfyClass === "EditTrainerLoadDataset") refreshInfo(node);
     if (node.comfyClass === "EditTrainerBaseModel") showModelInfo(node);
   },
 
-  afterConfigureGraph: showAll,
+  afterConfigureGraph: showAllRuns,
 });

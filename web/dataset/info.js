@@ -1,151 +1,237 @@
-import { el, keepFromGraph, setText } from "../lib/dom.js";
-import { ask, tell } from "../lib/server.js";
+// @ts-check
+import { el, setText, shieldFromGraph } from "../lib/dom.js";
+import { fetchColumns, fetchFirstRows, fetchParquets, uploadParquet } from "../lib/server.js";
 import { count, t } from "../lib/text.js";
-import { makeRoom, widgetOf } from "../graph/nodes.js";
+import { callBefore, findWidget, fitToWidgets, widgetText } from "../graph/nodes.js";
+import { COLUMN_FIELDS, columnOptions, guessEmptyFields, missingFields } from "./columns.js";
 
-const ROWS = 3;
+/**
+ * @typedef {import("../lib/server.js").ParquetColumns} ParquetColumns
+ * @typedef {import("./choice.js").ChoiceWidget} ChoiceWidget
+ */
+
+const MAX_ROWS = 3;
 const MIN_HEIGHT = 100;
-const WAIT = 350;
-const FIELDS = { caption_column: "text", control_image_column: "image", image_column: "image" };
+/** Pause in typing after which a file name is looked up. */
+const TYPING_MS = 350;
+
+/** @type {Map<ComfyNode, DatasetInfo>} */
 const infos = new Map();
 
-/** Under a dataset node's widgets: how many rows, the first of them, and a place to choose or drop a parquet. */
+/**
+ * Adds a preview of the parquet file to a dataset node: its size, its first rows, and a way to choose or drop a file.
+ *
+ * @param {ComfyNode} node
+ */
 export function addInfo(node) {
-  const line = el("p", { role: "status" });
-  const file = el("input", { type: "file", accept: ".parquet", hidden: true, on: { change: () => send(file.files[0]) } });
-  const choose = el("button", { class: "edit-trainer-button", type: "button", on: { click: () => file.click() } }, t("chooseFile"));
-  const first = el("div", { class: "edit-trainer-first" });
-  const element = el("section", { class: "edit-trainer edit-trainer-info" }, el("header", {}, line, choose, file), first);
-  keepFromGraph(element);
-  const options = { serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => MIN_HEIGHT };
-  node.addDOMWidget("rows", "edit-trainer-info", element, options).serialize = false;
-  const info = { line, first, element, found: null, timer: 0, request: 0 };
+  const info = new DatasetInfo(node);
   infos.set(node, info);
-
-  const resource = widgetOf(node, "resource");
-  for (const widget of [resource, ...Object.keys(FIELDS).map((name) => widgetOf(node, name))]) widget.named?.(widget.label ?? widget.name);
-  resource.offers?.(async () => (await ask("/parquets")).map((value) => ({ value })));
-  resource.onChoice = (value, done) => {
-    clearTimeout(info.timer);
-    info.timer = setTimeout(() => look(node, true), done ? 0 : WAIT);
-  };
-  for (const [name, kind] of Object.entries(FIELDS)) {
-    const widget = widgetOf(node, name);
-    widget.offers?.(async () => offered(info.found, kind));
-    widget.onChoice = () => draw(node);
-  }
-
-  // A file that is dropped anywhere on the node, in both renderers.
-  node.onDragOver = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
-  node.onDragDrop = (event) => {
-    const parquet = [...(event.dataTransfer?.files ?? [])].find(({ name }) => name.toLowerCase().endsWith(".parquet"));
-    if (!parquet) return false;
-    send(parquet);
-    return true;
-  };
-
-  async function send(parquet) {
-    if (!parquet) return;
-    setText(line, t("uploading", { name: parquet.name }));
-    try {
-      const { name } = await tell("/upload", { name: parquet.name }, parquet);
-      resource.value = name;
-      for (const field of Object.keys(FIELDS)) widgetOf(node, field).value = "";
-      await look(node, true);
-    } catch (error) {
-      fault(info, error.message);
-    }
-    file.value = "";
-  }
-
-  const removed = node.onRemoved;
-  node.onRemoved = function (...args) {
-    clearTimeout(info.timer);
+  callBefore(node, "onRemoved", () => {
     infos.delete(node);
-    return removed?.apply(this, args);
-  };
-  fault(info, "");
-  setText(line, t("dropParquet"));
-  makeRoom(node);
-}
-
-/** Look at the parquet that a loaded node names, and change nothing in it. */
-export function refreshInfo(node) {
-  makeRoom(node);
-  return look(node, false);
-}
-
-async function look(node, guess) {
-  const info = infos.get(node);
-  const resource = widgetOf(node, "resource").value.trim();
-  const request = ++info.request;
-  const found = resource ? await ask("/columns", { resource }).catch((error) => ({ error: error.message })) : null;
-  if (request !== info.request || !infos.has(node)) return;
-  info.found = found?.error || !found ? null : { ...found, resource };
-  const empty = Object.keys(FIELDS).filter((field) => !widgetOf(node, field).value);
-  if (guess && info.found) for (const field of empty) widgetOf(node, field).value = found.guess[field] ?? "";
-  if (found?.error) fault(info, found.error);
-  draw(node);
-}
-
-function offered(found, kind) {
-  const fits = (name) => found.kinds[name] === kind || found.kinds[name] === "either";
-  const names = Object.keys(found?.columns ?? {});
-  return names
-    .map((value) => ({ value, note: found.columns[value], fits: fits(value) }))
-    .sort((a, b) => Number(b.fits) - Number(a.fits));
-}
-
-function fault(info, message) {
-  info.line.classList.toggle("edit-trainer-bad", Boolean(message));
-  setText(info.line, message);
-  info.first.replaceChildren();
-}
-
-function draw(node) {
-  const info = infos.get(node);
-  const { found } = info;
-  const value = (field) => widgetOf(node, field).value;
-  for (const field of Object.keys(FIELDS)) {
-    const { element } = widgetOf(node, field);
-    const missing = Boolean(found && value(field) && !(value(field) in found.columns));
-    element?.toggleAttribute("data-fault", missing);
-  }
-  if (!found) {
-    if (!widgetOf(node, "resource").value.trim()) {
-      fault(info, "");
-      setText(info.line, t("dropParquet"));
-    }
-    return;
-  }
-  info.line.classList.remove("edit-trainer-bad");
-  const columns = Object.keys(found.columns).length;
-  setText(info.line, t("rowsAndColumns", { rows: count(found.rows), columns: count(columns) }));
-  const chosen = ["control_image_column", "image_column"].map(value);
-  const wanted = JSON.stringify([found.resource, value("images_root"), chosen]);
-  if (info.wanted === wanted) drawRows(info, found, value, chosen);
-  else showRows(node, wanted, chosen);
-}
-
-async function showRows(node, wanted, chosen) {
-  const info = infos.get(node);
-  info.wanted = wanted;
-  const { found } = info;
-  const query = [["resource", found.resource], ["images_root", widgetOf(node, "images_root").value]];
-  const columns = chosen.filter((name) => name in found.columns).map((name) => ["column", name]);
-  const pictures = await ask("/first_rows", [...query, ...columns]).catch(() => ({}));
-  if (info.wanted !== wanted || !infos.has(node)) return;
-  info.pictures = pictures;
-  drawRows(info, found, (field) => widgetOf(node, field).value, chosen);
-}
-
-function drawRows(info, found, value, chosen) {
-  const rows = Array.from({ length: Math.min(ROWS, found.rows) }, (_, row) => {
-    const images = chosen.map((name) =>
-      el("img", { alt: "", draggable: false, title: name, src: info.pictures?.[name]?.[row] ?? undefined }),
-    );
-    const text = found.texts[value("caption_column")]?.[row] ?? "";
-    return el("figure", {}, ...images, el("figcaption", { title: text }, text));
+    info.destroy();
   });
-  info.first.replaceChildren(...rows);
+  fitToWidgets(node);
 }
+
+/**
+ * Reads the parquet file that a loaded node names. The node's columns stay as they were saved.
+ *
+ * @param {ComfyNode} node
+ */
+export async function refreshInfo(node) {
+  fitToWidgets(node);
+  await infos.get(node)?.read(false);
+}
+
+/** Preview of one dataset node's parquet file. */
+class DatasetInfo {
+  /** @type {ParquetColumns & {resource: string} | null} */
+  #file = null;
+  /** Thumbnails of the first rows, by column. @type {Record<string, (string | null)[]>} */
+  #thumbnails = {};
+  /** Source of the thumbnails; they are read again when it changes. */
+  #thumbnailKey = "";
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #timer;
+  /** Number of the last lookup: an older one's answer is dropped. */
+  #request = 0;
+  #removed = false;
+
+  /** @param {ComfyNode} node */
+  constructor(node) {
+    this.node = node;
+    this.line = el("p", { role: "status" });
+    this.rows = el("div", { class: "edit-trainer-first" });
+    const upload = () => this.#upload(input.files?.[0]);
+    const input = el("input", { type: "file", accept: ".parquet", hidden: true, on: { change: upload } });
+    const choose = el(
+      "button",
+      { class: "edit-trainer-button", type: "button", on: { click: () => input.click() } },
+      t("chooseFile"),
+    );
+    this.input = input;
+    const head = el("header", {}, this.line, choose, input);
+    const element = el("section", { class: "edit-trainer edit-trainer-info" }, head, this.rows);
+    shieldFromGraph(element);
+    const options = { serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => MIN_HEIGHT };
+    node.addDOMWidget("rows", "edit-trainer-info", element, options).serialize = false;
+    this.#connectMenus();
+    this.#acceptDrops();
+    this.#say(t("dropParquet"));
+  }
+
+  destroy() {
+    this.#removed = true;
+    clearTimeout(this.#timer);
+  }
+
+  /**
+   * Reads the file that the node names.
+   *
+   * @param {boolean} guess Fill in empty columns where names, types and the first rows tell.
+   */
+  async read(guess) {
+    const resource = widgetText(this.node, "resource").trim();
+    const request = ++this.#request;
+    let [file, error] = [/** @type {ParquetColumns | null} */ (null), ""];
+    try {
+      if (resource) file = await fetchColumns(resource);
+    } catch (failure) {
+      error = messageOf(failure);
+    }
+    if (request !== this.#request || this.#removed) return;
+    this.#file = file && { ...file, resource };
+    if (file && guess) this.#setColumns(guessEmptyFields(file, this.#columns()));
+    if (error) this.#say(error, true);
+    this.#draw();
+  }
+
+  /** Columns that are chosen, by field. */
+  #columns() {
+    return Object.fromEntries(Object.keys(COLUMN_FIELDS).map((field) => [field, widgetText(this.node, field)]));
+  }
+
+  /** @param {Record<string, string>} columns */
+  #setColumns(columns) {
+    for (const [field, column] of Object.entries(columns)) {
+      const widget = findWidget(this.node, field);
+      if (widget) widget.value = column;
+    }
+  }
+
+  #connectMenus() {
+    const resource = this.#menu("resource");
+    resource?.setOptions?.(async () => (await fetchParquets()).map((value) => ({ value })));
+    if (resource) {
+      resource.onChoice = (_value, committed) => {
+        clearTimeout(this.#timer);
+        this.#timer = setTimeout(() => this.read(true), committed ? 0 : TYPING_MS);
+      };
+    }
+    for (const [field, kind] of Object.entries(COLUMN_FIELDS)) {
+      const menu = this.#menu(field);
+      menu?.setOptions?.(async () => columnOptions(this.#file, kind));
+      if (menu) menu.onChoice = () => this.#draw();
+    }
+  }
+
+  /** @param {string} name */
+  #menu(name) {
+    const menu = /** @type {ChoiceWidget | undefined} */ (findWidget(this.node, name));
+    menu?.setLabel?.(menu.label ?? menu.name);
+    return menu;
+  }
+
+  /** Accepts a file that is dropped anywhere on the node, in both renderers. */
+  #acceptDrops() {
+    this.node.onDragOver = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
+    this.node.onDragDrop = (event) => {
+      const parquet = [...(event.dataTransfer?.files ?? [])].find(({ name }) =>
+        name.toLowerCase().endsWith(".parquet"),
+      );
+      if (!parquet) return false;
+      this.#upload(parquet);
+      return true;
+    };
+  }
+
+  /** @param {File | undefined} parquet */
+  async #upload(parquet) {
+    if (!parquet) return;
+    setText(this.line, t("uploading", { name: parquet.name }));
+    try {
+      const resource = await uploadParquet(parquet);
+      this.#setColumns({ resource, caption_column: "", control_image_column: "", image_column: "" });
+      await this.read(true);
+    } catch (error) {
+      this.#say(messageOf(error), true);
+    }
+    this.input.value = "";
+  }
+
+  /**
+   * Shows a line of text in place of the rows.
+   *
+   * @param {string} text
+   * @param {boolean} [isError]
+   */
+  #say(text, isError = false) {
+    this.line.classList.toggle("edit-trainer-bad", isError);
+    setText(this.line, text);
+    this.rows.replaceChildren();
+  }
+
+  #draw() {
+    const [file, columns] = [this.#file, this.#columns()];
+    const missing = missingFields(file, columns);
+    for (const field of Object.keys(COLUMN_FIELDS)) {
+      findWidget(this.node, field)?.element?.toggleAttribute("data-fault", missing.includes(field));
+    }
+    if (!file) {
+      if (!widgetText(this.node, "resource").trim()) this.#say(t("dropParquet"));
+      return;
+    }
+    this.line.classList.remove("edit-trainer-bad");
+    const size = { rows: count(file.rows), columns: count(Object.keys(file.columns).length) };
+    setText(this.line, t("rowsAndColumns", size));
+    const images = [columns.control_image_column, columns.image_column];
+    const key = JSON.stringify([file.resource, widgetText(this.node, "images_root"), images]);
+    if (this.#thumbnailKey === key) this.#drawRows(file, columns.caption_column, images);
+    else this.#readThumbnails(file, key, images);
+  }
+
+  /**
+   * @param {ParquetColumns & {resource: string}} file
+   * @param {string} key
+   * @param {string[]} images
+   */
+  async #readThumbnails(file, key, images) {
+    this.#thumbnailKey = key;
+    this.#thumbnails = {};
+    const columns = images.filter((name) => name in file.columns);
+    const root = widgetText(this.node, "images_root");
+    const thumbnails = await fetchFirstRows(file.resource, root, columns).catch(() => ({}));
+    if (this.#thumbnailKey !== key || this.#removed) return;
+    this.#thumbnails = thumbnails;
+    this.#drawRows(file, this.#columns().caption_column, images);
+  }
+
+  /**
+   * @param {ParquetColumns} file
+   * @param {string} caption
+   * @param {string[]} images
+   */
+  #drawRows(file, caption, images) {
+    const rows = Array.from({ length: Math.min(MAX_ROWS, file.rows) }, (_, row) => {
+      const pictures = images.map((name) =>
+        el("img", { alt: "", draggable: false, title: name, src: this.#thumbnails[name]?.[row] ?? undefined }),
+      );
+      const text = file.texts[caption]?.[row] ?? "";
+      return el("figure", {}, ...pictures, el("figcaption", { title: text }, text));
+    });
+    this.rows.replaceChildren(...rows);
+  }
+}
+
+/** @param {unknown} error */
+const messageOf = (error) => (error instanceof Error ? error.message : String(error));

@@ -1,36 +1,40 @@
+// @ts-check
 import { app } from "../../../scripts/app.js";
-import { widgetOf } from "./nodes.js";
+import { findWidget, positionBelow } from "./nodes.js";
+import { completionPlan, requestPlan } from "./request.js";
 
+/** Distance between columns in graph coordinates; nodes of a column are twice as far apart. */
 const GAP = 40;
-const PREFIX = "EditTrainer";
 
-/** A new node in the graph that is looked at, with these values in its widgets. */
+/**
+ * Adds a node to the graph on display and sets its widgets' values.
+ *
+ * @param {string} type
+ * @param {Iterable<number>} pos
+ * @param {Record<string, unknown>} [values] Names that the node has no widget for are ignored.
+ */
 export function addNode(type, pos, values = {}) {
   const node = window.LiteGraph.createNode(type);
   if (!node) throw new Error(type);
   node.pos = [...pos];
   app.canvas.graph.add(node);
-  setValues(node, values);
-  return node;
-}
-
-/** Put values into the widgets of these names; others are left as they are. */
-export function setValues(node, values) {
   for (const [name, value] of Object.entries(values)) {
-    const widget = widgetOf(node, name);
+    const widget = findWidget(node, name);
     if (!widget) continue;
     widget.value = value;
     widget.callback?.(value);
   }
+  return node;
 }
 
-/** Connect an output to an input, both by name. */
-export function connect(from, output, to, input) {
-  from.connect(from.findOutputSlot(output), to, to.findInputSlot(input));
-}
-
-/** Do something to the graph that one Undo takes back. */
-export function asOneChange(change) {
+/**
+ * Runs a change of the graph as one step of its undo history.
+ *
+ * @template T
+ * @param {() => T} change
+ * @returns {T}
+ */
+export function undoable(change) {
   const { graph } = app.canvas;
   graph.beforeChange();
   try {
@@ -41,68 +45,67 @@ export function asOneChange(change) {
   }
 }
 
-/** The middle of what is seen of the graph. */
-export function middle() {
+/**
+ * Center of the visible part of the graph.
+ *
+ * @returns {ComfyPoint}
+ */
+export function viewCenter() {
   const [x, y, width, height] = app.canvas.visible_area;
   return [x + width / 2, y + height / 2];
 }
 
-/** A place below all nodes of the graph. */
-export function freePlace() {
-  const nodes = app.canvas.graph.nodes;
-  if (!nodes.length) return middle();
-  return [Math.min(...nodes.map(({ pos }) => pos[0])), Math.max(...nodes.map(({ pos, size }) => pos[1] + size[1])) + 3 * GAP];
-}
+/** Position below all nodes of the graph; the center of the view if it is empty. */
+export const freePosition = () => positionBelow(app.canvas.graph.nodes, 3 * GAP) ?? viewCenter();
 
-/** A fine-tune request as a graph of filled nodes, from `pos` to the right. `settings` are a run's settings.json. */
+/**
+ * Adds the graph of a fine-tune request, with its top left corner at `pos`. Returns the dataset node.
+ *
+ * @param {import("../lib/server.js").TrainingRequest} request
+ * @param {Iterable<number>} pos
+ * @param {{runName?: string, settings?: import("../lib/server.js").Settings | null}} [options]
+ */
 export function addRequestGraph(request, pos, { runName = "edit-lora", settings = null } = {}) {
-  return asOneChange(() => {
-    const params = request.training_params;
-    const [left, top] = pos;
-    const place = column([left, top]);
-    const dataset = place(`${PREFIX}LoadDataset`, { resource: request.resource, ...params, ...settings });
-    const values = place(`${PREFIX}Params`, params);
-    const model = place(`${PREFIX}BaseModel`, { base_model: request.base_model });
-    const advanced = settings && place(`${PREFIX}Settings`, settings);
-    const samples = (params.samples ?? []).map((sample) => place(`${PREFIX}Sample`, sample));
-    samples.forEach((sample, index) => index && connect(samples[index - 1], "samples", sample, "samples"));
-    const train = addNode(`${PREFIX}Train`, [left + place.width + GAP, top], {
-      run_name: runName,
-      ...(settings && { seed: settings.seed }),
-    });
-    connect(model, "model", train, "model");
-    connect(dataset, "dataset", train, "dataset");
-    connect(values, "params", train, "params");
-    if (samples.length) connect(samples.at(-1), "samples", train, "samples");
-    if (advanced) connect(advanced, "settings", train, "settings");
-    const preview = addNode(`${PREFIX}PreviewSamples`, [train.pos[0] + train.size[0] + GAP, top]);
-    connect(train, "run", preview, "run");
-    app.canvas.centerOnNode(train);
-    return { dataset, train };
+  return undoable(() => {
+    const nodes = addPlan(requestPlan(request, runName, settings), pos);
+    app.canvas.centerOnNode(nodes.train);
+    return nodes.dataset;
   });
 }
 
-/** What a request node needs beside it to train: base model, training and preview, connected to it. */
-export function completeRequestNode(node) {
-  asOneChange(() => {
-    const x = node.pos[0] + node.size[0] + GAP;
-    const model = addNode(`${PREFIX}BaseModel`, [x, node.pos[1]]);
-    const train = addNode(`${PREFIX}Train`, [x, node.pos[1] + model.size[1] + 2 * GAP]);
-    const preview = addNode(`${PREFIX}PreviewSamples`, [x + train.size[0] + GAP, node.pos[1]]);
-    connect(node, "base_model", model, "base_model");
-    for (const name of ["dataset", "params", "samples"]) connect(node, name, train, name);
-    connect(model, "model", train, "model");
-    connect(train, "run", preview, "run");
-  });
+/**
+ * Adds a base model, a Train node and a preview beside a request node, and connects all four.
+ *
+ * @param {ComfyNode} request
+ */
+export function completeRequestNode(request) {
+  const pos = [request.pos[0] + request.size[0] + GAP, request.pos[1]];
+  undoable(() => addPlan(completionPlan(), pos, { request }));
 }
 
-function column([x, y]) {
-  const place = (type, values) => {
-    const node = addNode(type, [x, y], values);
-    y += node.size[1] + 2 * GAP;
-    place.width = Math.max(place.width, node.size[0]);
-    return node;
-  };
-  place.width = 0;
-  return place;
+/**
+ * Adds the nodes and links of a plan.
+ *
+ * @param {import("./request.js").GraphPlan} plan
+ * @param {Iterable<number>} pos Top left corner.
+ * @param {Record<string, ComfyNode>} [existing] Nodes of the graph that the plan links to, by key.
+ */
+function addPlan(plan, pos, existing = {}) {
+  const nodes = { ...existing };
+  let [x, top] = pos;
+  for (const column of plan.columns) {
+    let [y, width] = [top, 0];
+    for (const { key, type, values } of column) {
+      const node = addNode(type, [x, y], values);
+      nodes[key] = node;
+      y += node.size[1] + 2 * GAP;
+      width = Math.max(width, node.size[0]);
+    }
+    x += width + GAP;
+  }
+  for (const [from, output, to, input] of plan.links) {
+    const [source, target] = [nodes[from], nodes[to]];
+    source.connect(source.findOutputSlot(output), target, target.findInputSlot(input));
+  }
+  return nodes;
 }

@@ -1,34 +1,97 @@
-import { app } from "../../../scripts/app.js";
+// @ts-check
 
-/** The graph at the top, which holds all others. */
-export const rootGraph = () => app.rootGraph ?? app.graph;
-
-/** The node of an id in a prompt: `7`, or `1:2:7` inside subgraphs. Undefined when it is not in the graph. */
-export function nodeOf(executionId) {
-  const path = String(executionId).split(":");
-  const last = path.pop();
-  const graph = path.reduce((inside, id) => inside?.getNodeById(id)?.subgraph, rootGraph());
+/**
+ * Finds a node by its id in a prompt: `7`, or `1:2:7` inside subgraphs.
+ *
+ * @param {ComfyGraph} root
+ * @param {string} executionId
+ * @returns {ComfyNode | undefined}
+ */
+export function findNode(root, executionId) {
+  const path = executionId.split(":");
+  const last = path.pop() ?? "";
+  /** @type {ComfyGraph | undefined} */
+  let graph = root;
+  for (const id of path) graph = graph?.getNodeById(id)?.subgraph;
   return graph?.getNodeById(last) ?? undefined;
 }
 
-/** The ids that a node has in a prompt: several when its subgraph is used several times. */
-export function executionIds(node) {
+/**
+ * Lists the ids of a node in a prompt. There are several when its subgraph is used several times.
+ *
+ * @param {ComfyGraph} root
+ * @param {ComfyNode} node
+ */
+export function executionIds(root, node) {
+  /** @type {string[]} */
   const found = [];
-  const walk = (graph, prefix) => {
+  /**
+   * @param {ComfyGraph | undefined} graph
+   * @param {string} prefix
+   */
+  const visit = (graph, prefix) => {
     if (graph === node.graph) found.push(prefix + node.id);
     for (const other of graph?.nodes ?? []) {
-      if (other.isSubgraphNode?.()) walk(other.subgraph, `${prefix}${other.id}:`);
+      if (other.isSubgraphNode?.()) visit(other.subgraph, `${prefix}${other.id}:`);
     }
   };
-  walk(rootGraph(), "");
+  visit(root, "");
   return found;
 }
 
-/** The widget of a node by its name. */
-export const widgetOf = (node, name) => node.widgets?.find((widget) => widget.name === name);
+/**
+ * Finds a widget by name.
+ *
+ * @param {ComfyNode} node
+ * @param {string} name
+ */
+export const findWidget = (node, name) => node.widgets?.find((widget) => widget.name === name);
 
-/** Make a node large enough for its widgets, which a workflow from before they were there was not saved for. */
-export function makeRoom(node, leastWidth = 0) {
+/**
+ * Reads a widget's value as text; empty if the node has no such widget.
+ *
+ * @param {ComfyNode} node
+ * @param {string} name
+ */
+export const widgetText = (node, name) => String(findWidget(node, name)?.value ?? "");
+
+/**
+ * Enlarges a node until its widgets fit. A workflow saved by an older version has sizes for fewer widgets.
+ *
+ * @param {ComfyNode} node
+ * @param {number} [minWidth]
+ */
+export function fitToWidgets(node, minWidth = 0) {
   const [width, height] = node.computeSize();
-  node.setSize([Math.max(node.size[0], width, leastWidth), Math.max(node.size[1], height)]);
+  node.setSize([Math.max(node.size[0], width, minWidth), Math.max(node.size[1], height)]);
+}
+
+/**
+ * Finds a position below all nodes, in line with the leftmost one; null if there are no nodes.
+ *
+ * @param {Pick<ComfyNode, "pos" | "size">[]} nodes
+ * @param {number} gap
+ * @returns {ComfyPoint | null}
+ */
+export function positionBelow(nodes, gap) {
+  if (!nodes.length) return null;
+  const left = Math.min(...nodes.map(({ pos }) => pos[0]));
+  const bottom = Math.max(...nodes.map(({ pos, size }) => pos[1] + size[1]));
+  return [left, bottom + gap];
+}
+
+/**
+ * Runs an action before each call of an object's callback, whether or not it has one yet.
+ *
+ * @template {string} K
+ * @param {{[name in K]?: (...args: any[]) => unknown}} target
+ * @param {K} name
+ * @param {() => void} action
+ */
+export function callBefore(target, name, action) {
+  const original = target[name];
+  target[name] = function (...args) {
+    action();
+    return original?.apply(this, args);
+  };
 }

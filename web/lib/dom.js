@@ -1,39 +1,70 @@
+// @ts-check
+
 /**
- * An element. `props` are set as properties; `class`, `data-*`, `aria-*`, `role`, `for` and `list` as attributes; `on` maps
- * event names to listeners. Children that are no nodes become text: nothing is ever parsed as HTML.
+ * @typedef {Node | string | null | undefined} Child
+ * @typedef {{[K in keyof HTMLElementEventMap]?: (event: HTMLElementEventMap[K]) => void}} Listeners
+ * @typedef {Record<string, unknown> & {on?: Listeners}} Props
+ */
+
+/**
+ * Creates an element. `class`, `role`, `for`, `list`, `data-*` and `aria-*` become attributes, `on` maps event names to
+ * listeners, all other props become properties. Strings become text nodes: nothing is ever parsed as HTML.
+ *
+ * @template {keyof HTMLElementTagNameMap} K
+ * @param {K} tag
+ * @param {Props} [props]
+ * @param {...(Child | Child[])} children
+ * @returns {HTMLElementTagNameMap[K]}
  */
 export function el(tag, props = {}, ...children) {
   const element = document.createElement(tag);
-  for (const [name, value] of Object.entries(props)) {
+  const { on = {}, ...others } = props;
+  for (const [event, listener] of Object.entries(on)) {
+    element.addEventListener(event, /** @type {EventListener} */ (listener));
+  }
+  for (const [name, value] of Object.entries(others)) {
     if (value === undefined) continue;
-    if (name === "on") for (const [event, listener] of Object.entries(value)) element.addEventListener(event, listener);
-    else if (/^(class|role|for|list|data-.*|aria-.*)$/.test(name)) element.setAttribute(name, value);
-    else element[name] = value;
+    if (/^(class|role|for|list|data-.*|aria-.*)$/.test(name)) element.setAttribute(name, String(value));
+    else Object.assign(element, { [name]: value });
   }
   element.append(...children.flat().filter((child) => child !== null && child !== undefined));
   return element;
 }
 
-/** Set an element's text, when it is another one. */
+/**
+ * Sets an element's text, unless it has it already.
+ *
+ * @param {Element} element
+ * @param {string} text
+ */
 export function setText(element, text) {
   if (element.textContent !== text) element.textContent = text;
 }
 
-/** Call `draw` at most once a frame, however often it is asked for; the returned function asks. */
-export function onFrame(draw) {
-  let asked = false;
+/**
+ * Wraps a function so that any number of calls within a frame run it once, in the next animation frame.
+ *
+ * @param {() => void} draw
+ * @returns {() => void}
+ */
+export function oncePerFrame(draw) {
+  let pending = false;
   return () => {
-    if (asked) return;
-    asked = true;
+    if (pending) return;
+    pending = true;
     requestAnimationFrame(() => {
-      asked = false;
+      pending = false;
       draw();
     });
   };
 }
 
-/** Keep what is typed, pressed and turned over an element away from the graph behind it. */
-export function keepFromGraph(element) {
+/**
+ * Stops pointer and clipboard events on an element from reaching the graph canvas behind it.
+ *
+ * @param {Element} element
+ */
+export function shieldFromGraph(element) {
   for (const event of ["pointerdown", "pointermove", "pointerup", "dblclick", "contextmenu", "paste", "copy"]) {
     element.addEventListener(event, (e) => e.stopPropagation());
   }

@@ -1,50 +1,93 @@
-let words = {};
+// @ts-check
+
+/** @type {Record<string, string>} */
+let texts = {};
 let language = "en";
 
-/** Take the texts of a language: `all` as ComfyUI's /i18n answers it. What a language lacks is said in English. */
-export function useTexts(all, locale) {
+/**
+ * Chooses the language of all texts. A text that the language lacks is shown in English.
+ *
+ * @param {Record<string, {editTrainer?: Record<string, string>}>} translations ComfyUI's answer to `/i18n`.
+ * @param {string} [locale]
+ */
+export function setLanguage(translations, locale) {
   language = locale || "en";
-  words = { ...all?.en?.editTrainer, ...all?.[language]?.editTrainer };
+  texts = { ...translations.en?.editTrainer, ...translations[language]?.editTrainer };
 }
 
-/** The text of a key, its `{name}`s filled in. */
+/**
+ * Looks up a text and fills in its `{name}` placeholders.
+ *
+ * @param {string} key
+ * @param {Record<string, unknown>} [values]
+ */
 export function t(key, values = {}) {
-  return (words[key] ?? key).replace(/\{(\w+)\}/g, (whole, name) => (name in values ? String(values[name]) : whole));
+  const text = texts[key] ?? key;
+  return text.replace(/\{(\w+)\}/g, (placeholder, name) => (name in values ? String(values[name]) : placeholder));
 }
 
-/** `1:02:03`, or `4:05` below an hour. */
+/**
+ * Formats a duration as `1:02:03`, or as `4:05` below an hour.
+ *
+ * @param {number} seconds
+ */
 export function duration(seconds) {
   const total = Math.max(0, Math.round(seconds));
   const [hours, minutes, rest] = [Math.floor(total / 3600), Math.floor(total / 60) % 60, total % 60];
-  const two = (number) => String(number).padStart(2, "0");
-  return hours ? `${hours}:${two(minutes)}:${two(rest)}` : `${minutes}:${two(rest)}`;
+  const pad = (/** @type {number} */ number) => String(number).padStart(2, "0");
+  return hours ? `${hours}:${pad(minutes)}:${pad(rest)}` : `${minutes}:${pad(rest)}`;
 }
 
-/** The time of day in so many seconds, with the day when it is another one. */
-export function clock(secondsFromNow) {
-  const then = new Date(Date.now() + secondsFromNow * 1000);
-  const day = then.toDateString() === new Date().toDateString() ? {} : { weekday: "short" };
-  return then.toLocaleTimeString(language, { hour: "2-digit", minute: "2-digit", ...day });
+/**
+ * Formats the time of day `seconds` from now, with the weekday unless that is today.
+ *
+ * @param {number} seconds
+ * @param {Date} [now]
+ */
+export function timeOfDay(seconds, now = new Date()) {
+  const then = new Date(now.getTime() + seconds * 1000);
+  /** @type {Intl.DateTimeFormatOptions} */
+  const options = { hour: "2-digit", minute: "2-digit" };
+  if (then.toDateString() !== now.toDateString()) options.weekday = "short";
+  return then.toLocaleTimeString(language, options);
 }
 
-/** A loss with four significant digits. */
+/**
+ * Formats a loss with four significant digits.
+ *
+ * @param {number | null | undefined} value
+ */
 export function loss(value) {
-  return value === null || value === undefined || Number.isNaN(value) ? "–" : Number(value).toPrecision(4);
+  return value === null || value === undefined || Number.isNaN(value) ? "–" : value.toPrecision(4);
 }
 
-/** `1.42 s/step`, or `3.10 steps/s` for the fast. */
+/**
+ * Formats the duration of a step as `1.42 s/step`, or as `3.10 steps/s` below a second.
+ *
+ * @param {number | null} seconds
+ */
 export function speed(seconds) {
   if (!seconds) return "–";
-  return seconds < 1 ? t("stepsPerSecond", { n: (1 / seconds).toFixed(2) }) : t("secondsPerStep", { n: seconds.toFixed(2) });
+  return seconds < 1
+    ? t("stepsPerSecond", { n: (1 / seconds).toFixed(2) })
+    : t("secondsPerStep", { n: seconds.toFixed(2) });
 }
 
-/** `12.3 / 24.0 GiB` of [used, total] bytes. */
-export function memory(pair) {
-  const [used, total] = pair.map((bytes) => (bytes / 2 ** 30).toFixed(1));
+/**
+ * Formats bytes of memory as `12.3 / 24.0 GiB`.
+ *
+ * @param {[used: number, total: number]} bytes
+ */
+export function memory(bytes) {
+  const [used, total] = bytes.map((number) => (number / 2 ** 30).toFixed(1));
   return `${used} / ${total} GiB`;
 }
 
-/** A whole number as the language writes it. */
+/**
+ * Formats an integer with the language's digit grouping.
+ *
+ * @param {number} number
+ */
 export function count(number) {
   return number.toLocaleString(language);
 }

@@ -1,45 +1,53 @@
-import { makeRoom, widgetOf } from "../graph/nodes.js";
+// @ts-check
+import { callBefore, findWidget, fitToWidgets, widgetText } from "../graph/nodes.js";
 import { el } from "../lib/dom.js";
-import { ask } from "../lib/server.js";
+import { fetchModelInfo } from "../lib/server.js";
 
 const MIN_HEIGHT = 62;
 const CHOICES = ["base_model", "transformer"];
 const PORTS = ["clip", "vae"];
+
+/** Text element of each node, and the number of its last lookup: an older one's answer is dropped.
+ * @type {WeakMap<ComfyNode, {element: HTMLElement, request: number}>} */
 const infos = new WeakMap();
 
-/** Under a base-model node's widgets: what will be loaded from where, and on which device it is trained. */
+/**
+ * Adds lines to a base-model node that say which weights will be loaded and on which device the model is trained.
+ *
+ * @param {ComfyNode} node
+ */
 export function addModelInfo(node) {
   const element = el("p", { class: "edit-trainer edit-trainer-model", role: "status" });
   const options = { serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => MIN_HEIGHT };
   node.addDOMWidget("weights", "edit-trainer-model", element, options).serialize = false;
   infos.set(node, { element, request: 0 });
+  const refresh = () => void showModelInfo(node);
   for (const name of CHOICES) {
-    const widget = widgetOf(node, name);
-    if (!widget) continue;
-    const chosen = widget.callback;
-    widget.callback = function (...args) {
-      showModelInfo(node);
-      return chosen?.apply(this, args);
-    };
+    const widget = findWidget(node, name);
+    if (widget) callBefore(widget, "callback", refresh);
   }
-  const changed = node.onConnectionsChange;
-  node.onConnectionsChange = function (...args) {
-    showModelInfo(node);
-    return changed?.apply(this, args);
-  };
-  showModelInfo(node);
+  callBefore(node, "onConnectionsChange", refresh);
+  refresh();
 }
 
-/** Ask again what the choice of a node amounts to. */
+/**
+ * Updates the lines from the node's widgets and links.
+ *
+ * @param {ComfyNode} node
+ */
 export async function showModelInfo(node) {
-  makeRoom(node);
+  fitToWidgets(node);
   const info = infos.get(node);
+  if (!info) return;
   const request = ++info.request;
-  const choices = CHOICES.map((name) => [name, widgetOf(node, name)?.value ?? ""]);
   const linked = PORTS.filter((name) => node.inputs?.some((input) => input.name === name && input.link != null));
-  const query = [...choices, ...linked.map((name) => ["connected", name])];
-  const { lines, error } = await ask("/base_model", query).catch(({ message }) => ({ error: message }));
+  let [text, failed] = ["", false];
+  try {
+    text = (await fetchModelInfo(widgetText(node, "base_model"), widgetText(node, "transformer"), linked)).join("\n");
+  } catch (error) {
+    [text, failed] = [error instanceof Error ? error.message : String(error), true];
+  }
   if (request !== info.request) return;
-  info.element.textContent = error ?? lines.join("\n");
-  info.element.classList.toggle("edit-trainer-bad", Boolean(error));
+  info.element.textContent = text;
+  info.element.classList.toggle("edit-trainer-bad", failed);
 }

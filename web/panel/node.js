@@ -1,65 +1,97 @@
-import { ask } from "../lib/server.js";
-import { executionIds, makeRoom, nodeOf, widgetOf } from "../graph/nodes.js";
-import { RunPanel, nodeControl } from "./panel.js";
+// @ts-check
+import { app } from "../../../scripts/app.js";
+import { controlRun, fetchLiveRun, fetchSavedRun, fetchSavedRuns } from "../lib/server.js";
+import { callBefore, executionIds, findNode, fitToWidgets, widgetText } from "../graph/nodes.js";
+import { RunPanel } from "./panel.js";
+import { hasRunName } from "./state.js";
 
-const WIDGET = "training";
+/**
+ * The panel of a Train node, and the id under which the node was last run.
+ *
+ * @typedef {{panel: RunPanel, executionId: string | null, loading: boolean}} NodePanel
+ */
+
 const MIN_HEIGHT = 400;
 const MIN_WIDTH = 400;
+
+/** @type {Map<ComfyNode, NodePanel>} */
 const panels = new Map();
 
-/** Put a panel into a Train node. It is only shown, never saved with the workflow. */
+/** The root graph has a name of its own only in newer pages. */
+const rootGraph = () => app.rootGraph ?? app.graph;
+
+/**
+ * Adds a panel to a Train node. It is display only and never saved with the workflow.
+ *
+ * @param {ComfyNode} node
+ */
 export function addPanel(node) {
-  const panel = new RunPanel(nodeControl(() => panel.executionId ?? executionIds(node)[0] ?? node.id));
-  panels.set(node, panel);
+  const runId = () => entry.executionId ?? executionIds(rootGraph(), node)[0] ?? node.id;
+  const panel = new RunPanel((action) => controlRun(runId(), action));
+  /** @type {NodePanel} */
+  const entry = { panel, executionId: null, loading: false };
+  panels.set(node, entry);
   const options = { serialize: false, hideOnZoom: false, getMinHeight: () => MIN_HEIGHT, margin: 6 };
-  const widget = node.addDOMWidget(WIDGET, "edit-trainer-panel", panel.element, options);
-  widget.serialize = false;
-  makeRoom(node, MIN_WIDTH);
-  const removed = node.onRemoved;
-  node.onRemoved = function (...args) {
+  node.addDOMWidget("training", "edit-trainer-panel", panel.element, options).serialize = false;
+  fitToWidgets(node, MIN_WIDTH);
+  callBefore(node, "onRemoved", () => {
     panels.delete(node);
     panel.destroy();
-    return removed?.apply(this, args);
-  };
+  });
 }
 
-/** A message from the server about a run. */
+/**
+ * Handles the server's message about a run.
+ *
+ * @param {import("../lib/server.js").Message} message
+ */
 export async function onMessage(message) {
-  if (!panels.size) return; // Nor is there a graph to look in, while the page loads.
-  const node = nodeOf(message.node_id);
-  const panel = panels.get(node);
-  if (!panel || !isOf(node, panel, message)) return;
-  panel.executionId = message.node_id;
-  if (panel.merge(message) || panel.asking) return;
-  panel.asking = true;
-  await showLast(node).finally(() => (panel.asking = false));
+  if (!panels.size) return; // While the page loads there is no graph to search either.
+  const node = findNode(rootGraph(), message.node_id);
+  const entry = node && panels.get(node);
+  if (!entry || !isRunOf(node, entry.panel, message)) return;
+  entry.executionId = message.node_id;
+  if (entry.panel.merge(message) || entry.loading) return;
+  entry.loading = true;
+  await showLastRun(node, entry).finally(() => (entry.loading = false));
 }
 
-/** Show in every Train node of the graph what is known of its last run. */
-export async function showAll() {
-  await Promise.all([...panels.keys()].filter((node) => node.graph).map(showLast));
+/** Shows the last known run in every Train node of the graph. */
+export async function showAllRuns() {
+  await Promise.all([...panels].map(([node, entry]) => node.graph && showLastRun(node, entry)));
 }
 
-async function showLast(node) {
-  const panel = panels.get(node);
-  for (const id of executionIds(node)) {
-    const run = await ask(`/runs/${encodeURIComponent(id)}`).catch(() => null);
-    if (run && isOf(node, panel, run)) {
-      panel.executionId = id;
+/**
+ * Shows the node's run of this session; if there is none, the saved run of its name.
+ *
+ * @param {ComfyNode} node
+ * @param {NodePanel} entry
+ */
+async function showLastRun(node, entry) {
+  const { panel } = entry;
+  for (const id of executionIds(rootGraph(), node)) {
+    const run = await fetchLiveRun(id).catch(() => null);
+    if (run && isRunOf(node, panel, run)) {
+      entry.executionId = id;
       panel.reset(run);
       return;
     }
   }
-  const name = widgetOf(node, "run_name")?.value;
-  const known = name && (await ask("/archive").catch(() => [])).some((line) => line.run === name);
-  const run = known && (await ask(`/archive/${encodeURIComponent(name)}`).catch(() => null));
+  const name = widgetText(node, "run_name");
+  const exists = name && (await fetchSavedRuns().catch(() => [])).some((line) => line.run === name);
+  const run = exists ? await fetchSavedRun(name).catch(() => null) : null;
   if (run && !panel.state.run) panel.reset(run);
 }
 
-/** Whether a run is this node's: another workflow's node may have had the same id. */
-function isOf(node, panel, run) {
+/**
+ * True if a run is this node's: a node of another workflow may have had the same id.
+ *
+ * @param {ComfyNode} node
+ * @param {RunPanel} panel
+ * @param {import("../lib/server.js").Snapshot} run
+ */
+function isRunOf(node, panel, run) {
   if (panel.state.run?.id === run.id) return true;
   const linked = node.inputs?.some((input) => input.name === "run_name" && input.link != null);
-  const name = widgetOf(node, "run_name")?.value;
-  return linked || run.run === name || (run.run.startsWith(`${name}-`) && /^\d+$/.test(run.run.slice(name.length + 1)));
+  return linked || hasRunName(run.run, widgetText(node, "run_name"));
 }

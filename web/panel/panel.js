@@ -1,104 +1,131 @@
-import { el, keepFromGraph, onFrame, setText } from "../lib/dom.js";
-import { tell } from "../lib/server.js";
-import { clock, count, duration, loss, memory, speed, t } from "../lib/text.js";
+// @ts-check
+import { el, oncePerFrame, setText, shieldFromGraph } from "../lib/dom.js";
+import { count, duration, loss, memory, speed, t, timeOfDay } from "../lib/text.js";
 import { LossChart } from "./chart.js";
 import { SampleGrid } from "./samples.js";
-import { RunState } from "./state.js";
+import { RunState, progressFraction } from "./state.js";
 
-const RUNNING = "running";
+/**
+ * @typedef {import("../lib/server.js").Snapshot} Snapshot
+ * @typedef {"stop" | "sample"} Action
+ * @typedef {(action: Action) => Promise<unknown>} Control
+ */
 
-/** A run as a person looks at it while it goes: phase, bar, numbers, loss curve, samples, and two buttons. */
+/** How long "Sample now" stays disabled after a press, so that a double click asks for one round of samples. */
+const SAMPLE_PAUSE_MS = 1500;
+
+/** Live view of a run: phase, progress bar, figures, loss curve and samples, and buttons that control the run. */
 export class RunPanel {
   state = new RunState();
-  #frame = onFrame(() => this.#draw());
+  #frame = oncePerFrame(() => this.#draw());
   #drawn = { points: -1, checkpoints: -1, samples: -1, id: "" };
+  /** When the newest snapshot or message came, in milliseconds. */
+  #updated = 0;
 
-  /** `control(what)` is asked to `stop` or to `sample`; without it there are no buttons. */
+  /** @param {Control | null} [control] Called when a button is pressed; without it there are no buttons. */
   constructor(control = null) {
     this.phase = el("span", { class: "edit-trainer-phase" });
     this.name = el("span", { class: "edit-trainer-name" });
     this.left = el("span", { class: "edit-trainer-left" });
     this.bar = el("progress", { max: 1, value: 0, "aria-label": t("progress") });
-    this.numbers = el("dl", { class: "edit-trainer-numbers" });
-    this.cells = Object.fromEntries(
-      ["step", "loss", "smoothed", "speed", "memory"].map((key) => [key, this.#number(key)]),
-    );
+    this.cells = {
+      step: numberCell("step"),
+      loss: numberCell("loss"),
+      smoothed: numberCell("smoothed"),
+      speed: numberCell("speed"),
+      memory: numberCell("memory"),
+    };
+    const numbers = el("dl", { class: "edit-trainer-numbers" }, ...Object.values(this.cells).map(({ cell }) => cell));
     this.plan = el("p", { class: "edit-trainer-plan", hidden: true });
     this.message = el("p", { class: "edit-trainer-message", role: "status", hidden: true });
     this.chart = new LossChart();
     this.samples = new SampleGrid();
-    this.stop = this.#button("stopAndSave", "stop", control);
-    this.sample = this.#button("sampleNow", "sample", control);
-    const buttons = control && el("div", { class: "edit-trainer-buttons" }, this.sample, this.stop);
-    const head = el("div", { class: "edit-trainer-head" }, this.phase, this.name, this.left);
+    /** @type {HTMLButtonElement[]} */
+    this.buttons = control
+      ? [this.#button("sampleNow", "sample", control), this.#button("stopAndSave", "stop", control)]
+      : [];
+    const buttons = control && el("div", { class: "edit-trainer-buttons" }, ...this.buttons);
     this.element = el(
       "section",
       { class: "edit-trainer edit-trainer-panel", "aria-label": t("training") },
-      head,
+      el("div", { class: "edit-trainer-head" }, this.phase, this.name, this.left),
       this.bar,
-      el("div", { class: "edit-trainer-figures" }, this.numbers, buttons),
+      el("div", { class: "edit-trainer-figures" }, numbers, buttons),
       this.plan,
       this.message,
       this.chart.element,
       this.samples.element,
     );
-    keepFromGraph(this.element);
+    shieldFromGraph(this.element);
     this.#draw();
   }
 
-  /** Show a snapshot. */
+  /**
+   * Shows a snapshot.
+   *
+   * @param {Snapshot} snapshot
+   */
   reset(snapshot) {
     this.state.reset(snapshot);
-    this.arrived = Date.now();
-    this.#frame();
+    this.#update();
   }
 
-  /** Take a message in; false when a snapshot is needed first. */
+  /**
+   * Merges a message. Returns false when a snapshot is needed first.
+   *
+   * @param {import("../lib/server.js").Message} message
+   */
   merge(message) {
-    const whole = this.state.merge(message);
-    this.arrived = Date.now();
-    this.#frame();
-    return whole;
+    const merged = this.state.merge(message);
+    this.#update();
+    return merged;
   }
 
-  /** Stop observing; the element is gone. */
+  /** Releases the observers of a panel whose element has been removed. */
   destroy() {
     this.chart.destroy();
+    this.samples.destroy();
   }
 
-  #number(key) {
-    const value = el("dd", {}, "–");
-    const cell = el("div", { class: `edit-trainer-number edit-trainer-${key}` }, el("dt", {}, t(key)), value);
-    this.numbers.append(cell);
-    return { cell, value };
+  #update() {
+    this.#updated = Date.now();
+    this.#frame();
   }
 
-  #button(label, what, control) {
+  /**
+   * @param {string} label
+   * @param {Action} action
+   * @param {Control} control
+   */
+  #button(label, action, control) {
+    const release = () => {
+      delete button.dataset.pressed;
+      this.#frame();
+    };
     const press = async () => {
       button.disabled = true;
-      button.dataset.pressed = this.state.run.id;
+      button.dataset.pressed = this.state.run?.id;
       try {
-        await control(what);
-        if (what === "sample") setTimeout(() => this.#release(button), 1500);
+        await control(action);
+        if (action === "sample") setTimeout(release, SAMPLE_PAUSE_MS);
       } catch (error) {
-        this.#release(button);
-        this.#say(error.message, true);
+        release();
+        this.#say(error instanceof Error ? error.message : String(error), true);
       }
     };
-    const button = el("button", { class: "edit-trainer-button", type: "button", disabled: true, on: { click: press } }, t(label));
+    const button = el(
+      "button",
+      { class: "edit-trainer-button", type: "button", disabled: true, on: { click: press } },
+      t(label),
+    );
     return button;
-  }
-
-  #release(button) {
-    delete button.dataset.pressed;
-    this.#frame();
   }
 
   #draw() {
     const run = this.state.run;
+    const running = run?.state === "running";
     this.element.dataset.state = run?.state ?? "empty";
-    const running = run?.state === RUNNING;
-    for (const button of [this.stop, this.sample]) button.disabled = !running || button.dataset.pressed === run?.id;
+    for (const button of this.buttons) button.disabled = !running || button.dataset.pressed === run?.id;
     this.cells.memory.cell.hidden = !run?.memory;
     if (!run) {
       setText(this.phase, t("notStarted"));
@@ -106,68 +133,77 @@ export class RunPanel {
       this.chart.show([]);
       return;
     }
-    setText(this.phase, running ? this.#phase(run) : t(run.state));
+    setText(this.phase, running ? phaseText(run) : t(run.state));
     setText(this.name, run.run);
     this.name.title = run.run;
-    setText(this.left, this.#left(run));
-    this.bar.value = this.#share(run);
-    this.#numbers(run);
+    setText(this.left, this.#timeLeft(run));
+    this.bar.value = progressFraction(run);
+    this.#drawNumbers(run);
     setText(this.plan, run.plan ?? "");
     this.plan.hidden = !run.plan;
-    this.#say([...this.#end(run), ...run.warnings].join("\n"), run.state === "failed");
-    this.#pictures(run);
+    this.#say([...endLines(run), ...run.warnings].join("\n"), run.state === "failed");
+    this.#drawPictures(run);
   }
 
-  #end(run) {
-    if (run.state === "failed") return [run.status];
-    return run.state === "stopped" ? [t("stoppedSaved", { n: count(run.step) })] : [];
+  /** @param {Snapshot} run */
+  #timeLeft(run) {
+    if (run.state !== "running" || run.seconds_left === null) return "";
+    const seconds = Math.max(0, run.seconds_left - (Date.now() - this.#updated) / 1000);
+    return t("left", { time: duration(seconds), at: timeOfDay(seconds) });
   }
 
-  #phase(run) {
-    const known = run.phase ? t(run.phase) : "";
-    const counted = run.phase !== "training" && run.total > 1 ? ` ${count(run.done)} / ${count(run.total)}` : "";
-    return known + counted;
+  /** @param {Snapshot} run */
+  #drawNumbers(run) {
+    const { cells } = this;
+    setText(cells.step.value, run.steps ? `${count(run.step)} / ${count(run.steps)}` : "–");
+    setText(cells.loss.value, loss(run.points.at(-1)?.[1]));
+    setText(cells.smoothed.value, loss(this.state.smoothedLoss));
+    setText(cells.speed.value, speed(run.seconds));
+    if (run.memory) setText(cells.memory.value, memory(run.memory));
   }
 
-  #left(run) {
-    if (run.state !== RUNNING || run.seconds_left === null) return "";
-    const seconds = Math.max(0, run.seconds_left - (Date.now() - this.arrived) / 1000);
-    return t("left", { time: duration(seconds), at: clock(seconds) });
-  }
-
-  #share(run) {
-    if (run.state === "finished") return 1;
-    if (run.steps && (run.step || run.phase === "training" || run.state !== RUNNING)) return run.step / run.steps;
-    return run.total ? run.done / run.total : 0;
-  }
-
-  #numbers(run) {
-    const { step, loss: now, smoothed, speed: pace, memory: used } = this.cells;
-    setText(step.value, run.steps ? `${count(run.step)} / ${count(run.steps)}` : "–");
-    setText(now.value, loss(run.points.at(-1)?.[1]));
-    setText(smoothed.value, loss(this.state.smoothedLoss));
-    setText(pace.value, speed(run.seconds));
-    if (run.memory) setText(used.value, memory(run.memory));
-  }
-
-  #pictures(run) {
+  /**
+   * Redraws the chart and the samples, each only if it has something new to show.
+   *
+   * @param {Snapshot} run
+   */
+  #drawPictures({ id, run, steps, points, checkpoints, samples }) {
     const drawn = this.#drawn;
-    const other = drawn.id !== run.id;
-    const { points, checkpoints, samples } = run;
-    if (other || drawn.points !== points.length || drawn.checkpoints !== checkpoints.length || drawn.samples !== samples.length) {
-      const steps = [...new Set(samples.map((sample) => sample.step))];
-      this.chart.show([{ points, smoothed: this.state.smoothed }], { samples: steps, checkpoints, steps: run.steps });
+    const next = { id, points: points.length, checkpoints: checkpoints.length, samples: samples.length };
+    this.#drawn = next;
+    const newSamples = drawn.id !== id || drawn.samples !== next.samples;
+    if (newSamples || drawn.points !== next.points || drawn.checkpoints !== next.checkpoints) {
+      const sampled = [...new Set(samples.map((sample) => sample.step))];
+      this.chart.show([{ points, smoothed: this.state.smoothed }], { samples: sampled, checkpoints, steps });
     }
-    if (other || drawn.samples !== samples.length) this.samples.show(run.run, samples);
-    this.#drawn = { id: run.id, points: points.length, checkpoints: checkpoints.length, samples: samples.length };
+    if (newSamples) this.samples.show(run, samples);
   }
 
-  #say(text, bad) {
+  /**
+   * @param {string} text
+   * @param {boolean} isError
+   */
+  #say(text, isError) {
     setText(this.message, text);
     this.message.hidden = !text;
-    this.message.classList.toggle("edit-trainer-bad", bad);
+    this.message.classList.toggle("edit-trainer-bad", isError);
   }
 }
 
-/** What a panel's buttons do to the run of a node, by the node's id in the prompt. */
-export const nodeControl = (nodeId) => (what) => tell(`/runs/${encodeURIComponent(nodeId())}/${what}`);
+/** @param {string} key */
+function numberCell(key) {
+  const value = el("dd", {}, "–");
+  return { value, cell: el("div", { class: `edit-trainer-number edit-trainer-${key}` }, el("dt", {}, t(key)), value) };
+}
+
+/** @param {Snapshot} run */
+function endLines(run) {
+  if (run.state === "failed") return [run.status];
+  return run.state === "stopped" ? [t("stoppedSaved", { n: count(run.step) })] : [];
+}
+
+/** @param {Snapshot} run */
+function phaseText(run) {
+  const name = run.phase ? t(run.phase) : "";
+  return run.phase !== "training" && run.total > 1 ? `${name} ${count(run.done)} / ${count(run.total)}` : name;
+}

@@ -1,30 +1,55 @@
-import { el, onFrame, setText } from "../lib/dom.js";
-import { picture } from "../lib/server.js";
+// @ts-check
+import { el, oncePerFrame, setText } from "../lib/dom.js";
+import { imageUrl } from "../lib/server.js";
 import { t } from "../lib/text.js";
-import { sampleRows } from "./state.js";
+import { sampleAt, sampleRows } from "./state.js";
 import { openViewer } from "./viewer.js";
 
-const SMALL = 96;
-const LARGE = 512;
-const SETTLED_MS = 150;
-const MOST_IN_SIGHT = 2;
-const MOST_KEPT = 120;
+/**
+ * @typedef {import("./state.js").SampleRow} SampleRow
+ * @typedef {import("./state.js").GeneratedSample} GeneratedSample
+ */
 
 /**
- * The samples of a run: a row a prompt with its control image, the chosen step large, and a strip of all steps; a slider
- * and the arrow keys go through the steps. Small pictures are loaded as they come into sight; of those out of sight only
- * the last seen are kept.
+ * Elements of a row on the page.
+ *
+ * @typedef {object} RowView
+ * @property {HTMLElement} element
+ * @property {HTMLImageElement} large
+ * @property {HTMLElement} strip
+ * @property {GeneratedSample} shown Sample in the large image.
+ * @property {HTMLElement | null} current Its button in the strip.
+ */
+
+const SMALL_PIXELS = 96;
+const LARGE_PIXELS = 512;
+/** The strips scroll to the chosen step once the slider has rested this long: scrolling lays out the page. */
+const SETTLE_MS = 150;
+const MAX_VISIBLE_ROWS = 2;
+/** Thumbnails of 96 x 96 pixels are 37 kB decoded, so that this many take 4.4 MB. */
+const MAX_LOADED = 120;
+
+/**
+ * Samples of a run: for each prompt a row with its control image, the sample of the chosen step, and a strip of all
+ * steps. A slider and the arrow keys choose the step. Thumbnails load as they scroll into view, and those scrolled out
+ * of view longest ago are unloaded.
  */
 export class SampleGrid {
   #run = "";
+  /** @type {SampleRow[]} */
   #rows = [];
+  /** @type {number[]} */
   #steps = [];
+  /** Step the user has chosen; null follows the newest. @type {number | null} */
   #chosen = null;
-  #settling = 0;
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  #settling;
+  /** @type {Map<number, RowView>} */
   #views = new Map();
-  #frame = onFrame(() => this.#draw());
-  #kept = new Set();
-  #sight = new IntersectionObserver((entries) => this.#see(entries));
+  #frame = oncePerFrame(() => this.#draw());
+  /** Loaded thumbnails, the last seen at the end. @type {Set<HTMLImageElement>} */
+  #loaded = new Set();
+  #visibility = new IntersectionObserver((entries) => this.#load(entries));
 
   constructor() {
     this.slider = el("input", {
@@ -37,21 +62,20 @@ export class SampleGrid {
     });
     this.label = el("output", { class: "edit-trainer-step" });
     this.scrub = el("div", { class: "edit-trainer-scrub" }, this.slider, this.label);
-    this.list = el("div", { class: "edit-trainer-rows", on: { keydown: (event) => this.#key(event) } });
+    this.list = el("div", { class: "edit-trainer-rows", on: { keydown: (event) => this.#onKey(event) } });
     this.empty = el("p", { class: "edit-trainer-empty", textContent: t("noSamplesYet") });
     this.element = el("div", { class: "edit-trainer-samples" }, this.scrub, this.list, this.empty);
     this.#draw();
   }
 
-  /** Show these samples of a run. The newest step stays chosen until the person chooses another one. */
+  /**
+   * Shows a run's samples. The newest step stays chosen until the user chooses another one.
+   *
+   * @param {string} run
+   * @param {import("../lib/server.js").Sample[]} samples
+   */
   show(run, samples) {
-    if (run !== this.#run) {
-      this.#chosen = null;
-      this.#views.clear();
-      this.#sight.disconnect();
-      this.#kept.clear();
-      this.list.replaceChildren();
-    }
+    if (run !== this.#run) this.#clear();
     this.#run = run;
     const { rows, steps } = sampleRows(samples);
     this.#rows = rows;
@@ -59,23 +83,39 @@ export class SampleGrid {
     this.#frame();
   }
 
+  /** Releases the observer of a grid whose element has been removed. */
+  destroy() {
+    clearTimeout(this.#settling);
+    this.#visibility.disconnect();
+  }
+
+  #clear() {
+    this.#chosen = null;
+    this.#views.clear();
+    this.#visibility.disconnect();
+    this.#loaded.clear();
+    this.list.replaceChildren();
+  }
+
+  /** @param {number} index */
   #choose(index) {
     const last = this.#steps.length - 1;
-    const within = Math.min(Math.max(index, 0), last);
-    this.#chosen = within === last ? null : this.#steps[within];
+    const clamped = Math.min(Math.max(index, 0), last);
+    this.#chosen = clamped === last ? null : this.#steps[clamped];
     this.#frame();
   }
 
-  #key(event) {
-    const way = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
-    if (!way) return;
+  /** @param {KeyboardEvent} event */
+  #onKey(event) {
+    const offset = { ArrowLeft: -1, ArrowRight: 1, Home: -Infinity, End: Infinity }[event.key];
+    if (!offset) return;
     event.preventDefault();
     event.stopPropagation();
-    this.#choose(this.#steps.indexOf(this.#step) + way);
+    this.#choose(this.#steps.indexOf(this.#step) + offset);
   }
 
   get #step() {
-    return this.#chosen ?? this.#steps.at(-1);
+    return this.#chosen ?? this.#steps.at(-1) ?? 0;
   }
 
   #draw() {
@@ -83,23 +123,26 @@ export class SampleGrid {
     this.scrub.hidden = this.list.hidden = !this.#rows.length;
     this.empty.hidden = !this.scrub.hidden;
     if (!this.#rows.length) return;
-    this.slider.max = this.#steps.length - 1;
-    this.slider.value = this.#steps.indexOf(step);
+    this.slider.max = String(this.#steps.length - 1);
+    this.slider.value = String(this.#steps.indexOf(step));
     this.slider.disabled = this.#steps.length < 2;
     this.slider.setAttribute("aria-valuetext", t("atStep", { n: step }));
     setText(this.label, t("atStep", { n: step }));
-    this.list.style.setProperty("--et-rows", Math.min(this.#rows.length, MOST_IN_SIGHT));
+    this.list.style.setProperty("--et-rows", String(Math.min(this.#rows.length, MAX_VISIBLE_ROWS)));
     for (const row of this.#rows) this.#drawRow(row, step);
     clearTimeout(this.#settling);
-    this.#settling = setTimeout(() => this.#settle(), SETTLED_MS);
+    this.#settling = setTimeout(() => this.#scrollStrips(), SETTLE_MS);
   }
 
-  /** Scroll the strips to the chosen step, once the person has come to it: this lays the page out. */
-  #settle() {
-    // Not scrollIntoView, which would also scroll what is around the strip.
+  #scrollStrips() {
+    // Not scrollIntoView, which would also scroll the strip's ancestors.
     for (const { strip, current } of this.#views.values()) if (current) strip.scrollTop = current.offsetTop;
   }
 
+  /**
+   * @param {SampleRow} row
+   * @param {number} step
+   */
   #drawRow(row, step) {
     let view = this.#views.get(row.index);
     if (!view) {
@@ -107,77 +150,89 @@ export class SampleGrid {
       this.#views.set(row.index, view);
       this.list.append(view.element);
     }
-    for (const { step: drawn, image } of row.drawn.slice(view.strip.childElementCount)) {
-      view.strip.append(this.#small(drawn, image));
-    }
-    const shown = row.drawn.findLast((sample) => sample.step <= step) ?? row.drawn[0];
-    const source = picture(this.#run, shown.image.filename, LARGE);
+    for (const sample of row.generated.slice(view.strip.childElementCount)) view.strip.append(this.#thumbnail(sample));
+    const shown = sampleAt(row, step);
+    const source = imageUrl(this.#run, shown.image.filename, LARGE_PIXELS);
     if (view.large.dataset.src !== source) {
       view.large.dataset.src = source;
       view.large.src = source;
       view.large.alt = t("sampleOf", { prompt: row.prompt, n: shown.step });
       view.shown = shown;
     }
-    for (const small of view.strip.children) {
-      const current = small.dataset.step === String(shown.step);
-      if (current !== small.classList.contains("edit-trainer-current")) {
-        small.classList.toggle("edit-trainer-current", current);
-        if (current) view.current = small;
+    for (const button of /** @type {Iterable<HTMLElement>} */ (view.strip.children)) {
+      const current = button.dataset.step === String(shown.step);
+      if (current !== button.classList.contains("edit-trainer-current")) {
+        button.classList.toggle("edit-trainer-current", current);
+        if (current) view.current = button;
       }
     }
   }
 
-  #newRow(row) {
-    const control = el("img", {
+  /**
+   * @param {SampleRow} row
+   * @returns {RowView}
+   */
+  #newRow({ index, prompt, control, generated }) {
+    const controlImage = el("img", {
       class: "edit-trainer-control",
-      src: picture(this.#run, row.control.filename, LARGE),
+      src: imageUrl(this.#run, control.filename, LARGE_PIXELS),
       alt: t("controlImage"),
       title: t("controlImage"),
       draggable: false,
       decoding: "async",
     });
     const large = el("img", { class: "edit-trainer-large", draggable: false, decoding: "async" });
-    const open = el("button", {
-      class: "edit-trainer-picture",
-      type: "button",
-      title: t("openFullSize"),
-      on: { click: () => openViewer(this.#run, this.#rows.find(({ index }) => index === row.index), view.shown.step) },
-    });
-    open.append(large);
+    const openRow = () => {
+      const row = this.#rows.find((other) => other.index === index);
+      if (row) openViewer(this.#run, row, view.shown.step);
+    };
+    const picture = el(
+      "button",
+      { class: "edit-trainer-picture", type: "button", title: t("openFullSize"), on: { click: openRow } },
+      large,
+    );
     const strip = el("div", { class: "edit-trainer-strip" });
-    const prompt = el("p", { class: "edit-trainer-prompt", textContent: row.prompt, title: row.prompt });
-    const element = el("div", { class: "edit-trainer-row" }, prompt, control, open, strip);
-    const view = { element, large, strip, shown: row.drawn[0] };
+    const caption = el("p", { class: "edit-trainer-prompt", textContent: prompt, title: prompt });
+    const element = el("div", { class: "edit-trainer-row" }, caption, controlImage, picture, strip);
+    /** @type {RowView} */
+    const view = { element, large, strip, shown: generated[0], current: null };
     return view;
   }
 
-  #small(step, image) {
+  /** @param {GeneratedSample} sample */
+  #thumbnail({ step, image }) {
+    const title = t("atStep", { n: step });
     const img = el("img", {
       decoding: "async",
       draggable: false,
       width: 40,
       height: 40,
-      "data-src": picture(this.#run, image.filename, SMALL),
-      alt: t("atStep", { n: step }),
+      "data-src": imageUrl(this.#run, image.filename, SMALL_PIXELS),
+      alt: title,
     });
-    this.#sight.observe(img);
+    this.#visibility.observe(img);
     const choose = () => this.#choose(this.#steps.indexOf(step));
-    const title = t("atStep", { n: step });
-    return el("button", { class: "edit-trainer-small", type: "button", title, "data-step": step, on: { click: choose } }, img);
+    return el(
+      "button",
+      { class: "edit-trainer-small", type: "button", title, "data-step": step, on: { click: choose } },
+      img,
+    );
   }
 
-  #see(entries) {
+  /** @param {IntersectionObserverEntry[]} entries */
+  #load(entries) {
     for (const { target, isIntersecting } of entries) {
-      this.#kept.delete(target);
-      if (isIntersecting && !target.hasAttribute("src")) target.src = target.dataset.src;
-      if (isIntersecting || target.hasAttribute("src")) this.#kept.add(target);
-      target.toggleAttribute("data-seen", isIntersecting);
+      const image = /** @type {HTMLImageElement} */ (target);
+      this.#loaded.delete(image);
+      if (isIntersecting && !image.hasAttribute("src")) image.src = image.dataset.src ?? "";
+      if (isIntersecting || image.hasAttribute("src")) this.#loaded.add(image);
+      image.toggleAttribute("data-seen", isIntersecting);
     }
-    for (const image of this.#kept) {
-      if (this.#kept.size <= MOST_KEPT) break;
+    for (const image of this.#loaded) {
+      if (this.#loaded.size <= MAX_LOADED) break;
       if (image.hasAttribute("data-seen")) continue;
       image.removeAttribute("src");
-      this.#kept.delete(image);
+      this.#loaded.delete(image);
     }
   }
 }

@@ -1,63 +1,137 @@
+// @ts-check
+
+/**
+ * @typedef {import("../lib/server.js").Snapshot} Snapshot
+ * @typedef {import("../lib/server.js").Message} Message
+ * @typedef {import("../lib/server.js").Sample} Sample
+ * @typedef {import("../lib/server.js").ListName} ListName
+ */
+
+/** @type {readonly ListName[]} */
 const LISTS = ["points", "samples", "checkpoints", "warnings"];
+
+/** Window of the exponential mean in steps. A judgement: long enough to show a trend in the loss of single batches. */
 const SMOOTHING_STEPS = 50;
 
-/** A run as the server tells it: a snapshot whole, then messages that carry only what is new. */
+/** State of one run, built from a snapshot and the messages that follow it. */
 export class RunState {
+  /** @type {Snapshot | null} */
   run = null;
+  /** Smoothed losses, one for each point. @type {number[]} */
   smoothed = [];
 
-  /** Take a whole snapshot. */
+  /**
+   * Replaces the state by a snapshot's.
+   *
+   * @param {Snapshot} snapshot
+   * @returns {Snapshot} The state's own copy.
+   */
   reset(snapshot) {
-    this.run = { ...snapshot };
-    for (const list of LISTS) this.run[list] = [...snapshot[list]];
+    const run = {
+      ...snapshot,
+      points: [...snapshot.points],
+      samples: [...snapshot.samples],
+      checkpoints: [...snapshot.checkpoints],
+      warnings: [...snapshot.warnings],
+    };
+    this.run = run;
     this.smoothed = [];
     this.#smooth();
+    return run;
   }
 
-  /** Take a message in. False when something before it is missing: a snapshot is needed. */
+  /**
+   * Merges a message. Returns false, and changes nothing, when an earlier message was missed and a snapshot is needed.
+   *
+   * @param {Message} message
+   */
   merge(message) {
-    if (message.id !== this.run?.id) {
-      if (LISTS.some((list) => message.from[list] > 0)) return false;
-      this.reset({ ...message, ...Object.fromEntries(LISTS.map((list) => [list, []])) });
+    const { from, points, samples, checkpoints, warnings, ...rest } = message;
+    const added = { points, samples, checkpoints, warnings };
+    let run = this.run;
+    if (run === null || run.id !== message.id) {
+      if (LISTS.some((name) => from[name] > 0)) return false;
+      run = this.reset({ ...rest, points: [], samples: [], checkpoints: [], warnings: [] });
     }
-    if (LISTS.some((list) => message.from[list] > this.run[list].length)) return false;
-    for (const list of LISTS) {
-      const known = this.run[list].length - message.from[list];
-      for (const item of message[list].slice(known)) this.run[list].push(item);
+    for (const name of LISTS) if (from[name] > run[name].length) return false;
+    for (const name of LISTS) {
+      /** @type {unknown[]} */
+      const list = run[name];
+      for (const item of added[name].slice(list.length - from[name])) list.push(item);
     }
-    const { from, ...rest } = message;
-    for (const list of LISTS) delete rest[list];
-    Object.assign(this.run, rest);
+    Object.assign(run, rest);
     this.#smooth();
     return true;
   }
 
-  /** The last loss, smoothed. */
+  /** Last smoothed loss; undefined before the first step. */
   get smoothedLoss() {
     return this.smoothed.at(-1);
   }
 
-  /** An exponential mean that looks back further the longer the run is. */
+  /** Extends the exponential mean, whose window grows from one step to SMOOTHING_STEPS as the run goes on. */
   #smooth() {
-    const points = this.run.points;
+    const points = this.run?.points ?? [];
     for (let index = this.smoothed.length; index < points.length; index++) {
-      const before = index ? this.smoothed[index - 1] : points[0][1];
+      const previous = index ? this.smoothed[index - 1] : points[0][1];
       const weight = Math.max(1 / SMOOTHING_STEPS, 1 / (1 + 0.15 * index));
-      this.smoothed.push(before + (points[index][1] - before) * weight);
+      this.smoothed.push(previous + (points[index][1] - previous) * weight);
     }
   }
 }
 
-/** Samples as rows: `{index, prompt, control, drawn: [{step, image}]}`, in order, and all steps at which one was drawn. */
+/**
+ * Fraction of the progress bar, 0 to 1: steps once there are any, before that the current phase.
+ *
+ * @param {Snapshot} run
+ */
+export function progressFraction(run) {
+  if (run.state === "finished") return 1;
+  if (run.steps && (run.step || run.phase === "training" || run.state !== "running")) return run.step / run.steps;
+  return run.total ? run.done / run.total : 0;
+}
+
+/**
+ * True for a run folder's name that belongs to a node's run name: that name, or that name with a number behind it.
+ *
+ * @param {string} folder
+ * @param {string} runName
+ */
+export function hasRunName(folder, runName) {
+  return folder === runName || (folder.startsWith(`${runName}-`) && /^\d+$/.test(folder.slice(runName.length + 1)));
+}
+
+/**
+ * @typedef {Pick<Sample, "step" | "image">} GeneratedSample
+ * @typedef {{index: number, prompt: string, control: Sample["control"], generated: GeneratedSample[]}} SampleRow
+ */
+
+/**
+ * Groups samples by prompt, in order of prompt and step, and collects the steps at which any was generated.
+ *
+ * @param {Sample[]} samples
+ * @returns {{rows: SampleRow[], steps: number[]}}
+ */
 export function sampleRows(samples) {
+  /** @type {Map<number, SampleRow>} */
   const rows = new Map();
-  const steps = new Set();
   for (const { step, index, prompt, image, control } of samples) {
-    if (!rows.has(index)) rows.set(index, { index, prompt, control, drawn: [] });
-    rows.get(index).drawn.push({ step, image });
-    steps.add(step);
+    const row = rows.get(index) ?? { index, prompt, control, generated: [] };
+    row.generated.push({ step, image });
+    rows.set(index, row);
   }
   const ordered = [...rows.values()].sort((a, b) => a.index - b.index);
-  for (const row of ordered) row.drawn.sort((a, b) => a.step - b.step);
-  return { rows: ordered, steps: [...steps].sort((a, b) => a - b) };
+  for (const row of ordered) row.generated.sort((a, b) => a.step - b.step);
+  const steps = [...new Set(samples.map(({ step }) => step))].sort((a, b) => a - b);
+  return { rows: ordered, steps };
+}
+
+/**
+ * Finds the newest sample of a row at or before a step; the first one where all are later.
+ *
+ * @param {SampleRow} row
+ * @param {number} step
+ */
+export function sampleAt(row, step) {
+  return row.generated.findLast((sample) => sample.step <= step) ?? row.generated[0];
 }

@@ -1,3 +1,4 @@
+// @ts-check
 import { el } from "../lib/dom.js";
 import { t } from "../lib/text.js";
 import { LossChart } from "../panel/chart.js";
@@ -5,33 +6,45 @@ import { RunPanel } from "../panel/panel.js";
 import { SampleGrid } from "../panel/samples.js";
 import { RunState } from "../panel/state.js";
 
-/** Show one run whole, or two side by side: their curves in one chart, and their samples. */
+/** @typedef {import("../lib/server.js").SavedRun} SavedRun */
+
+/**
+ * Opens a dialog with one run's panel, or with two runs side by side: both curves in one chart, and their samples.
+ *
+ * @param {SavedRun[]} runs
+ */
 export function openRuns(runs) {
-  const shown = runs.length === 1 ? single(runs[0]) : pair(runs);
+  const view = runs.length === 1 ? singleView(runs[0]) : comparison(runs);
   const names = runs.map((run) => el("span", { class: runs.length > 1 ? "edit-trainer-key" : "" }, run.run));
-  const close = el("button", { class: "edit-trainer-button", type: "button", on: { click: () => dialog.close() } }, t("close"));
+  const close = el(
+    "button",
+    { class: "edit-trainer-button", type: "button", on: { click: () => dialog.close() } },
+    t("close"),
+  );
   const dialog = el(
     "dialog",
     { class: "edit-trainer edit-trainer-compare", "aria-label": t("runs") },
     el("header", {}, ...names, close),
-    ...shown.elements,
+    ...view.elements,
   );
   dialog.addEventListener("keydown", (event) => event.stopPropagation());
   dialog.addEventListener("close", () => {
-    shown.destroy();
+    view.destroy();
     dialog.remove();
   });
   document.body.append(dialog);
   dialog.showModal();
 }
 
-function single(run) {
+/** @param {SavedRun} run */
+function singleView(run) {
   const panel = new RunPanel();
   panel.reset(run);
   return { elements: [panel.element], destroy: () => panel.destroy() };
 }
 
-function pair(runs) {
+/** @param {SavedRun[]} runs */
+function comparison(runs) {
   const chart = new LossChart();
   const curves = runs.map((run) => {
     const state = new RunState();
@@ -39,11 +52,16 @@ function pair(runs) {
     return { points: run.points, smoothed: state.smoothed };
   });
   chart.show(curves, { steps: Math.max(...runs.map((run) => run.step)) });
-  const sides = runs.map((run) => {
+  const grids = runs.map((run) => {
     const grid = new SampleGrid();
     grid.show(run.run, run.samples);
-    return el("section", {}, el("h3", {}, run.run), el("p", { class: "edit-trainer-plan" }, run.base_model), grid.element);
+    return grid;
   });
-  const elements = [chart.element, el("div", { class: "edit-trainer-sides" }, ...sides)];
-  return { elements, destroy: () => chart.destroy() };
+  const sides = runs.map(({ run, base_model }, index) =>
+    el("section", {}, el("h3", {}, run), el("p", { class: "edit-trainer-plan" }, base_model), grids[index].element),
+  );
+  return {
+    elements: [chart.element, el("div", { class: "edit-trainer-sides" }, ...sides)],
+    destroy: () => [chart, ...grids].forEach((part) => part.destroy()),
+  };
 }

@@ -1,19 +1,30 @@
+// @ts-check
 import { app } from "../../../scripts/app.js";
-import { addNode, addRequestGraph, asOneChange, freePlace, middle } from "../graph/build.js";
+import { addNode, addRequestGraph, freePosition, undoable, viewCenter } from "../graph/build.js";
 import { refreshInfo } from "../dataset/info.js";
 import { el } from "../lib/dom.js";
-import { ask, picture } from "../lib/server.js";
+import { fetchSavedRun, fetchSavedRuns, imageUrl } from "../lib/server.js";
 import { count, loss, t } from "../lib/text.js";
-import { showAll } from "../panel/node.js";
+import { showAllRuns } from "../panel/node.js";
 import { openRuns } from "./compare.js";
 
-const LORA = "application/x-edit-trainer-lora";
-const REFRESH_MS = 5000;
+/** @typedef {import("../lib/server.js").RunSummary} RunSummary */
 
-/** The sidebar's tab with all runs of the output folder. */
+/** Type under which a LoRA's file name is dragged. */
+const LORA_TYPE = "application/x-edit-trainer-lora";
+const REFRESH_MS = 5000;
+const THUMBNAIL_PIXELS = 128;
+const TOAST_MS = 8000;
+
+/**
+ * Creates the sidebar tab with the runs of the output folder.
+ *
+ * @returns {ComfySidebarTab}
+ */
 export function runsTab() {
-  let timer = 0;
-  addEventListener("dragover", (event) => event.dataTransfer?.types.includes(LORA) && event.preventDefault());
+  /** @type {ReturnType<typeof setInterval> | undefined} */
+  let timer;
+  addEventListener("dragover", (event) => event.dataTransfer?.types.includes(LORA_TYPE) && event.preventDefault());
   addEventListener("drop", dropLora, true);
   return {
     id: "edit-trainer-runs",
@@ -32,8 +43,11 @@ export function runsTab() {
   };
 }
 
+/** List of runs with their actions. */
 class RunList {
+  /** Names of the runs chosen for comparison. @type {Set<string>} */
   #chosen = new Set();
+  /** The runs on display, as JSON: the list is built again only when they change. */
   #shown = "";
 
   constructor() {
@@ -45,21 +59,32 @@ class RunList {
   }
 
   async refresh() {
-    const runs = await ask("/archive").catch(() => null);
+    const runs = await fetchSavedRuns().catch(() => null);
     const text = JSON.stringify(runs);
     if (!runs || text === this.#shown) return;
     this.#shown = text;
-    const focused = [...this.list.querySelectorAll("button, input")].indexOf(document.activeElement);
+    const focused = this.#controls().findIndex((control) => control === document.activeElement);
     const empty = el("li", { class: "edit-trainer-empty" }, t("noRuns"));
     this.list.replaceChildren(...(runs.length ? runs.map((run) => this.#row(run)) : [empty]));
-    if (focused >= 0) this.list.querySelectorAll("button, input")[focused]?.focus();
+    this.#controls()[focused]?.focus();
   }
 
+  /** @returns {HTMLElement[]} */
+  #controls() {
+    return [...this.list.querySelectorAll(/** @type {"button" | "input"} */ ("button, input"))];
+  }
+
+  /** @param {RunSummary} run */
   #row(run) {
     const thumbnail = run.thumbnail
-      ? el("img", { src: picture(run.run, run.thumbnail, 128), alt: "", loading: "lazy", draggable: false })
+      ? el("img", {
+          src: imageUrl(run.run, run.thumbnail, THUMBNAIL_PIXELS),
+          alt: "",
+          loading: "lazy",
+          draggable: false,
+        })
       : el("div", { class: "edit-trainer-blank" });
-    const steps = `${t(run.state)} · ${count(run.step)} / ${count(run.steps)} · ${t("loss")} ${loss(run.loss)}`;
+    const progress = `${t(run.state)} · ${count(run.step)} / ${count(run.steps)} · ${t("loss")} ${loss(run.loss)}`;
     const choose = el("input", {
       type: "checkbox",
       checked: this.#chosen.has(run.run),
@@ -70,7 +95,7 @@ class RunList {
       { class: "edit-trainer-actions" },
       button("open", () => open([run.run])),
       button("resume", () => resume(run.run)),
-      run.lora && loraButton(run.lora),
+      run.lora === null ? null : loraButton(run.lora),
       el("label", {}, choose, t("compareThis")),
     );
     return el(
@@ -79,11 +104,15 @@ class RunList {
       thumbnail,
       el("strong", { title: run.run }, run.run),
       el("small", { title: run.base_model }, run.base_model),
-      el("small", {}, steps),
+      el("small", {}, progress),
       actions,
     );
   }
 
+  /**
+   * @param {string} name
+   * @param {boolean} chosen
+   */
   #choose(name, chosen) {
     if (chosen) this.#chosen.add(name);
     else this.#chosen.delete(name);
@@ -91,50 +120,71 @@ class RunList {
   }
 }
 
+/**
+ * Creates a button whose action's errors are shown as a toast.
+ *
+ * @param {string} label
+ * @param {() => unknown} press
+ */
 function button(label, press) {
-  return el("button", { class: "edit-trainer-button", type: "button", on: { click: () => attempt(press) } }, t(label));
+  const click = async () => {
+    try {
+      await press();
+    } catch (error) {
+      const detail = error instanceof Error ? error.message : String(error);
+      app.extensionManager.toast.add({ severity: "error", summary: t("didNotWork"), detail, life: TOAST_MS });
+    }
+  };
+  return el("button", { class: "edit-trainer-button", type: "button", on: { click } }, t(label));
 }
 
+/** @param {string} file */
 function loraButton(file) {
-  const lora = button("addLora", () => addLora(file, middle()));
+  const lora = button("addLora", () => addLora(file, viewCenter()));
   lora.title = `${t("dragLora")}\n${file}`;
   lora.draggable = true;
-  lora.addEventListener("dragstart", (event) => {
-    event.dataTransfer.setData(LORA, file);
-    event.dataTransfer.effectAllowed = "copy";
+  lora.addEventListener("dragstart", ({ dataTransfer }) => {
+    if (!dataTransfer) return;
+    dataTransfer.setData(LORA_TYPE, file);
+    dataTransfer.effectAllowed = "copy";
   });
   return lora;
 }
 
-async function attempt(press) {
-  try {
-    await press();
-  } catch (error) {
-    app.extensionManager.toast.add({ severity: "error", summary: t("didNotWork"), detail: error.message, life: 8000 });
-  }
-}
-
+/** @param {string[]} names */
 async function open(names) {
-  openRuns(await Promise.all(names.map((name) => ask(`/archive/${encodeURIComponent(name)}`))));
+  openRuns(await Promise.all(names.map(fetchSavedRun)));
 }
 
-/** Open the graph that the run was queued from; of one that no page has queued, a graph of its request. */
+/**
+ * Opens the graph that a run was queued from; for a run that was not queued by a page, a graph of its request.
+ *
+ * @param {string} name
+ */
 async function resume(name) {
-  const { request, settings, workflow } = await ask(`/archive/${encodeURIComponent(name)}`);
-  if (workflow) return app.loadGraphData(workflow);
-  const { dataset } = addRequestGraph(request, freePlace(), { runName: name, settings });
-  await Promise.all([refreshInfo(dataset), showAll()]);
+  const { request, settings, workflow } = await fetchSavedRun(name);
+  if (workflow) {
+    await app.loadGraphData(workflow);
+    return;
+  }
+  const dataset = addRequestGraph(request, freePosition(), { runName: name, settings });
+  await Promise.all([refreshInfo(dataset), showAllRuns()]);
 }
 
+/** @param {DragEvent} event */
 function dropLora(event) {
-  const file = event.dataTransfer?.getData(LORA);
+  const file = event.dataTransfer?.getData(LORA_TYPE);
   if (!file) return;
   event.preventDefault();
   event.stopPropagation();
   addLora(file, app.canvas.convertEventToCanvasOffset(event));
 }
 
+/**
+ * @param {string} file
+ * @param {Iterable<number>} pos
+ */
 async function addLora(file, pos) {
   await app.refreshComboInNodes();
-  asOneChange(() => addNode("LoraLoaderModelOnly", pos, { lora_name: file }));
+  undoable(() => addNode("LoraLoaderModelOnly", pos, { lora_name: file }));
 }

@@ -1,0 +1,131 @@
+/** Types of ComfyUI's page as far as the pack uses it. All of them are global, for the JSDoc in web/. */
+
+type ComfyPoint = [x: number, y: number];
+
+interface ComfyWidget {
+  name: string;
+  label?: string;
+  value: unknown;
+  serialize?: boolean;
+  element?: HTMLElement;
+  callback?: (...args: any[]) => unknown;
+  onRemove?: (...args: any[]) => unknown;
+  computeSize?: (width?: number) => ComfyPoint;
+  computeLayoutSize?: unknown;
+}
+
+interface ComfyDOMWidgetOptions {
+  serialize?: boolean;
+  hideOnZoom?: boolean;
+  margin?: number;
+  getMinHeight?: () => number;
+  getValue?: () => string;
+  setValue?: (value: unknown) => void;
+}
+
+interface ComfyInput {
+  name: string;
+  link: number | null;
+}
+
+interface ComfyOutput {
+  name: string;
+  links: number[] | null;
+}
+
+interface ComfyNode {
+  id: number | string;
+  type: string;
+  comfyClass?: string;
+  pos: ArrayLike<number> & Iterable<number>;
+  size: ArrayLike<number> & Iterable<number>;
+  graph: ComfyGraph | null;
+  subgraph?: ComfyGraph;
+  widgets?: ComfyWidget[];
+  inputs: ComfyInput[];
+  outputs: ComfyOutput[];
+  isSubgraphNode?(): boolean;
+  computeSize(): ArrayLike<number> & Iterable<number>;
+  setSize(size: ComfyPoint): void;
+  findInputSlot(name: string): number;
+  findOutputSlot(name: string): number;
+  connect(output: number, node: ComfyNode, input: number): unknown;
+  addWidget(type: "button", name: string, value: null, callback: () => void): ComfyWidget;
+  addDOMWidget(name: string, type: string, element: HTMLElement, options: ComfyDOMWidgetOptions): ComfyWidget;
+  onRemoved?: (...args: any[]) => unknown;
+  onConnectionsChange?: (...args: any[]) => unknown;
+  onDragOver?: (event: DragEvent) => boolean;
+  onDragDrop?: (event: DragEvent) => boolean;
+}
+
+interface ComfyGraph {
+  nodes: ComfyNode[];
+  add(node: ComfyNode): unknown;
+  getNodeById(id: number | string): ComfyNode | null | undefined;
+  beforeChange(): void;
+  afterChange(): void;
+}
+
+interface ComfyCanvas {
+  /** The graph on display: the root graph, or an open subgraph. */
+  graph: ComfyGraph;
+  /** x, y, width and height of the visible part, in graph coordinates. */
+  visible_area: ArrayLike<number> & Iterable<number>;
+  graph_mouse: ArrayLike<number> & Iterable<number>;
+  setDirty(foreground: boolean, background: boolean): void;
+  centerOnNode(node: ComfyNode): void;
+  convertEventToCanvasOffset(event: MouseEvent): ArrayLike<number> & Iterable<number>;
+}
+
+interface ComfySidebarTab {
+  id: string;
+  icon: string;
+  title: string;
+  tooltip: string;
+  type: "custom";
+  render(container: HTMLElement): void;
+  destroy(): void;
+}
+
+interface ComfyExtension {
+  name: string;
+  init?(): Promise<void>;
+  setup?(): Promise<void>;
+  getCustomWidgets?(): Record<string, (node: ComfyNode, name: string, spec: any) => { widget: ComfyWidget }>;
+  nodeCreated?(node: ComfyNode): void;
+  loadedGraphNode?(node: ComfyNode): void;
+  afterConfigureGraph?(): unknown;
+}
+
+interface ComfyApp {
+  graph: ComfyGraph;
+  /** Missing in the oldest supported page, where `graph` is the root graph. */
+  rootGraph?: ComfyGraph;
+  canvas: ComfyCanvas;
+  extensionManager: {
+    setting: { get(id: string): string | undefined };
+    toast: { add(message: { severity: "error"; summary: string; detail: string; life?: number }): void };
+    registerSidebarTab(tab: ComfySidebarTab): void;
+  };
+  registerExtension(extension: ComfyExtension): void;
+  loadGraphData(workflow: object): Promise<unknown>;
+  refreshComboInNodes(): Promise<unknown>;
+}
+
+interface ComfyApi {
+  fetchApi(route: string, options?: RequestInit): Promise<Response>;
+  apiURL(route: string): string;
+  addEventListener(type: string, listener: (event: CustomEvent) => void): void;
+}
+
+interface Window {
+  LiteGraph: { createNode(type: string): ComfyNode | null };
+}
+
+declare module "*/scripts/app.js" {
+  export const app: ComfyApp;
+}
+
+declare module "*/scripts/api.js" {
+  export const api: ComfyApi;
+}

@@ -1,0 +1,104 @@
+import assert from "node:assert/strict";
+import { readFileSync } from "node:fs";
+import test from "node:test";
+import { completionPlan, isRequest, requestPlan } from "../../web/graph/request.js";
+
+const INTERFACE = JSON.parse(readFileSync(new URL("../comfyui/object_info.json", import.meta.url), "utf-8"));
+const REQUEST = {
+  resource: "main/edits.parquet",
+  base_model: "tiny/flux-kontext",
+  training_params: {
+    steps: 30,
+    caption_column: "caption",
+    samples: [{ prompt: "one" }, { prompt: "two" }, { prompt: "three" }],
+  },
+};
+const keys = (plan) => plan.columns.map((column) => column.map(({ key }) => key));
+const node = (plan, key) => plan.columns.flat().find((planned) => planned.key === key);
+
+/** Every planned node exists, and every link joins an output to an input of the same type. */
+function check(plan, existing = {}) {
+  const types = { ...existing, ...Object.fromEntries(plan.columns.flat().map(({ key, type }) => [key, type])) };
+  for (const type of Object.values(types)) assert.ok(type in INTERFACE, type);
+  for (const [from, output, to, input] of plan.links) {
+    const source = INTERFACE[types[from]].outputs.find(([name]) => name === output);
+    const { required, optional } = INTERFACE[types[to]].inputs;
+    const target = { ...required, ...optional }[input];
+    assert.ok(source && target, `${from}.${output} to ${to}.${input}`);
+    assert.ok(
+      source[1] === target[0] || target[0] === "COMBO",
+      `${from}.${output} to ${to}.${input}: ${source[1]}, ${target[0]}`,
+    );
+  }
+}
+
+test("a request is recognized by its training_params", () => {
+  assert.ok(isRequest(JSON.stringify(REQUEST)));
+  assert.ok(isRequest(`\n  ${JSON.stringify({ training_params: {} })}`));
+});
+
+test("a workflow, other JSON and other text are not requests", () => {
+  const others = [
+    "",
+    "training_params",
+    "{",
+    '{"training_params"',
+    "{}",
+    '{"prompt": "training_params"}',
+    '["training_params"]',
+  ];
+  others.push(JSON.stringify({ nodes: [], training_params: {} }));
+  others.push(JSON.stringify({ training_params: "x".repeat(4 * 2 ** 20) }));
+  assert.deepEqual(others.filter(isRequest), []);
+});
+
+test("a request's graph: inputs, then training, then the preview", () => {
+  const plan = requestPlan(REQUEST, "mine", null);
+  const inputs = ["dataset", "params", "model", "sample 0", "sample 1", "sample 2"];
+  assert.deepEqual(keys(plan), [inputs, ["train"], ["preview"]]);
+  check(plan);
+  assert.deepEqual(node(plan, "train").values, { run_name: "mine" });
+  assert.equal(node(plan, "dataset").values.resource, "main/edits.parquet");
+  assert.equal(node(plan, "dataset").values.caption_column, "caption");
+  assert.equal(node(plan, "params").values.steps, 30);
+  assert.deepEqual(node(plan, "model").values, { base_model: "tiny/flux-kontext" });
+});
+
+test("sample prompts are chained in their order, the last one to training", () => {
+  const chain = requestPlan(REQUEST, "mine", null).links.filter(([, output]) => output === "samples");
+  assert.deepEqual(
+    chain.map(([from, , to]) => [from, to]),
+    [
+      ["sample 0", "sample 1"],
+      ["sample 1", "sample 2"],
+      ["sample 2", "train"],
+    ],
+  );
+  const none = requestPlan({ ...REQUEST, training_params: { steps: 1 } }, "mine", null);
+  assert.deepEqual(
+    none.links.filter(([, output]) => output === "samples"),
+    [],
+  );
+});
+
+test("a resumed run's graph also has its settings and its seed", () => {
+  const plan = requestPlan(REQUEST, "mine", { seed: 7, images_root: "pictures" });
+  check(plan);
+  assert.deepEqual(keys(plan)[0].slice(0, 4), ["dataset", "params", "model", "settings"]);
+  assert.deepEqual(node(plan, "train").values, { run_name: "mine", seed: 7 });
+  assert.equal(node(plan, "dataset").values.images_root, "pictures");
+  assert.ok(plan.links.some(([from, , to, input]) => from === "settings" && to === "train" && input === "settings"));
+});
+
+test("a request node is completed with all that training needs", () => {
+  const plan = completionPlan();
+  check(plan, { request: "EditTrainerLoadRequest" });
+  const required = Object.entries(INTERFACE.EditTrainerTrain.inputs.required).filter(([, [type]]) =>
+    type.startsWith("EDIT_"),
+  );
+  const linked = plan.links.filter(([, , to]) => to === "train").map(([, , , input]) => input);
+  assert.deepEqual(
+    required.map(([name]) => name).filter((name) => !linked.includes(name)),
+    [],
+  );
+});
