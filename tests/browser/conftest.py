@@ -1,4 +1,4 @@
-"""A real ComfyUI page in headless Chromium, or the reason why there is none."""
+"""A real ComfyUI page in headless Chromium. The tests are skipped without ComfyUI or Chromium."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 
 @pytest.fixture(scope="session")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with ComfyUI's own example picture in its input folder, as every installation has it."""
+    """A server with ComfyUI's example image in its input folder, as in every installation."""
     comfyui = find_comfyui()
     if comfyui is None:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH to its folder (and COMFYUI_PYTHON to its interpreter)")
     base = tmp_path_factory.mktemp("comfyui")
     settings = base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)
-    # Or the first page shows what a newcomer is shown.
+    # Otherwise the page opens with the tutorial for new users.
     settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), encoding="utf-8")
     server = Server(comfyui, base)
     shutil.copy(comfyui / "input" / "example.png", server.base / "input")
@@ -35,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 @pytest.fixture
 def page(server: Server) -> Iterator[Page]:
-    """The page of the server, ready."""
+    """The server's page, with the pack's nodes registered."""
     browser_path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if browser_path is None or not Path(browser_path).exists():
         pytest.skip("no Chromium found: install it, or set CHROMIUM to its program")

@@ -1,4 +1,4 @@
-"""Column menus, files that are dropped, and requests that are pasted, in the real page."""
+"""Column menus, dropped files and pasted requests in the real page."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ import pytest
 from playwright.sync_api import Page
 
 from ..comfyui.server import PACK, Server
-from .watch import Said, choose_renderer, load, look_at, short_workflow, until
+from .helpers import PageLog, choose_renderer, load, scroll_to, short_workflow, wait_until
 
 RENDERERS = ["classic", "vue"]
 VALUES = """() => Object.fromEntries(app.graph.nodes.find((node) => node.type === 'EditTrainerLoadDataset').widgets
@@ -25,8 +25,8 @@ DROP = """([name, bytes]) => {
 }"""
 
 
-def twelve_columns(path: Path) -> None:
-    """A parquet of twelve columns of mixed types."""
+def write_twelve_columns(path: Path) -> None:
+    """Write a parquet file with twelve columns of different types."""
     image = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
     columns: dict[str, Any] = {f"number_{index}": [index, index] for index in range(4)}
     columns |= {"score": [0.5, 0.1], "is_test": [True, False], "license": ["CC0", "CC0"], "<b>tag</b>": ["x", "y"]}
@@ -40,14 +40,14 @@ def twelve_columns(path: Path) -> None:
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_columns_are_menus_and_any_value_can_be_typed(page: Page, server: Server, renderer: str) -> None:
     choose_renderer(page, renderer)
-    said = Said(page)
-    twelve_columns(server.base / "input" / "twelve.parquet")
+    log = PageLog(page)
+    write_twelve_columns(server.base / "input" / "twelve.parquet")
     workflow = short_workflow("menus", 4, 4)
     dataset = next(node for node in workflow["nodes"] if node["type"] == "EditTrainerLoadDataset")
     dataset["widgets_values"][:4] = ["twelve.parquet", "typed by hand", "", ""]
     load(page, workflow)
-    look_at(page, "EditTrainerLoadDataset")
-    until(lambda: page.get_by_text("2 rows, 12 columns").is_visible(), 30)
+    scroll_to(page, "EditTrainerLoadDataset")
+    wait_until(lambda: page.get_by_text("2 rows, 12 columns").is_visible(), 30)
     values = page.evaluate(VALUES)
     assert [values[name] for name in ("caption_column", "control_image_column")] == ["typed by hand", ""], "as saved"
 
@@ -74,29 +74,30 @@ def test_columns_are_menus_and_any_value_can_be_typed(page: Page, server: Server
     for index in (1, 2, 3):
         page.locator(".edit-trainer-choice input").nth(index).fill("")
     resource.fill("main/twelve.parquet")
-    until(lambda: page.evaluate(VALUES)["image_column"] == "target_img", 30)
+    wait_until(lambda: page.evaluate(VALUES)["image_column"] == "target_img", 30)
     values = page.evaluate(VALUES)
     assert (values["caption_column"], values["control_image_column"]) == ("instruction", "source_img")
-    assert not said.lines
+    assert not log.problems
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_dropped_parquet_is_uploaded_and_shown(page: Page, server: Server, renderer: str) -> None:
     choose_renderer(page, renderer)
-    said = Said(page)
+    log = PageLog(page)
     load(page, short_workflow("dropped", 4, 4))
-    look_at(page, "EditTrainerLoadDataset")
+    scroll_to(page, "EditTrainerLoadDataset")
     data = (PACK / "example_workflows" / "edit_trainer_example.parquet").read_bytes()
     name = f"dropped {renderer} <i>.parquet".replace("<i>", "(1)")
     assert page.evaluate(DROP, [name, list(data)])
-    until(lambda: page.evaluate(VALUES)["resource"] == name, 60)
+    wait_until(lambda: page.evaluate(VALUES)["resource"] == name, 60)
     assert (server.base / "input" / name).read_bytes() == data
-    until(lambda: page.locator(".edit-trainer-first img[src]").count() == 6, 30)
-    until(lambda: page.evaluate(VALUES)["control_image_column"] == "control", 10)
-    assert not said.lines
+    wait_until(lambda: page.locator(".edit-trainer-first img[src]").count() == 6, 30)
+    wait_until(lambda: page.evaluate(VALUES)["control_image_column"] == "control", 10)
+    assert not log.problems
 
 
-def a_request(**params: Any) -> dict[str, Any]:
+def make_request(**params: Any) -> dict[str, Any]:
+    """A fine-tune request for the example dataset."""
     columns = {"caption_column": "caption", "control_image_column": "control", "image_column": "target"}
     return {
         "resource": "main/edit_trainer_example.parquet",
@@ -109,7 +110,7 @@ def a_request(**params: Any) -> dict[str, Any]:
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_request_pasted_into_its_node_trains(page: Page, server: Server, renderer: str) -> None:
     choose_renderer(page, renderer)
-    said = Said(page)
+    log = PageLog(page)
     page.context.grant_permissions(["clipboard-read", "clipboard-write"])
     page.evaluate(
         """() => {
@@ -119,15 +120,15 @@ def test_a_request_pasted_into_its_node_trains(page: Page, server: Server, rende
           app.graph.add(node)
         }"""
     )
-    look_at(page, "EditTrainerLoadRequest")
+    scroll_to(page, "EditTrainerLoadRequest")
     samples = [{"ctrl_img_url": "", "prompt": "add a red frame"}]
-    request = a_request(steps=2, sample_every=2, sample_width=64, sample_height=64, samples=samples)
+    request = make_request(steps=2, sample_every=2, sample_width=64, sample_height=64, samples=samples)
     page.evaluate("(text) => navigator.clipboard.writeText(text)", json.dumps(request, indent=1))
     field = page.locator("textarea:visible").first
     field.click()
     page.keyboard.press("ControlOrMeta+a")
     page.keyboard.press("ControlOrMeta+v")
-    until(lambda: page.evaluate("() => app.graph.nodes.length") == 4, 30)
+    wait_until(lambda: page.evaluate("() => app.graph.nodes.length") == 4, 30)
     assert json.loads(field.input_value()) == request
     page.evaluate(
         """(name) => {
@@ -137,25 +138,27 @@ def test_a_request_pasted_into_its_node_trains(page: Page, server: Server, rende
         }""",
         f"pasted-{renderer}",
     )
-    until(lambda: any(line["run"] == f"pasted-{renderer}" for line in server.get("/edit_trainer/archive")), 120)
-    until(lambda: not server.get("/queue")["queue_running"], 120)
-    whole = server.get(f"/edit_trainer/archive/pasted-{renderer}")
-    assert (whole["state"], whole["step"], whole["base_model"]) == ("finished", 2, "tiny/qwen-image-edit")
-    assert not said.lines
+    wait_until(lambda: any(line["run"] == f"pasted-{renderer}" for line in server.get("/edit_trainer/archive")), 120)
+    wait_until(lambda: not server.get("/queue")["queue_running"], 120)
+    run = server.get(f"/edit_trainer/archive/pasted-{renderer}")
+    assert (run["state"], run["step"], run["base_model"]) == ("finished", 2, "tiny/qwen-image-edit")
+    assert not log.problems
 
 
 def test_a_pasted_request_becomes_a_graph(page: Page, server: Server) -> None:
     choose_renderer(page, "classic")
     page.evaluate("() => app.graph.clear()")
     samples = [{"ctrl_img_url": "", "prompt": "<b>one</b>"}, {"ctrl_img_url": "", "prompt": "two"}]
-    request = a_request(steps=33, learning_rate=0.00005, samples=samples)
+    request = make_request(steps=33, learning_rate=0.00005, samples=samples)
     paste = """(text) => {
       const data = new DataTransfer()
       data.setData('text/plain', text)
       document.body.dispatchEvent(new ClipboardEvent('paste', { clipboardData: data, bubbles: true, cancelable: true }))
     }"""
     page.evaluate(paste, json.dumps(request))
-    until(lambda: page.evaluate("() => app.graph.nodes.some((node) => node.type === 'EditTrainerPreviewSamples')"), 30)
+    wait_until(
+        lambda: page.evaluate("() => app.graph.nodes.some((node) => node.type === 'EditTrainerPreviewSamples')"), 30
+    )
     prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
     kinds: dict[str, list[dict[str, Any]]] = {}
     for node in prompt.values():

@@ -1,5 +1,5 @@
-"""The example workflows of the full-size models, run to their end: their files are small or shallow ones of the same
-layout, their CLIP is ComfyUI's own class at a small size, and few steps are made."""
+"""The example workflows for full-size models, run for a few steps with model files of the same layout but fewer or
+smaller layers, and with ComfyUI's own CLIP class at a small size."""
 
 from __future__ import annotations
 
@@ -25,19 +25,19 @@ WORKFLOWS = {FLUX: "3_train_kontext", QWEN: "4_train_qwen_image_edit"}
 FAMILIES = {FLUX: "flux-kontext", QWEN: "qwen-image-edit"}
 WIDTHS = {FLUX: 64, QWEN: 3584}
 TO_PROMPT = "async (workflow) => { await app.loadGraphData(workflow); return (await app.graphToPrompt()).output }"
-FEW = {"steps": 2, "sample_every": 2, "sample_width": 64, "sample_height": 64, "lora_rank": 4, "lora_alpha": 4}
-SMALL = {"resolution": 64, "control_resolution": "target", "sample_steps": 1}
-ONE_STEP = {
+FEW_STEPS = {"steps": 2, "sample_every": 2, "sample_width": 64, "sample_height": 64, "lora_rank": 4, "lora_alpha": 4}
+SMALL_SIZES = {"resolution": 64, "control_resolution": "target", "sample_steps": 1}
+SHORT_INPUTS = {
     "KSampler": {"steps": 1, "cfg": 1.0},
     "EditTrainerEditImage": {"steps": 1, "guidance": 1.0, "width": 64, "height": 64},
-    "EditTrainerParams": FEW,
+    "EditTrainerParams": FEW_STEPS,
     "EditTrainerLoadDataset": {"resource": "two.parquet"},
 }
 
 
 @pytest.fixture(scope="module")
 def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
-    """A server with the oracle nodes and ComfyUI's example picture."""
+    """A server with the oracle nodes and ComfyUI's example image."""
     comfyui = find_comfyui()
     if comfyui is None:
         pytest.skip("no ComfyUI found: set COMFYUI_PATH to its folder (and COMFYUI_PYTHON to its interpreter)")
@@ -49,8 +49,8 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     server.close()
 
 
-def transformer_of(base_model: str) -> torch.nn.Module:
-    """Kontext at a width of 256, Qwen-Image at its own width, which ComfyUI takes for granted; one block of a kind."""
+def small_transformer(base_model: str) -> torch.nn.Module:
+    """One block of each kind: Kontext at a width of 256, Qwen-Image at its full width, which ComfyUI assumes."""
     if base_model == FLUX:
         return FluxTransformer2DModel(**FLUX_SIZES)
     with torch.device("meta"):
@@ -61,12 +61,12 @@ def transformer_of(base_model: str) -> torch.nn.Module:
     return transformer
 
 
-def shortened(prompt: Prompt, base_model: str) -> tuple[Prompt, dict[str, str]]:
-    """The workflow's prompt with few steps and a small CLIP, and its nodes' ids by class."""
+def shorten(prompt: Prompt, base_model: str) -> tuple[Prompt, dict[str, str]]:
+    """The workflow's prompt with few steps and a small CLIP, and its node ids by class."""
     ids = {entry["class_type"]: name for name, entry in prompt.items()}
-    for kind, inputs in ONE_STEP.items():
+    for kind, inputs in SHORT_INPUTS.items():
         prompt[ids[kind]]["inputs"] |= inputs
-    prompt["settings"] = node("EditTrainerSettings", **SETTINGS | SMALL)
+    prompt["settings"] = node("EditTrainerSettings", **SETTINGS | SMALL_SIZES)
     prompt[ids["EditTrainerTrain"]]["inputs"]["settings"] = ["settings", 0]
     prompt["latent"] = node("EmptySD3LatentImage", width=64, height=64, batch_size=1)
     prompt[ids["KSampler"]]["inputs"]["latent_image"] = ["latent", 0]
@@ -79,13 +79,13 @@ def shortened(prompt: Prompt, base_model: str) -> tuple[Prompt, dict[str, str]]:
 @pytest.mark.parametrize("base_model", [FLUX, QWEN])
 def test_a_full_size_workflow_runs_to_its_end(page: Page, server: Server, base_model: str) -> None:
     workflow = json.loads((PACK / "example_workflows" / f"{WORKFLOWS[base_model]}.json").read_text(encoding="utf-8"))
-    prompt, ids = shortened(page.evaluate(TO_PROMPT, workflow), base_model)
+    prompt, ids = shorten(page.evaluate(TO_PROMPT, workflow), base_model)
     models = server.base / "models"
     for folder in ("diffusion_models", "vae"):
         (models / folder).mkdir(parents=True, exist_ok=True)
     torch.manual_seed(0)
     file = models / "diffusion_models" / prompt[ids["UNETLoader"]]["inputs"]["unet_name"]
-    write(file, "bf16", stored(base_model, transformer_of(base_model)))
+    write(file, "bf16", stored(base_model, small_transformer(base_model)))
     vae = models / "vae" / prompt[ids["VAELoader"]]["inputs"]["vae_name"]
     made = server.run({"vae": node("OracleVaeFile", family=FAMILIES[base_model], file=str(vae))})
     assert made.status == "execution_success", made.details
@@ -95,7 +95,7 @@ def test_a_full_size_workflow_runs_to_its_end(page: Page, server: Server, base_m
     assert result.status == "execution_success", result.details
     assert "2 steps done" in result.text(ids["EditTrainerTrain"])
     assert result.outputs[ids["EditTrainerPreviewSamples"]]["images"]
-    assert len(pictures(server, result.outputs)) == 2, "one of ComfyUI's own graph, one of Edit Image"
+    assert len(saved_images(server, result.outputs)) == 2, "one from ComfyUI's sampler, one from Edit Image"
     log = server.log.read_bytes()[begin:].decode(errors="replace")
     assert "lora key not loaded" not in log
     (lora,) = (server.output / "loras").glob(f"{prompt[ids['EditTrainerTrain']]['inputs']['run_name']}*")
@@ -103,7 +103,7 @@ def test_a_full_size_workflow_runs_to_its_end(page: Page, server: Server, base_m
         assert weights.metadata()["edit_trainer.conditioning"] == "comfyui"
 
 
-def pictures(server: Server, outputs: dict[str, Any]) -> list[Path]:
-    """The files that the nodes have saved in the output folder."""
+def saved_images(server: Server, outputs: dict[str, Any]) -> list[Path]:
+    """Image files that the nodes saved in the output folder."""
     shown = [image for output in outputs.values() for image in output.get("images", []) if image["type"] == "output"]
     return [path for image in shown if (path := server.output / image["subfolder"] / image["filename"]).is_file()]

@@ -1,4 +1,4 @@
-"""The training panel in the real page, in both renderers, while a tiny model really trains."""
+"""The training panel in the real page, in both renderers, while a tiny model trains."""
 
 from __future__ import annotations
 
@@ -9,12 +9,24 @@ from playwright.sync_api import Page
 
 from ..comfyui.graphs import training
 from ..comfyui.server import Server
-from .watch import PANEL, Said, choose_renderer, load, look_at, ours, panel, shoot, short_workflow, until
+from .helpers import (
+    PANEL,
+    PageLog,
+    choose_renderer,
+    load,
+    pack_nodes,
+    read_panel,
+    screenshot,
+    scroll_to,
+    short_workflow,
+    wait_until,
+)
 
 RENDERERS = ["classic", "vue"]
-RELOADED_SECONDS = 2
-MOST_MS, MOST_HEAP = 8, 60e6
-"""Scripting of an interaction (95th percentile), and growth of the heap in bytes, of a long run."""
+MAX_RELOAD_SECONDS = 2
+MAX_MS, MAX_HEAP_BYTES = 8, 60e6
+"""Limits for a long run: scripting time of an interaction (95th percentile), and growth of the JavaScript heap. The
+time is half of a frame at 60 frames a second, so that the page's own drawing has the other half."""
 INJECT = """async () => {
   const node = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
   const image = { filename: 'step-000000-00.png', subfolder: '', type: 'output' }
@@ -28,26 +40,26 @@ INJECT = """async () => {
     phase: 'training', note: '', done: 1, total: 1, step: 20000, steps: 30000, seconds: 1,
     seconds_left: 9, memory: null }
   window.many = { last: 20000, base, lists, from }
-  const whole = { ...base, ...lists(points, samples), from: from(0, 0) }
-  window.comfyAPI.api.api.dispatchCustomEvent('edit_trainer.run', whole)
+  const message = { ...base, ...lists(points, samples), from: from(0, 0) }
+  window.comfyAPI.api.api.dispatchCustomEvent('edit_trainer.run', message)
   await new Promise((done) => setTimeout(done, 500))
 }"""
 INTERACT = """async () => {
   const { api } = window.comfyAPI.api
   const { base, lists, from } = many
   const frame = () => new Promise((done) => requestAnimationFrame(() => setTimeout(done)))
-  // All the work of an interaction: the handler, and the callbacks of the next frame that it asked for.
-  const asked = []
+  // The full work of an interaction: its handler, and the callbacks that this requests for the next frame.
+  const requested = []
   const request = window.requestAnimationFrame
   const times = []
   const measured = async (act) => {
-    asked.length = 0
-    window.requestAnimationFrame = (callback) => (asked.push(callback), 0)
-    const begun = performance.now()
+    requested.length = 0
+    window.requestAnimationFrame = (callback) => (requested.push(callback), 0)
+    const start = performance.now()
     act()
     window.requestAnimationFrame = request
-    for (const callback of asked.splice(0)) callback(performance.now())
-    times.push(performance.now() - begun)
+    for (const callback of requested.splice(0)) callback(performance.now())
+    times.push(performance.now() - start)
     await frame()
   }
   const canvas = document.querySelector('.edit-trainer-chart-canvas')
@@ -72,27 +84,27 @@ INTERACT = """async () => {
 FRAMES = """async () => {
   const frame = () => new Promise((done) => requestAnimationFrame(done))
   await frame()
-  const begun = performance.now()
+  const start = performance.now()
   for (let index = 0; index < 90; index++) {
     app.canvas.ds.offset[0] += index % 2 ? 4 : -4
     app.canvas.setDirty(true, true)
     await frame()
   }
-  return (performance.now() - begun) / 90
+  return (performance.now() - start) / 90
 }"""
-"""Mean milliseconds of a frame while the canvas is moved."""
+"""Mean duration of a frame in milliseconds while the canvas is panned."""
 
-HELD = """() => {
+LOADED_IMAGES = """() => {
   const images = [...document.querySelectorAll('.edit-trainer-panel img[src]')]
   const bytes = images.map(({ naturalWidth, naturalHeight }) => 4 * naturalWidth * naturalHeight)
   return { count: images.length, bytes: bytes.reduce((sum, one) => sum + one, 0) }
 }"""
-"""Pictures that the panel holds, and their bytes decoded."""
-MOST_PICTURES, MOST_PICTURE_BYTES = 150, 16e6
+"""Images loaded in the panel, and the size of their pixels in bytes."""
+MAX_IMAGES, MAX_IMAGE_BYTES = 150, 16e6
 
 
 def heap_bytes(page: Page) -> float:
-    """What the page's JavaScript holds, after collection."""
+    """Size of the page's JavaScript heap in bytes, after garbage collection."""
     session = page.context.new_cdp_session(page)
     session.send("Performance.enable")
     session.send("HeapProfiler.collectGarbage")
@@ -102,65 +114,69 @@ def heap_bytes(page: Page) -> float:
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_a_run_is_seen_from_caching_to_the_final_grid(page: Page, server: Server, renderer: str) -> None:
+def test_the_panel_follows_a_run_from_caching_to_the_last_sample(page: Page, server: Server, renderer: str) -> None:
     choose_renderer(page, renderer)
-    said = Said(page)
+    log = PageLog(page)
     load(page, short_workflow(f"seen-{renderer}", 24, 8))
-    until(lambda: page.locator(PANEL).is_visible())
-    assert panel(page)["state"] == "empty"
+    wait_until(lambda: page.locator(PANEL).is_visible())
+    assert read_panel(page)["state"] == "empty"
     before = page.evaluate("() => JSON.stringify(app.graph.serialize())")
     page.get_by_test_id("queue-button").click() if page.get_by_test_id("queue-button").count() else page.evaluate(
         "() => app.queuePrompt(0, 1)"
     )
-    first = until(lambda: (shown := panel(page))["state"] == "running" and shown)
-    shoot(page, f"{renderer}-1")
-    middle = until(lambda: (shown := panel(page))["step"] >= 10 and shown["small"] >= 4 and shown)
-    shoot(page, f"{renderer}-2")
+    first = wait_until(lambda: (shown := read_panel(page))["state"] == "running" and shown)
+    screenshot(page, f"{renderer}-1")
+    middle = wait_until(
+        lambda: (
+            (shown := read_panel(page))["step"] >= 10 and shown["small"] >= 4 and shown["phase"] == "Training" and shown
+        )
+    )
+    screenshot(page, f"{renderer}-2")
     assert middle["left"] and 0 < middle["bar"] < 1
 
     page.reload()
     page.wait_for_selector(PANEL, state="attached")
-    begun = time.monotonic()
-    reloaded = until(lambda: (shown := panel(page))["step"] and shown, 60)
-    assert time.monotonic() - begun < RELOADED_SECONDS
+    start = time.monotonic()
+    reloaded = wait_until(lambda: (shown := read_panel(page))["step"] and shown, 60)
+    assert time.monotonic() - start < MAX_RELOAD_SECONDS
     assert reloaded["step"] >= middle["step"]
     assert reloaded["small"] >= middle["small"]
-    look_at(page, "EditTrainerTrain")
+    scroll_to(page, "EditTrainerTrain")
 
-    last = until(lambda: (shown := panel(page))["state"] == "finished" and shown)
-    shoot(page, f"{renderer}-3")
+    last = wait_until(lambda: (shown := read_panel(page))["state"] == "finished" and shown)
+    screenshot(page, f"{renderer}-3")
     assert (last["step"], last["bar"], last["small"]) == (24, 1, 8), "two prompts, steps 0, 8, 16 and 24"
     snapshot = server.get("/edit_trainer/runs/6")
     assert [step for step, _ in snapshot["points"]] == list(range(1, 25))
     assert first["phase"] != middle["phase"] != last["phase"]
     after = page.evaluate("() => JSON.stringify(app.graph.serialize())")
-    assert ours(before) == ours(after)
-    assert not said.lines
-    assert not said.hosts
+    assert pack_nodes(before) == pack_nodes(after)
+    assert not log.problems
+    assert not log.other_hosts
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_sample_now_stop_and_cancel(page: Page, server: Server, renderer: str) -> None:
     choose_renderer(page, renderer)
-    said = Said(page)
+    log = PageLog(page)
     load(page, short_workflow(f"pressed-{renderer}", 5000, 5000))
     page.evaluate("() => app.queuePrompt(0, 1)")
-    until(lambda: panel(page)["step"] >= 2)
+    wait_until(lambda: read_panel(page)["step"] >= 2)
     page.get_by_role("button", name="Sample now").click()
-    until(lambda: panel(page)["small"] == 4)
+    wait_until(lambda: read_panel(page)["small"] == 4)
     page.get_by_role("button", name="Stop and save").click()
-    stopped = until(lambda: (shown := panel(page))["state"] == "stopped" and shown)
+    stopped = wait_until(lambda: (shown := read_panel(page))["state"] == "stopped" and shown)
     assert f"step {stopped['step']} is saved" in stopped["message"]
     folder = server.output / "edit_trainer" / f"pressed-{renderer}"
     assert (folder / "checkpoints" / f"step-{stopped['step']:06d}").is_dir()
-    until(lambda: not server.get("/queue")["queue_running"])
+    wait_until(lambda: not server.get("/queue")["queue_running"])
 
     page.evaluate("() => app.queuePrompt(0, 1)")
-    until(lambda: (shown := panel(page))["state"] == "running" and shown["step"] > stopped["step"])
+    wait_until(lambda: (shown := read_panel(page))["state"] == "running" and shown["step"] > stopped["step"])
     server.interrupt()
-    cancelled = until(lambda: (shown := panel(page))["state"] == "stopped" and shown)
+    cancelled = wait_until(lambda: (shown := read_panel(page))["state"] == "stopped" and shown)
     assert cancelled["step"] > stopped["step"]
-    assert not said.lines
+    assert not log.problems
 
 
 def test_names_are_text_and_never_markup(page: Page, server: Server) -> None:
@@ -189,22 +205,22 @@ def test_names_are_text_and_never_markup(page: Page, server: Server) -> None:
           }
         }"""
     )
-    until(lambda: panel(page)["state"] == "failed")
+    wait_until(lambda: read_panel(page)["state"] == "failed")
     page.locator(".edit-trainer-picture").first.dispatch_event("click")
     page.wait_for_selector("dialog.edit-trainer-viewer")
     time.sleep(1)
     assert page.evaluate("harmed") == 0
     assert page.evaluate("document.querySelectorAll('.edit-trainer script').length") == 0
     assert "<img src=x" in page.locator(".edit-trainer-viewer h2").inner_text()
-    assert "<img src=x" in panel(page)["message"]
+    assert "<img src=x" in read_panel(page)["message"]
 
 
-def test_of_a_thousand_samples_few_pictures_are_held(page: Page, server: Server) -> None:
+def test_few_of_a_thousand_samples_are_loaded(page: Page, server: Server) -> None:
     choose_renderer(page, "classic")
-    result = server.run(training(run_name="held"))
+    result = server.run(training(run_name="thousand"))
     assert result.status == "execution_success", result.details
-    load(page, short_workflow("held", 4, 4))
-    until(lambda: page.locator(".edit-trainer-small img[src]").count(), 30)
+    load(page, short_workflow("thousand", 4, 4))
+    wait_until(lambda: page.locator(".edit-trainer-small img[src]").count(), 30)
     page.evaluate(
         """() => {
           const node = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
@@ -213,52 +229,52 @@ def test_of_a_thousand_samples_few_pictures_are_held(page: Page, server: Server)
           const samples = Array.from({ length: 1000 }, (_, step) => ({ step, ...sample }))
           const from = { points: 0, samples: 0, checkpoints: 0, warnings: 0 }
           window.comfyAPI.api.api.dispatchCustomEvent('edit_trainer.run', {
-            id: 'held', node_id: String(node.id), run: 'held', state: 'running', status: '', plan: '',
+            id: 'thousand', node_id: String(node.id), run: 'thousand', state: 'running', status: '', plan: '',
             phase: 'training', note: '', done: 1, total: 1, step: 1000, steps: 1000, seconds: 1,
             seconds_left: 0, memory: null, points: [], samples, checkpoints: [], warnings: [], from,
           })
         }"""
     )
-    until(lambda: page.locator(".edit-trainer-small").count() == 1000, 30)
-    strip, most, loaded = page.locator(".edit-trainer-strip"), 0, 0
+    wait_until(lambda: page.locator(".edit-trainer-small").count() == 1000, 30)
+    strip, most, reads = page.locator(".edit-trainer-strip"), 0, 0
     for top in range(0, strip.evaluate("(strip) => strip.scrollHeight"), 150):
         strip.evaluate("(strip, top) => (strip.scrollTop = top)", top)
         page.wait_for_timeout(60)
-        held = page.evaluate(HELD)
-        most, loaded = max(most, held["count"]), loaded + 1
-        assert held["bytes"] <= MOST_PICTURE_BYTES
-    assert loaded > 20
-    assert 30 < most <= MOST_PICTURES
+        loaded_now = page.evaluate(LOADED_IMAGES)
+        most, reads = max(most, loaded_now["count"]), reads + 1
+        assert loaded_now["bytes"] <= MAX_IMAGE_BYTES
+    assert reads > 20
+    assert 30 < most <= MAX_IMAGES
     last = page.locator(".edit-trainer-small img").nth(999)
-    until(lambda: last.evaluate("(image) => image.naturalWidth") > 0, 10)
+    wait_until(lambda: last.evaluate("(image) => image.naturalWidth") > 0, 10)
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_many_points_and_samples_stay_light(page: Page, server: Server, renderer: str) -> None:
-    """20 000 loss points and 60 samples: what the pack's own code takes when it is drawn, hovered and scrubbed."""
+    """Drawing, hovering and scrubbing 20 000 loss points and 60 samples stays within time and memory limits."""
     choose_renderer(page, renderer)
     load(page, short_workflow("many", 10, 10))
-    until(lambda: page.locator(PANEL).is_visible())
+    wait_until(lambda: page.locator(PANEL).is_visible())
     heap = heap_bytes(page)
     page.evaluate(INJECT)
     rounds = [page.evaluate(INTERACT) for _ in range(3)]
     grown = heap_bytes(page) - heap
-    # Each interaction's best of three: other programs on the machine make it slower, never faster.
+    # The best of three rounds for each interaction: other load on the machine only ever adds time.
     times = sorted(map(min, zip(*(figures["times"] for figures in rounds), strict=True)))
     p95 = times[len(times) * 95 // 100]
-    once = [sorted(figures["times"])[len(times) * 95 // 100] for figures in rounds]
-    # By turns: what else the machine does goes into both.
+    single = [sorted(figures["times"])[len(times) * 95 // 100] for figures in rounds]
+    # Alternating, so that other load on the machine affects both.
     frames = {"": [], "none": []}
     for display in (*frames, *frames, *frames, *frames):
         page.evaluate("(display) => { document.querySelector('.edit-trainer-panel').style.display = display }", display)
         frames[display].append(page.evaluate(FRAMES))
     with_panel, without = map(min, frames.values())
     print(
-        f"{renderer}: {p95:.1f} ms (95 %), each round for itself {once}, {times[-1]:.1f} ms at most, "
+        f"{renderer}: {p95:.1f} ms (95 %), single rounds {single}, {times[-1]:.1f} ms at most, "
         f"heap {grown / 1e6:+.1f} MB, frame {with_panel:.2f} ms, without the panel {without:.2f}"
     )
     assert with_panel <= 1.1 * without
     assert rounds[-1]["pictures"] == 60
     assert rounds[-1]["label"].startswith("20,180")
-    assert p95 <= MOST_MS
-    assert grown < MOST_HEAP
+    assert p95 <= MAX_MS
+    assert grown < MAX_HEAP_BYTES

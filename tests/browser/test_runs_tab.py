@@ -1,4 +1,4 @@
-"""The runs tab in the real page: runs listed, opened, compared, resumed, and their LoRA dragged into the graph."""
+"""The runs tab in the real page: listing, opening, comparing and resuming runs, and dragging out a LoRA."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from ..comfyui.graphs import training
 from ..comfyui.server import Server
-from .watch import Said, choose_renderer, until
+from .helpers import PageLog, choose_renderer, wait_until
 
 RUNS = ("tab-one", "tab-two")
 NODES = """() => app.graph.nodes.map((node) => ({
@@ -18,7 +18,7 @@ NODES = """() => app.graph.nodes.map((node) => ({
   values: Object.fromEntries((node.widgets ?? []).filter(({ name }) => !name.startsWith('$$'))
     .map((widget) => [widget.name, widget.value])),
 }))"""
-"""But the page's own widgets, as that of a preview."""
+"""All nodes with their widgets, except those that the page adds itself, such as a preview."""
 
 
 @pytest.fixture(scope="module")
@@ -44,20 +44,20 @@ def nodes(page: Page, kind: str) -> list[dict[str, Any]]:
     return [node for node in page.evaluate(NODES) if node["type"] == kind]
 
 
-def values_of(page: Page) -> list[tuple[str, dict[str, Any]]]:
-    """All nodes by what they do; a page may move them when it loads a graph."""
+def node_values(page: Page) -> list[tuple[str, dict[str, Any]]]:
+    """Types and widget values of all nodes. Positions are left out: the page may move nodes when it loads a graph."""
     return [(node["type"], node["values"]) for node in page.evaluate(NODES)]
 
 
 @pytest.mark.parametrize("renderer", ["classic", "vue"])
 def test_runs_are_listed_opened_and_compared(page: Page, server: Server, runs, renderer: str) -> None:
-    said = Said(page)
+    log = PageLog(page)
     open_tab(page, renderer)
     for name, steps in zip(runs, (4, 6), strict=True):
         expect(row(page, name)).to_contain_text(f"{steps} / {steps}")
         expect(row(page, name)).to_contain_text("tiny/flux-kontext")
         thumbnail = row(page, name).locator("img")
-        until(lambda shown=thumbnail: shown.evaluate("(image) => image.naturalWidth") > 0, 30)
+        wait_until(lambda shown=thumbnail: shown.evaluate("(image) => image.naturalWidth") > 0, 30)
 
     row(page, runs[0]).get_by_role("button", name="Open").click()
     dialog = page.locator("dialog.edit-trainer-compare")
@@ -77,20 +77,20 @@ def test_runs_are_listed_opened_and_compared(page: Page, server: Server, runs, r
     page.keyboard.press("Escape")
     row(page, runs[0]).get_by_role("checkbox").uncheck()
     expect(compare).to_be_disabled()
-    assert not said.lines
-    assert not said.hosts
+    assert not log.problems
+    assert not log.other_hosts
 
 
 @pytest.mark.parametrize("renderer", ["classic", "vue"])
 def test_a_run_is_resumed_from_the_list(page: Page, server: Server, runs, renderer: str) -> None:
-    said = Said(page)
+    log = PageLog(page)
     open_tab(page, renderer)
     row(page, runs[0]).get_by_role("button", name="Resume").click()
-    until(lambda: nodes(page, "EditTrainerPreviewSamples"), 30)
+    wait_until(lambda: nodes(page, "EditTrainerPreviewSamples"), 30)
     (train,) = nodes(page, "EditTrainerTrain")
     (params,) = nodes(page, "EditTrainerParams")
     assert train["values"]["run_name"] == runs[0]
-    until(lambda: page.locator(".edit-trainer-panel").get_attribute("data-state") == "finished", 30)
+    wait_until(lambda: page.locator(".edit-trainer-panel").get_attribute("data-state") == "finished", 30)
     reached = server.get(f"/edit_trainer/archive/{runs[0]}")["step"]
     assert params["values"]["steps"] == reached
     page.evaluate(
@@ -101,18 +101,18 @@ def test_a_run_is_resumed_from_the_list(page: Page, server: Server, runs, render
         }""",
         reached + 2,
     )
-    resumed = until(lambda: (whole := server.get(f"/edit_trainer/archive/{runs[0]}"))["step"] > reached and whole)
-    until(lambda: not server.get("/queue")["queue_running"], 120)
-    assert [step for step, _ in resumed["points"]][: reached + 1] == list(range(1, reached + 2)), "not begun anew"
+    resumed = wait_until(lambda: (run := server.get(f"/edit_trainer/archive/{runs[0]}"))["step"] > reached and run)
+    wait_until(lambda: not server.get("/queue")["queue_running"], 120)
+    assert [step for step, _ in resumed["points"]][: reached + 1] == list(range(1, reached + 2)), "not started again"
     assert [line["run"] for line in server.get("/edit_trainer/archive") if line["run"].startswith(runs[0])] == [runs[0]]
 
     page.evaluate("() => { app.graph.nodes[0].title = 'renamed by hand'; app.queuePrompt(0, 1) }")
-    until(lambda: server.get("/history", max_items="1"), 30)
-    queued = values_of(page)
+    wait_until(lambda: server.get("/history", max_items="1"), 30)
+    queued = node_values(page)
     page.evaluate("() => app.graph.clear()")
     row(page, runs[0]).get_by_role("button", name="Resume").click()
-    assert until(lambda: values_of(page) == queued, 30), "the graph that it was queued from"
-    assert not said.lines
+    assert wait_until(lambda: node_values(page) == queued, 30), "the workflow that it was queued from"
+    assert not log.problems
 
 
 @pytest.mark.parametrize("renderer", ["classic", "vue"])
@@ -122,7 +122,7 @@ def test_its_lora_is_dragged_into_the_graph(page: Page, server: Server, runs, re
     row(page, runs[1]).get_by_role("button", name="LoRA").drag_to(
         page.locator("#graph-canvas"), target_position={"x": 1100, "y": 500}, force=True
     )
-    (loader,) = until(lambda: nodes(page, "LoraLoaderModelOnly"), 30)
+    (loader,) = wait_until(lambda: nodes(page, "LoraLoaderModelOnly"), 30)
     assert loader["values"]["lora_name"] == lora
     x, y = page.evaluate("([x, y]) => app.canvas.convertOffsetToCanvas([x, y])", loader["pos"])
     assert abs(x - 1100) < 60 and abs(y - 500) < 60, "where it was dropped"

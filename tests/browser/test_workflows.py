@@ -1,4 +1,4 @@
-"""The example workflows in the real page: they load whole, and the tiny ones run when Run is pressed."""
+"""The example workflows in the real page: all of them load completely, and those of the tiny models run."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from playwright.sync_api import Page
 from ..comfyui.server import PACK, Server
 
 WORKFLOWS = sorted((PACK / "example_workflows").glob("*.json"))
-TINY = [path for path in WORKFLOWS if path.stem[0] in "12"]
+TINY_WORKFLOWS = [path for path in WORKFLOWS if path.stem[0] in "12"]
 MODEL_FILES = (".safetensors", ".gguf", ".pth")
 RUN_SECONDS = 900
 
@@ -39,13 +39,13 @@ LOADED = """async (workflow) => {
 
 
 def load(page: Page, path: Path) -> tuple[dict[str, Any], dict[int, dict[str, Any]]]:
-    """The workflow as it lies in its file, and its nodes by id as the page has made them."""
+    """The workflow in the file, and the nodes that the page created from it, by id."""
     workflow = json.loads(path.read_text(encoding="utf-8"))
     return workflow, {int(node["id"]): node for node in page.evaluate(LOADED, workflow)}
 
 
 @pytest.mark.parametrize("path", WORKFLOWS, ids=lambda path: path.stem)
-def test_a_workflow_loads_whole(page: Page, path: Path) -> None:
+def test_a_workflow_loads_completely(page: Page, path: Path) -> None:
     workflow, nodes = load(page, path)
     assert len(nodes) == len(workflow["nodes"])
     for node in workflow["nodes"]:
@@ -68,12 +68,12 @@ def test_a_workflow_has_a_thumbnail(path: Path) -> None:
     assert path.with_suffix(".jpg").is_file()
 
 
-@pytest.mark.parametrize("path", TINY, ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", TINY_WORKFLOWS, ids=lambda path: path.stem)
 def test_a_tiny_workflow_runs_when_run_is_pressed(page: Page, server: Server, path: Path) -> None:
     load(page, path)
     page.evaluate("() => app.queuePrompt(0, 1)")
     end = time.monotonic() + RUN_SECONDS
-    while not (done := [entry for entry in server.get("/history").values() if path_of(entry) == path]):
+    while not (done := [entry for entry in server.get("/history").values() if workflow_path(entry) == path]):
         assert time.monotonic() < end, server.log.read_text(errors="replace")[-2000:]
         time.sleep(1)
     entry = done[0]
@@ -88,12 +88,12 @@ def test_a_tiny_workflow_runs_when_run_is_pressed(page: Page, server: Server, pa
 
 
 def run_name(entry: dict[str, Any]) -> str | None:
-    """Of the training in a finished prompt."""
+    """Run name of a finished prompt's training; None if it has none."""
     kinds = {node["class_type"]: node for node in entry["prompt"][2].values()}
     return kinds["EditTrainerTrain"]["inputs"]["run_name"] if "EditTrainerTrain" in kinds else None
 
 
-def path_of(entry: dict[str, Any]) -> Path | None:
-    """The workflow file that a finished prompt came from."""
-    names: dict[str | None, Path] = {"tiny-frame": TINY[0], "tiny-request": TINY[1]}
+def workflow_path(entry: dict[str, Any]) -> Path | None:
+    """Workflow file that a finished prompt came from."""
+    names: dict[str | None, Path] = {"tiny-frame": TINY_WORKFLOWS[0], "tiny-request": TINY_WORKFLOWS[1]}
     return names.get(run_name(entry))
