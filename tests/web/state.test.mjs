@@ -96,6 +96,8 @@ test("the smoothed loss starts at the first value, follows a trend and outlives 
   const whole = new RunState();
   whole.reset(snapshot({ points: state.run.points }));
   assert.deepEqual(whole.smoothed, state.smoothed);
+  state.reset(snapshot({ id: "b", points: [[1, 7]] }));
+  assert.deepEqual(state.smoothed, [7]);
 });
 
 test("one outlier moves a long run's smoothed loss by a fiftieth", () => {
@@ -109,10 +111,10 @@ test("the progress bar counts steps, and before the first one its phase", () => 
   const cases = [
     [{ phase: "caching", done: 3, total: 4, steps: 10 }, 0.75],
     [{ phase: "loading", done: 0, total: 0 }, 0],
-    [{ phase: "training", done: 0, total: 10, steps: 10 }, 0],
+    [{ phase: "training", done: 1, total: 1, steps: 10 }, 0],
     [{ phase: "sampling", done: 1, total: 2, step: 5, steps: 10 }, 0.5],
     [{ state: "stopped", phase: "caching", done: 4, total: 4, steps: 10 }, 0],
-    [{ state: "finished", phase: "saving", step: 10, steps: 10 }, 1],
+    [{ state: "finished", phase: "saving", done: 0, total: 1 }, 1],
   ];
   for (const [run, fraction] of cases) assert.equal(progressFraction(snapshot(run)), fraction, JSON.stringify(run));
 });

@@ -73,7 +73,7 @@ export class RunState {
   #smooth() {
     const points = this.run?.points ?? [];
     for (let index = this.smoothed.length; index < points.length; index++) {
-      const previous = index ? this.smoothed[index - 1] : points[0][1];
+      const previous = this.smoothed[index - 1] ?? points[0][1];
       const weight = Math.max(1 / SMOOTHING_STEPS, 1 / (1 + 0.15 * index));
       this.smoothed.push(previous + (points[index][1] - previous) * weight);
     }
