@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import contextlib
 import io
 import struct
 import subprocess
@@ -236,7 +237,6 @@ def test_damaged_and_foreign_data_is_refused(data):
     assert "\n" not in str(caught.value)
 
 
-@pytest.mark.filterwarnings("ignore::UserWarning")
 @pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP"])
 def test_flipped_bytes_never_raise_anything_else(kind):
     data = encoded(picture(40, 30), kind)
@@ -246,10 +246,9 @@ def test_flipped_bytes_never_raise_anything_else(kind):
         for place in random.integers(0, len(data), 4):
             broken[place] = random.integers(0, 256)
         for look in (decode_image, image_size):
-            try:
+            with warnings.catch_warnings(), contextlib.suppress(BadImage):
+                warnings.simplefilter("ignore", UserWarning)
                 look(bytes(broken))
-            except BadImage:
-                continue
 
 
 def test_images_a_person_names(tmp_path, monkeypatch):
