@@ -95,6 +95,7 @@ def assert_encoded_alone(encoder: Encoder, dataset: EditDataset, examples: list[
             torch.testing.assert_close(encoder.latents(key), family.encode(codec, image), **close)
 
 
+@pytest.mark.slow
 def test_examples_are_in_order_and_their_latents_their_own(tiny, tmp_path):
     dataset, encoder = write_pairs(tmp_path, 25), new_encoder(tiny, tmp_path / "cache")
     told = []
@@ -129,6 +130,7 @@ def test_the_count_of_threads_is_as_before(tiny, tmp_path):
         assert executor.submit(torch.get_num_threads).result() == torch.get_num_threads() == before
 
 
+@pytest.mark.slow
 def test_bad_rows_in_the_middle_are_left_out_and_named(tiny, tmp_path, monkeypatch):
     monkeypatch.setattr("trainer.data.validation.SAMPLED_ROWS", 2)
     dataset = write_pairs(tmp_path, 25, {("after", 7): BROKEN, ("before", 12): BROKEN, ("after", 13): BROKEN})
@@ -161,6 +163,7 @@ def test_equal_images_are_prepared_once_and_bad_ones_are_bad_in_every_row(tiny, 
     assert_encoded_alone(encoder, dataset, examples, rtol=0, atol=0)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("way", ["stop", "close"])
 def test_stopped_in_the_middle_the_cache_can_be_used(tiny, tmp_path, way):
     dataset, encoder = write_pairs(tmp_path, 30), new_encoder(tiny, tmp_path / "cache")
@@ -181,6 +184,7 @@ def test_stopped_in_the_middle_the_cache_can_be_used(tiny, tmp_path, way):
     assert_encoded_alone(again, dataset, drain(again.examples(dataset, RunControl())), rtol=0, atol=0)
 
 
+@pytest.mark.slow
 def test_only_so_many_images_are_prepared_ahead(tiny, tmp_path, monkeypatch):
     dataset, encoder = write_pairs(tmp_path, 40), new_encoder(tiny, tmp_path / "cache")
     monkeypatch.setattr(encode, "AHEAD_PIXELS", 3 * 2 * 64 * 64)
@@ -216,6 +220,7 @@ class FullBatches(LatentEncoder):
         return self._most.get(size, 4)
 
 
+@pytest.mark.slow
 def test_batches_of_one_size_give_what_single_images_give(tiny, tmp_path, monkeypatch):
     dataset, encoder = write_pairs(tmp_path, 25), new_encoder(tiny, tmp_path / "cache")
     monkeypatch.setattr(encode, "LatentEncoder", FullBatches)
@@ -257,6 +262,7 @@ def test_pictures_that_wait_for_others_are_bounded(tiny, tmp_path, monkeypatch):
     assert all(key in encoder.cache for key in keys)
 
 
+@pytest.mark.slow
 def test_addresses_are_fetched_by_several_threads(tiny, tmp_path):
     with image_server() as server:
         asking, most, lock = 0, 0, threading.Lock()

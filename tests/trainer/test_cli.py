@@ -90,6 +90,7 @@ def test_options_win_over_the_settings_file(tmp_path: Path) -> None:
     )
 
 
+@pytest.mark.slow
 def test_train_stop_go_on_and_edit(request_file: Path, tmp_path: Path) -> None:
     run = tmp_path / "runs" / "frame"
     arguments = ("train", request_file, "--out", run, "--sample-steps", 2)
@@ -157,6 +158,7 @@ def test_inspect_says_which_columns_to_name(tmp_path: Path, capsys: pytest.Captu
     assert "--control-image-column, --image-column" in capsys.readouterr().out
 
 
+@pytest.mark.slow
 def test_a_console_without_unicode_shows_something(
     request_file: Path, capfd: pytest.CaptureFixture[str], tmp_path: Path
 ) -> None:

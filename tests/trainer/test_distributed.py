@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from trainer.training.checkpoint import last_step
 
+pytestmark = pytest.mark.slow
+
 REPO = Path(__file__).parents[2]
 FAMILIES = ("flux-kontext", "qwen-image-edit")
 TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")

@@ -51,6 +51,7 @@ def change(runs, column: str, row: int, value) -> None:
     pq.write_table(pa.table(table), runs.parquet)
 
 
+@pytest.mark.slow
 def test_a_second_run_on_the_same_data_encodes_nothing(model, runs, counts):
     same = {"cache_text_embeddings": True, "samples": [{"ctrl_img_url": "", "prompt": "x"}], "steps": 1}
     runs.run(model, "first", **same)
@@ -59,6 +60,7 @@ def test_a_second_run_on_the_same_data_encodes_nothing(model, runs, counts):
     assert counts() == (0, 0)
 
 
+@pytest.mark.slow
 def test_without_text_caching_a_second_run_encodes_no_image(model, runs, counts):
     runs.run(model, "first", steps=6, cache_text_embeddings=False)
     assert counts() == (12, 6)
@@ -66,6 +68,7 @@ def test_without_text_caching_a_second_run_encodes_no_image(model, runs, counts)
     assert counts() == (0, 6)
 
 
+@pytest.mark.slow
 def test_a_changed_image_or_caption_is_encoded_anew(model, runs, counts):
     same = {"cache_text_embeddings": True, "steps": 1}
     runs.run(model, "first", **same)
@@ -81,6 +84,7 @@ def test_a_changed_image_or_caption_is_encoded_anew(model, runs, counts):
     assert counts() == (1, 1 if model.family.text_sees_control else 0)
 
 
+@pytest.mark.slow
 def test_another_size_or_policy_is_encoded_anew(model, runs, counts):
     runs.write(size=(96, 64))
     runs.run(model, "first", steps=1, cache_text_embeddings=True)
@@ -100,6 +104,7 @@ def test_another_size_or_policy_is_encoded_anew(model, runs, counts):
     assert texts == (6 if model.family.text_sees_control else 0)
 
 
+@pytest.mark.slow
 def test_a_damaged_cache_entry_is_encoded_again(kontext, runs, counts):
     runs.run(kontext, "first", steps=1, cache_text_embeddings=True)
     counts()
@@ -115,6 +120,7 @@ def test_equal_captions_and_images_are_encoded_once(kontext, runs, counts):
     assert counts() == (12, 1)
 
 
+@pytest.mark.slow
 def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypatch):
     """Every example that is trained on has the latents of its own pictures and the conditioning of its own caption."""
     import torch
@@ -156,6 +162,7 @@ def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypa
     assert {example.row for batch in batches for example in batch.examples} == set(range(7))
 
 
+@pytest.mark.slow
 def test_rows_found_bad_while_caching_stop_or_are_skipped(kontext, runs, monkeypatch):
     monkeypatch.setattr("trainer.data.validation.SAMPLED_ROWS", 2)
     runs.write()

@@ -50,6 +50,7 @@ def drawn(model, control, **how):
             return np.asarray(end.value, dtype=int)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["ours", "kohya"])
 def test_the_first_sample_is_the_files_and_the_training_goes_on_from_it(model, runs, tmp_path, kind):
     file, pairs = written(model, tmp_path / "files", kind)
@@ -72,6 +73,7 @@ def test_the_first_sample_is_the_files_and_the_training_goes_on_from_it(model, r
         assert not torch.equal(delta, b @ a)
 
 
+@pytest.mark.slow
 def test_both_ways_of_writing_it_give_the_same_training(model, runs, tmp_path):
     for kind in ("ours", "kohya"):
         file, _ = written(model, tmp_path / "files", kind)
@@ -129,6 +131,7 @@ def test_what_does_not_fit_the_training_is_refused_before_anything_is_loaded(mod
     refused("cannot be trained at all", init_lora=every, lora_rank=4)
 
 
+@pytest.mark.slow
 def test_the_run_follows_the_files_content_not_its_place(kontext, runs, tmp_path):
     file, _ = written(kontext, tmp_path / "files")
     copy = tmp_path / "copy.safetensors"

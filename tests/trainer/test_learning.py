@@ -10,6 +10,8 @@ from trainer.cli import demo
 from trainer.cli.main import main
 from trainer.tiny.shapes import BASE_EDITS, TAUGHT_EDITS
 
+pytestmark = pytest.mark.slow
+
 BASES = ("tiny/flux-kontext", "tiny/qwen-image-edit")
 
 

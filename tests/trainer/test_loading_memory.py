@@ -17,6 +17,8 @@ from trainer.single_file.key_mapping import to_stored
 
 from ..single_files import FLUX
 
+pytestmark = pytest.mark.slow
+
 WIDTHS = {"num_layers": 3, "num_single_layers": 7, "guidance_embeds": True}
 """Full width, so many blocks that bf16 takes 4 GB."""
 LARGEST = 7 * 3072 * 3072

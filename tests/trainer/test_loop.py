@@ -13,6 +13,7 @@ from trainer.events import Checkpoint, Finished, Notice, Progress, RunControl, S
 from trainer.training.checkpoint import last_step
 
 
+@pytest.mark.slow
 def test_a_run_tells_everything_and_leaves_its_folder(model, runs):
     samples = [{"ctrl_img_url": "", "prompt": "invert it"}, {"ctrl_img_url": "", "prompt": "again"}]
     events = runs.run(model, samples=samples)
@@ -53,6 +54,7 @@ def test_a_run_tells_everything_and_leaves_its_folder(model, runs):
     assert len(runs.losses()) == 4
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("cached", [False, True])
 def test_interrupted_anywhere_and_resumed_is_never_interrupted(model, runs, cached):
     same = {"batch_size": 2, "gradient_accumulation": 2, "steps": 3, "cache_text_embeddings": cached}
@@ -81,12 +83,14 @@ def test_interrupted_anywhere_and_resumed_is_never_interrupted(model, runs, cach
         )
 
 
+@pytest.mark.slow
 def test_text_embeddings_cached_or_not_give_the_same_losses(model, runs):
     runs.run(model, "plain", steps=5, batch_size=2, cache_text_embeddings=False)
     runs.run(model, "cached", steps=5, batch_size=2, cache_text_embeddings=True)
     assert runs.losses("plain") == pytest.approx(runs.losses("cached"), abs=1e-6)
 
 
+@pytest.mark.slow
 def test_accumulation_of_two_equals_a_batch_of_two(model, runs):
     runs.run(model, "batch", steps=3, batch_size=2)
     runs.run(model, "accumulated", steps=3, gradient_accumulation=2)
@@ -117,6 +121,7 @@ def test_stop_before_training_ends_at_once(kontext, runs):
     assert not any(isinstance(event, Step) for event in events)
 
 
+@pytest.mark.slow
 def test_samples_on_demand(kontext, runs):
     control = RunControl()
     steps = []
@@ -130,6 +135,7 @@ def test_samples_on_demand(kontext, runs):
     assert steps == [0, 3, 4]
 
 
+@pytest.mark.slow
 def test_sampling_and_checkpoints_do_not_touch_the_training(model, runs):
     runs.run(model, "quiet", steps=4, sample_every=100)
     often = {"sample_every": 1, "samples": [{"ctrl_img_url": "", "prompt": "x"}]}
@@ -139,6 +145,7 @@ def test_sampling_and_checkpoints_do_not_touch_the_training(model, runs):
     assert all(torch.equal(one[name], two[name]) for name in one)
 
 
+@pytest.mark.slow
 def test_a_finished_run_returns_at_once_and_more_steps_extend_it(model, runs):
     runs.run(model, steps=2)
     again = runs.run(model, steps=2)
@@ -153,6 +160,7 @@ def test_a_finished_run_returns_at_once_and_more_steps_extend_it(model, runs):
     assert runs.losses() == runs.losses("whole")
 
 
+@pytest.mark.slow
 def test_another_training_under_the_same_name_gets_a_numbered_folder(kontext, runs):
     runs.run(kontext, steps=2)
     before = (runs.folder / "run" / "run-000002.safetensors").read_bytes()
@@ -164,6 +172,7 @@ def test_another_training_under_the_same_name_gets_a_numbered_folder(kontext, ru
     assert (runs.folder / "run" / "run-000002.safetensors").read_bytes() == before
 
 
+@pytest.mark.slow
 def test_fewer_steps_than_done_leave_the_longer_run_alone(kontext, runs):
     runs.run(kontext, steps=4)
     events = runs.run(kontext, steps=3)
@@ -171,12 +180,14 @@ def test_fewer_steps_than_done_leave_the_longer_run_alone(kontext, runs):
     assert last_step(runs.folder / "run" / "checkpoints") == 4
 
 
+@pytest.mark.slow
 def test_changed_pictures_are_another_training(kontext, runs):
     runs.run(kontext, steps=1)
     runs.write(pairs=7)
     assert runs.run(kontext, steps=1)[-1].run_dir == runs.folder / "run-2"
 
 
+@pytest.mark.slow
 def test_a_damaged_checkpoint_is_passed_over(kontext, runs):
     runs.run(kontext, "whole", steps=4, sample_every=1)
     with closing(runs.events(kontext, steps=4, sample_every=1)) as events:
@@ -209,6 +220,7 @@ def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(kontext, runs,
     assert all(math.isfinite(loss) for loss in runs.losses())
 
 
+@pytest.mark.slow
 def test_no_autograd_context_stays_open_across_a_yield(kontext, runs):
     samples = [{"ctrl_img_url": "", "prompt": "x"}]
     for mode in (torch.enable_grad, torch.no_grad):

@@ -59,6 +59,7 @@ def test_alpha_scales_the_saved_file(model):
         assert torch.allclose(doubled[name], 2 * delta)
 
 
+@pytest.mark.slow
 def test_alpha_scales_the_training_itself(model, runs):
     runs.run(model, "plain", steps=3, lora_rank=4, lora_alpha=4)
     runs.run(model, "strong", steps=3, lora_rank=4, lora_alpha=64)
@@ -115,6 +116,7 @@ def pipeline_image(model, lora, control: Image.Image, prompt: str, steps: int, m
     return pipeline(**common, true_cfg_scale=1.0).images[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("rank_alpha", [(4, 4), (3, 8)])
 def test_diffusers_draws_our_final_sample_from_the_saved_file(model, runs, monkeypatch, rank_alpha):
     rank, alpha = rank_alpha
@@ -145,6 +147,7 @@ def test_the_file_says_what_it_is(model, runs):
     assert about["modelspec.architecture"] == f"{model.family.name}/lora"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base_model", "build"),
     [

@@ -113,6 +113,7 @@ def test_a_joined_module_with_one_a_for_all_parts(kontext):
     assert all(torch.equal(found[f"transformer.{name}.lora_A.weight"], a) for name in target.modules)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("with_prefix", [True, False])
 def test_diffusers_note_of_the_alphas_is_followed(model, tmp_path, with_prefix):
     transformer = model.load_transformer("cpu", torch.float32)
@@ -155,6 +156,7 @@ FULL_WIDTH = {
 }
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("prefix", ["lora_unet_", "diffusion_model."])
 @pytest.mark.parametrize("name", FULL_WIDTH)
 def test_the_same_as_diffusers_converters_make_of_it(request, name, prefix):

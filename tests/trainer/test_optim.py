@@ -44,6 +44,7 @@ def test_updates_far_below_bf16_are_not_lost():
     assert weight.float().mean().item() == pytest.approx(1 - 100 * 1e-5, abs=2e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw8bit"])
 def test_interrupted_and_resumed_is_never_interrupted(optimizer: str, kontext, runs):
     if optimizer == "adamw8bit":
@@ -56,6 +57,7 @@ def test_interrupted_and_resumed_is_never_interrupted(optimizer: str, kontext, r
     assert all(torch.equal(full_tensor[name], components[name]) for name in full_tensor)
 
 
+@pytest.mark.slow
 def test_a_full_fine_tune_in_bf16_resumes_exactly(kontext, runs):
     settings = {"optimizer": "adafactor", "precision": "bf16", "checkpoint_every": 2, "save_dtype": "fp32"}
     runs.run(kontext, "whole", settings=settings, use_lora=False)
@@ -72,6 +74,7 @@ def test_a_missing_package_is_said_before_anything_is_done(kontext, runs, monkey
     assert not (runs.folder / "run").exists()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", ["adafactor", "adamw8bit"])
 def test_they_learn(optimizer: str, kontext, runs):
     if optimizer == "adamw8bit":

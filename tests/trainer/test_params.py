@@ -52,6 +52,7 @@ def test_gradient_accumulation(kontext, runs, batches):
     assert [(event.done, event.total) for event in training] == [(n, 6) for n in range(1, 7)]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("column", ["caption_column", "control_image_column", "image_column"])
 def test_columns(model, runs, column):
     runs.write()
@@ -62,6 +63,7 @@ def test_columns(model, runs, column):
     assert runs.losses("usual") != runs.losses("other")
 
 
+@pytest.mark.slow
 def test_cache_text_embeddings_lets_the_encoder_go_for_the_whole_run(model, runs, monkeypatch):
     loaded = []
     real = EditModel.load_text_encoder
@@ -98,12 +100,14 @@ def test_lora_rank(kontext, runs):
     assert {tensor.shape[0] for name, tensor in runs.weights().items() if "lora_A" in name} == {5}
 
 
+@pytest.mark.slow
 def test_sample_every(kontext, runs):
     events = runs.run(kontext, steps=7, sample_every=3, samples=[PROMPT])
     assert [event.step for event in events if isinstance(event, Sample)] == [0, 3, 6, 7]
     assert [event.step for event in events if isinstance(event, Checkpoint)] == [3, 6, 7]
 
 
+@pytest.mark.slow
 def test_sample_width_and_height(model, runs):
     events = runs.run(model, steps=1, sample_width=96, sample_height=32, samples=[PROMPT])
     assert {event.image.size for event in events if isinstance(event, Sample)} == {(96, 32)}
@@ -118,6 +122,7 @@ def test_sample_sizes_that_cannot_be_made_are_rounded_and_said(kontext, runs):
     assert {event.image.size for event in events if isinstance(event, Sample)} == {(64, 64)}
 
 
+@pytest.mark.slow
 def test_samples(model, runs):
     control = runs.folder / "own.png"
     Image.new("RGB", (64, 64), "orange").save(control)
@@ -130,6 +135,7 @@ def test_samples(model, runs):
     assert np.any(np.asarray(other[-1].image) != np.asarray(events[0].image))
 
 
+@pytest.mark.slow
 def test_default_samples_fall_back_to_the_dataset_and_say_so_once(kontext, runs, monkeypatch):
     from trainer.config.request import DEFAULT_SAMPLES
     from trainer.errors import BadInput
@@ -154,6 +160,7 @@ def test_steps(kontext, runs):
     assert sum(isinstance(event, Step) for event in runs.run(kontext, steps=5)) == 5
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("timestep_type", ["weighted", "sigmoid", "linear"])
 def test_timestep_type(kontext, runs, batches, timestep_type):
     runs.run(kontext, steps=3, batch_size=2, timestep_type=timestep_type)
@@ -169,6 +176,7 @@ def test_timestep_type(kontext, runs, batches, timestep_type):
     assert (torch.cat([batch.weights for batch in batches]) == 1).all() == (timestep_type != "weighted")
 
 
+@pytest.mark.slow
 def test_use_lora_false_trains_and_saves_the_whole_transformer(model, runs):
     runs.run(model, steps=2, use_lora=False, learning_rate=0.001)
     file = runs.folder / "run" / "run-000002.safetensors"

@@ -186,6 +186,7 @@ def test_kontext_equals_its_pipeline(kontext, kontext_pipeline, control, size):
     assert_same(draw(kontext, kontext.family, picture(control), size, 2.5), theirs, pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("size", [SQUARE, WIDE, TALL])
 @pytest.mark.parametrize("control", [Size(64, 64), Size(131, 50), Size(50, 131)])
@@ -206,6 +207,7 @@ def test_qwen_equals_its_pipeline(qwen, qwen_pipeline, tiny_area, control, size,
     assert_same(draw(qwen, qwen.family, picture(control), size, guidance), theirs, pixels)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", [Size(300, 300), Size(1000, 700), Size(700, 1000), Size(1900, 650), Size(333, 777)])
 def test_kontext_equals_its_pipeline_at_full_size(kontext, kontext_pipeline, control):
     size = Size(1248, 832)
@@ -225,6 +227,7 @@ def test_kontext_equals_its_pipeline_at_full_size(kontext, kontext_pipeline, con
     assert_same(ours, theirs, None)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("control", [Size(1000, 700), Size(700, 1000)])
 def test_qwen_equals_its_pipeline_at_full_size(qwen, qwen_pipeline, control):
     family = full_size(qwen, FULL_QWEN)

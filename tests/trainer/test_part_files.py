@@ -125,6 +125,7 @@ def scaled(tensors: Tensors, marking: str) -> Tensors:
     return result
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("marking", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scaled_fp8_encoders_keep_their_codes_and_encode_as_dequantized(
@@ -339,6 +340,7 @@ def test_another_vae_is_refused(flux: Small, tmp_path: Path):
 # from the command line
 
 
+@pytest.mark.slow
 def test_training_from_files_alone(small: Small, runs: Runs, tmp_path: Path):
     runs.write(2)
     files = replace(small.files, transformer=tmp_path / "unnamed.safetensors")

@@ -104,6 +104,7 @@ def plain(deep):
     return {name: trained(model, plan(), some_batches(model)) for name, model in deep.items()}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_plan_gives_the_plain_steps(model, plain, name):
     expected = plain[model.family.name]
@@ -117,6 +118,7 @@ def everything(model, **how) -> Plan:
     return plan(streamed=streamed, inputs_on_host=True, modulation_on_host=True, **every(model, "full"), **how)
 
 
+@pytest.mark.slow
 def test_on_quantized_layers_too(model):
     def change(transformer: nn.Module) -> None:
         quantized(transformer, "int8_tensorwise")
@@ -126,6 +128,7 @@ def test_on_quantized_layers_too(model):
     assert trained(model, everything(model), batches, change).equals(expected)
 
 
+@pytest.mark.slow
 def test_compiled_with_everything_off_the_device(qwen):
     """The blocks in shapes of two buckets. Compiling takes a minute or two."""
     batches = [random_batch(qwen, 1), random_batch(qwen, 2, (5,), Grid(2, 6))]
@@ -205,6 +208,7 @@ def drawn(model, how: Plan) -> torch.Tensor:
     )
 
 
+@pytest.mark.slow
 def test_drawing_is_the_same(model):
     expected = drawn(model, plan())
     assert torch.equal(drawn(model, everything(model)), expected)
@@ -235,6 +239,7 @@ def kept_bytes(model, how: Plan) -> int:
     return counting.now - host
 
 
+@pytest.mark.slow
 def test_each_way_keeps_less(model):
     ways = [
         plan(**every(model, mode), inputs_on_host=host)
@@ -248,6 +253,7 @@ def test_each_way_keeps_less(model):
     assert full - on_host >= tokens
 
 
+@pytest.mark.slow
 def test_a_run_is_the_same_run_under_every_setting(kontext, qwen, runs):
     samples = [{"ctrl_img_url": "", "prompt": "invert it"}]
     ways = {

@@ -34,6 +34,7 @@ def planned(base_model: str, vram: float, host: float = HOST, batch_size: int = 
     return make_plan(open_model(base_model), params, RunSettings(**settings), assumed_gpu(vram, host))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("base_model", [QWEN, KONTEXT])
 def test_smaller_cards_give_up_more(base_model: str):
     """And never more than they have; nothing that costs time is given up before what costs less."""
@@ -53,6 +54,7 @@ def test_smaller_cards_give_up_more(base_model: str):
     assert plans[-1].precision == "int8"
 
 
+@pytest.mark.slow
 def test_the_parts_are_those_that_are_known():
     """Counted by hand: 20.43 and 11.90 billion weights, a third and a quarter of them modulation."""
     large = planned(QWEN, 180)
@@ -65,6 +67,7 @@ def test_the_parts_are_those_that_are_known():
     assert kept == pytest.approx(56 * 8704 * 3072 * 2, rel=0.05)
 
 
+@pytest.mark.slow
 def test_settings_override():
     assert planned(QWEN, 80, precision="nf4").precision == "nf4"
     assert planned(KONTEXT, 80, precision="fp8").dtype == torch.bfloat16
@@ -81,6 +84,7 @@ def test_compiled_blocks_are_computed_again_whole():
     assert "selective" not in planned(QWEN, 32, compile="on").activation_checkpointing
 
 
+@pytest.mark.slow
 def test_a_host_without_room_streams_less():
     """What is streamed or kept beside the card has to fit there."""
     assert len(planned(QWEN, 12, host=64).streamed) > 20
@@ -88,6 +92,7 @@ def test_a_host_without_room_streams_less():
         planned(QWEN, 12, host=6)
 
 
+@pytest.mark.slow
 def test_what_a_refusal_advises_fits():
     with pytest.raises(BadInput) as refused:
         planned(QWEN, 10, batch_size=4, offload="phases")
@@ -103,6 +108,7 @@ def test_what_a_refusal_advises_fits():
         assert planned(QWEN, 10, batch_size=batch, **how).bytes <= 10e9
 
 
+@pytest.mark.slow
 def test_nothing_fits_a_card_that_is_far_too_small():
     with pytest.raises(BadInput, match="No setting makes it fit"):
         planned(QWEN, 2)
@@ -122,6 +128,7 @@ def test_contradictions_are_named(settings: dict, params: dict, named: str, kont
         make_plan(kontext, PARAMS.model_copy(update=params), RunSettings(**settings), assumed_gpu(24))
 
 
+@pytest.mark.slow
 def test_a_full_fine_tune_of_a_large_model_is_refused_on_a_small_card():
     params = PARAMS.model_copy(update={"use_lora": False})
     model = open_model(KONTEXT)
@@ -144,6 +151,7 @@ def test_drawing_takes_what_fits(vram: int, streams: bool):
     assert plan.modulation_on_host == (vram < 80)
 
 
+@pytest.mark.slow
 def test_a_run_goes_on_in_the_precision_that_it_began_in(kontext, runs):
     runs.run(kontext, steps=2)
     file = runs.folder / "run" / "run.json"
@@ -154,6 +162,7 @@ def test_a_run_goes_on_in_the_precision_that_it_began_in(kontext, runs):
     assert lines[0].startswith("int8")
 
 
+@pytest.mark.slow
 def test_the_command_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     """Without the dataset, the weights or the card."""
     request = {"resource": "not-there.parquet", "base_model": QWEN, "script_type": "image_editing"}
@@ -169,6 +178,7 @@ def test_the_command_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
     assert main(["plan", str(file), "--vram", "-1"]) == BAD_INPUT
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("how", [{}, {"gradient_checkpointing": "on"}, {"precision": "int8"}], ids=str)
 def test_a_reduced_model_takes_what_was_planned(how: dict[str, str]):

@@ -96,10 +96,12 @@ def cosines(ours: list[torch.Tensor], exact: list[torch.Tensor]) -> list[float]:
     return [torch.cosine_similarity(a, b, dim=0).item() for a, b in zip(ours, exact, strict=True)]
 
 
+@pytest.mark.slow
 def test_bf16_gradients_point_where_exact_ones_do(bf16_cosines: tuple[list[torch.Tensor], list[float]]):
     assert min(bf16_cosines[1]) >= 0.98
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_gradients_on_codes_point_where_exact_ones_do(
     base: tuple[Family, Path], bf16_cosines: tuple[list[torch.Tensor], list[float]], precision: Precision
@@ -310,6 +312,7 @@ def test_in_float32_it_trains_as_peft_does(model: EditModel):
     assert losses[0] == pytest.approx(losses[1], rel=1e-6)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_a_saved_lora_draws_on_codes_as_it_was_trained(model: EditModel, tmp_path: Path, precision: Precision):
     trained = model.load_transformer("cpu", F32, precision)
@@ -345,6 +348,7 @@ class Block(torch.nn.Module):
         return hidden + torch.nn.functional.gelu(self.layer(modulation_outputs)).unflatten(-1, (2, 64)).sum(-2)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", [None, "int8", PRECISIONS[-1]])
 def test_a_block_compiles_whole_under_checkpointing(precision: Precision | None):
     results = []

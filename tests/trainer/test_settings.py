@@ -37,6 +37,7 @@ def test_every_fault_of_the_settings_is_named_at_once():
     assert "5 faults" in str(raised.value)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [
@@ -62,6 +63,7 @@ def test_settings_that_change_the_training(kontext, runs, settings):
     assert runs.losses("usual") != runs.losses("other")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "settings",
     [{"gradient_checkpointing": "on"}, {"offload": "none"}, {"offload": "phases"}, {"keep_checkpoints": 1}],
@@ -85,6 +87,7 @@ def test_dropped_captions_are_addressed_and_as_many_as_asked_for(kontext, runs, 
     assert 10 <= dropped <= 30
 
 
+@pytest.mark.slow
 def test_samples_follow_their_settings(kontext, runs):
     def drawn(name, **settings):
         events = runs.run(kontext, name, steps=1, samples=[PROMPT], settings=settings)
@@ -106,6 +109,7 @@ def test_checkpoint_settings(kontext, runs):
     assert names == ["step-000006", "step-000007"]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("name", "dtype"), [("fp32", "F32"), ("fp16", "F16"), ("bf16", "BF16")])
 def test_save_dtype(kontext, runs, name, dtype):
     runs.run(kontext, steps=1, settings={"save_dtype": name})
@@ -113,6 +117,7 @@ def test_save_dtype(kontext, runs, name, dtype):
         assert {file.get_slice(key).get_dtype() for key in list(file.keys())} == {dtype}
 
 
+@pytest.mark.slow
 def test_save_layout_adds_a_folder_that_diffusers_loads(model, runs):
     settings = {"save_layout": "single_file+diffusers", "save_dtype": "fp32"}
     runs.run(model, steps=1, use_lora=False, settings=settings)
@@ -124,6 +129,7 @@ def test_save_layout_adds_a_folder_that_diffusers_loads(model, runs):
     assert all(torch.equal(tensor, state[name]) for name, tensor in transformer.state_dict().items())
 
 
+@pytest.mark.slow
 def test_resolution_makes_buckets_of_that_area(kontext, runs):
     runs.write(size=(128, 64))
     events = runs.run(kontext, steps=1, settings={"resolution": 128})
@@ -145,6 +151,7 @@ def test_targets_smaller_than_their_control_are_warned_of(kontext, runs):
     assert "6 of 6 targets" in warning
 
 
+@pytest.mark.slow
 def test_images_root(kontext, runs):
     import pyarrow as pa
     import pyarrow.parquet as pq

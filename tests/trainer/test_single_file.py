@@ -57,6 +57,7 @@ def test_a_file_and_back_is_bitwise_the_same(base_model: str, transformer: torch
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items()) and again.keys() == state.keys()
 
 
+@pytest.mark.slow
 def test_our_layout_is_the_one_diffusers_reads():
     """diffusers' own converter, which knows the full width alone: one block of each kind, in whole numbers."""
     kind, _ = SMALL[FLUX]
@@ -191,6 +192,7 @@ def write_gguf(path: Path, state: dict[str, torch.Tensor], kind: gguf.GGMLQuanti
     return path
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Q8_0", "Q5_1", "Q4_0", "Q4_K", "Q6_K", "Q2_K", "BF16"])
 def test_gguf_weights_are_what_gguf_itself_reads(
     base_model: str, transformer: torch.nn.Module, tmp_path: Path, name: str

@@ -138,6 +138,7 @@ def test_single_frames_are_encoded_alike() -> None:
     torch.testing.assert_close(fast, codec.encode(pixels), rtol=0, atol=1e-4)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("make", [flux_vae, qwen_vae])
 def test_vae_training_and_that_of_the_decoder_alone(make: Callable[[], torch.nn.Module]) -> None:
     torch.manual_seed(0)
@@ -170,6 +171,7 @@ def test_configurations_are_the_code_s() -> None:
         assert shapes[0] == shapes[1]
 
 
+@pytest.mark.slow
 def test_kontext_is_a_whole_pipeline() -> None:
     folder = EMBEDDED / "flux-kontext"
     pipeline = FluxKontextPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
@@ -188,6 +190,7 @@ def test_kontext_is_a_whole_pipeline() -> None:
     assert np.asarray(image).std() > 0
 
 
+@pytest.mark.slow
 def test_qwen_is_a_whole_pipeline(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(qwen_module, "calculate_dimensions", lambda area, ratio: (SIZE, SIZE, None))
     folder = EMBEDDED / "qwen-image-edit"

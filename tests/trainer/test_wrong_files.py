@@ -311,6 +311,7 @@ def test_a_hostile_header_is_one_refusal(what: str, tmp_path: Path):
     assert len(refusal(FLUX, path)) < 600
 
 
+@pytest.mark.slow
 def test_a_header_of_a_million_entries_costs_little(tmp_path: Path):
     one = b'"%07d":{"dtype":"U8","shape":[],"data_offsets":[%d,%d]}'
     path = tmp_path / "kontext.safetensors"
@@ -367,6 +368,7 @@ def test_training_on_a_wrong_file_is_refused(
     assert said.err.count("error:") == 1 and not (tmp_path / "run").exists()
 
 
+@pytest.mark.slow
 def test_the_command_itself_ends_with_2(flux: Small, runs: Runs, tmp_path: Path):
     """In a process of its own, and every fault in one message."""
     runs.write(2)
