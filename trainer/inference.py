@@ -1,9 +1,9 @@
-"""Drawing images: the pipelines' Euler loop over the parts of a model, one step at a time."""
+"""Drawing of images: the diffusers pipelines' Euler loop over the components of a model, one step at a time."""
 
 from __future__ import annotations
 
 from collections.abc import Generator, Mapping, Sequence
-from contextlib import nullcontext
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -22,85 +22,123 @@ from .errors import BadInput
 from .events import Notice, Progress
 from .lora.adapter import left_out
 from .memory.model_parts import ModelComponents
-from .memory.placement import Placement
 from .memory.planner import drawing_plan
 from .models.edit_model import EditModel
-from .models.family import Family
-from .models.types import Grid, ImageCodec, PackedLatents, TextConditioning
+from .models.types import Grid, PackedLatents, TextConditioning, Variant
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiseInputs:
+    """The encoded inputs of one image."""
+
+    controls: Sequence[PackedLatents]
+    """Packed normalized latents of the control images, batch 1."""
+    text: TextConditioning
+    """Conditioning of the prompt: tensors with batch dimension 1 in any dtype, each `[1, ...]`."""
+    negative_text: TextConditioning | None
+    """Conditioning of the negative prompt, `[1, ...]` in any dtype; None for one pass a step."""
+    size: Size
+    """Size of the image in pixels."""
+
+
+@dataclass(frozen=True, slots=True)
+class DenoiseOptions:
+    """Options of the sampler."""
+
+    steps: int
+    guidance: float
+    """Weight of the prompt against the negative prompt; without one, the value of the guidance embedding."""
+    seed: int
+    """Seed of the noise."""
+
+    @classmethod
+    def for_variant(cls, variant: Variant, steps: int, guidance: float, seed: int) -> DenoiseOptions:
+        """Return options in which 0 steps or guidance is replaced by the model's own."""
+        return cls(steps or variant.sample_steps, guidance or variant.sample_guidance, seed)
 
 
 def denoise(
-    family: Family,
-    transformer: torch.nn.Module,
-    scheduler: FlowMatchEulerDiscreteScheduler,
-    controls: Sequence[PackedLatents],
-    text: TextConditioning,
-    negative_text: TextConditioning | None,
-    size: Size,
-    steps: int,
-    guidance: float,
-    seed: int,
-    device: torch.device | str,
-    dtype: torch.dtype,
-    placement: Placement | None = None,
+    components: ModelComponents, inputs: DenoiseInputs, options: DenoiseOptions
 ) -> Generator[Progress, None, torch.Tensor]:
-    """Yield Progress after every sampler step; return normalized latents [1, C, size.height/8, size.width/8].
+    """Yield Progress after every sampler step; return normalized latents `[1, C, H/8, W/8]` in the compute dtype.
 
-    `controls` are packed normalized latents, batch 1. With `negative_text` every step has a second pass and
-    `guidance` combines the two; else `guidance` feeds the guidance embedding. The noise is drawn on the CPU from
-    `seed` in `dtype`: the same seed gives the image that the family's pipeline gives. `placement` is the
-    transformer's, where it has one.
+    The noise is drawn on the CPU in the compute dtype, as the family's diffusers pipeline does, so that one seed gives
+    one image in both.
     """
-    grid = Grid(size.height // family.patch, size.width // family.patch)
-    channels = controls[0].tokens.shape[-1] // 4
-    generator = torch.Generator("cpu").manual_seed(seed)
-    noise = randn_tensor(
-        (1, channels, 2 * grid.height, 2 * grid.width), generator=generator, device=torch.device(device), dtype=dtype
-    )
-    tokens = family.pack(noise).tokens
-    controls = [PackedLatents(control.tokens.to(device, dtype), control.grid) for control in controls]
-    text = place(text, device, dtype)
-    negative_text = place(negative_text, device, dtype) if negative_text is not None else None
-
-    config = scheduler.config
-    shift = calculate_shift(
-        tokens.shape[1], config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
-    )
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device, mu=shift)
-    scheduler.set_begin_index(0)
-    texts = [text] if negative_text is None else [text, negative_text]
+    family, placement = components.model.family, components.placement()
+    device, dtype = components.device, components.dtype
+    transformer, scheduler = components.transformer(), components.model.load_scheduler()
+    grid = Grid(inputs.size.height // family.patch, inputs.size.width // family.patch)
+    controls = [PackedLatents(control.tokens.to(device, dtype), control.grid) for control in inputs.controls]
+    texts = [place(text, device, dtype) for text in (inputs.text, inputs.negative_text) if text is not None]
+    tokens = family.pack(_noise(inputs, grid, options.seed, device, dtype)).tokens
+    _set_timesteps(scheduler, options.steps, tokens.shape[1], device)
 
     def predict(step: int, text: TextConditioning) -> torch.Tensor:
         sigma = scheduler.sigmas[step : step + 1]
-        return family.predict(transformer, PackedLatents(tokens, grid), controls, text, sigma, guidance)
+        return family.predict(transformer, PackedLatents(tokens, grid), controls, text, sigma, options.guidance)
 
-    passes = [partial(predict, step, each) for step in range(len(scheduler.timesteps)) for each in texts]
-    ahead = iter(placement.precompute(passes) if placement is not None else [None] * len(passes))
+    passes = [partial(predict, step, text) for step in range(len(scheduler.timesteps)) for text in texts]
+    modulation = iter(placement.precompute(passes))
     for step, timestep in enumerate(scheduler.timesteps):
         velocities = []
         with torch.no_grad():
-            for each in texts:
-                with placement.forward(next(ahead)) if placement is not None else nullcontext():
-                    velocities.append(predict(step, each))
+            for text in texts:
+                with placement.forward(next(modulation)):
+                    velocities.append(predict(step, text))
             velocity = velocities[0]
-            if negative_text is not None:
-                velocity = family.combine_guidance(*velocities, guidance)
+            if len(velocities) > 1:
+                velocity = family.combine_guidance(*velocities, options.guidance)
             tokens = scheduler.step(velocity, timestep, tokens, return_dict=False)[0]
-        yield Progress(phase="sampling", done=step + 1, total=steps)
+        yield Progress(phase="sampling", done=step + 1, total=options.steps)
     return family.unpack(PackedLatents(tokens, grid))
 
 
-def decode(family: Family, codec: ImageCodec, latents: torch.Tensor) -> Image.Image:
-    """Normalized latents [1, C, h, w] to an 8-bit RGB image, as the pipelines' postprocessing makes it."""
-    return VaeImageProcessor().postprocess(codec.decode(family.denormalize(latents)), output_type="pil")[0]
+def _noise(inputs: DenoiseInputs, grid: Grid, seed: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Return noise `[1, C, H/8, W/8]`, drawn on the CPU."""
+    channels = inputs.controls[0].tokens.shape[-1] // 4
+    shape = (1, channels, 2 * grid.height, 2 * grid.width)
+    return randn_tensor(shape, generator=torch.Generator("cpu").manual_seed(seed), device=device, dtype=dtype)
+
+
+def _set_timesteps(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, tokens: int, device: torch.device) -> None:
+    """Set the sigmas, shifted by the number of image tokens, as the diffusers pipelines do."""
+    config = scheduler.config
+    shift = calculate_shift(
+        tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
+    )
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device, mu=shift)
+    scheduler.set_begin_index(0)
+
+
+def decode(components: ModelComponents, latents: torch.Tensor) -> Image.Image:
+    """Decode normalized latents `[1, C, H/8, W/8]` of any floating dtype to an 8-bit RGB image of W x H pixels.
+
+    Post-processing is that of the diffusers pipelines.
+    """
+    pixels = components.codec().decode(components.model.family.denormalize(latents))
+    return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
 
 
 def place(text: TextConditioning, device: torch.device | str, dtype: torch.dtype) -> TextConditioning:
-    """The conditioning on a device; its floating-point tensors, not its masks, in `dtype`."""
+    """Move conditioning `[B, ...]` to a device, its floating-point tensors in `dtype`; masks keep their dtype."""
     return {
         name: tensor.to(device, dtype if tensor.is_floating_point() else tensor.dtype, non_blocking=True)
         for name, tensor in text.items()
     }
+
+
+def encode_prompt(
+    components: ModelComponents, prompt: str, control: torch.Tensor, guidance: float, negative_prompt: str = ""
+) -> tuple[TextConditioning, TextConditioning | None]:
+    """Encode a prompt and, where guidance uses one, a negative prompt; each to `[1, ...]` in the encoder's dtype.
+
+    `control` is the prepared control image, float32 `[1, 3, H, W]` in 0..1.
+    """
+    encoder = components.text_encoder()
+    negative = components.model.family.negative_prompt(prompt, guidance)
+    text = encoder.encode(prompt, [control])
+    return text, None if negative is None else encoder.encode(negative_prompt or negative, [control])
 
 
 def edit(
@@ -117,17 +155,19 @@ def edit(
     lora_strength: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> Generator[Progress | Notice, None, Image.Image]:
-    """Edit one RGB image; yield Progress, and a Warning of what of the LoRA is not used; return the edited image.
+    """Edit one RGB image; yield Progress, and a Notice about unused parts of the LoRA; return the edited image.
 
-    Steps, guidance and size of 0 or None are the family's own: the size is the one that the pipeline's policy gives
-    the control. One part of the model is on the device at a time. Raises BadInput for a negative prompt that the
-    family, or the guidance, has no use for, and what `EditModel.load_*` raises.
+    Steps and guidance of 0 are the model's own; without a size the image gets the one that the inference pipeline gives
+    the control image. `lora` is a file, or tensors of any dtype, `[rank, in]` and `[out, rank]`, in any known format.
+    One component of the model is on the device at a time. Raises BadInput for a negative prompt that has no effect, and
+    the errors of `EditModel.load_*`.
     """
     family = model.family
-    steps, guidance = steps or family.variant.sample_steps, guidance or family.variant.sample_guidance
-    negative = family.negative_prompt(prompt, guidance)
-    if negative_prompt and negative is None:
-        raise BadInput(f"negative prompt: {family.name} does not use one at guidance {guidance:g}; leave it empty.")
+    options = DenoiseOptions.for_variant(family.variant, steps, guidance, seed)
+    if negative_prompt and family.negative_prompt(prompt, options.guidance) is None:
+        raise BadInput(
+            f"negative prompt: {family.name} does not use one at guidance {options.guidance:g}; leave it empty."
+        )
     size = family.sample_size(size or family.target_size(Size(*image.size), family.variant.resolution))
     control = family.prepare_control(image, family.control_size(Size(*image.size), size, "inference"))
     if lora is not None:
@@ -138,29 +178,13 @@ def edit(
     components = ModelComponents(model, device, drawing_plan(model, RunSettings(), query_device(device)))
 
     yield Progress(phase="loading", done=0, total=3, note="text encoder")
-    encoder = components.text_encoder()
-    text = encoder.encode(prompt, [control])
-    negative_text = None if negative is None else encoder.encode(negative_prompt or negative, [control])
-    del encoder
+    text, negative_text = encode_prompt(components, prompt, control, options.guidance, negative_prompt)
     components.drop("text_encoder")
     yield Progress(phase="loading", done=1, total=3, note="VAE")
     packed = family.pack(family.encode(components.codec(), control))
     yield Progress(phase="loading", done=2, total=3, note="transformer")
-    transformer = components.transformer()
+    components.transformer()
     yield Progress(phase="loading", done=3, total=3)
-    latents = yield from denoise(
-        family,
-        transformer,
-        model.load_scheduler(),
-        [packed],
-        text,
-        negative_text,
-        size,
-        steps,
-        guidance,
-        seed,
-        device,
-        components.dtype,
-        components.placement(),
-    )
-    return decode(family, components.codec(), latents)
+    inputs = DenoiseInputs([packed], text, negative_text, size)
+    latents = yield from denoise(components, inputs, options)
+    return decode(components, latents)

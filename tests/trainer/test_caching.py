@@ -214,10 +214,10 @@ def test_only_so_many_images_are_prepared_ahead(tiny, tmp_path, monkeypatch):
 class FullBatches(LatentEncoder):
     """Batches as on an accelerator."""
 
-    _goes_side_by_side = False
+    _is_parallel = False
 
     def batch_size(self, size: Size) -> int:
-        return self._most.get(size, 4)
+        return self._max_images.get(size, 4)
 
 
 @pytest.mark.slow

@@ -103,7 +103,7 @@ def test_train_stop_go_on_and_edit(request_file: Path, tmp_path: Path) -> None:
     output = "".join(lines)
     assert first.returncode == 130, output
     done = max(steps_logged(run))
-    assert f"Stopped after step {done} of 3, which is saved. To go on:\n  python -m trainer train" in output
+    assert f"Stopped after step {done} of 3, which is saved. To resume:\n  python -m trainer train" in output
     assert "Traceback" not in output
 
     with trainer(*arguments) as second:

@@ -6,6 +6,7 @@ from collections.abc import Generator, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
+from unittest.mock import patch
 
 import pytest
 import torch
@@ -14,7 +15,9 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 
 from trainer.data.resize import Size
-from trainer.inference import denoise
+from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
+from trainer.memory.model_parts import ModelComponents
+from trainer.memory.plan import Plan
 from trainer.models.edit_model import EditModel
 from trainer.models.family import Family
 from trainer.models.flux_kontext import FULL as FULL_KONTEXT
@@ -101,24 +104,11 @@ def draw(
     negative = family.negative_prompt(PROMPT, guidance)
     negative_text = None if negative is None else encoder.encode(negative, [control])
     packed = family.pack(family.encode(codec, control))
-    transformer = model.load_transformer(CPU, F32)
+    components = ModelComponents(model, torch.device(CPU), Plan(precision="fp32", dtype=F32, offload="none"))
     pixels = None
-    with captured(transformer, stop=stop) as calls:
-        drawing = denoise(
-            family,
-            transformer,
-            model.load_scheduler(),
-            [packed],
-            text,
-            negative_text,
-            size,
-            steps,
-            guidance,
-            0,
-            CPU,
-            F32,
-        )
-        latents = finish(drawing)
+    with captured(components.transformer(), stop=stop) as calls, patch.object(EditModel, "family", family):
+        inputs = DenoiseInputs([packed], text, negative_text, size)
+        latents = finish(denoise(components, inputs, DenoiseOptions(steps, guidance, 0)))
         pixels = (codec.decode(family.denormalize(latents)) / 2 + 0.5).clamp(0, 1)
     return Drawn(calls, pixels)
 

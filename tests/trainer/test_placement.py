@@ -14,7 +14,7 @@ from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
 from trainer.data.resize import Size
 from trainer.events import drain
-from trainer.inference import denoise
+from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
 from trainer.memory.activation_bytes import _LiveBytes
 from trainer.memory.block_streaming import following
 from trainer.memory.checkpointing import _Inputs
@@ -189,23 +189,8 @@ def drawn(model, how: Plan) -> torch.Tensor:
     components = ModelComponents(model, CPU, how)
     batch = random_batch(model, 7)
     negative = random_batch(model, 8, (4,)).texts[0].text if model.family.name == "qwen-image-edit" else None
-    return drain(
-        denoise(
-            model.family,
-            components.transformer(),
-            model.load_scheduler(),
-            [batch.controls[0]],
-            batch.texts[0].text,
-            negative,
-            Size(64, 64),
-            3,
-            2.5,
-            1,
-            CPU,
-            torch.float32,
-            components.placement(),
-        )
-    )
+    inputs = DenoiseInputs([batch.controls[0]], batch.texts[0].text, negative, Size(64, 64))
+    return drain(denoise(components, inputs, DenoiseOptions(3, 2.5, 1)))
 
 
 @pytest.mark.slow

@@ -12,8 +12,10 @@ from PIL import Image
 from trainer.data.resize import Size
 from trainer.errors import BadInput
 from trainer.events import Progress
-from trainer.inference import denoise, edit
+from trainer.inference import DenoiseInputs, DenoiseOptions, denoise, edit
 from trainer.lora.adapter import LoraAdapter
+from trainer.memory.model_parts import ModelComponents
+from trainer.memory.plan import Plan
 from trainer.models.edit_model import EditModel
 
 CPU, F32 = "cpu", torch.float32
@@ -64,16 +66,16 @@ def test_sampling_touches_no_global_randomness(model: EditModel):
     family, codec, encoder = model.family, model.load_codec(CPU, F32), model.load_text_encoder(CPU, F32)
     control = family.prepare_control(control_image(), Size(64, 64))
     text, packed = encoder.encode("a", [control]), family.pack(family.encode(codec, control))
-    transformer = model.load_transformer(CPU, F32)
+    components = ModelComponents(model, torch.device(CPU), Plan(precision="fp32", dtype=F32, offload="none"))
+    components.transformer()
     before = torch.get_rng_state()
-    arguments = ([packed], text, None, Size(64, 64), 2, 1.0, 5, CPU, F32)
-    first = run(denoise(family, transformer, model.load_scheduler(), *arguments))[1]
+    arguments = (components, DenoiseInputs([packed], text, None, Size(64, 64)), DenoiseOptions(2, 1.0, 5))
+    first = run(denoise(*arguments))[1]
     assert torch.equal(before, torch.get_rng_state())
-    scheduler = model.load_scheduler()
-    abandoned = denoise(family, transformer, scheduler, *arguments)
+    abandoned = denoise(*arguments)
     next(abandoned)
     abandoned.close()
-    assert torch.equal(first, run(denoise(family, transformer, scheduler, *arguments))[1])
+    assert torch.equal(first, run(denoise(*arguments))[1])
 
 
 def test_a_negative_prompt_without_use_is_refused(kontext: EditModel, qwen: EditModel):

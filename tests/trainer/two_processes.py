@@ -28,7 +28,8 @@ from trainer.distributed.fsdp import full_tensor
 from trainer.distributed.processes import SingleProcess, launched_processes
 from trainer.events import Step, drain
 from trainer.models import open_model
-from trainer.training import loop
+from trainer.training import setup
+from trainer.training.loop import train
 
 COLUMNS = {"caption_column": "words", "control_image_column": "before", "image_column": "after"}
 MODELS: dict[str, str] = {}
@@ -56,7 +57,7 @@ def run(
                 gradients[key] = full_tensor(parameter.grad).detach().clone()
 
     hook = register_optimizer_step_pre_hook(keep)
-    events = loop.train(
+    events = train(
         parse_request(request | {"training_params": params}),
         drain(open_dataset(Path("pairs.parquet"), **COLUMNS)),
         open_model(base_model, Path(MODELS[base_model])),
@@ -76,8 +77,8 @@ def run(
 @contextmanager
 def sharded_base():
     """Context in which plans shard the frozen base, as they do when it does not fit one device."""
-    real = loop.joint_plan
-    with patch.object(loop, "joint_plan", lambda *arguments: replace(real(*arguments), sharded=True)):
+    real = setup.joint_plan
+    with patch.object(setup, "joint_plan", lambda *arguments: replace(real(*arguments), sharded=True)):
         yield
 
 

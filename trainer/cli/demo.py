@@ -1,4 +1,4 @@
-"""`demo`: teach each embedded model an edit that it has never seen, and show that it has learned it."""
+"""`demo`: teach each tiny model an edit that it has never seen, and show the result."""
 
 from __future__ import annotations
 
@@ -30,20 +30,16 @@ if TYPE_CHECKING:
 
 
 LESSONS = {"tiny/flux-kontext": "frame", "tiny/qwen-image-edit": "frame"}
-"""The edit that each base model is taught; one of `shapes.TAUGHT_EDITS`, which no base model was trained on."""
-
+"""The edit that each base model is taught, one of `shapes.TAUGHT_EDITS`, which no base model was trained on."""
 
 TRAINING_PAIRS, TRAINING_SEED = 320, 1
 
-
 HELD_OUT_PAIRS, HELD_OUT_SEED = 32, 2
-
 
 SHOWN_PAIRS = 6
 
-
 SETTINGS = {"sample_steps": 10, "lr_scheduler": "cosine", "warmup_steps": 20}
-
+"""Run settings of the demo's trainings."""
 
 TRAINING = {
     "batch_size": 16,
@@ -54,10 +50,11 @@ TRAINING = {
     "sample_width": 64,
     "sample_height": 64,
 }
+"""Training parameters of the demo, chosen for a clear result in a few minutes on two CPU cores."""
 
 
 def demo(options: argparse.Namespace) -> int:
-    """Teach, examine, draw `samples.png`, and print the scores as JSON on the last line."""
+    """Run `demo`: train, evaluate, write `samples.png`, and print the scores as JSON in the last line."""
     settings = read_settings(options, SETTINGS)
     folder: Path = options.out
     check_folder(folder)
@@ -65,8 +62,8 @@ def demo(options: argparse.Namespace) -> int:
     with Console() as console:
         console.line(
             "Two tiny models, with the architectures of FLUX.1 Kontext and Qwen-Image-Edit, are each taught an edit\n"
-            "that they have never seen, from a few hundred pairs of pictures. Then they edit pictures that they were\n"
-            f"not shown. No GPU and no download are needed. Everything goes to {folder.resolve()}"
+            "that they have never seen, from a few hundred pairs of images. Then they edit images that they were not\n"
+            f"trained on. No GPU and no download are needed. Everything goes to {folder.resolve()}"
         )
         for number, (base_model, edit) in enumerate(LESSONS.items(), 1):
             pairs = list(make_pairs([edit], HELD_OUT_SEED, HELD_OUT_PAIRS))
@@ -76,17 +73,17 @@ def demo(options: argparse.Namespace) -> int:
             finished = run_training(console, request, parquet, settings, run_dir, None, {}, options.command_line)
             if finished is None:
                 return INTERRUPTED
-            console.line(f"Editing {HELD_OUT_PAIRS} pictures that were not trained on, without and with the LoRA ...")
-            before, after = consume(console, _examine(base_model, finished, pairs, settings))
+            console.line(f"Editing {HELD_OUT_PAIRS} images that were not trained on, without and with the LoRA ...")
+            before, after = consume(console, _evaluate(base_model, finished, pairs, settings))
             scores[base_model] = score = _scores(pairs, before, after)
             panels.append(_panel(base_model, pairs, before, after, score))
             commands.append(edit_command(base_model, finished.weights))
         from ..training.sample_images import save_image
 
         save_image(folder / "samples.png", draw_contact_sheet(panels))
-        console.line("\nDone. Each row of the picture is one that was not trained on:")
+        console.line("\nDone. Each row of the contact sheet shows an image that was not trained on:")
         console.line(f"  {(folder / 'samples.png').resolve()}")
-        console.line("\nThe LoRAs are in the run folders. Use one on a picture of your own:")
+        console.line("\nThe LoRAs are in the run folders. To edit an image of your own:")
         for command in commands:
             console.line(f"  {command}")
         console.line("\nPSNR in dB against the true target (higher is closer):")
@@ -95,7 +92,7 @@ def demo(options: argparse.Namespace) -> int:
 
 
 def _request(folder: Path, base_model: str, edit: str) -> tuple[FineTuneRequest, Path]:
-    """Write the pairs and the request as a person would have them, unless they are there, and read them."""
+    """Write the training pairs, unless they exist, and a request; then load the request as `train` does."""
     parquet = folder / "data" / f"{edit}.parquet"
     if not parquet.is_file():
         with atomic_write(parquet) as temporary:
@@ -118,10 +115,10 @@ def _request(folder: Path, base_model: str, edit: str) -> tuple[FineTuneRequest,
     return load_request(path)
 
 
-def _examine(
+def _evaluate(
     base_model: str, finished: Finished, pairs: Sequence[EditPair], settings: RunSettings
 ) -> Generator[Progress, None, tuple[list[Image.Image], list[Image.Image]]]:
-    """The edited controls without and with the LoRA."""
+    """Return the edited control images, without and with the LoRA."""
     model = load_model(base_model, {}, settings.conditioning)
     before = yield from _edited(model, pairs, settings)
     after = yield from _edited(model.with_adapter(finished.weights), pairs, settings)
@@ -131,47 +128,32 @@ def _examine(
 def _edited(
     model: EditModel, pairs: Sequence[EditPair], settings: RunSettings
 ) -> Generator[Progress, None, list[Image.Image]]:
-    """Edit the pairs' controls by their captions, each from noise of its own."""
+    """Edit the pairs' control images by their captions, each from noise of its own."""
     from ..data.resize import Size
     from ..device import default_device, query_device
-    from ..inference import decode, denoise
+    from ..inference import DenoiseInputs, DenoiseOptions, decode, denoise, encode_prompt
     from ..memory.model_parts import ModelComponents
     from ..memory.planner import drawing_plan
 
     device = default_device()
-    parts = ModelComponents(model, device, drawing_plan(model, settings, query_device(device)))
-    family, scheduler = model.family, model.load_scheduler()
-    guidance = settings.sample_guidance or family.variant.sample_guidance
-    picture = Size(*pairs[0].target.size)
-    size = family.target_size(picture, family.variant.resolution)
-    seen = [
+    components = ModelComponents(model, device, drawing_plan(model, settings, query_device(device)))
+    family = model.family
+    size = family.target_size(Size(*pairs[0].target.size), family.variant.resolution)
+    controls = [
         family.prepare_control(pair.control, family.control_size(Size(*pair.control.size), size, "inference"))
         for pair in pairs
     ]
-    latents = [family.pack(family.encode(parts.codec(), control)) for control in seen]
-    drawn = []
-    for number, (pair, control, packed) in enumerate(zip(pairs, seen, latents, strict=True)):
-        negative = family.negative_prompt(pair.caption, guidance)
-        edited = drain(
-            denoise(
-                family,
-                parts.transformer(),
-                scheduler,
-                [packed],
-                parts.text_encoder().encode(pair.caption, [control]),
-                None if negative is None else parts.text_encoder().encode(negative, [control]),
-                size,
-                settings.sample_steps or family.variant.sample_steps,
-                guidance,
-                settings.sample_seed + number,
-                device,
-                parts.dtype,
-                parts.placement(),
-            )
+    latents = [family.pack(family.encode(components.codec(), control)) for control in controls]
+    edited = []
+    for number, (pair, control, packed) in enumerate(zip(pairs, controls, latents, strict=True)):
+        options = DenoiseOptions.for_variant(
+            family.variant, settings.sample_steps, settings.sample_guidance, settings.sample_seed + number
         )
-        drawn.append(decode(family, parts.codec(), edited))
-        yield Progress(phase="sampling", done=number + 1, total=len(pairs), note="held-out pictures")
-    return drawn
+        text, negative_text = encode_prompt(components, pair.caption, control, options.guidance)
+        inputs = DenoiseInputs([packed], text, negative_text, size)
+        edited.append(decode(components, drain(denoise(components, inputs, options))))
+        yield Progress(phase="sampling", done=number + 1, total=len(pairs), note="held-out images")
+    return edited
 
 
 def _panel(
@@ -190,7 +172,8 @@ def _panel(
 
 
 def _scores(pairs: Sequence[EditPair], before: Sequence[Image.Image], after: Sequence[Image.Image]) -> dict[str, float]:
-    """Mean PSNR over the pairs: of the edits, of doing nothing, and of the next pair's edit."""
+    """Return the mean PSNR in dB over the pairs: of the edits before and after, of the unedited control images (copy)
+    and of another pair's edit (swapped)."""
     targets = [pair.target for pair in pairs]
     candidates = {
         "psnr_before": before,
@@ -199,12 +182,12 @@ def _scores(pairs: Sequence[EditPair], before: Sequence[Image.Image], after: Seq
         "psnr_swapped": [*after[1:], after[0]],
     }
     return {
-        name: round(float(np.mean([psnr(a, b) for a, b in zip(pictures, targets, strict=True)])), 2)
-        for name, pictures in candidates.items()
+        name: round(float(np.mean([psnr(a, b) for a, b in zip(images, targets, strict=True)])), 2)
+        for name, images in candidates.items()
     }
 
 
-def psnr(picture: Image.Image, target: Image.Image) -> float:
-    """Peak signal-to-noise ratio in dB of two RGB pictures of one size: 10 log10(1 / mse), channels in 0..1."""
-    difference = (np.asarray(picture, np.float64) - np.asarray(target, np.float64)) / 255
+def psnr(image: Image.Image, target: Image.Image) -> float:
+    """Return the peak signal-to-noise ratio of two RGB images of one size in dB: 10 log10(1 / mse), values in 0..1."""
+    difference = (np.asarray(image, np.float64) - np.asarray(target, np.float64)) / 255
     return 10 * math.log10(1 / max(float(np.mean(difference**2)), 1e-10))

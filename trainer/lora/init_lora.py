@@ -1,8 +1,9 @@
-"""The LoRA file that a training goes on from."""
+"""The LoRA file that a training starts from."""
 
 from __future__ import annotations
 
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, get_args
 
@@ -20,80 +21,84 @@ if TYPE_CHECKING:
     from ..models.family import Family
 
 
-def init_lora_fingerprint(params: TrainingParams, settings: RunSettings) -> list[str]:
-    """Names the content of the file, wherever it lies; empty when there is none.
+class InitLora:
+    """A LoRA file to start from, read and checked against the model and the training."""
 
-    Raises BadInput when it is not there, or cannot be used by this training whatever is in it.
+    def __init__(self, fingerprint: str, tensors: Mapping[str, torch.Tensor], notices: list[str]) -> None:
+        """`tensors` are float32 `[rank, in]` and `[out, rank]` in the portable form."""
+        self.fingerprint = fingerprint
+        """Hash of the file's content, wherever it lies."""
+        self.notices = notices
+        """Sentences on parts of the file that are left out."""
+        self._tensors = dict(tensors)
+
+    def take_tensors(self) -> dict[str, torch.Tensor]:
+        """Return the tensors, float32 `[rank, in]` and `[out, rank]` in the portable form, and free them here."""
+        tensors, self._tensors = self._tensors, {}
+        return tensors
+
+
+def open_init_lora(model: EditModel, params: TrainingParams, settings: RunSettings) -> InitLora | None:
+    """Read the LoRA file that the settings name; None when they name none. Loads no weights of the model.
+
+    Raises BadInput when the file does not exist or the training cannot start from it.
     """
     if not settings.init_lora:
-        return []
+        return None
     if not params.use_lora:
-        raise BadInput("init_lora: a full fine-tune (use_lora false) has no LoRA to go on from; leave init_lora empty.")
+        raise BadInput("init_lora: a full fine-tune (use_lora false) has no LoRA to start from; leave init_lora empty.")
     path = Path(settings.init_lora)
     if not path.is_file():
         raise BadInput(f"init_lora: there is no file {path}.")
-    return [fingerprint_files({"init_lora": path})]
-
-
-def check_init_lora(model: EditModel, params: TrainingParams, settings: RunSettings) -> list[str]:
-    """What of the file is not used, in sentences. Loads nothing of the model.
-
-    Raises BadInput when the training cannot go on from the file.
-    """
-    if not settings.init_lora:
-        return []
     transformer = model.empty_transformer()
-    tensors = read_lora(Path(settings.init_lora), model.family, transformer)
-    modules = {_module(name) for name in tensors}
-    idle = len(modules - {_module(name) for name in _starting(tensors, model.family, transformer, params, settings)})
-    notes = [left_out(Path(settings.init_lora))]
-    if idle:
-        notes.append(f"{Path(settings.init_lora).name}: {idle} modules that change no picture are left out.")
-    return [note for note in notes if note]
+    tensors = read_lora(path, model.family, transformer)
+    kept = _without_idle_layers(tensors, model.family, transformer)
+    _check_rank(path, kept, params)
+    _check_targets(path, kept, model.family, transformer, settings)
+    notices = [note] if (note := left_out(path)) else []
+    if idle := len({_module(name) for name in tensors} - {_module(name) for name in kept}):
+        notices.append(f"{path.name}: {idle} modules that change no picture are left out.")
+    return InitLora(fingerprint_files({"init_lora": path}), kept, notices)
 
 
-def read_init_lora(
-    family: Family, transformer: torch.nn.Module, params: TrainingParams, settings: RunSettings
+def _without_idle_layers(
+    tensors: Mapping[str, torch.Tensor], family: Family, transformer: torch.nn.Module
 ) -> dict[str, torch.Tensor]:
-    """The file's tensors for the trained modules, in the portable form; empty when there is no file.
-
-    Raises BadInput as `check_init_lora` does. The transformer must not have an adapter yet.
-    """
-    if not settings.init_lora:
-        return {}
-    tensors = read_lora(Path(settings.init_lora), family, transformer)
-    return _starting(tensors, family, transformer, params, settings)
-
-
-def _starting(
-    tensors: dict[str, torch.Tensor],
-    family: Family,
-    transformer: torch.nn.Module,
-    params: TrainingParams,
-    settings: RunSettings,
-) -> dict[str, torch.Tensor]:
-    """The tensors without those of modules that change nothing; every other one has its place in the training."""
-    path = settings.init_lora
+    """Drop the tensors of layers whose output the model does not use."""
     idle = re.compile(family.idle_layers(transformer))
-    kept = {name: tensor for name, tensor in tensors.items() if not idle.fullmatch(_module(name))}
-    modules = {_module(name) for name in kept}
-    rank = max(tensor.shape[0] for name, tensor in kept.items() if ".lora_A." in name)
+    return {name: tensor for name, tensor in tensors.items() if not idle.fullmatch(_module(name))}
+
+
+def _check_rank(path: Path, tensors: Mapping[str, torch.Tensor], params: TrainingParams) -> None:
+    rank = max(tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name)
     if rank > params.lora_rank:
         raise BadInput(
             f"init_lora: {path} has rank {rank}, above lora_rank {params.lora_rank}; set lora_rank to {rank}."
         )
+
+
+def _check_targets(
+    path: Path,
+    tensors: Mapping[str, torch.Tensor],
+    family: Family,
+    transformer: torch.nn.Module,
+    settings: RunSettings,
+) -> None:
+    """Raise BadInput when the file has modules that the training does not train."""
+    modules = {_module(name) for name in tensors}
     outside = {
-        which: sorted(name for name in modules if not re.fullmatch(family.lora_targets(which, transformer), name))
-        for which in get_args(RunSettings.model_fields["lora_targets"].annotation)
+        targets: sorted(name for name in modules if not re.fullmatch(family.lora_targets(targets, transformer), name))
+        for targets in get_args(RunSettings.model_fields["lora_targets"].annotation)
     }
-    if astray := outside[settings.lora_targets]:
-        wide = next((which for which in ("attention+mlp", "all-linear") if not outside[which]), None)
-        raise BadInput(
-            f'init_lora: {path} has {len(astray)} modules that lora_targets "{settings.lora_targets}" does not train, '
-            f"such as {astray[0]}; "
-            + (f'set lora_targets to "{wide}".' if wide else f"{outside['all-linear'][0]} cannot be trained at all.")
-        )
-    return kept
+    untrained = outside[settings.lora_targets]
+    if not untrained:
+        return
+    wider = next((targets for targets in ("attention+mlp", "all-linear") if not outside[targets]), None)
+    raise BadInput(
+        f'init_lora: {path} has {len(untrained)} modules that lora_targets "{settings.lora_targets}" does not train, '
+        f"such as {untrained[0]}; "
+        + (f'set lora_targets to "{wider}".' if wider else f"{outside['all-linear'][0]} cannot be trained at all.")
+    )
 
 
 def _module(name: str) -> str:

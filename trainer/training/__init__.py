@@ -1,0 +1,20 @@
+"""Training of one run: from a checked request to an exported weights file.
+
+setup           open_run: checks, run folder, plan, cache, gathered in a RunContext
+loop            train: the steps, as a generator of events
+state           training state: weights, optimizer, step and data position
+trainable       the trained weights: a LoRA, or all of the transformer
+step            forward and backward pass of a micro-batch
+flow_matching   timesteps, noising and loss of rectified flow
+optim           optimizers and the learning rate schedule
+batch_sampler   which examples share a micro-batch
+batch           micro-batches, loaded and with their noise
+dataloader      encoding of everything a run needs, and loading ahead
+sample_images   drawing of the sample prompts
+rng             addressed random generators
+checkpoint      checkpoints on disk
+run_folder      the run folder, its log and its fingerprint
+metadata        header of the exported file
+
+Must not know: ComfyUI, or the terminal.
+"""

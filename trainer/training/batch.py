@@ -1,8 +1,9 @@
+"""Micro-batches: cached tensors collated, with their noise, noise levels and loss weights."""
+
 from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING
 
 import torch
 
@@ -17,46 +18,46 @@ from .batch_sampler import BatchPlan, Position
 from .flow_matching import draw_sigmas, loss_weights
 from .rng import example_generator
 
-if TYPE_CHECKING:
-    pass
-
 
 @dataclass(frozen=True, slots=True)
 class TextGroup:
     """Examples of a micro-batch that can share a forward pass."""
 
     rows: list[int]
-    """Their places in the batch."""
+    """Row numbers of the examples in the batch."""
     text: TextConditioning
+    """Conditioning of these rows, `[rows, ...]` in the text encoder's dtype."""
     modulation_outputs: ModulationOutputs | None = None
-    """What was computed ahead of that forward pass."""
+    """Outputs of the modulation layers, where they are computed ahead of the forward pass."""
 
 
 @dataclass(frozen=True, slots=True)
 class Batch:
-    """A micro-batch on the CPU, noise drawn; in pinned memory where a CUDA device is to take it."""
+    """A micro-batch of B examples on the CPU, in pinned memory when the device is CUDA."""
 
     examples: Sequence[Example]
     clean: PackedLatents
     noise: torch.Tensor
-    """Packed like `clean.tokens`."""
+    """float32 `[B, tokens, 4 * C]`, packed like `clean.tokens`."""
     controls: tuple[PackedLatents, ...]
     texts: tuple[TextGroup, ...]
     sigmas: torch.Tensor
-    """float32 [B]"""
+    """Noise levels, float32 `[B]` in 0..1."""
     weights: torch.Tensor
-    """Of the losses, float32 [B]."""
+    """Loss weights, float32 `[B]`."""
     next_position: Position
-    """Where the next step begins."""
+    """Data position of the next optimizer step."""
     step_examples: int = 0
-    """Examples of the optimizer step in all."""
+    """Number of examples in the whole optimizer step."""
 
 
 def collate(
     batch: BatchPlan, encoder: Encoder, texts: TextEmbeddings, timestep_type: TimestepType, settings: RunSettings
 ) -> Batch:
-    """Load a micro-batch from the cache and draw its noise, sigmas and caption dropout, each addressed by seed, epoch
-    and the example's row."""
+    """Load a micro-batch from the cache and draw its noise, noise levels and caption dropout.
+
+    Everything random comes from a generator addressed by seed, epoch and the example's row.
+    """
     family, seed = encoder.family, settings.seed
     clean = torch.cat([encoder.latents(example.target) for example in batch.examples])
     noises, sigmas, conditionings = [], [], []
@@ -88,7 +89,7 @@ def collate(
 
 
 def _pinned(batch: Batch) -> Batch:
-    """The batch where a CUDA device takes it from without keeping anyone waiting."""
+    """Copy the tensors to pinned memory, from which copies to a CUDA device are asynchronous."""
 
     def packed(latents: PackedLatents) -> PackedLatents:
         return PackedLatents(latents.tokens.pin_memory(), latents.grid)
@@ -108,6 +109,8 @@ def _pinned(batch: Batch) -> Batch:
 
 
 def idle_batch(batch: Batch, passes: int) -> Batch:
-    """A batch whose `passes` forward and backward passes give a loss and gradients of 0: for a process that has to keep
-    step with others that have more passes to do."""
+    """Return a batch whose `passes` forward and backward passes give a loss and gradients of 0.
+
+    Lets a process take part in the collective passes of others that have more of them.
+    """
     return replace(batch, texts=batch.texts[:1] * passes, weights=torch.zeros_like(batch.weights))

@@ -1,4 +1,4 @@
-"""Which examples go into which micro-batch: shuffled by epoch, bucketed by shape, resumable at any position."""
+"""Batch sampler: examples shuffled each epoch, bucketed by shape, resumable at any position."""
 
 from __future__ import annotations
 
@@ -13,27 +13,27 @@ from .rng import example_generator
 
 
 class Position(NamedTuple):
-    """A place in the endless sequence of micro-batches."""
+    """Data position: an index into the endless sequence of micro-batches."""
 
     epoch: int
     batch: int
 
 
 class BatchPlan(NamedTuple):
-    """Examples of one shape that share a forward pass, and where the next micro-batch is."""
+    """Examples of one shape that form a micro-batch, and the position after it."""
 
     epoch: int
     examples: Sequence[Example]
     next_position: Position
     step_examples: int = 0
-    """How many examples the optimizer step has in all; 0 as long as it is not known which step this belongs to."""
+    """Number of examples in the whole optimizer step; 0 until `step_share` has grouped the steps."""
 
 
 def epoch_batches(examples: Sequence[Example], seed: int, epoch: int, batch_size: int) -> list[list[Example]]:
-    """The micro-batches of one epoch: every example once, in an order that depends on seed and epoch alone.
+    """Return the micro-batches of one epoch: every example once, in an order that depends on seed and epoch alone.
 
-    Walking the shuffled examples, each goes to the batch of its shape; a batch is emitted when full. What is left at
-    the end makes smaller batches.
+    Each of the shuffled examples joins the open batch of its shape; full batches are emitted in turn, and the open ones
+    at the end as smaller batches.
     """
     order = torch.randperm(len(examples), generator=example_generator(seed, "order", epoch)).tolist()
     batches: list[list[Example]] = []
@@ -48,7 +48,7 @@ def epoch_batches(examples: Sequence[Example], seed: int, epoch: int, batch_size
 
 
 def plan_batches(examples: Sequence[Example], seed: int, batch_size: int, position: Position) -> Iterator[BatchPlan]:
-    """Micro-batches from `position` on, without end."""
+    """Yield the micro-batches from `position` on, without end."""
     epoch, start = position
     while True:
         batches = epoch_batches(examples, seed, epoch, batch_size)
@@ -60,10 +60,10 @@ def plan_batches(examples: Sequence[Example], seed: int, batch_size: int, positi
 
 
 def step_share(stream: Iterator[BatchPlan], size: int, rank: int, world_size: int) -> Iterator[BatchPlan]:
-    """What one of `world_size` processes takes of the stream, in steps of `size` micro-batches for each of them.
+    """Yield the micro-batches of one of `world_size` processes, `size` for each optimizer step.
 
-    A step is the stream's next `size * world` micro-batches, dealt out in turn; `next_position` is where the next step
-    begins. Every process knows the whole step, so that what it has in all needs no communication.
+    A step is the next `size * world_size` micro-batches, dealt out in turn. Every process sees the whole step, so that
+    counting its examples needs no communication.
     """
     while True:
         step = list(islice(stream, size * world_size))

@@ -1,8 +1,7 @@
-"""Checkpoints: all that a run needs to go on, complete or not there at all.
+"""Checkpoints: everything that a run resumes from, complete or absent.
 
-A folder `step-000200` holds the trained weights in float32, the optimizer's state and `state.json` with step, position
-in the data and seed. Everything random is drawn from generators addressed by seed, epoch and example, so seed and
-position are the whole state of the random numbers.
+A folder `step-000200` holds the trained weights, the optimizer's state and `state.json` with step, data position and
+seed. Everything random is drawn from generators addressed by seed, epoch and example, so no generator state is saved.
 """
 
 from __future__ import annotations
@@ -23,19 +22,23 @@ WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "sta
 
 @dataclass(frozen=True, slots=True)
 class CheckpointData:
-    """A training after a number of optimizer steps."""
+    """Training state after a number of optimizer steps."""
 
     step: int
     position: Position
-    """Of the next micro-batch."""
+    """Data position of the next micro-batch."""
     seed: int
     weights: Mapping[str, torch.Tensor]
+    """Trained parameters by name, any shape, in the dtype they are trained in."""
     optimizer: Mapping[str, torch.Tensor]
+    """Optimizer state by `<parameter name>.<state name>`, any shape and dtype."""
 
 
 def save_checkpoint(folder: Path, state: CheckpointData, keep: int) -> Path:
-    """Write `folder/step-<n>` and delete all but the newest `keep`. Raises RunFailed when the disk refuses; what was
-    there before is then untouched."""
+    """Write `folder/step-<n>` and delete all but the newest `keep`; returns its path.
+
+    Raises RunFailed when the disk refuses; older checkpoints are then untouched.
+    """
     path = folder / f"step-{state.step:06d}"
     if not path.is_dir():
         with atomic_write(path) as temporary:
@@ -47,23 +50,23 @@ def save_checkpoint(folder: Path, state: CheckpointData, keep: int) -> Path:
             for file in temporary.iterdir():
                 flush_to_disk(file)
     for old in checkpoint_folders(folder)[:-keep]:
-        # Out of sight first: a kill in the middle leaves no checkpoint that lacks files.
+        # Renamed first: a kill in the middle leaves no checkpoint that lacks files.
         remove(old.replace(old.with_name(f"{TEMPORARY_PREFIX}{old.name}")))
     return path
 
 
 def checkpoint_folders(folder: Path) -> list[Path]:
-    """The checkpoints, oldest first."""
+    """Return the folders of all checkpoints, oldest first."""
     return sorted((path for path in folder.glob("step-*") if path.is_dir()), key=_step_of)
 
 
 def checkpoint_steps(folder: Path) -> list[int]:
-    """The steps that there are checkpoints of, in order."""
+    """Return the steps of all checkpoints, in order."""
     return [_step_of(path) for path in checkpoint_folders(folder)]
 
 
 def last_step(folder: Path) -> int:
-    """The newest checkpoint's step, 0 when there is none."""
+    """Return the step of the newest checkpoint, 0 when there is none."""
     return max(map(_step_of, checkpoint_folders(folder)), default=0)
 
 

@@ -1,4 +1,4 @@
-"""From rows to micro-batches ready to train on: everything encoded, cached and loaded ahead."""
+"""Loading of micro-batches: images and texts encoded and cached, batches collated ahead in a thread."""
 
 from __future__ import annotations
 
@@ -7,93 +7,79 @@ from contextlib import closing, suppress
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
-from ..config.request import TrainingParams
-from ..config.settings import RunSettings
-from ..distributed.processes import SingleProcess
-from ..encoding.cache import TensorCache
 from ..encoding.encoder import Encoder
 from ..encoding.example import Example
 from ..encoding.text import TextEmbeddings
 from ..errors import BadInput
 from ..events import Event, Notice, Progress
-from ..memory.model_parts import ModelComponents
 from ..threads import prefetch
 from .batch import Batch, collate
 from .batch_sampler import BatchPlan, Position, plan_batches, step_share
-from .run_folder import RunFolder
 from .sample_images import SampleImages
 from .step import with_modulation
 
 if TYPE_CHECKING:
-    from ..data.dataset import EditDataset
+    from .setup import RunContext
 
 
 TEXT_BLOCK = 128
-"""Examples whose texts are encoded at a time when text embeddings are not cached."""
-
+"""Examples whose texts are encoded at a time when text embeddings are not cached. A judgement: loading the text encoder
+pays off over so many, and their embeddings (about 4 MB each for T5-XXL in bf16) fit host memory."""
 
 PRECOMPUTED_EXAMPLES = 32
-"""Examples that the modulation is computed ahead for at a time, when its weights stay in host memory."""
+"""Examples whose modulation is computed ahead at a time when its weights stay in host memory. A judgement: the weights
+are copied to the device once for so many, and the outputs stay small beside the weights."""
+
+SMALL_TARGET = 0.9
+"""Share of the control image's area below which a target counts as smaller. A judgement: above it lies only the
+rounding of both sizes to whole tokens."""
 
 
 class BatchLoader:
-    """What one run trains on and draws. Several processes share the encoding and the micro-batches out."""
+    """Encodes the dataset and the samples of a run and yields its micro-batches.
 
-    def __init__(
-        self,
-        dataset: EditDataset,
-        params: TrainingParams,
-        settings: RunSettings,
-        run: RunFolder,
-        components: ModelComponents,
-        cache: TensorCache,
-        processes: SingleProcess,
-    ) -> None:
-        self.dataset, self.params, self.settings = dataset, params, settings
-        self.components, self.processes = components, processes
-        self.encoder = Encoder(components, cache, settings)
-        self.texts = TextEmbeddings(self.encoder, dataset, on_disk=params.cache_text_embeddings)
-        self.samples = SampleImages(run, params, self.encoder)
+    Several processes divide the encoding and the micro-batches among them.
+    """
+
+    def __init__(self, context: RunContext) -> None:
+        self.dataset, self.params, self.settings = context.dataset, context.params, context.settings
+        self.components, self.processes = context.components, context.processes
+        self.encoder = Encoder(context.components, context.cache, context.settings)
+        self.texts = TextEmbeddings(self.encoder, context.dataset, on_disk=context.params.cache_text_embeddings)
+        self.samples = SampleImages(context, self.encoder)
         self.examples: list[Example] = []
 
     def prepare(self) -> Generator[Event, None, None]:
         """Encode images, samples and (when cached) texts. Raises BadInput."""
-        local_control = self.processes.local_control
+        control, processes = self.processes.local_control, self.processes
         yield from self._encode_images()
         yield from self._warn_of_small_targets()
-        if self.processes.is_main or self.components.plan.sharded:
-            yield from self.samples.prepare(self.dataset, self.texts, local_control)
+        if processes.is_main or self.components.plan.sharded:
+            yield from self.samples.prepare(self.texts, control)
         if self.texts.on_disk:
             captions = list(chain.from_iterable(map(self._captions, self.examples)))
-            yield from self.texts.encode(captions[self.processes.rank :: self.processes.world_size], local_control)
-            self.processes.sync_controls()
-            yield from self.texts.encode(captions, local_control)
+            yield from self.texts.encode(captions[processes.rank :: processes.world_size], control)
+            processes.sync_controls()
+            yield from self.texts.encode(captions, control)
             self.components.drop("text_encoder")
         self.components.drop("codec")
-        self.processes.sync_controls()
+        processes.sync_controls()
 
     def _encode_images(self) -> Generator[Progress, None, None]:
-        """Encode what the cache lacks; several processes share that out, then each finds everything there."""
-        local_control = self.processes.local_control
-        if self.processes.world_size > 1:
-            with suppress(BadInput):  # which all of them find in the whole
-                yield from self.encoder.examples(
-                    self.dataset.share(self.processes.rank, self.processes.world_size), local_control
-                )
-            self.processes.sync_controls()
-        self.examples = yield from self.encoder.examples(self.dataset, local_control)
+        """Encode the images that are not cached; several processes each encode a share, then find all in the cache."""
+        control, processes = self.processes.local_control, self.processes
+        if processes.world_size > 1:
+            with suppress(BadInput):  # raised again below, by all processes
+                yield from self.encoder.examples(self.dataset.share(processes.rank, processes.world_size), control)
+            processes.sync_controls()
+        self.examples = yield from self.encoder.examples(self.dataset, control)
 
     def _captions(self, example: Example) -> list[tuple[Example, str]]:
-        """The captions that an example may be trained with."""
+        """Return the captions that an example may be trained with."""
         return [(example, example.caption)] + ([(example, "")] if self.settings.caption_dropout else [])
 
     def _warn_of_small_targets(self) -> Iterator[Notice]:
-        small = sum(
-            1
-            for example in self.examples
-            if example.target_size.width * example.target_size.height
-            < 0.9 * example.controls[0].size.width * example.controls[0].size.height
-        )
+        small = sum(map(_has_small_target, self.examples))
         if small:
             yield Notice(
                 message=f"{small} of {len(self.examples)} targets are trained at a smaller size than their control "
@@ -101,27 +87,32 @@ class BatchLoader:
             )
 
     def batches(self, position: Position) -> Iterator[Batch | Progress]:
-        """Micro-batches ready to train on, loaded ahead by a thread; Progress while texts are encoded in blocks."""
-        stream = plan_batches(self.examples, self.settings.seed, self.params.batch_size, position)
-        stream = step_share(stream, self.params.gradient_accumulation, self.processes.rank, self.processes.world_size)
+        """Yield the micro-batches from `position` on without end, and Progress while texts are encoded in blocks."""
+        plans = plan_batches(self.examples, self.settings.seed, self.params.batch_size, position)
+        plans = step_share(plans, self.params.gradient_accumulation, self.processes.rank, self.processes.world_size)
         if self.texts.on_disk:
-            yield from self._loaded(stream)
+            yield from self._loaded(plans)
         while True:
-            block = list(islice(stream, max(1, TEXT_BLOCK // self.params.batch_size)))
-            examples = chain.from_iterable(batch.examples for batch in block)
-            yield from self.texts.encode(
-                chain.from_iterable(map(self._captions, examples)), self.processes.shared_control
-            )
+            block = list(islice(plans, max(1, TEXT_BLOCK // self.params.batch_size)))
+            examples = chain.from_iterable(plan.examples for plan in block)
+            captions = chain.from_iterable(map(self._captions, examples))
+            yield from self.texts.encode(captions, self.processes.shared_control)
             yield from self._loaded(block)
 
-    def _loaded(self, stream: Iterable[BatchPlan]) -> Iterator[Batch]:
+    def _loaded(self, plans: Iterable[BatchPlan]) -> Iterator[Batch]:
+        """Collate planned batches ahead, with the modulation where the plan keeps it in host memory."""
         if not self.components.plan.modulation_on_host:
-            yield from prefetch(stream, self._collate)
+            yield from prefetch(plans, self._collate)
             return
         count = max(1, PRECOMPUTED_EXAMPLES // self.params.batch_size)
-        with closing(prefetch(stream, self._collate, ahead=count)) as batches:
+        with closing(prefetch(plans, self._collate, ahead=count)) as batches:
             while block := list(islice(batches, count)):
                 yield from with_modulation(self.components, block, self.settings.training_guidance)
 
-    def _collate(self, batch: BatchPlan) -> Batch:
-        return collate(batch, self.encoder, self.texts, self.params.timestep_type, self.settings)
+    def _collate(self, plan: BatchPlan) -> Batch:
+        return collate(plan, self.encoder, self.texts, self.params.timestep_type, self.settings)
+
+
+def _has_small_target(example: Example) -> bool:
+    target, control = example.target_size, example.controls[0].size
+    return target.width * target.height < SMALL_TARGET * control.width * control.height

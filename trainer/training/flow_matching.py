@@ -1,4 +1,4 @@
-"""The mathematics of rectified-flow training: timesteps, loss weights, noising, loss. Pure functions.
+"""Mathematics of rectified-flow training: timesteps, loss weights, noising, loss. Pure functions.
 
 `t` runs over 0..1000, sigma = t / 1000, x_t = (1 - sigma) * x0 + sigma * noise, and the model learns the velocity
 noise - x0 (Liu et al. 2022, "Flow Straight and Fast", in the orientation of Flux and Qwen-Image: sigma 1 is noise).
@@ -14,7 +14,7 @@ import torch
 from ..config.request import TimestepType
 
 TIMESTEPS = 1000
-
+"""Scale of `t`, as in the scheduler configs of Flux and Qwen-Image (`num_train_timesteps`)."""
 
 WEIGHT_KNOTS: tuple[tuple[int, float], ...] = (
     (1000, 0.917),
@@ -37,12 +37,12 @@ WEIGHT_KNOTS: tuple[tuple[int, float], ...] = (
     (16, 0.464),
     (1, 0.447),
 )
-"""(t, w): figures measured on a flow-matching model by the authors of ostris/ai-toolkit
+"""(t, w), measured on a flow-matching model by the authors of ostris/ai-toolkit
 (toolkit/timestep_weighing/default_weighing_scheme.py); linear in between."""
 
 
 def draw_sigmas(timestep_type: TimestepType, count: int, generator: torch.Generator) -> torch.Tensor:
-    """Draw `count` noise levels, float32 [count] in 0..1.
+    """Draw `count` noise levels, float32 `[count]` in 0..1.
 
     `linear` and `weighted`: t uniform over linspace(1000, 1, 1000). `sigmoid`: sigmoid of a standard normal.
     """
@@ -54,7 +54,7 @@ def draw_sigmas(timestep_type: TimestepType, count: int, generator: torch.Genera
 
 @cache
 def _weight_table() -> torch.Tensor:
-    """w at t = 0..1000 (t = 0 repeats t = 1), float32 [1001], mean 1 over t = 1..1000."""
+    """Return w at t = 0..1000 (t = 0 repeats t = 1), float32 `[1001]`, mean 1 over t = 1..1000."""
     weights = torch.empty(TIMESTEPS + 1, dtype=torch.float64)
     knots = sorted(WEIGHT_KNOTS)
     for (t0, w0), (t1, w1) in pairwise(knots):
@@ -65,7 +65,10 @@ def _weight_table() -> torch.Tensor:
 
 
 def loss_weights(timestep_type: TimestepType, sigmas: torch.Tensor) -> torch.Tensor:
-    """The factor of each example's loss at its sigma, float32 [B]: w(t) for `weighted`, otherwise 1."""
+    """Return the factor of each example's loss, float32 `[B]`: w(t) for `weighted`, otherwise 1.
+
+    `sigmas` are float32 `[B]` in 0..1.
+    """
     if timestep_type != "weighted":
         return torch.ones_like(sigmas)
     index = (sigmas * TIMESTEPS).round().to(torch.long)
@@ -73,7 +76,10 @@ def loss_weights(timestep_type: TimestepType, sigmas: torch.Tensor) -> torch.Ten
 
 
 def add_noise(clean: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) -> torch.Tensor:
-    """x_t = (1 - sigma) * x0 + sigma * noise; `sigmas` is [B], the others [B, ...]."""
+    """Return x_t = (1 - sigma) * x0 + sigma * noise, float32 `[B, ...]`.
+
+    `clean` and `noise` are float32 `[B, ...]`, `sigmas` float32 `[B]`.
+    """
     sigmas = sigmas.view(-1, *[1] * (clean.dim() - 1))
     return (1 - sigmas) * clean + sigmas * noise
 
@@ -81,6 +87,9 @@ def add_noise(clean: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) ->
 def example_losses(
     velocity: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor, weights: torch.Tensor
 ) -> torch.Tensor:
-    """Weighted float32 mean squared error against noise - x0, one value an example: [B]."""
+    """Return each example's weighted mean squared error against noise - x0, float32 `[B]`.
+
+    `velocity`, `clean` and `noise` are `[B, ...]` of any floating dtype, `weights` float32 `[B]`.
+    """
     target = noise.float() - clean.float()
     return ((velocity.float() - target) ** 2).flatten(1).mean(1) * weights

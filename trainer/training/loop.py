@@ -1,4 +1,4 @@
-"""The training loop: a generator of events, short enough to read in one sitting."""
+"""The training loop, a generator of events."""
 
 from __future__ import annotations
 
@@ -14,20 +14,15 @@ from ..config.request import FineTuneRequest
 from ..config.settings import RunSettings
 from ..distributed.fsdp import full_tensor
 from ..distributed.processes import SingleProcess
-from ..encoding.cache import TensorCache
-from ..errors import BadInput, RunFailed
-from ..events import Event, Finished, Notice, Planned, Progress, RunControl, Started, Step
-from ..lora.init_lora import check_init_lora, init_lora_fingerprint
-from ..memory.estimate import full_fine_tune_need
-from ..memory.model_parts import ModelComponents
-from ..memory.planner import joint_plan
+from ..errors import RunFailed
+from ..events import Event, Finished, Progress, RunControl, Started, Step
 from ..tensors import DTYPES
 from .batch import Batch, idle_batch
 from .batch_sampler import Position
 from .dataloader import BatchLoader
 from .metadata import export_metadata
-from .optim import build_optimizer, check_optimizer, learning_rate_at
-from .run_folder import RunFolder, open_run_folder, run_fingerprint
+from .optim import build_optimizer, learning_rate_at
+from .setup import RunContext, open_run
 from .state import TrainState
 from .step import micro_step
 from .trainable import build_trainable
@@ -38,7 +33,7 @@ if TYPE_CHECKING:
 
 
 OUT_OF_MEMORY = (
-    "The device's memory is full. Lower batch_size (and raise gradient_accumulation instead), resolution or the sample "
+    "The device is out of memory. Lower batch_size (and raise gradient_accumulation instead), resolution or the sample "
     "size, set offload to blocks, or close other programs that use the device."
 )
 
@@ -55,117 +50,91 @@ def train(
     device: torch.device | None = None,
     processes: SingleProcess | None = None,
 ) -> Generator[Event, None, None]:
-    """Train, and tell of everything that happens.
+    """Train a model and yield an event for every unit of work.
 
-    Yields at every unit of work; between two units the run can be stopped. Closing the generator cancels: the last
-    finished step is saved first. The same request in the same `run_dir` goes on where it stopped; a finished one ends
-    at once. `cache_dir` holds latents and text embeddings and may be shared by runs; by default it lies beside the run
-    folder. `processes` are those that train together, each calling this; they bring their own control. Raises
-    BadInput for what the person can mend, RunFailed when the run cannot go on.
+    The run can be stopped through `control` or by closing the generator; both save the last finished step. The same
+    request in the same `run_dir` resumes there, and a finished one ends at once. `cache_dir` holds latents and text
+    embeddings, and runs may share it; by default it is beside the run folder. Each of several `processes` calls this
+    function, with the control that they bring. Raises BadInput for mistakes in the input, RunFailed when the run
+    cannot go on.
     """
     processes = processes or SingleProcess(control)
-    steps = request.training_params.steps
-    start = init_lora_fingerprint(request.training_params, settings)
-    weights = [*(model.fingerprint(part) for part in ("transformer", "vae", "text")), *start]
-    fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights, processes.world_size)
-    run, elsewhere = open_run_folder(run_dir, fingerprint, steps)
-    (path, elsewhere), *_ = processes.all_gather_object((str(run.path), elsewhere))
-    run = RunFolder(Path(path), writes=processes.is_main)
-    for message in (*model.warnings(), *([elsewhere] if elsewhere else [])):
-        yield Notice(message=message)
-    finished, *_ = processes.all_gather_object((weights := run.finished_weights(steps)) and str(weights))
-    if finished:
-        yield Finished(step=steps, steps=steps, stopped=False, weights=Path(finished), run_dir=run.path)
+    opened = yield from open_run(
+        request, dataset, model, settings, processes, run_dir=run_dir, cache_dir=cache_dir, device=device
+    )
+    if isinstance(opened, Finished):
+        yield opened
         return
-    for note in check_init_lora(model, request.training_params, settings):
-        yield Notice(message=note)
-    device = device or processes.device()
-    check_optimizer(settings)
-    if processes.world_size > 1 and not request.training_params.use_lora and settings.optimizer != "adamw":
-        raise BadInput(f"optimizer: a full fine-tune by several processes uses adamw, not {settings.optimizer}.")
-    if not request.training_params.use_lora and (need := full_fine_tune_need(model, settings, processes.world_size)):
-        yield Notice(message=need)
-    # What was begun in one precision goes on in it, however much memory is free now.
-    held = {"precision": run.state().get("precision", "auto")} if settings.precision == "auto" else {}
-    plan = joint_plan(model, request.training_params, settings.model_copy(update=held), processes, device)
-    yield Planned(line=plan.line())
-    run.begin(request, settings, fingerprint, plan.precision)
-    cache = TensorCache(cache_dir or run.path.parent / "edit_trainer_cache")
-    components = ModelComponents(model, device, plan)
-    training = Training(request, dataset, settings, run, components, cache, processes)
-    yield from training.prepare()
-    if not processes.shared_control.stopping:
+    training = yield from prepare(opened)
+    if training is not None:
         yield from training.run_steps()
-    if processes.shared_control.stopping and training.step < steps:
+    step = training.step if training is not None else 0
+    if processes.shared_control.stopping and step < request.training_params.steps:
         processes.barrier()
-        yield Finished(step=training.step, steps=steps, stopped=True, weights=None, run_dir=run.path)
+        steps = request.training_params.steps
+        yield Finished(step=step, steps=steps, stopped=True, weights=None, run_dir=opened.run.path)
+
+
+def prepare(context: RunContext) -> Generator[Event, None, Training | None]:
+    """Encode images, samples and (when cached) texts, then load the transformer and the last checkpoint.
+
+    Returns None when stopped before the transformer is loaded.
+    """
+    loader = BatchLoader(context)
+    yield from loader.prepare()
+    if context.processes.shared_control.stopping:
+        return None
+    yield Progress(phase="loading", done=0, total=1, note="transformer")
+    trainable = build_trainable(
+        context.components, context.params, context.settings, context.init_lora, writes=context.run.writes
+    )
+    optimizer = build_optimizer(trainable.parameters, context.settings, context.params.learning_rate)
+    yield Progress(phase="loading", done=1, total=1, note="transformer")
+    state = TrainState(context, trainable, optimizer)
+    resumed_from = yield from state.restore()
+    context.run.cut_log(state.step)
+    yield Started(
+        run_dir=context.run.path,
+        first_step=state.step,
+        steps=context.params.steps,
+        examples=len(loader.examples),
+        trainable_parameters=sum(p.numel() for p in trainable.parameters.values()),
+        resumed_from=resumed_from,
+    )
+    return Training(context, loader, state)
 
 
 class Training:
-    """One run while it goes."""
+    """A run that is ready to step: gradient steps, samples, checkpoints and the export."""
 
-    def __init__(
-        self,
-        request: FineTuneRequest,
-        dataset: EditDataset,
-        settings: RunSettings,
-        run: RunFolder,
-        components: ModelComponents,
-        cache: TensorCache,
-        processes: SingleProcess,
-    ) -> None:
-        self.request = request
-        self.params = request.training_params
-        self.settings = settings
-        self.run = run
-        self.components = components
-        self.processes = processes
-        self.control = processes.shared_control
-        self.loader = BatchLoader(dataset, self.params, settings, run, components, cache, processes)
-        self.state: TrainState | None = None
+    def __init__(self, context: RunContext, loader: BatchLoader, state: TrainState) -> None:
+        self.context = context
+        self.params, self.settings = context.params, context.settings
+        self.components, self.processes = context.components, context.processes
+        self.loader, self.state = loader, state
 
     @property
     def step(self) -> int:
-        """Optimizer steps done."""
-        return self.state.step if self.state else 0
-
-    # before the first step
-
-    def prepare(self) -> Generator[Event, None, None]:
-        """Encode images, samples and (when cached) texts, then load the transformer and the last checkpoint."""
-        yield from self.loader.prepare()
-        if self.control.stopping:
-            return
-        yield Progress(phase="loading", done=0, total=1, note="transformer")
-        trainable = build_trainable(self.components, self.params, self.settings, self.processes)
-        optimizer = build_optimizer(trainable.parameters, self.settings, self.params.learning_rate)
-        yield Progress(phase="loading", done=1, total=1, note="transformer")
-        seed, keep = self.settings.seed, self.settings.keep_checkpoints
-        self.state = TrainState(self.run, self.processes, trainable, optimizer, seed, keep)
-        resumed = yield from self.state.restore()
-        self.run.cut_log(self.step)
-        yield Started(
-            run_dir=self.run.path,
-            first_step=self.step,
-            steps=self.params.steps,
-            examples=len(self.loader.examples),
-            trainable_parameters=sum(p.numel() for p in trainable.parameters.values()),
-            resumed_from=resumed,
-        )
-
-    # the steps
+        """Number of optimizer steps done."""
+        return self.state.step
 
     def run_steps(self) -> Generator[Event, None, None]:
-        """From the current step to the last. When closed or interrupted on the way, the last finished step is saved."""
+        """Train from the current step to the last, or until stopped.
+
+        A single process that is closed or interrupted on the way saves its last finished step first.
+        """
+        control = self.processes.shared_control
+        if control.stopping:
+            return
         try:
             with closing(self.loader.batches(self.state.position)) as batches:
                 if self._sampling_due():
                     yield from self._draw_samples()
-                while self.step < self.params.steps and not self.control.stopping:
+                while self.step < self.params.steps and not control.stopping:
                     yield from self._one_step(batches)
-                    if self._checkpoint_due() or self.control.stopping:
+                    if self._checkpoint_due() or control.stopping:
                         yield self.state.save()
-                    if self._sampling_due() or self.control.take_sample_request():
+                    if self._sampling_due() or control.take_sample_request():
                         yield from self._draw_samples()
             if self.step == self.params.steps:
                 yield from self._finish()
@@ -179,46 +148,69 @@ class Training:
             raise
 
     def _one_step(self, batches: Iterator[Batch | Progress]) -> Generator[Event, None, None]:
-        begun = time.perf_counter()
-        micro: list[Batch] = []
-        while len(micro) < self.params.gradient_accumulation:
+        """Run one optimizer step: load its micro-batches, accumulate their gradients, update, log."""
+        start = time.perf_counter()
+        accumulation, steps = self.params.gradient_accumulation, self.params.steps
+        micro_batches = yield from self._next_batches(batches)
+        loss = torch.zeros((), device=self.components.device)
+        for done, batch in enumerate(micro_batches, 1):
+            loss += self._forward_backward(batch)
+            yield Progress(phase="training", done=self.step * accumulation + done, total=steps * accumulation)
+        learning_rate = learning_rate_at(self.step + 1, steps, self.params.learning_rate, self.settings)
+        mean_loss, grad_norm = self._optimizer_step(loss, learning_rate, micro_batches[-1].next_position)
+        event = Step(
+            step=self.step,
+            steps=steps,
+            loss=mean_loss,
+            learning_rate=learning_rate,
+            grad_norm=grad_norm,
+            seconds=round(time.perf_counter() - start, 4),
+        )
+        self.context.run.append_log(
+            {
+                "event": "step",
+                "step": event.step,
+                "loss": event.loss,
+                "learning_rate": event.learning_rate,
+                "grad_norm": event.grad_norm,
+                "seconds": event.seconds,
+            }
+        )
+        yield event
+
+    def _next_batches(self, batches: Iterator[Batch | Progress]) -> Generator[Progress, None, list[Batch]]:
+        """Return the micro-batches of the next optimizer step."""
+        micro_batches: list[Batch] = []
+        while len(micro_batches) < self.params.gradient_accumulation:
             item = next(batches)
             if isinstance(item, Progress):
                 yield item
             else:
-                micro.append(item)
-        loss = torch.zeros((), device=self.components.device)
-        total = self.params.gradient_accumulation
-        for done, batch in enumerate(micro, 1):
-            loss += self._forward_backward(batch)
-            yield Progress(phase="training", done=self.step * total + done, total=self.params.steps * total)
-        rate = learning_rate_at(self.step + 1, self.params.steps, self.params.learning_rate, self.settings)
-        loss, grad_norm = self._optimizer_step(loss, rate, micro[-1].next_position)
-        entry = {
-            "step": self.step,
-            "loss": loss,
-            "learning_rate": rate,
-            "grad_norm": grad_norm,
-            "seconds": round(time.perf_counter() - begun, 4),
-        }
-        self.run.append_log({"event": "step", **entry})
-        yield Step(steps=self.params.steps, **entry)
+                micro_batches.append(item)
+        return micro_batches
 
     def _forward_backward(self, batch: Batch) -> torch.Tensor:
-        """One micro-batch's share of the step's loss. Where weights are shared out, all processes do as many passes."""
+        """Accumulate one micro-batch's gradients; returns its share of the step's loss, a float32 scalar.
+
+        With sharded weights every pass is collective, so all processes run as many as the one with the most.
+        """
         passes = len(batch.texts)
-        most = max(self.processes.all_gather_object(passes)) if self.components.plan.sharded else passes
-        loss = micro_step(self.components, batch, batch.step_examples, self.settings.training_guidance)
-        if passes < most:
-            loss += micro_step(self.components, idle_batch(batch, most - passes), 1, self.settings.training_guidance)
+        max_passes = max(self.processes.all_gather_object(passes)) if self.context.plan.sharded else passes
+        guidance = self.settings.training_guidance
+        loss = micro_step(self.components, batch, batch.step_examples, guidance)
+        if passes < max_passes:
+            loss += micro_step(self.components, idle_batch(batch, max_passes - passes), 1, guidance)
         return loss
 
-    def _optimizer_step(self, loss: torch.Tensor, rate: float, next_position: Position) -> tuple[float, float]:
-        """Loss and gradient norm of the whole step."""
+    def _optimizer_step(self, loss: torch.Tensor, learning_rate: float, next_position: Position) -> tuple[float, float]:
+        """Clip the gradients and update the weights; returns the loss and gradient norm over all processes.
+
+        Raises RunFailed, and leaves the weights as they are, when the loss or the norm is not finite.
+        """
         parameters = list(self.state.trainable.parameters.values())
+        optimizer = self.state.optimizer
         loss = self.processes.reduce_step(loss, parameters)
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm or float("inf")))
-        optimizer = self.state.optimizer
         if not torch.isfinite(loss + norm):
             optimizer.zero_grad()
             raise RunFailed(
@@ -226,14 +218,12 @@ class Training:
                 f"{norm.item()}). Lower learning_rate, or train with precision fp32."
             )
         for group in optimizer.param_groups:
-            group["lr"] = rate
+            group["lr"] = learning_rate
         with self.state.optimizer_step(next_position):
             optimizer.step()
             numbers = loss.item(), norm.item()
         optimizer.zero_grad()
         return numbers
-
-    # once in a while
 
     def _checkpoint_due(self) -> bool:
         every = self.settings.checkpoint_every or self.params.sample_every
@@ -245,18 +235,21 @@ class Training:
         return self.loader.samples.missing(self.step)
 
     def _draw_samples(self) -> Generator[Event, None, None]:
+        """Draw the samples of this step with the values that an export would have."""
         if self.processes.world_size > 1 and self.step > self.state.saved_step:
-            yield self.state.save()  # launchers kill after a grace period, which drawing may exceed
+            yield self.state.save()  # a launcher kills a stopped run after a grace period, which drawing may exceed
         with self.state.trainable.exported_values(DTYPES[self.settings.save_dtype]):
-            yield from self.loader.samples.draw(self.components, self.step)
+            yield from self.loader.samples.draw(self.step)
 
     def _finish(self) -> Generator[Event, None, None]:
+        """Export the trained weights and mark the run as finished."""
         yield Progress(phase="saving", done=0, total=1)
-        weights = self.run.weights_path(self.step)
-        metadata = export_metadata(self.request, self.settings, self.components.model, self.step)
-        if self.run.writes or self.state.sharded:
+        run = self.context.run
+        weights = run.weights_path(self.step)
+        metadata = export_metadata(self.context.request, self.settings, self.components.model, self.step)
+        if run.writes or self.state.sharded:
             self.state.trainable.export(weights, DTYPES[self.settings.save_dtype], metadata)
-        self.run.finish(self.step, weights)
+        run.finish(self.step, weights)
         self.processes.barrier()
         yield Progress(phase="saving", done=1, total=1)
-        yield Finished(step=self.step, steps=self.step, stopped=False, weights=weights, run_dir=self.run.path)
+        yield Finished(step=self.step, steps=self.step, stopped=False, weights=weights, run_dir=run.path)

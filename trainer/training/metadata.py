@@ -1,4 +1,4 @@
-"""What an exported weights file says of itself in its header."""
+"""Header metadata of an exported weights file."""
 
 from __future__ import annotations
 

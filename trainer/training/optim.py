@@ -1,4 +1,4 @@
-"""The optimizers, their schedule, and their state as plain tensors."""
+"""Optimizers, the learning rate schedule, and optimizer state as named tensors."""
 
 from __future__ import annotations
 
@@ -16,10 +16,7 @@ from .rng import example_generator
 def build_optimizer(
     parameters: Mapping[str, torch.nn.Parameter], settings: RunSettings, learning_rate: float
 ) -> torch.optim.Optimizer:
-    """The optimizer that the settings name over the named parameters, in their order.
-
-    Raises BadInput when it needs a package that is not there.
-    """
+    """Build the optimizer that the settings name. Raises BadInput when it needs a package that is not installed."""
     options = {"lr": learning_rate, "weight_decay": settings.weight_decay}
     if settings.optimizer == "adafactor":
         if all(parameter.dtype == torch.float32 for parameter in parameters.values()):
@@ -32,15 +29,16 @@ def build_optimizer(
 
 
 def check_optimizer(settings: RunSettings) -> None:
-    """Raises BadInput when the optimizer needs a package that is not there. Loads nothing but that."""
+    """Raise BadInput when the optimizer needs a package that is not installed."""
     if settings.optimizer == "adamw8bit":
         bitsandbytes('optimizer "adamw8bit"')
 
 
 def learning_rate_at(step: int, steps: int, peak: float, settings: RunSettings) -> float:
-    """The learning rate of step `step` (1 for the first) of `steps`: a warm-up from 0, then the schedule.
+    """Return the learning rate of step `step` (1 for the first) of `steps`: a warm-up from 0, then the schedule.
 
-    `linear` and `cosine` reach 0 just after the last step.
+    `linear` and `cosine` reach 0 just after the last step. A function of the step rather than torch's LRScheduler: it
+    has no state to save, so that a resumed run and one with more steps need only the step.
     """
     if step <= settings.warmup_steps:
         return peak * step / settings.warmup_steps
@@ -53,7 +51,7 @@ def learning_rate_at(step: int, steps: int, peak: float, settings: RunSettings) 
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, torch.Tensor]:
-    """The optimizer's state as `<parameter name>.<state name>` -> tensor."""
+    """Return the optimizer's state by `<parameter name>.<state name>`: tensors of any shape and dtype."""
     return {
         f"{name}.{key}": torch.as_tensor(value)
         for name, parameter in parameters.items()
@@ -66,7 +64,7 @@ def load_optimizer_tensors(
     parameters: Mapping[str, torch.nn.Parameter],
     tensors: Mapping[str, torch.Tensor],
 ) -> None:
-    """The inverse of `optimizer_tensors`."""
+    """Load a state from `optimizer_tensors`: tensors of any shape and dtype by `<parameter name>.<state name>`."""
     by_name: dict[str, dict[str, torch.Tensor]] = {}
     for full_name, tensor in tensors.items():
         name, _, key = full_name.rpartition(".")
@@ -90,12 +88,15 @@ def load_optimizer_tensors(
 
 
 BITS_CUT = 16
-"""Of float32's mantissa, to make bf16."""
+"""Low bits of a float32 that bf16 lacks."""
 
 
 class RoundedAdafactor(torch.optim.Adafactor):
-    """torch's Adafactor for bf16 parameters. An update that is smaller than the gap between two bf16 numbers is not
-    lost: it decides how likely the weight is rounded up."""
+    """torch's Adafactor for bf16 parameters, with stochastic rounding.
+
+    An update smaller than the gap between two bf16 numbers is not lost: it is the probability that the weight is
+    rounded to the next number.
+    """
 
     def __init__(self, parameters: Iterable[torch.nn.Parameter], seed: int, **options: Any) -> None:
         super().__init__(parameters, **options)
@@ -103,7 +104,7 @@ class RoundedAdafactor(torch.optim.Adafactor):
 
     @torch.no_grad()
     def step(self, closure: None = None) -> None:
-        """One update. The rounding follows from seed, step and the parameter's place alone."""
+        """Update the parameters; the rounding depends on seed, step and the parameter's index alone."""
         for group in self.param_groups:
             options = {name: value for name, value in group.items() if name != "params"}
             for index, parameter in enumerate(group["params"]):
@@ -123,8 +124,7 @@ class RoundedAdafactor(torch.optim.Adafactor):
 
 
 def stochastically_rounded(values: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-    """Finite float32 values in bf16, each rounded to one of its two neighbours so that the mean over many draws is
-    the value itself."""
+    """Round finite float32 values of any shape to bf16, up or down at random so that the expectation is the value."""
     noise = torch.randint(1 << BITS_CUT, values.shape, generator=generator, device=values.device, dtype=torch.int32)
     bits = values.detach().view(torch.int32) + noise
     return (bits >> BITS_CUT << BITS_CUT).view(torch.float32).to(torch.bfloat16)

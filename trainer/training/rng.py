@@ -1,3 +1,5 @@
+"""Random generators addressed by purpose and place, instead of one global state."""
+
 from __future__ import annotations
 
 import hashlib
@@ -6,9 +8,9 @@ import torch
 
 
 def example_generator(seed: int, purpose: str, *address: int) -> torch.Generator:
-    """A CPU generator addressed by what it is for, say (seed, "noise", epoch, example).
+    """Return a CPU generator for an address such as (seed, "noise", epoch, row).
 
-    The same address gives the same numbers in every process, batch split, prefetch order and resumed run.
+    Equal addresses give equal numbers in every process, batch split, prefetch order and resumed run.
     """
     text = "/".join([str(seed), purpose, *map(str, address)])
     number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")

@@ -1,4 +1,4 @@
-"""The run folder: what is in it, which run it belongs to, and how an interrupted one is found again.
+"""Run folder: its files, the run it belongs to, and where an interrupted run is found again.
 
 request.json  settings.json  log.jsonl  samples/  checkpoints/  <name>-<step>.safetensors  run.json
 """
@@ -60,26 +60,31 @@ def run_fingerprint(
 
 @dataclass(frozen=True, slots=True)
 class RunFolder:
-    """One run's folder."""
+    """Folder of one run. Only one of several processes writes; in the others the writing methods do nothing."""
 
     path: Path
     writes: bool = True
-    """Of the processes of a run only one writes; what the others are asked to write they leave out."""
 
     @property
     def checkpoints(self) -> Path:
+        """Folder of the checkpoints."""
         return self.path / "checkpoints"
 
     @property
     def samples(self) -> Path:
+        """Folder of the sample images."""
         return self.path / "samples"
 
     @property
     def log(self) -> Path:
+        """Log file, one JSON object a line."""
         return self.path / "log.jsonl"
 
     def state(self) -> dict[str, Any]:
-        """What run.json says: fingerprint, precision, finished_step, weights; empty for a folder that is no run yet."""
+        """Read run.json: fingerprint, precision, finished_step, weights; empty for a folder without a run.
+
+        Raises RunFailed when it is damaged.
+        """
         try:
             state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
             return state if "fingerprint" in state else {}
@@ -87,11 +92,11 @@ class RunFolder:
             return {}
         except (OSError, ValueError, TypeError) as error:
             raise RunFailed(
-                f"{self.path / 'run.json'} is damaged ({error}). Delete it to begin anew in this folder."
+                f"{self.path / 'run.json'} is damaged ({error}). Delete it to start a new run in this folder."
             ) from None
 
     def serves(self, fingerprint: str, steps: int) -> bool:
-        """Whether a run of this training up to `steps` can begin, go on or be found finished in this folder."""
+        """Tell whether a run of this training to `steps` can start, resume or be found finished in this folder."""
         state = self.state()
         if not state:
             return True
@@ -100,30 +105,32 @@ class RunFolder:
         return self.finished_weights(steps) is not None or last_step(self.checkpoints) <= steps
 
     def begin(self, request: FineTuneRequest, settings: RunSettings, fingerprint: str, precision: str) -> None:
-        """Make the folder, or take it up again, for this request, its base held in this precision. Raises RunFailed
-        when it cannot be written."""
+        """Create the folder, or reuse it, for this request and precision.
+
+        Raises BadInput when it cannot be created and RunFailed when it cannot be written.
+        """
         if not self.writes:
             return
         for folder in (self.path, self.checkpoints, self.samples):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
-                raise BadInput(f"Cannot make the run folder {folder}: {error.strerror or error}.") from None
+                raise BadInput(f"Cannot create the run folder {folder}: {error.strerror or error}.") from None
             remove_unfinished(folder)
         write_json(self.path / "request.json", request.model_dump())
         write_json(self.path / "settings.json", settings.model_dump())
         write_json(self.path / "run.json", {**self.state(), "fingerprint": fingerprint, "precision": precision})
 
     def control_path(self, index: int) -> Path:
-        """Where a sample's control image is saved."""
+        """Return the file of a sample's control image."""
         return self.samples / f"control-{index:02d}.png"
 
     def sample_path(self, step: int, index: int) -> Path:
-        """Where a sample is saved."""
+        """Return the file of a sample image."""
         return self.samples / f"step-{step:06d}-{index:02d}.png"
 
     def drawn_samples(self) -> dict[int, dict[int, Path]]:
-        """The files of the samples that are there: by step, then by index, both in order."""
+        """Return the files of the existing samples by step, then by index, both in order."""
         drawn: dict[int, dict[int, Path]] = {}
         numbered = (
             ([int(part) for part in file.stem.split("-")[1:]], file) for file in self.samples.glob("step-*.png")
@@ -133,23 +140,23 @@ class RunFolder:
         return drawn
 
     def weights_path(self, step: int) -> Path:
-        """Where the weights of a step are exported to."""
+        """Return the file of the weights exported at a step."""
         return self.path / f"{self.path.name}-{step:06d}.safetensors"
 
     def finish(self, step: int, weights: Path) -> None:
-        """Note that all steps are done and where the exported weights are."""
+        """Record that all steps are done, and the file of the exported weights."""
         if self.writes:
             write_json(self.path / "run.json", {**self.state(), "finished_step": step, "weights": weights.name})
 
     def finished_weights(self, steps: int) -> Path | None:
-        """The exported weights if exactly `steps` steps are done and they are still there."""
+        """Return the exported weights if exactly `steps` steps are done and the file exists."""
         state = self.state()
         if state.get("finished_step") != steps or not (self.path / state["weights"]).is_file():
             return None
         return self.path / state["weights"]
 
     def append_log(self, entry: dict[str, Any]) -> None:
-        """Add one line to log.jsonl. Raises RunFailed when the disk refuses."""
+        """Append one line to log.jsonl. Raises RunFailed when the disk refuses."""
         if not self.writes:
             return
         try:
@@ -159,7 +166,7 @@ class RunFolder:
             raise RunFailed(f"Cannot write {self.log}: {error.strerror or error}.") from error
 
     def cut_log(self, step: int) -> None:
-        """Drop the log's lines after `step`, and a line that a crash cut short."""
+        """Drop the log's lines after `step`, and a line that a crash has cut short."""
         if not self.writes:
             return
         kept = [line for line in self._log_lines() if line["step"] <= step]
@@ -167,7 +174,7 @@ class RunFolder:
             file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
 
     def losses(self) -> list[tuple[int, float]]:
-        """Step and loss of every step in the log."""
+        """Return step and loss of every step in the log."""
         return [(line["step"], line["loss"]) for line in self._log_lines() if line["event"] == "step"]
 
     def _log_lines(self) -> list[dict[str, Any]]:
@@ -182,10 +189,10 @@ class RunFolder:
 
 
 def open_run_folder(wanted: Path, fingerprint: str, steps: int) -> tuple[RunFolder, str | None]:
-    """The folder that a run goes to, and what to tell the person when it is not the one they named.
+    """Return the folder of a run, and a notice when it is not the one that was named.
 
-    A folder that holds another training, or one that has gone beyond `steps`, is left alone: the run goes to the first
-    of `<name>-2`, `<name>-3`, ... that is free or holds this very training. Raises BadInput when `wanted` is a file.
+    A folder of another training, or of one that is past `steps`, stays as it is: the run gets the first of `<name>-2`,
+    `<name>-3`, ... that is free or has the same training. Raises BadInput when `wanted` is a file.
     """
     if wanted.exists() and not wanted.is_dir():
         raise BadInput(f"The run folder {wanted} is a file; name a folder.")
@@ -196,6 +203,6 @@ def open_run_folder(wanted: Path, fingerprint: str, steps: int) -> tuple[RunFold
     if run.path == wanted:
         return run, None
     return run, (
-        f"{wanted} holds another training (other data, base or settings, or more steps than asked for); it is left as "
-        f"it is, and this run goes to {run.path}."
+        f"{wanted} holds another training (other data, base model or settings, or more steps than requested) and stays "
+        f"as it is; this run goes to {run.path}."
     )

@@ -1,4 +1,4 @@
-"""The samples of a run: the request's prompts made ready once, then drawn and saved whenever it is time."""
+"""Sample images of a run: the request's prompts encoded once, then drawn and saved every so many steps."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 from PIL import Image
 
-from ..config.request import DEFAULT_CONTROL_URL, TrainingParams
+from ..config.request import DEFAULT_CONTROL_URL
 from ..data.images import decode_image, fetch_control
 from ..data.resize import Size
 from ..encoding.encoder import Encoder
@@ -19,129 +19,111 @@ from ..encoding.text import TextEmbeddings
 from ..errors import BadInput
 from ..events import Notice, Progress, RunControl, Sample
 from ..files import atomic_write
-from ..inference import decode, denoise
-from ..models.types import PackedLatents, TextConditioning
-from .run_folder import RunFolder
+from ..inference import DenoiseInputs, DenoiseOptions, decode, denoise
+from ..models.types import TextConditioning
 
 if TYPE_CHECKING:
-    from ..data.dataset import EditDataset
-    from ..memory.model_parts import ModelComponents
+    from .setup import RunContext
 
 
 @dataclass(frozen=True, slots=True)
 class SampleInputs:
-    """One sample prompt, encoded."""
+    """One sample prompt with its control image, encoded."""
 
     prompt: str
     control: Image.Image
     size: Size
     control_image: ControlImage
     text: TextConditioning
-    negative: TextConditioning | None
+    """Conditioning of the prompt, `[1, ...]` in the text encoder's dtype."""
+    negative_text: TextConditioning | None
+    """Conditioning of the negative prompt, `[1, ...]` in the text encoder's dtype; None where guidance uses none."""
 
 
 class SampleImages:
-    """Draws a run's samples, always from the same noise, into its samples folder."""
+    """Encodes the sample prompts of a run and draws them, each time from the same noise, into its samples folder."""
 
-    def __init__(self, run: RunFolder, params: TrainingParams, encoder: Encoder) -> None:
-        self.run = run
-        self.params = params
-        self.encoder = encoder
+    def __init__(self, context: RunContext, encoder: Encoder) -> None:
+        self.dataset, self.params = context.dataset, context.params
+        self.run, self.components = context.run, context.components
+        self.encoder, self.family = encoder, encoder.family
         self.prepared: list[SampleInputs] = []
-        settings, scale = encoder.settings, encoder.family.variant
-        self.seed = settings.sample_seed
-        self.steps = settings.sample_steps or scale.sample_steps
-        self.guidance = settings.sample_guidance or scale.sample_guidance
+        settings = context.settings
+        self.options = DenoiseOptions.for_variant(
+            self.family.variant, settings.sample_steps, settings.sample_guidance, settings.sample_seed
+        )
 
-    def prepare(
-        self, dataset: EditDataset, texts: TextEmbeddings, control: RunControl
-    ) -> Generator[Progress | Notice, None, None]:
-        """Fetch and encode control images and prompts. Raises BadInput for a control image that cannot be had, but for
-        the published default one, in whose place the dataset's own control images are taken."""
-        family = self.encoder.family
-        wanted = Size(self.params.sample_width, self.params.sample_height)
-        size = family.sample_size(wanted)
-        if size != wanted and self.params.samples:
+    def prepare(self, texts: TextEmbeddings, control: RunControl) -> Generator[Progress | Notice, None, None]:
+        """Fetch and encode control images and prompts.
+
+        The published default control image is replaced by the dataset's own when it cannot be fetched. Raises BadInput
+        for any other that cannot.
+        """
+        requested = Size(self.params.sample_width, self.params.sample_height)
+        size = self.family.sample_size(requested)
+        if size != requested and self.params.samples:
             yield Notice(
-                message=f"This model cannot make samples of {wanted.width} x {wanted.height} pixels; "
+                message=f"This model cannot make samples of {requested.width} x {requested.height} pixels; "
                 f"they are drawn at {size.width} x {size.height}."
             )
-        warned = False
+        default_failed = False
         for number, sample in enumerate(self.params.samples):
             if control.stopping:
                 return
-            data = None
-            if sample.ctrl_img_url:
-                try:
-                    data = fetch_control(sample.ctrl_img_url, dataset.downloads, dataset.path.parent)
-                except BadInput as error:
-                    if sample.ctrl_img_url != DEFAULT_CONTROL_URL:
-                        raise BadInput(f"training_params.samples.{number}.ctrl_img_url: {error}") from None
-                    if not warned:
-                        yield Notice(
-                            message="The default sample image cannot be fetched; samples are drawn from the dataset's "
-                            f"first control images instead. ({error})"
-                        )
-                    warned = True
+            try:
+                data = self._control_file(sample.ctrl_img_url)
+            except BadInput as error:
+                if sample.ctrl_img_url != DEFAULT_CONTROL_URL:
+                    raise BadInput(f"training_params.samples.{number}.ctrl_img_url: {error}") from None
+                data = None
+                if not default_failed:
+                    yield Notice(
+                        message="The default sample image cannot be fetched; samples are drawn from the dataset's "
+                        f"first control images instead. ({error})"
+                    )
+                default_failed = True
             if data is None:
-                data = dataset.fetch(dataset[number % len(dataset)].controls[0])
-            self.prepared.append(self._prepared(sample.prompt, data, size, texts))
+                data = self.dataset.fetch(self.dataset[number % len(self.dataset)].controls[0])
+            self.prepared.append(self._encode(sample.prompt, data, size, texts))
             yield Progress(phase="caching", done=number + 1, total=len(self.params.samples), note="samples")
 
-    def _prepared(self, prompt: str, data: bytes, size: Size, texts: TextEmbeddings) -> SampleInputs:
+    def _control_file(self, url: str) -> bytes | None:
+        """Fetch the file at an address or path; None for an empty one. Raises BadInput."""
+        return fetch_control(url, self.dataset.downloads, self.dataset.path.parent) if url else None
+
+    def _encode(self, prompt: str, data: bytes, size: Size, texts: TextEmbeddings) -> SampleInputs:
         image = decode_image(data)
         control_image = self.encoder.control_image(data, size)
-        family = self.encoder.family
-        negative = family.negative_prompt("", self.guidance)
-
-        def text(caption: str) -> TextConditioning:
-            seen = [family.prepare_control(image, control_image.size)]
-            return texts.encode_one(caption, (control_image,), seen)
-
-        return SampleInputs(
-            prompt, image, size, control_image, text(prompt), None if negative is None else text(negative)
-        )
+        pixels = self.family.prepare_control(image, control_image.size)
+        negative = self.family.negative_prompt("", self.options.guidance)
+        text = texts.encode_one(prompt, (control_image,), [pixels])
+        negative_text = None if negative is None else texts.encode_one(negative, (control_image,), [pixels])
+        return SampleInputs(prompt, image, size, control_image, text, negative_text)
 
     def missing(self, step: int) -> bool:
-        """Whether samples of this step are still to be drawn."""
+        """Tell whether samples of this step are still to be drawn."""
         return not all(self.run.sample_path(step, index).is_file() for index in range(len(self.prepared)))
 
-    def draw(self, components: ModelComponents, step: int) -> Generator[Progress | Sample, None, None]:
-        """Draw all samples, save them, and tell of each; only draw them where the run's folder is another process's to
-        write."""
-        family, scheduler = self.encoder.family, components.model.load_scheduler()
+    def draw(self, step: int) -> Generator[Progress | Sample, None, None]:
+        """Draw all samples and save them; a process that does not write only takes part in the drawing."""
         drawn = []
         for sample in self.prepared:
-            latents = yield from denoise(
-                family,
-                components.transformer(),
-                scheduler,
-                controls=[self._control_latents(sample)],
-                text=sample.text,
-                negative_text=sample.negative,
-                size=sample.size,
-                steps=self.steps,
-                guidance=self.guidance,
-                seed=self.seed,
-                device=components.device,
-                dtype=components.dtype,
-                placement=components.placement(),
-            )
-            drawn.append(latents)
+            control = self.family.pack(self.encoder.latents(sample.control_image.latents))
+            inputs = DenoiseInputs([control], sample.text, sample.negative_text, sample.size)
+            drawn.append((yield from denoise(self.components, inputs, self.options)))
         if not self.run.writes:
             return
         for index, (sample, latents) in enumerate(zip(self.prepared, drawn, strict=True)):
-            image = decode(family, components.codec(), latents)
-            path = self.run.sample_path(step, index)
-            save_image(self.run.control_path(index), sample.control)
-            save_image(path, image)
-            self.run.append_log(
-                {"event": "sample", "step": step, "index": index, "prompt": sample.prompt, "file": path.name}
-            )
-            yield Sample(step=step, index=index, prompt=sample.prompt, image=image, control=sample.control, path=path)
+            yield self._save(step, index, sample, decode(self.components, latents))
 
-    def _control_latents(self, sample: SampleInputs) -> PackedLatents:
-        return self.encoder.family.pack(self.encoder.latents(sample.control_image.latents))
+    def _save(self, step: int, index: int, sample: SampleInputs, image: Image.Image) -> Sample:
+        path = self.run.sample_path(step, index)
+        save_image(self.run.control_path(index), sample.control)
+        save_image(path, image)
+        self.run.append_log(
+            {"event": "sample", "step": step, "index": index, "prompt": sample.prompt, "file": path.name}
+        )
+        return Sample(step=step, index=index, prompt=sample.prompt, image=image, control=sample.control, path=path)
 
 
 def save_image(path: Path, image: Image.Image) -> None:

@@ -1,4 +1,4 @@
-"""How far a training has come: its weights, optimizer, step and position in the data, saved and found again."""
+"""Training state between two optimizer steps, saved to checkpoints and restored from them."""
 
 from __future__ import annotations
 
@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..distributed.fsdp import full_tensors_on_main, is_sharded, shard_like
-from ..distributed.processes import SingleProcess
 from ..errors import RunFailed
 from ..events import Checkpoint, Notice
 from ..files import remove
@@ -18,103 +17,89 @@ from ..tensors import copy_values
 from .batch_sampler import Position
 from .checkpoint import CheckpointData, checkpoint_folders, load_checkpoint, save_checkpoint
 from .optim import load_optimizer_tensors, optimizer_tensors
-from .run_folder import RunFolder
 
 if TYPE_CHECKING:
+    from .setup import RunContext
     from .trainable import Trainable
 
 
 class TrainState:
-    """One training's state between two steps. Several processes hold it in equal copies, or in parts of each tensor."""
+    """Weights, optimizer, step and data position. Several processes hold equal copies, or shards of each tensor."""
 
-    def __init__(
-        self,
-        run: RunFolder,
-        processes: SingleProcess,
-        trainable: Trainable,
-        optimizer: torch.optim.Optimizer,
-        seed: int,
-        keep: int,
-    ) -> None:
-        """`keep` is how many checkpoints are kept."""
-        self.run, self.processes = run, processes
+    def __init__(self, context: RunContext, trainable: Trainable, optimizer: torch.optim.Optimizer) -> None:
+        self.run, self.processes = context.run, context.processes
+        self.seed, self.keep_checkpoints = context.settings.seed, context.settings.keep_checkpoints
         self.trainable, self.optimizer = trainable, optimizer
-        self.seed, self.keep = seed, keep
         self.step = 0
         self.position = Position(0, 0)
         self.saved_step = 0
         self.consistent = True
-        """Whether the weights are those of `step`, not in the middle of an update."""
+        """False in the middle of an optimizer step, and for good when it failed."""
         self.sharded = any(map(is_sharded, trainable.parameters.values()))
-        """Each process holds but a part of what is trained."""
-
-    # going on
+        """The trained tensors are sharded over the processes."""
 
     def restore(self) -> Generator[Notice, None, Path | None]:
-        """Take up the newest checkpoint that is whole, and remove damaged ones; its folder, None when there is none."""
-        path, state = None, None
-        if self.processes.is_main:
-            path, state = yield from self._newest()
-        (found, *_) = self.processes.all_gather_object(path and str(path))
-        if found is None:
-            self.processes.broadcast_from_main(self.trainable.parameters.values())
-            return None
-        if state is None:
-            state = load_checkpoint(Path(found))
-        if state is None:
-            raise RunFailed(
-                f"{found} cannot be read: all processes must have the run folder on a disk that they share."
-            )
-        parameters = self.trainable.parameters
-        copy_values(parameters, shard_like(state.weights, parameters))
-        owners = {name: parameters[name.rpartition(".")[0]] for name in state.optimizer}
-        load_optimizer_tensors(self.optimizer, parameters, shard_like(state.optimizer, owners))
-        self.step = self.saved_step = state.step
-        self.position = state.position
-        self.processes.broadcast_from_main(parameters.values())
-        return Path(found)
+        """Load the newest readable checkpoint and remove damaged ones; returns its folder, None when there is none.
 
-    def _newest(self) -> Generator[Notice, None, tuple[Path | None, CheckpointData | None]]:
+        Raises RunFailed when the processes do not see the same run folder.
+        """
+        newest: tuple[Path | None, CheckpointData | None] = (None, None)
+        if self.processes.is_main:
+            newest = yield from self._newest_checkpoint()
+        path: Path | None = self.processes.all_gather_object(newest[0])[0]
+        if path is not None:
+            self._load(path, newest[1] or load_checkpoint(path))
+        self.processes.broadcast_from_main(self.trainable.parameters.values())
+        return path
+
+    def _newest_checkpoint(self) -> Generator[Notice, None, tuple[Path | None, CheckpointData | None]]:
         for path in reversed(checkpoint_folders(self.run.checkpoints)):
-            if (state := load_checkpoint(path)) is not None:
-                return path, state
+            if (data := load_checkpoint(path)) is not None:
+                return path, data
             remove(path)
-            yield Notice(message=f"The checkpoint {path.name} is damaged and was removed; an older one is taken.")
+            yield Notice(message=f"The checkpoint {path.name} is damaged and was removed; an older one is used.")
         return None, None
+
+    def _load(self, path: Path, data: CheckpointData | None) -> None:
+        if data is None:
+            raise RunFailed(f"Cannot read {path}: the run folder must be on a disk that all processes share.")
+        parameters = self.trainable.parameters
+        copy_values(parameters, shard_like(data.weights, parameters))
+        owners = {name: parameters[name.rpartition(".")[0]] for name in data.optimizer}
+        load_optimizer_tensors(self.optimizer, parameters, shard_like(data.optimizer, owners))
+        self.step = self.saved_step = data.step
+        self.position = data.position
 
     @contextmanager
     def optimizer_step(self, next_position: Position) -> Iterator[None]:
-        """Around an optimizer step: the course is then one step further, its data at `next_position`."""
+        """Context for one optimizer step; advances the step and the data position on exit."""
         self.consistent = False
         yield
         self.step, self.position = self.step + 1, next_position
         self.consistent = True
 
-    # saving
-
     def save(self) -> Checkpoint:
-        """Save the current step, all processes together, unless it is saved already or nothing is trained yet."""
-        path = self.run.checkpoints / f"step-{self.step:06d}"
+        """Save the current step, unless it is saved already or is step 0; collective with sharded weights."""
         if self.step > self.saved_step:
-            state = self._state()
+            data = self._checkpoint_data()
             if self.run.writes:
-                save_checkpoint(self.run.checkpoints, state, self.keep)
+                save_checkpoint(self.run.checkpoints, data, self.keep_checkpoints)
             self.saved_step = self.step
-        return Checkpoint(step=self.step, path=path)
+        return Checkpoint(step=self.step, path=self.run.checkpoints / f"step-{self.step:06d}")
 
-    def _state(self) -> CheckpointData:
-        main, parameters = self.processes.is_main, self.trainable.parameters
+    def _checkpoint_data(self) -> CheckpointData:
+        parameters, is_main = self.trainable.parameters, self.processes.is_main
         return CheckpointData(
             step=self.step,
             position=self.position,
             seed=self.seed,
-            weights=full_tensors_on_main(parameters, main),
-            optimizer=full_tensors_on_main(optimizer_tensors(self.optimizer, parameters), main),
+            weights=full_tensors_on_main(parameters, is_main),
+            optimizer=full_tensors_on_main(optimizer_tensors(self.optimizer, parameters), is_main),
         )
 
     def resume_hint(self) -> str:
-        """What to tell the person when the run has failed."""
-        last = checkpoint_folders(self.run.checkpoints)
-        if not last:
+        """Return a sentence that says where a failed run resumes."""
+        folders = checkpoint_folders(self.run.checkpoints)
+        if not folders:
             return "No step was saved yet."
-        return f"The last good checkpoint is {last[-1]}; the same request goes on from there."
+        return f"The last good checkpoint is {folders[-1]}; the same request resumes from there."

@@ -1,4 +1,4 @@
-"""One micro-batch: from cached tensors to gradients."""
+"""Forward and backward pass of one micro-batch."""
 
 from __future__ import annotations
 
@@ -11,33 +11,33 @@ import torch
 
 from ..inference import place
 from ..models.types import PackedLatents, TextConditioning
+from .batch import Batch, TextGroup
 from .flow_matching import add_noise, example_losses
 
 if TYPE_CHECKING:
     from ..memory.model_parts import ModelComponents
-from .batch import Batch, TextGroup
 
 
 def with_modulation(components: ModelComponents, batches: Sequence[Batch], guidance: float) -> list[Batch]:
-    """The same micro-batches; with each forward pass what the plan lets compute ahead of it."""
+    """Return the micro-batches with the modulation outputs of every forward pass, computed ahead."""
 
     def forward(batch: Batch, group: TextGroup) -> torch.Tensor:
         return _velocity(components, _inputs(components, batch, group), guidance)
 
     passes = [partial(forward, batch, group) for batch in batches for group in batch.texts]
     with _autocast(components):
-        ahead = iter(components.placement().precompute(passes))
+        outputs = iter(components.placement().precompute(passes))
     return [
-        replace(batch, texts=tuple(replace(group, modulation_outputs=next(ahead)) for group in batch.texts))
+        replace(batch, texts=tuple(replace(group, modulation_outputs=next(outputs)) for group in batch.texts))
         for batch in batches
     ]
 
 
 def micro_step(components: ModelComponents, batch: Batch, step_examples: int, guidance: float) -> torch.Tensor:
-    """Forward and backward of one micro-batch, in an optimizer step of `step_examples` examples in all.
+    """Run the forward and backward pass of one micro-batch in an optimizer step of `step_examples` examples.
 
-    Adds to the gradients and returns its share of the step's loss (float32, detached): over the step, the mean over
-    its examples. Texts that cannot share a forward pass go one after the other.
+    Adds to the gradients and returns the micro-batch's share of the step's mean loss, a detached float32 scalar. Texts
+    that cannot share a forward pass are run one after the other.
     """
     return torch.stack([_group_step(components, batch, group, step_examples, guidance) for group in batch.texts]).sum()
 
@@ -56,7 +56,7 @@ def _group_step(
 
 @dataclass(frozen=True, slots=True)
 class _Inputs:
-    """What a forward pass sees, on the device."""
+    """Inputs of a forward pass, on the device."""
 
     clean: torch.Tensor
     noise: torch.Tensor

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 from pathlib import Path
 from typing import Any
+from unittest.mock import patch
 
 import comfy.lora
 import torch
@@ -170,10 +171,12 @@ class OurEdit(io.ComfyNode):
         seen: dict[str, Any] = {}
         denoise = sampling.denoise
 
-        def watched(family, transformer, scheduler, controls, text, *rest):
-            latents = yield from denoise(family, transformer, scheduler, controls, text, *rest)
-            seen.update(family=family, controls=controls, text=text, guidance=rest[3], latents=latents)
-            seen["sigmas"] = scheduler.sigmas
+        def watched(components, inputs, options):
+            scheduler = components.model.load_scheduler()
+            with patch.object(type(components.model), "load_scheduler", lambda model: scheduler):
+                latents = yield from denoise(components, inputs, options)
+            seen.update(family=components.model.family, controls=inputs.controls, text=inputs.text)
+            seen.update(guidance=options.guidance, latents=latents, sigmas=scheduler.sigmas)
             return latents
 
         picture = Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy())

@@ -1,0 +1,132 @@
+"""Opening a run: checks, run folder, memory plan, cache. Loads no weights of the model."""
+
+from __future__ import annotations
+
+from collections.abc import Generator, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from ..config.request import FineTuneRequest, TrainingParams
+from ..config.settings import RunSettings
+from ..distributed.processes import SingleProcess
+from ..encoding.cache import TensorCache
+from ..errors import BadInput
+from ..events import Event, Finished, Notice, Planned
+from ..lora.init_lora import InitLora, open_init_lora
+from ..memory.estimate import full_fine_tune_need
+from ..memory.model_parts import ModelComponents
+from ..memory.plan import Plan
+from ..memory.planner import joint_plan
+from .optim import check_optimizer
+from .run_folder import RunFolder, open_run_folder, run_fingerprint
+
+if TYPE_CHECKING:
+    from ..data.dataset import EditDataset
+    from ..models.edit_model import EditModel
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
+class RunContext:
+    """The fixed surroundings of an open run, shared by all of its parts."""
+
+    request: FineTuneRequest
+    settings: RunSettings
+    dataset: EditDataset
+    components: ModelComponents
+    run: RunFolder
+    cache: TensorCache
+    processes: SingleProcess
+    init_lora: InitLora | None
+
+    @property
+    def params(self) -> TrainingParams:
+        """The request's training parameters."""
+        return self.request.training_params
+
+    @property
+    def plan(self) -> Plan:
+        """The memory plan."""
+        return self.components.plan
+
+
+def open_run(
+    request: FineTuneRequest,
+    dataset: EditDataset,
+    model: EditModel,
+    settings: RunSettings,
+    processes: SingleProcess,
+    *,
+    run_dir: Path,
+    cache_dir: Path | None = None,
+    device: torch.device | None = None,
+) -> Generator[Event, None, RunContext | Finished]:
+    """Yield notices and the plan; return the open run, or the end of one that was finished before.
+
+    Raises BadInput when the run cannot start.
+    """
+    params = request.training_params
+    init_lora = open_init_lora(model, params, settings)
+    weights = [model.fingerprint("transformer"), model.fingerprint("vae"), model.fingerprint("text")]
+    if init_lora is not None:
+        weights.append(init_lora.fingerprint)
+    fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights, processes.world_size)
+    yield from _notices(model.warnings())
+    run = yield from _open_folder(run_dir, fingerprint, params.steps, processes)
+    if finished := _finished(run, params.steps, processes):
+        return finished
+    yield from _notices(init_lora.notices if init_lora else [])
+    _check_optimizer(params, settings, processes)
+    if not params.use_lora:
+        yield from _notices([full_fine_tune_need(model, settings, processes.world_size)])
+    device = device or processes.device()
+    plan = joint_plan(model, params, _resumed_settings(run, settings), processes, device)
+    yield Planned(line=plan.line())
+    run.begin(request, settings, fingerprint, plan.precision)
+    return RunContext(
+        request=request,
+        settings=settings,
+        dataset=dataset,
+        components=ModelComponents(model, device, plan),
+        run=run,
+        cache=TensorCache(cache_dir or run.path.parent / "edit_trainer_cache"),
+        processes=processes,
+        init_lora=init_lora,
+    )
+
+
+def _notices(messages: Iterable[str | None]) -> Iterator[Notice]:
+    return (Notice(message=message) for message in messages if message)
+
+
+def _open_folder(
+    run_dir: Path, fingerprint: str, steps: int, processes: SingleProcess
+) -> Generator[Notice, None, RunFolder]:
+    """Return the run folder that the main process has chosen; it alone writes there."""
+    run, notice = open_run_folder(run_dir, fingerprint, steps)
+    path, notice = processes.all_gather_object((run.path, notice))[0]
+    yield from _notices([notice])
+    return RunFolder(path, writes=processes.is_main)
+
+
+def _finished(run: RunFolder, steps: int, processes: SingleProcess) -> Finished | None:
+    """Return the end of a run that has all its steps and its weights, as the main process sees it."""
+    weights: Path | None = processes.all_gather_object(run.finished_weights(steps))[0]
+    if weights is None:
+        return None
+    return Finished(step=steps, steps=steps, stopped=False, weights=weights, run_dir=run.path)
+
+
+def _check_optimizer(params: TrainingParams, settings: RunSettings, processes: SingleProcess) -> None:
+    check_optimizer(settings)
+    if processes.world_size > 1 and not params.use_lora and settings.optimizer != "adamw":
+        raise BadInput(f"optimizer: a full fine-tune in several processes needs adamw, not {settings.optimizer}.")
+
+
+def _resumed_settings(run: RunFolder, settings: RunSettings) -> RunSettings:
+    """Replace precision "auto" by the precision that the run started in, however much memory is free now."""
+    if settings.precision != "auto":
+        return settings
+    return settings.model_copy(update={"precision": run.state().get("precision", "auto")})
