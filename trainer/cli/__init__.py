@@ -1,0 +1,15 @@
+"""The command line: python -m trainer.
+
+main            runs a command; errors become messages and exit codes
+parser          the options of all commands
+runner          runs generators of events, and stops them at Ctrl-C
+console         events as a progress bar or lines
+train           the commands, a file each
+plan
+inspect
+edit
+demo
+contact_sheet   the demo's image
+
+Must not know: ComfyUI. No command imports torch before it needs it.
+"""

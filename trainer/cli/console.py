@@ -1,4 +1,4 @@
-"""Events as a person at a terminal sees them: a progress bar, or plain lines where there is no terminal."""
+"""Events on the terminal: a progress bar, or plain lines where stderr is not a terminal."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ _PHASES = {
 
 
 class Pace:
-    """Loss and speed of the steps so far, smoothed by an exponential mean without a bias towards the start."""
+    """Loss and speed, smoothed by an exponential moving average with bias correction."""
 
     def __init__(self) -> None:
         self._loss = _Mean(0.98)
@@ -31,7 +31,7 @@ class Pace:
         self._last: Step | None = None
 
     def update(self, step: Step) -> None:
-        """Take in one more step."""
+        """Add one more step."""
         self._loss.add(step.loss)
         self._seconds.add(step.seconds)
         self._last = step
@@ -60,15 +60,13 @@ class _Mean:
 
 
 class Console:
-    """Shows events. Lines go to stdout; the bar, where stderr is a terminal, to stderr.
-
-    `quiet_seconds`: without a terminal, the least time between two lines that only say how far a phase has come.
-    `silent`: nothing is shown.
-    """
+    """Context manager that shows events: lines on stdout, and a progress bar on stderr if that is a terminal."""
 
     def __init__(
         self, *, quiet_seconds: float = 15.0, clock: Callable[[], float] = time.monotonic, silent: bool = False
     ) -> None:
+        """Without a terminal, progress lines are at least `quiet_seconds` apart; the default is a judgement. `silent`
+        shows nothing."""
         self._bar: tqdm[Any] | None = None
         self._silent = silent
         self._has_bar = sys.stderr.isatty()
@@ -76,7 +74,7 @@ class Console:
         self._pace = Pace()
         self._quiet_seconds = quiet_seconds
         self._clock = clock
-        self._said = clock()
+        self._last_line = clock()
 
     def __enter__(self) -> Console:
         return self
@@ -92,7 +90,7 @@ class Console:
             return
         tqdm.write(text, file=sys.stdout)
         sys.stdout.flush()
-        self._said = self._clock()
+        self._last_line = self._clock()
 
     def show(self, event: Event) -> None:
         """Show one event."""
@@ -149,7 +147,7 @@ class Console:
             self.line(f"{what}: {event.done} of {event.total}" if event.done else f"{what} ...")
 
     def _is_due(self) -> bool:
-        return self._clock() - self._said >= self._quiet_seconds
+        return self._clock() - self._last_line >= self._quiet_seconds
 
     def _draw(self, label: str, done: int, total: int, note: str) -> None:
         if self._bar is None or self._bar.desc != label or self._bar.total != total:

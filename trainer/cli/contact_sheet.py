@@ -1,4 +1,4 @@
-"""The demo's picture: what a LoRA has learned, as rows of pictures that were not trained on."""
+"""Contact sheet of the demo: held-out images before and after training."""
 
 from __future__ import annotations
 
@@ -9,27 +9,25 @@ from PIL import Image, ImageDraw, ImageFont
 
 COLUMNS = ("control", "before", "after", "target")
 
-
 _CELL, _GAP, _MARGIN, _HEAD = 192, 12, 32, 112
-
 
 _PAPER, _INK, _FAINT, _ACCENT = "#ffffff", "#1b1f24", "#667079", "#0a6b3d"
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Panel:
-    """One base model and one taught edit."""
+    """Results of one base model and one edit."""
 
     title: str
-    """The base model."""
+    """Name of the base model."""
     caption: str
-    """What was taught and how well it went, one line."""
+    """One line: the edit and its scores."""
     rows: Sequence[tuple[Image.Image, Image.Image, Image.Image, Image.Image]]
-    """Pictures in the order of COLUMNS."""
+    """Images in the order of COLUMNS."""
 
 
 def draw_contact_sheet(panels: Sequence[Panel]) -> Image.Image:
-    """The panels side by side, pictures enlarged without smoothing."""
+    """Draw the panels next to each other, their images enlarged without smoothing."""
     width = len(COLUMNS) * (_CELL + _GAP) - _GAP
     height = _HEAD + max(len(panel.rows) for panel in panels) * (_CELL + _GAP) - _GAP
     sheet = Image.new("RGB", (_MARGIN + len(panels) * (width + _MARGIN), height + 2 * _MARGIN), _PAPER)

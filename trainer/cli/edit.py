@@ -1,3 +1,5 @@
+"""`edit`: one image, one prompt, with or without a LoRA."""
+
 from __future__ import annotations
 
 import argparse
@@ -11,14 +13,14 @@ from .runner import consume, load_model
 
 
 def edit(options: argparse.Namespace) -> int:
-    """`edit`: one picture, one prompt, with or without a LoRA."""
+    """Run `edit`."""
     _check_numbers(options)
     if options.out.suffix.lower() != ".png":
-        raise BadInput(f"--out {options.out}: the picture is written as PNG, so the name must end with .png.")
+        raise BadInput(f"--out {options.out}: the image is written as PNG, so the name must end in .png.")
     from ..data.downloads import Downloads
     from ..data.images import load_control
 
-    picture = load_control(str(options.image), None, Downloads())
+    image = load_control(str(options.image), None, Downloads())
     model = load_model(options.base_model, model_options(options))
     from ..data.resize import Size
     from ..device import default_device
@@ -28,9 +30,9 @@ def edit(options: argparse.Namespace) -> int:
     with Console() as console:
         for warning in model.warnings():
             console.show(Notice(message=warning))
-        drawing = edit(
+        editing = edit(
             model,
-            picture,
+            image,
             options.prompt,
             negative_prompt=options.negative_prompt,
             seed=options.seed,
@@ -41,13 +43,13 @@ def edit(options: argparse.Namespace) -> int:
             lora_strength=options.lora_strength,
             device=default_device(),
         )
-        save_image(options.out, consume(console, drawing))
-        console.line(f"Edited picture: {options.out}")
+        save_image(options.out, consume(console, editing))
+        console.line(f"Edited image: {options.out}")
     return OK
 
 
 def _check_numbers(options: argparse.Namespace) -> None:
-    """Raises BadInput naming every number that `edit` cannot use."""
+    """Raise BadInput naming every invalid number."""
     faults = [
         f"--{name} {value}: must not be negative"
         for name in ("seed", "steps", "guidance", "width", "height")
@@ -58,6 +60,6 @@ def _check_numbers(options: argparse.Namespace) -> None:
     if bool(options.width) != bool(options.height):
         faults.append("--width and --height: give both or neither")
     if options.lora_strength != 1 and not options.lora:
-        faults.append("--lora-strength: there is no --lora")
+        faults.append("--lora-strength: needs --lora")
     if faults:
         raise BadInput("\n".join(faults))

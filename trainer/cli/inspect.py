@@ -1,3 +1,5 @@
+"""`inspect`: the columns of a dataset, the sizes of its images and its unusable rows."""
+
 from __future__ import annotations
 
 import argparse
@@ -13,7 +15,7 @@ from .runner import load_dataset
 
 
 def inspect(options: argparse.Namespace) -> int:
-    """`inspect DATA.parquet`."""
+    """Run `inspect DATA.parquet`."""
     columns = parquet_columns(options.data)
     given = {field: getattr(options, field) for field in COLUMN_FIELDS}
     guessed = {field: name for field, name in guess_columns(options.data).items() if given[field] is None}

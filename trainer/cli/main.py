@@ -1,3 +1,5 @@
+"""Entry point of the command line: runs a command and turns errors into exit codes."""
+
 from __future__ import annotations
 
 import io
@@ -7,11 +9,11 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ..errors import FAILED, OK, BadInput, outcome
-from .parser import _PROG, build_parser
+from .parser import PROG, build_parser
 
 
 def main(argv: Sequence[str] | None = None) -> int:
-    """Run one command and return its exit code. Messages for the person go to stderr when something is wrong."""
+    """Run one command and return its exit code; error messages go to stderr."""
     _never_fail_to_print()
     _quiet_libraries()
     arguments = sys.argv[1:] if argv is None else list(argv)
@@ -19,7 +21,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, unknown = build_parser().parse_known_args(arguments)
         if unknown:
             raise BadInput(f"unknown option or value: {' '.join(unknown)}\nSee: {options.prog} --help")
-        options.command_line = [*_PROG.split(), *arguments]
+        options.command_line = [*PROG.split(), *arguments]
         module, function = options.run
         return getattr(import_module(f".{module}", __package__), function)(options)
     except SystemExit as leaving:
@@ -34,14 +36,14 @@ def main(argv: Sequence[str] | None = None) -> int:
 
 
 def _never_fail_to_print() -> None:
-    """A console that lacks a character shows a question mark for it."""
+    """Print a question mark for characters that the console lacks."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="replace")
 
 
 def _quiet_libraries() -> None:
-    """Let the libraries tell of errors only, unless the person wants otherwise; read by them when imported."""
+    """Make the libraries log errors only, unless the user's environment says otherwise; they read it on import."""
     for name in ("TRANSFORMERS_VERBOSITY", "DIFFUSERS_VERBOSITY"):
         os.environ.setdefault(name, "error")
     if "WORLD_SIZE" in os.environ:

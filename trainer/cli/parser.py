@@ -1,4 +1,4 @@
-"""The command line: its options, and what its exit codes mean. What the commands do is in the files beside this one."""
+"""Options of the command line and the meaning of its exit codes."""
 
 from __future__ import annotations
 
@@ -11,16 +11,13 @@ from ..config.settings import RunSettings, parse_settings
 from ..config.validation import read_json_file
 from ..errors import OK, BadInput
 
-_PROG = "python -m trainer"
+PROG = "python -m trainer"
 
-
-_EXIT_CODES = (
-    "Exit codes: 0 done, 1 the run failed, 2 the input is not usable, 130 interrupted (what was made is saved)."
-)
+_EXIT_CODES = "Exit codes: 0 success, 1 the run failed, 2 invalid input, 130 interrupted (progress is saved)."
 
 
 class _Parser(argparse.ArgumentParser):
-    """argparse whose complaints are BadInput, and whose --help keeps line breaks and names every default."""
+    """Argument parser that raises BadInput and keeps the line breaks of descriptions in --help."""
 
     def __init__(self, **options: Any) -> None:
         super().__init__(formatter_class=argparse.RawDescriptionHelpFormatter, allow_abbrev=False, **options)
@@ -30,13 +27,13 @@ class _Parser(argparse.ArgumentParser):
 
 
 def build_parser() -> argparse.ArgumentParser:
-    """The whole command line."""
+    """Build the parser of all commands."""
     parser = _Parser(
-        prog=_PROG,
+        prog=PROG,
         description="Teach an image-editing model a new edit from before-and-after pictures.",
-        epilog=f"New here? Start with: {_PROG} demo\n\n{_EXIT_CODES}",
+        epilog=f"New here? Start with: {PROG} demo\n\n{_EXIT_CODES}",
     )
-    parser.set_defaults(run=("parser", "show_help"), prog=_PROG)
+    parser.set_defaults(run=("parser", "show_help"), prog=PROG)
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
     _add_inspect(commands)
@@ -47,19 +44,21 @@ def build_parser() -> argparse.ArgumentParser:
 
 
 def show_help(options: argparse.Namespace) -> int:
-    """What no command at all does."""
+    """Print the help: the default without a command."""
     build_parser().print_help()
     return OK
 
 
 def read_settings(options: argparse.Namespace, defaults: dict[str, Any] | None = None) -> RunSettings:
-    """Run settings from the options, over those of the --settings file, over `defaults`.
+    """Return run settings: options override the --settings file, which overrides `defaults`.
 
-    Raises BadInput naming every fault at once.
+    Raises BadInput that names every fault.
     """
     from_file = read_json_file(options.settings, "the run settings") if options.settings else {}
     if not isinstance(from_file, dict):
-        raise BadInput(f'{options.settings} does not hold run settings: it must be a JSON object, like {{"seed": 1}}.')
+        raise BadInput(
+            f'{options.settings} is not a file of run settings: it must be a JSON object, such as {{"seed": 1}}.'
+        )
     given = {name: getattr(options, name) for name in RunSettings.model_fields}
     given = {
         name: _number(text, RunSettings.model_fields[name].annotation)
@@ -74,10 +73,10 @@ def _add_command(
 ) -> argparse.ArgumentParser:
     command = commands.add_parser(
         usage.split()[0],
-        usage=f"{_PROG} {usage} [options]",
+        usage=f"{PROG} {usage} [options]",
         help=summary,
         description=f"{summary}\n\n{text}",
-        epilog=f"example:\n  {_PROG} {example}\n\n{_EXIT_CODES}",
+        epilog=f"example:\n  {PROG} {example}\n\n{_EXIT_CODES}",
     )
     command.set_defaults(run=run, prog=command.prog)
     return command
@@ -88,9 +87,9 @@ def _add_demo(commands: Any) -> None:
         commands,
         "demo",
         ("demo", "demo"),
-        "See it work: teach two tiny models an edit they have never seen.",
-        "Needs no GPU and no download, and takes a few minutes on two CPU cores. Writes samples.png, where\n"
-        "pictures that were not trained on are shown before and after.",
+        "Try it out: teach two tiny models an edit that they have never seen.",
+        "Needs no GPU and no download, and takes a few minutes on two CPU cores. Writes samples.png, which\n"
+        "shows images that were not trained on, before and after.",
         "demo --out demo",
     )
     _add_path(command, "--out", Path("demo"), "Folder for the data, the runs and samples.png.")
@@ -102,14 +101,16 @@ def _add_inspect(commands: Any) -> None:
         commands,
         "inspect DATA.parquet",
         ("inspect", "inspect"),
-        "Look at a dataset: its columns, sizes and unusable rows.",
-        "Without the column options it guesses the columns from their names, and says so.",
+        "Inspect a dataset: its columns, image sizes and unusable rows.",
+        "Columns without an option are guessed from their names.",
         "inspect edits.parquet --caption-column prompt --control-image-column before --image-column after",
     )
     command.add_argument("data", metavar="DATA.parquet", type=Path)
     for name, meaning in _COLUMN_OPTIONS.items():
         command.add_argument(name, metavar="NAME", help=meaning)
-    command.add_argument("--images-root", metavar="DIR", default="", help="Where relative image paths start.")
+    command.add_argument(
+        "--images-root", metavar="DIR", default="", help="Folder that relative image paths start from."
+    )
     command.add_argument("--json", action="store_true", help="Print JSON instead of text.")
 
 
@@ -125,13 +126,13 @@ def _add_plan(commands: Any) -> None:
         commands,
         "plan REQUEST.json",
         ("plan", "plan"),
-        "Say how a request would be trained on a card, and what memory that takes.",
-        "Loads nothing, and needs neither the dataset nor the card.",
+        "Show how a request would be trained on a GPU, and how much memory that takes.",
+        "Loads no model, and needs neither the dataset nor the GPU.",
         "plan request.json --vram 24",
     )
     command.add_argument("request", metavar="REQUEST.json", type=Path)
-    _add_gigabytes(command, "--vram", "The card's memory.", "what is free on this machine's device")
-    _add_gigabytes(command, "--ram", "Free host memory.", "what is free on this machine")
+    _add_gigabytes(command, "--vram", "Memory of the GPU.", "the free memory of this machine's device")
+    _add_gigabytes(command, "--ram", "Free host memory.", "the free memory of this machine")
     _add_model(command)
     add_settings(command)
 
@@ -145,8 +146,8 @@ def _add_train(commands: Any) -> None:
         commands,
         "train REQUEST.json",
         ("train", "train"),
-        "Train what a request asks for.",
-        "Ctrl-C saves and ends; the same command again continues where the run stopped.",
+        "Train a fine-tune request.",
+        "Ctrl-C saves and stops; the same command resumes the run.",
         "train request.json --out runs/frames --seed 7",
     )
     command.add_argument("request", metavar="REQUEST.json", type=Path)
@@ -155,7 +156,7 @@ def _add_train(commands: Any) -> None:
         command,
         "--cache",
         None,
-        "Folder for encoded images and captions, shared between runs.",
+        "Cache folder for encoded images and captions; runs can share it.",
         "edit_trainer_cache beside the run folder",
     )
     _add_model(command)
@@ -167,37 +168,37 @@ def _add_edit(commands: Any) -> None:
         commands,
         "edit --base-model NAME --image IN.png --prompt TEXT --out OUT.png",
         ("edit", "edit"),
-        "Edit one picture, with or without a LoRA.",
-        "Draws with the same sampler that training uses for its samples.",
+        "Edit one image, with or without a LoRA.",
+        "Uses the sampler of the training's sample images.",
         'edit --base-model tiny/flux-kontext --image in.png --prompt "add a red frame" --lora my.safetensors'
         " --out out.png",
     )
     command.add_argument("--base-model", metavar="NAME", required=True, help=f"One of {', '.join(BASE_MODELS)}.")
-    command.add_argument("--image", metavar="IN.png", type=Path, required=True, help="The picture to edit.")
+    command.add_argument("--image", metavar="IN.png", type=Path, required=True, help="The image to edit.")
     command.add_argument("--prompt", metavar="TEXT", required=True, help="The edit to make.")
-    command.add_argument("--out", metavar="OUT.png", type=Path, required=True, help="Where the edited picture goes.")
+    command.add_argument("--out", metavar="OUT.png", type=Path, required=True, help="The edited image, a PNG.")
     _add_path(command, "--lora", None, "A LoRA file.", "none", metavar="FILE")
-    _add_number(command, "--lora-strength", float, 1.0, "How strongly the LoRA works: 0 not at all, 1 as trained.")
+    _add_number(command, "--lora-strength", float, 1.0, "Strength of the LoRA: 0 none, 1 as trained.")
     _add_number(command, "--seed", int, 42, "Seed of the noise.")
     _add_number(command, "--steps", int, 0, "Sampler steps; 0: the model's own.")
     _add_number(command, "--guidance", float, 0.0, "Guidance; 0: the model's own.")
-    _add_number(command, "--width", int, 0, "Width in pixels; 0: as the picture, at the model's own area.")
-    _add_number(command, "--height", int, 0, "Height in pixels; 0: as the picture, at the model's own area.")
-    command.add_argument("--negative-prompt", metavar="TEXT", default="", help="What to keep away from (Qwen only).")
+    _add_number(command, "--width", int, 0, "Width in pixels; 0: the image's aspect ratio at the model's own area.")
+    _add_number(command, "--height", int, 0, "Height in pixels; 0: the image's aspect ratio at the model's own area.")
+    command.add_argument("--negative-prompt", metavar="TEXT", default="", help="What to avoid (Qwen only).")
     _add_model(command)
 
 
 MODEL_FILES = {
-    "--transformer": "The transformer: .safetensors or .gguf, as ComfyUI has it.",
-    "--vae": "The VAE: .safetensors.",
+    "--transformer": "The transformer: a .safetensors or .gguf file as ComfyUI uses it.",
+    "--vae": "The VAE: a .safetensors file.",
     "--text-encoder": "Kontext: CLIP-L; Qwen: Qwen2.5-VL.",
     "--text-encoder-2": "Kontext: T5-XXL.",
 }
-"""Options of single files, in the place of parts of the base model."""
+"""Options for single files that replace components of the base model, with their help."""
 
 
 def model_options(options: argparse.Namespace) -> dict[str, Path]:
-    """Where the base model comes from, by option; what is left at its default is left out."""
+    """Return the given options that locate the base model's files, by option name."""
     names = ("--model", *MODEL_FILES, "--comfyui")
     given = {name: getattr(options, name.removeprefix("--").replace("-", "_")) for name in names}
     return {name: path for name, path in given.items() if path is not None}
@@ -205,19 +206,23 @@ def model_options(options: argparse.Namespace) -> dict[str, Path]:
 
 def _add_model(command: argparse.ArgumentParser) -> None:
     group = command.add_argument_group(
-        "base model", "What is not given as a file comes from --model. With files for all parts nothing is downloaded."
+        "base model", "Components without a file come from --model. With files for all of them nothing is downloaded."
     )
-    _add_path(group, "--model", None, "Folder of the base model in diffusers' layout.", "by its name, from the hub")
+    _add_path(
+        group, "--model", None, "Folder of the base model in diffusers' layout.", "downloaded from the Hugging Face hub"
+    )
     for name, meaning in MODEL_FILES.items():
         _add_path(group, name, None, meaning, "from --model", metavar="FILE")
-    meaning = "A ComfyUI installation, for the tokenizers of text encoders that are files."
+    meaning = "A ComfyUI installation, for the tokenizers of text encoders given as files."
     _add_path(group, "--comfyui", None, meaning, "COMFYUI_PATH, then the Hugging Face cache")
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:
-    """One option for each field of RunSettings; text until `read_settings` has all of them checked together."""
+    """Add one option for each field of RunSettings; their values stay text until `read_settings` checks them."""
     group = command.add_argument_group("run settings")
-    group.add_argument("--settings", metavar="FILE", type=Path, help="JSON with any of these; options win over it.")
+    group.add_argument(
+        "--settings", metavar="FILE", type=Path, help="JSON file with any of these settings; options override it."
+    )
     for name, field in RunSettings.model_fields.items():
         text = f"{field.description} (default: {'empty' if field.default == '' else field.default})"
         group.add_argument(
@@ -226,7 +231,7 @@ def add_settings(command: argparse.ArgumentParser) -> None:
 
 
 def option_of(field: str) -> str:
-    """The option of a RunSettings field."""
+    """Return the option name of a field."""
     return "--" + field.replace("_", "-")
 
 
@@ -256,7 +261,7 @@ def _placeholder(annotation: Any) -> str:
 
 
 def _number(text: str, annotation: Any) -> str | int | float:
-    """`text` as the number that the field wants; unchanged where it is none, to be refused with the other faults."""
+    """Convert text to the field's number type; text that is no number stays, to be reported with the other faults."""
     if annotation not in (int, float):
         return text
     try:

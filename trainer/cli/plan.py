@@ -1,3 +1,5 @@
+"""`plan`: the memory plan of a request on a device, without loading a model."""
+
 from __future__ import annotations
 
 import argparse
@@ -12,7 +14,7 @@ from .runner import load_model
 
 
 def plan(options: argparse.Namespace) -> int:
-    """`plan REQUEST.json`."""
+    """Run `plan REQUEST.json`."""
     settings = read_settings(options)
     request = parse_request(read_json_file(options.request, "the request"))
     for name, amount in (("--vram", options.vram), ("--ram", options.ram)):
@@ -25,10 +27,10 @@ def plan(options: argparse.Namespace) -> int:
     device_info = query_device(default_device()) if options.vram is None else assumed_gpu(options.vram, options.ram)
     if options.vram is None and options.ram is not None:
         device_info = replace(device_info, host=int(options.ram * 1e9))
-    found = make_plan(model, request.training_params, settings, device_info)
-    print(f"{request.base_model} in {device_info.free / 1e9:.1f} GB: {found.line()}")
-    width = max(map(len, found.expected))
-    for name, size in found.expected.items():
+    memory_plan = make_plan(model, request.training_params, settings, device_info)
+    print(f"{request.base_model} in {device_info.free / 1e9:.1f} GB: {memory_plan.line()}")
+    width = max(map(len, memory_plan.expected))
+    for name, size in memory_plan.expected.items():
         print(f"  {name:<{width}}  {size / 1e9:7.2f} GB")
-    print(f"  {'together':<{width}}  {found.bytes / 1e9:7.2f} GB")
+    print(f"  {'total':<{width}}  {memory_plan.bytes / 1e9:7.2f} GB")
     return OK

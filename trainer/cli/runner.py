@@ -1,4 +1,4 @@
-"""Runs of generators of events, shown on a terminal and stopped by Ctrl-C."""
+"""Runs generators of events: shows them on the terminal and stops a training at Ctrl-C."""
 
 from __future__ import annotations
 
@@ -30,12 +30,14 @@ Result = TypeVar("Result")
 
 
 CACHE_FOLDER = "edit_trainer_cache"
-"""Lies beside the run folder unless the person names another."""
+"""Name of the default cache folder, beside the run folder."""
 
 
 def load_model(base_model: str, options: Mapping[str, Path], conditioning: str = "auto") -> EditModel:
-    """A handle on a base model, from where the `model_options` say, under the policy that RunSettings.conditioning
-    means without a ComfyUI graph."""
+    """Return a handle on a base model.
+
+    `options` say where its files are (see `model_options`); `conditioning` is that of RunSettings. Raises BadInput.
+    """
     from ..models import open_model
     from ..models.model_files import ModelFiles
 
@@ -57,8 +59,11 @@ def run_training(
     command_line: Sequence[str],
     processes: SingleProcess | None = None,
 ) -> Finished | None:
-    """Train and show it. None when Ctrl-C has stopped the run: what is saved, and how to go on, is said by then.
-    `processes` are the processes that train together, each calling this."""
+    """Train and show the events; returns None when Ctrl-C has stopped the run.
+
+    Says what is saved then and how to resume. `command_line` is the command to resume with; each of several
+    `processes` calls this function. Raises BadInput and RunFailed.
+    """
     from ..distributed.processes import SingleProcess
 
     processes = processes or SingleProcess()
@@ -90,14 +95,14 @@ def run_training(
             if at_once and isinstance(event, Progress) and event.phase not in ("training", "saving"):
                 break
     steps = request.training_params.steps
-    done = f"after step {step} of {steps}, which is saved" if step else "before the first step was done"
-    again = " start the same command again." if processes.world_size > 1 else f"\n  {_quoted(command_line)}"
-    console.line(f"Stopped {done}. To go on:{again}")
+    stopped = f"after step {step} of {steps}, which is saved" if step else "before the first step"
+    command = " run the same command again." if processes.world_size > 1 else f"\n  {_quoted(command_line)}"
+    console.line(f"Stopped {stopped}. To resume:{command}")
     return None
 
 
 def check_folder(folder: Path) -> None:
-    """Raises BadInput where a file is in the way of a folder that is to be made."""
+    """Raise BadInput when the folder cannot be created because a file has its name, or a parent's."""
     for place in (folder, *folder.parents):
         if place.exists():
             if not place.is_dir():
@@ -113,13 +118,13 @@ def load_dataset(
     bad_rows: str,
     downloads: Downloads | None = None,
 ) -> EditDataset:
-    """Open and check a dataset, showing how far it is. Raises BadInput."""
+    """Open and check a dataset and show the progress. Raises BadInput."""
     opening = open_dataset(parquet, **columns, images_root=images_root, bad_rows=bad_rows, downloads=downloads)
     return consume(console, opening)
 
 
 def consume(console: Console, events: Generator[Event, None, Result]) -> Result:
-    """Show every event of a generator; what it returns."""
+    """Show every event of a generator and return its result."""
     while True:
         try:
             console.show(next(events))
@@ -128,7 +133,7 @@ def consume(console: Console, events: Generator[Event, None, Result]) -> Result:
 
 
 def edit_command(base_model: str, lora: Path | None, model_options: Mapping[str, Path] | None = None) -> str:
-    """The command that uses a LoRA."""
+    """Return the command line that edits an image with a LoRA."""
     command = ["python", "-m", "trainer", "edit", "--base-model", base_model]
     for name, path in (model_options or {}).items():
         command += [name, str(path)]
@@ -137,7 +142,7 @@ def edit_command(base_model: str, lora: Path | None, model_options: Mapping[str,
 
 
 def _hide_library_bars() -> None:
-    """The libraries' bars for reading files from disk stay hidden; the hub's, for downloads, are shown."""
+    """Hide the libraries' progress bars for reading files; those of the hub's downloads stay."""
     import diffusers.utils.logging
     import huggingface_hub.utils
     import transformers.utils.logging
@@ -148,16 +153,19 @@ def _hide_library_bars() -> None:
 
 
 @contextmanager
-def _stopping_on_interrupt(control: RunControl, spoken: bool) -> Iterator[None]:
-    """Inside, the first Ctrl-C asks the run to stop and save (`spoken`: and says so), a second one leaves at once."""
+def _stopping_on_interrupt(control: RunControl, prints: bool) -> Iterator[None]:
+    """Context in which the first Ctrl-C stops and saves the run and a second one exits at once.
+
+    `prints`: says so on stderr.
+    """
 
     def interrupted(number: int, frame: FrameType | None) -> None:
         if control.stopping:
             os._exit(INTERRUPTED)
         control.stop()
-        # Not print(): the signal may have come in the middle of one.
-        if spoken:
-            os.write(2, b"\nStopping after this step, and saving. Ctrl-C again leaves at once, without saving.\n")
+        # Not print(): the signal may have interrupted one.
+        if prints:
+            os.write(2, b"\nStopping after this step and saving. Press Ctrl-C again to exit at once without saving.\n")
 
     before = signal.signal(signal.SIGINT, interrupted)
     try:

@@ -1,3 +1,5 @@
+"""`train`: train a request, in one process or in several."""
+
 from __future__ import annotations
 
 import argparse
@@ -11,7 +13,7 @@ from .runner import edit_command, run_training
 
 
 def train(options: argparse.Namespace) -> int:
-    """`train REQUEST.json`."""
+    """Run `train REQUEST.json`."""
     from ..distributed.processes import launched_processes
 
     with launched_processes() as processes, Console(silent=not processes.is_main) as console:
@@ -27,5 +29,5 @@ def train(options: argparse.Namespace) -> int:
             return INTERRUPTED
         console.line(f"Done after {finished.step} steps: {finished.weights}")
         if request.training_params.use_lora:
-            console.line(f"Use it:\n  {edit_command(request.base_model, finished.weights, model)}")
+            console.line(f"To use it:\n  {edit_command(request.base_model, finished.weights, model)}")
     return OK

@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 
 
 def is_sharded(tensor: torch.Tensor) -> TypeGuard[DTensor]:
-    """Whether this process holds only a shard of the tensor (any shape and dtype)."""
+    """Tell whether this process holds only a shard of the tensor (any shape and dtype)."""
     if not torch.distributed.is_available():
         return False
     from torch.distributed.tensor import DTensor
@@ -45,14 +45,15 @@ def shard_transformer(
 
 
 def full_tensor(tensor: torch.Tensor) -> torch.Tensor:
-    """Gather a sharded tensor (collective); shape and dtype stay. A tensor that is not sharded is returned as it is."""
+    """Gather a sharded tensor of any shape and dtype (collective); one that is not sharded is returned as it is."""
     return tensor.full_tensor() if is_sharded(tensor) else tensor
 
 
 def full_tensors_on_main(tensors: Mapping[str, torch.Tensor], is_main: bool) -> dict[str, torch.Tensor]:
     """Gather tensors one at a time (collective) and return them on the main process, an empty dict on the others.
 
-    Gathered tensors are in host memory; those that were not sharded are returned as they are. Shapes and dtypes stay.
+    Tensors have any shape and dtype. Gathered ones are in host memory; those that were not sharded are returned as they
+    are.
     """
     gathered = {}
     for name, tensor in tensors.items():
@@ -63,10 +64,9 @@ def full_tensors_on_main(tensors: Mapping[str, torch.Tensor], is_main: bool) -> 
 
 
 def shard_like(values: Mapping[str, torch.Tensor], owners: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Return this process's shards of full tensors (collective).
+    """Return this process's shards of full tensors of any shape and dtype (collective).
 
     Each value is sharded as the tensor of its name in `owners` is if both have one shape, else returned as it is.
-    Dtypes stay.
     """
     shards = {}
     for name, value in values.items():

@@ -23,7 +23,7 @@ from ..events import RunControl
 from .fsdp import is_sharded
 
 PROCESS_GROUP_TIMEOUT = timedelta(hours=2)
-"""How long a collective waits for the other processes before the run ends as hung.
+"""Longest wait of a collective for the other processes; a run that waits longer ends as hung.
 
 The longest regular wait is for the main process to download a base model: 58 GB take 77 minutes at 100 Mbit/s. torch's
 defaults (10 minutes for nccl, 30 for gloo) would end such a run.
@@ -43,7 +43,7 @@ class SingleProcess:
 
     @property
     def is_main(self) -> bool:
-        """Whether this process writes the files and prints."""
+        """True in the process that writes the files and prints."""
         return self.rank == 0
 
     def device(self) -> torch.device:
@@ -221,5 +221,5 @@ def launched_processes() -> Iterator[SingleProcess]:
 
 
 def _is_connection_error(error: RuntimeError) -> bool:
-    """Whether a collective has failed; gloo raises plain RuntimeErrors, which name its source files."""
+    """Tell whether a collective has failed; gloo raises plain RuntimeErrors, which name its source files."""
     return isinstance(error, dist.DistError) or "gloo" in str(error)

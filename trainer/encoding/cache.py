@@ -1,8 +1,8 @@
-"""A content-addressed store of latents and text embeddings: what was encoded once is not encoded again.
+"""Content-addressed store of latents and text embeddings.
 
-A key names everything that the tensors depend on (image bytes, size, caption, policy, weights, number format), so a
-changed image, caption or policy simply has another key. Entries are small safetensors files, written atomically;
-several runs and processes may share a store.
+A key is a hash of everything that the tensors depend on (image bytes, size, caption, policy, weights, dtype), so a
+changed image, caption or policy has another key. Entries are small safetensors files, written atomically; several runs
+and processes may share a store.
 """
 
 from __future__ import annotations
@@ -18,33 +18,35 @@ import torch
 from ..tensors import load_tensors, write_tensors
 
 Tensors = dict[str, torch.Tensor]
+"""Tensors of one entry by name, any shape and dtype."""
 
 
-def cache_key(*components: object) -> str:
-    """One key for a sequence of parts, each taken by its `str`; no two different sequences share one."""
+def cache_key(*values: object) -> str:
+    """Hash a sequence of values by their `str`; no two different sequences share a key."""
     digest = hashlib.sha256()
-    for part in components:
-        text = str(part).encode()
+    for value in values:
+        text = str(value).encode()
         digest.update(len(text).to_bytes(8, "big") + text)
     return digest.hexdigest()
 
 
 class TensorCache:
-    """Entries on disk, and the most recently used of them in memory as well. Safe to use from several threads."""
+    """Entries on disk, the most recently used of them also in memory. Thread-safe."""
 
     def __init__(self, folder: Path, memory_bytes: int = 512 * 2**20) -> None:
-        """`memory_bytes` bounds what is kept in memory beside the files."""
+        """`memory_bytes` bounds the entries in memory. The default, a judgement, holds 512 images of 1024 x 1024 pixels
+        (16 x 128 x 128 float32 latents, 1 MiB each)."""
         self.folder = folder
         self.memory_bytes = memory_bytes
         self._memory: OrderedDict[str, Tensors] = OrderedDict()
-        self._held = 0
+        self._memory_size = 0
         self._lock = threading.Lock()
 
     def __contains__(self, key: str) -> bool:
         return key in self._memory or _complete(self._path(key))
 
     def get(self, key: str) -> Tensors | None:
-        """The entry's tensors on the CPU, None when there is none or its file is damaged."""
+        """Return an entry's tensors, any shape and dtype, on the CPU; None when it is missing or damaged."""
         from safetensors import SafetensorError
 
         with self._lock:
@@ -59,7 +61,7 @@ class TensorCache:
         return tensors
 
     def put(self, key: str, tensors: Tensors) -> None:
-        """Store an entry. Raises RunFailed when the disk refuses."""
+        """Store an entry of tensors of any shape and dtype. Raises RunFailed when the disk refuses."""
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
         write_tensors(self._path(key), tensors, durable=False)
         self._remember(key, tensors)
@@ -72,14 +74,14 @@ class TensorCache:
             if key in self._memory:
                 return
             self._memory[key] = tensors
-            self._held += _size(tensors)
-            while self._held > self.memory_bytes:
+            self._memory_size += _size(tensors)
+            while self._memory_size > self.memory_bytes:
                 _, dropped = self._memory.popitem(last=False)
-                self._held -= _size(dropped)
+                self._memory_size -= _size(dropped)
 
 
 def _complete(path: Path) -> bool:
-    """Whether the file is there in its full length (a power cut may leave it shorter)."""
+    """Tell whether the file exists in its full length (a power cut may leave it shorter)."""
     try:
         with path.open("rb") as file:
             header_length = int.from_bytes(file.read(8), "little")

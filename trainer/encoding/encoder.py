@@ -1,4 +1,4 @@
-"""From rows to cached tensors: latents of every image, conditioning of every caption, each encoded once."""
+"""Encoding of rows into the cache: latents of every image, conditioning of every caption, each once."""
 
 from __future__ import annotations
 
@@ -18,6 +18,7 @@ from ..errors import BadInput, RunFailed
 from ..events import Progress, RunControl
 from ..threads import prefetch
 from .cache import TensorCache, Tensors, cache_key
+from .example import ControlImage, Example
 from .latents import LatentEncoder, PendingImages, PreparedImage
 
 if TYPE_CHECKING:
@@ -26,33 +27,32 @@ if TYPE_CHECKING:
     from ..config.settings import RunSettings
     from ..data.dataset import EditDataset, EditRow
     from ..memory.model_parts import ModelComponents
-from .example import ControlImage, Example
+
 
 MAX_THREADS = 8
-"""That prepare images ahead."""
-
+"""Threads that prepare images ahead; a judgement: enough for the latency of image servers."""
 
 AHEAD_PIXELS = 16 * 2**20
-"""Of the prepared images of the rows ahead, 12 bytes each."""
-
+"""Pixels of the images prepared ahead, 12 bytes each (3 float32 channels): 192 MiB, a judgement."""
 
 MAX_ROWS_AHEAD = 16
-
+"""Rows prepared ahead, twice the threads."""
 
 LARGE_PIXELS = 2**24
-"""Of larger images one is decoded at a time."""
+"""Images with more pixels are decoded one at a time, to bound the memory of threads that decode at once; a judgement
+(16 megapixels are 48 MiB as RGB)."""
 
 
 @dataclass(frozen=True, slots=True)
 class _ReadRow:
-    """What the threads ahead make of a row."""
+    """A row whose images a thread has prepared."""
 
     row: int
     example: Example | None
     fault: tuple[str, str] | None
-    """(column, why) of a bad row."""
+    """(column, reason) of a bad row."""
     images: list[PreparedImage]
-    """What is not in the cache yet."""
+    """Images that are not in the cache."""
 
 
 class _Source(NamedTuple):
@@ -68,7 +68,7 @@ class _Source(NamedTuple):
 
 
 class Encoder:
-    """Encodes through the model's ports, into the cache."""
+    """Encodes images and captions with the model's codec and text encoder, through the cache."""
 
     def __init__(self, components: ModelComponents, cache: TensorCache, settings: RunSettings) -> None:
         self.components = components
@@ -81,10 +81,10 @@ class Encoder:
         self._decoding_large = threading.Lock()
 
     def examples(self, dataset: EditDataset, control: RunControl) -> Generator[Progress, None, list[Example]]:
-        """Encode every image that is not in the cache yet; every row is checked on the way.
+        """Encode every image that is not in the cache; return the examples of all good rows.
 
-        Threads fetch, decode and resize a bounded number of images ahead. Rows that turn out bad stop the run or are
-        left out, as the dataset was told. Raises BadInput.
+        Threads fetch, decode and resize a bounded number of images ahead. Bad rows are left out or raise BadInput, as
+        the dataset's `bad_rows` says.
         """
         examples: list[Example] = []
         bad: dict[int, tuple[str, str]] = {}
@@ -97,9 +97,9 @@ class Encoder:
                     break
                 for image in read.images:
                     batches.add(image)
-                if read.example is None:
+                if read.fault is not None:
                     bad[read.row] = read.fault
-                else:
+                if read.example is not None:
                     examples.append(read.example)
                 yield Progress(phase="caching", done=done, total=len(dataset), note="images")
             batches.finish(control)
@@ -109,7 +109,7 @@ class Encoder:
 
     @property
     def rows_ahead(self) -> int:
-        """Rows whose images are prepared while those of another are encoded."""
+        """Number of rows whose images are prepared while another row is encoded."""
         control = self.resolution if self.settings.control_resolution == "target" else self.family.variant.resolution
         return max(2, min(MAX_ROWS_AHEAD, AHEAD_PIXELS // (self.resolution**2 + control**2)))
 
@@ -135,7 +135,7 @@ class Encoder:
         return _ReadRow(row.row, Example(row.row, row.caption, tuple(controls), key, target_size), None, images)
 
     def control_image(self, data: bytes, target_size: Size) -> ControlImage:
-        """Encode one control image, given as the bytes of its file, unless the cache has it."""
+        """Encode one control image, given as the content of its file, unless it is in the cache."""
         source = _Source.of(data)
         control = self._control(source, target_size)
         with LatentEncoder(self.components, self.cache) as batches:
@@ -160,7 +160,7 @@ class Encoder:
         prepare: Callable[[Image.Image, Size], torch.Tensor],
         size: Size,
     ) -> list[PreparedImage]:
-        """The image, if its latents are to be made of it."""
+        """Return the image in a list, an empty list when its latents are cached or another thread prepares it."""
 
         def decode_and_resize() -> torch.Tensor:
             large = source.image.size.width * source.image.size.height > LARGE_PIXELS
@@ -175,22 +175,28 @@ class Encoder:
         return f"{self.family.name}/{self.family.policy}"
 
     def latents(self, key: str) -> torch.Tensor:
-        """Normalized latents [1, C, h, w] from the cache. Raises RunFailed when the entry is gone."""
+        """Return normalized latents `[1, C, H/8, W/8]` from the cache, in the compute dtype on the CPU.
+
+        Raises RunFailed when the entry is gone.
+        """
         tensors = self.cache.get(key)
         if tensors is None:
             raise RunFailed(
-                f"The cache {self.cache.folder} was changed while training: an entry is gone. Start the run again; it "
-                "goes on from its last checkpoint and encodes what is missing."
+                f"The cache {self.cache.folder} was changed during training: an entry is missing. Start the run again; "
+                "it resumes from its last checkpoint and encodes the missing images."
             )
         return tensors["latents"]
 
     def text_key(self, caption: str, controls: Sequence[ControlImage]) -> str:
-        """Names the conditioning of a caption with its control images."""
+        """Return the cache key of the conditioning of a caption with its control images."""
         seen = [(control.digest, *control.size) for control in controls] if self.family.text_sees_control else []
         return cache_key("text", self._policy, caption, seen, self._text, self.components.dtype)
 
     def encode_text(self, caption: str, controls: Sequence[torch.Tensor]) -> Tensors:
-        """Conditioning of a caption with prepared control images, on the CPU."""
+        """Encode a caption; returns tensors `[1, ...]` in the encoder's dtype, on the CPU.
+
+        `controls` are prepared control images, float32 `[1, 3, H, W]` in 0..1.
+        """
         encoder = self.components.text_encoder()
         with torch.no_grad():
             conditioning = encoder.encode(caption, controls)
@@ -198,11 +204,11 @@ class Encoder:
 
 
 def _threads(dataset: EditDataset, ahead: int) -> int:
-    """As many as there are processors; where images come from servers, they mostly wait."""
+    """Return the number of threads: one a processor, more when they wait for image servers."""
     return min(MAX_THREADS, ahead, MAX_THREADS if _is_remote(dataset) else max(2, os.cpu_count() or 1))
 
 
 def _is_remote(dataset: EditDataset) -> bool:
-    """Whether its images come from servers, by the first row."""
+    """Tell whether the first row's images come from servers."""
     first = dataset[0]
     return any(reference.kind == "url" for reference in (*first.controls, first.target))

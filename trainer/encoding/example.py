@@ -1,31 +1,29 @@
+"""Encoded rows of a dataset, as cache keys."""
+
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 from ..data.resize import Size
-
-if TYPE_CHECKING:
-    pass
 
 
 @dataclass(frozen=True, slots=True)
 class ControlImage:
-    """A control image as the transformer and the text encoder will see it."""
+    """A control image as the transformer and the text encoder see it."""
 
     digest: str
     """sha256 of the image file's bytes."""
     size: Size
     latents: str
-    """Cache key."""
+    """Cache key of its latents."""
 
 
 @dataclass(frozen=True, slots=True)
 class Example:
-    """What the training loop needs to know of one row."""
+    """One row of the dataset, encoded."""
 
     row: int
-    """Row of the parquet, from 0; addresses the example's noise."""
+    """Row number in the parquet file, from 0; part of the address of the example's noise."""
     caption: str
     controls: tuple[ControlImage, ...]
     target: str
@@ -34,5 +32,5 @@ class Example:
 
     @property
     def shape(self) -> tuple[Size, ...]:
-        """Examples of equal shape can share a batch."""
+        """Sizes of all images; examples of equal shape can share a batch."""
         return (self.target_size, *(control.size for control in self.controls))

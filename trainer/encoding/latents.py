@@ -1,4 +1,4 @@
-"""From prepared pictures to cached latents: in batches of one size on an accelerator, side by side on the CPU."""
+"""Encoding of prepared images to cached latents: in batches on an accelerator, in parallel threads on the CPU."""
 
 from __future__ import annotations
 
@@ -22,53 +22,54 @@ if TYPE_CHECKING:
 
 
 BATCH_PIXELS = 2**20
-"""Of a batch on an accelerator: no more than one picture at the full models' resolution, which alone fills it."""
+"""Pixels of a batch on an accelerator: one image at the full models' resolution, which is enough to keep it busy."""
 
-
-BATCH_IMAGES = 16
-
+MAX_BATCH_IMAGES = 16
+"""Images in a batch on an accelerator; a judgement, reached only by images below 256 x 256 pixels."""
 
 WAITING_PIXELS = 4 * BATCH_PIXELS
-"""Of pictures that wait for others of their size; 12 bytes each."""
+"""Pixels of images that wait for others of their size, 12 bytes each (3 float32 channels): 48 MiB, a judgement."""
 
-
-SIDE_BY_SIDE_PIXELS = 2 * 2**20
-"""Of pictures that are encoded at the same time on the CPU; a full model's VAE holds several tensors of 128 float32
-channels for each."""
+PARALLEL_PIXELS = 2 * 2**20
+"""Pixels of images that are encoded at the same time on the CPU; a judgement: a full model's VAE holds several tensors
+of 128 float32 channels for each pixel, about 2 GB in all."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)
 class PreparedImage:
-    """A picture as the codec is to see it."""
+    """An image as the codec sees it."""
 
     key: str
     """Cache key of its latents."""
     pixels: torch.Tensor
-    """float32 [1, 3, H, W] in 0..1"""
+    """float32 `[1, 3, H, W]` in 0..1"""
 
     @property
     def size(self) -> Size:
+        """Width and height in pixels."""
         return Size(self.pixels.shape[-1], self.pixels.shape[-2])
 
 
 class PendingImages:
-    """Prepares pictures that are not in the cache, equal ones once. Thread-safe."""
+    """Prepares images that are not in the cache, equal ones once. Thread-safe."""
 
     def __init__(self, cache: TensorCache) -> None:
         self.cache = cache
-        self._begun: dict[str, Future[None]] = {}
+        self._started: dict[str, Future[None]] = {}
         self._lock = threading.Lock()
 
     def prepare(self, key: str, prepare: Callable[[], torch.Tensor]) -> PreparedImage | None:
-        """The picture, or None when its latents are in the cache or whoever prepared it first sees to them. Raises what
-        `prepare` raises, or raised there."""
+        """Return the image, or None when its latents are cached or another thread has prepared the same image.
+
+        `prepare` returns float32 `[1, 3, H, W]` in 0..1. Raises its error, also one that it raised in another thread.
+        """
         with self._lock:
-            other = self._begun.get(key)
+            other = self._started.get(key)
             if other is None:
                 if key in self.cache:
                     return None
                 mine: Future[None] = Future()
-                self._begun[key] = mine
+                self._started[key] = mine
         if other is not None:
             return other.result()
         try:
@@ -81,9 +82,9 @@ class PendingImages:
         return PreparedImage(key, pixels)
 
     def forget(self, key: str) -> None:
-        """The picture's latents are in the cache."""
+        """Drop an image whose latents are in the cache."""
         with self._lock:
-            del self._begun[key]
+            del self._started[key]
 
 
 class _Encoded(NamedTuple):
@@ -92,29 +93,29 @@ class _Encoded(NamedTuple):
 
 
 class LatentEncoder:
-    """Encodes prepared pictures into the cache; to be used in a `with`, at whose end its threads are gone.
+    """Context manager that encodes prepared images into the cache; its threads end with the context.
 
-    On an accelerator pictures of one size go through the codec together. A codec's roundings depend on the shape of
-    what it is given, so all batches of a size have the same: a picture's latents do not depend on which others share
-    its batch, and an interrupted encoding gives what an uninterrupted one does.
+    On an accelerator images of one size are encoded together. A codec's rounding depends on the shape of its input, so
+    all batches of a size have one shape: an image's latents do not depend on the others in its batch, and an
+    interrupted encoding gives the same as an uninterrupted one.
 
-    On the CPU every thread encodes a picture of its own, where the codec allows it. All threads on one picture would
-    wait for each other at every layer, and for those that decode the next ones.
+    On the CPU each thread encodes an image of its own, where the codec allows it: threads that share an image wait for
+    each other at every layer, and for those that decode the next images.
     """
 
     def __init__(
         self, components: ModelComponents, cache: TensorCache, written: Callable[[str], None] = lambda key: None
     ) -> None:
-        """`written` is told the key of all that is in the cache, from another thread."""
+        """`written` is called with the key of each cached image, from another thread."""
         self.components = components
         self.cache = cache
         self._written = written
         self._waiting: dict[Size, list[PreparedImage]] = {}
         self._waiting_pixels = 0
-        self._most: dict[Size, int] = {}
-        """Pictures in a batch, where the device's memory did not hold more."""
+        self._max_images: dict[Size, int] = {}
+        """Images in a batch of sizes of which the device's memory did not hold more."""
         self._writing = BackgroundWork()
-        self._side_by_side: BackgroundWork | None = None
+        self._parallel: BackgroundWork | None = None
         self._threads = torch.get_num_threads()
 
     def __enter__(self) -> LatentEncoder:
@@ -123,16 +124,16 @@ class LatentEncoder:
     def __exit__(self, *_: object) -> None:
         self._waiting.clear()
         self._writing.__exit__()
-        if self._side_by_side:
-            self._side_by_side.__exit__()
-            # Torch hands the count that was set last, by whichever thread, to every thread that begins later.
+        if self._parallel:
+            self._parallel.__exit__()
+            # torch gives new threads the count that was set last, by any thread.
             torch.set_num_threads(self._threads)
 
     def add(self, image: PreparedImage) -> None:
-        """Encode the picture, or keep it until there are enough of its size. Raises RunFailed when the disk refuses."""
-        if self._goes_side_by_side:
-            self._side_by_side = self._side_by_side or self._encoding_threads(image.size)
-            self._side_by_side.add(self._encode_alone, image)
+        """Encode the image, now or when there are enough of its size. Raises RunFailed when the disk refuses."""
+        if self._is_parallel:
+            self._parallel = self._parallel or self._encoding_threads(image.size)
+            self._parallel.add(self._encode_alone, image)
             return
         self._waiting.setdefault(image.size, []).append(image)
         self._waiting_pixels += _area(image.size)
@@ -142,24 +143,24 @@ class LatentEncoder:
             self._encode_waiting(max(self._waiting, key=lambda size: len(self._waiting[size]) * _area(size)))
 
     def finish(self, control: RunControl | None = None) -> None:
-        """Encode all that waits and see it written, unless stopped on the way. Raises RunFailed."""
+        """Encode and write all waiting images, unless stopped on the way. Raises RunFailed when the disk refuses."""
         while self._waiting and not (control and control.stopping):
             self._encode_waiting(next(iter(self._waiting)))
         self._writing.finish()
-        if self._side_by_side:
-            self._side_by_side.finish()
+        if self._parallel:
+            self._parallel.finish()
 
     @cached_property
     def _batch_codec(self) -> ImageCodec | None:
         return self.components.codec().for_batches()
 
     @property
-    def _goes_side_by_side(self) -> bool:
-        """Whether every picture is encoded by a thread of its own."""
+    def _is_parallel(self) -> bool:
+        """True where each thread encodes an image of its own."""
         return self.components.device.type == "cpu" and self._batch_codec is not None
 
     def _encoding_threads(self, size: Size) -> BackgroundWork:
-        count = max(1, min(self._threads, SIDE_BY_SIDE_PIXELS // _area(size)))
+        count = max(1, min(self._threads, PARALLEL_PIXELS // _area(size)))
         return BackgroundWork(count, count, partial(torch.set_num_threads, self._threads // count))
 
     def _encode_alone(self, image: PreparedImage) -> None:
@@ -170,37 +171,35 @@ class LatentEncoder:
         self._waiting_pixels -= len(images) * _area(size)
         while images:
             count = self.batch_size(size)
-            encoded = self._encode(images[:count], count)
-            if encoded is None:
-                self._most[size] = count // 2
+            try:
+                encoded = self._encode(images[:count], count)
+            except torch.OutOfMemoryError:
+                if count == 1:
+                    raise
+                self._max_images[size] = count // 2
                 continue
             self._writing.add(self._write, encoded)
             images = images[count:]
 
-    def _encode(self, images: list[PreparedImage], count: int) -> _Encoded | None:
-        """The latents of pictures of one size, made up to `count`; None when memory does not hold so many."""
+    def _encode(self, images: list[PreparedImage], count: int) -> _Encoded:
+        """Encode images of one size, padded to a batch of `count`."""
         pixels = [image.pixels for image in images]
         batch = torch.cat(pixels + pixels[-1:] * (count - len(pixels))) if count > 1 else pixels[0]
-        try:
-            with torch.no_grad():
-                latents = self.components.model.family.encode(self._batch_codec or self.components.codec(), batch)
-        except torch.OutOfMemoryError:
-            if count == 1:
-                raise
-            return None
+        with torch.no_grad():
+            latents = self.components.model.family.encode(self._batch_codec or self.components.codec(), batch)
         return _Encoded([image.key for image in images], latents)
 
     def _write(self, encoded: _Encoded) -> None:
         latents = encoded.latents.to("cpu")
-        for key, own in zip(encoded.keys, latents.split(1), strict=False):
+        for key, own in zip(encoded.keys, latents.split(1), strict=False):  # padding has no key
             self.cache.put(key, {"latents": own.clone() if len(latents) > 1 else own})
             self._written(key)
 
     def batch_size(self, size: Size) -> int:
+        """Return the number of images of this size that are encoded together."""
         if self._batch_codec is None:
             return 1
-        most = self._most.get(size, BATCH_IMAGES)
-        return max(1, min(most, BATCH_PIXELS // _area(size)))
+        return max(1, min(self._max_images.get(size, MAX_BATCH_IMAGES), BATCH_PIXELS // _area(size)))
 
 
 def _area(size: Size) -> int:

@@ -1,3 +1,5 @@
+"""Captions to text conditioning, cached on disk or encoded in blocks."""
+
 from __future__ import annotations
 
 from collections.abc import Generator, Iterable, Mapping, Sequence
@@ -11,18 +13,19 @@ from ..errors import RunFailed
 from ..events import Progress, RunControl
 from ..threads import BackgroundWork, prefetch
 from .cache import Tensors
-
-if TYPE_CHECKING:
-    from ..data.dataset import EditDataset
 from .encoder import Encoder
 from .example import ControlImage, Example
 
+if TYPE_CHECKING:
+    from ..data.dataset import EditDataset
+
+
 TEXT_THREADS = 2
-"""That prepare the control images which the text encoder is to see."""
+"""Threads that prepare control images for the text encoder; a judgement: it is slower than two of them."""
 
 
 class TextEmbeddings:
-    """Conditioning by key: from the disk cache, or encoded in blocks of upcoming examples and kept until used."""
+    """Text conditioning by key, from the disk cache or from the block of upcoming examples in memory."""
 
     def __init__(self, encoder: Encoder, dataset: EditDataset, on_disk: bool) -> None:
         self.encoder = encoder
@@ -31,21 +34,26 @@ class TextEmbeddings:
         self._block: dict[str, Tensors] = {}
 
     def get(self, key: str) -> Mapping[str, torch.Tensor]:
-        """The conditioning that was encoded under `key`. Raises RunFailed when its cache entry is gone."""
+        """Return the conditioning of a key: tensors `[1, ...]` in the encoder's dtype, on the CPU.
+
+        Raises RunFailed when its cache entry is gone.
+        """
         tensors = self.encoder.cache.get(key) if self.on_disk else self._block[key]
         if tensors is None:
             raise RunFailed(
-                f"The cache {self.encoder.cache.folder} was changed while training: a text is gone. Start the run "
-                "again; it goes on from its last checkpoint."
+                f"The cache {self.encoder.cache.folder} was changed during training: a text is missing. Start the "
+                "run again; it resumes from its last checkpoint."
             )
         return tensors
 
-    def encode(self, wanted: Iterable[tuple[Example, str]], control: RunControl) -> Generator[Progress, None, None]:
-        """Encode the captions that are not there yet, each with its example's control images. In blocks: what the new
-        block does not need is forgotten."""
+    def encode(self, captions: Iterable[tuple[Example, str]], control: RunControl) -> Generator[Progress, None, None]:
+        """Encode the captions that are missing, each with its example's control images.
+
+        Without the disk cache these captions become the block in memory, and all others are dropped.
+        """
         missing: dict[str, tuple[Example, str]] = {}
         needed: dict[str, Tensors] = {}
-        for example, caption in wanted:
+        for example, caption in captions:
             key = self.encoder.text_key(caption, example.controls)
             if not self.on_disk and key in self._block:
                 needed[key] = self._block[key]
@@ -53,11 +61,11 @@ class TextEmbeddings:
                 missing[key] = (example, caption)
         self._block = needed
         controls = prefetch((example for example, _ in missing.values()), self._controls, threads=TEXT_THREADS)
-        with BackgroundWork() as writing, closing(controls) as seen:
+        with BackgroundWork() as writing, closing(controls) as prepared:
             for done, (key, (_, caption)) in enumerate(missing.items(), 1):
                 if control.stopping and self.on_disk:
                     return
-                tensors = self.encoder.encode_text(caption, next(seen))
+                tensors = self.encoder.encode_text(caption, next(prepared))
                 if self.on_disk:
                     writing.add(self.encoder.cache.put, key, tensors)
                 else:
@@ -66,13 +74,16 @@ class TextEmbeddings:
             writing.finish()
 
     def encode_one(
-        self, caption: str, controls: Sequence[ControlImage], seen: Sequence[torch.Tensor]
+        self, caption: str, controls: Sequence[ControlImage], pixels: Sequence[torch.Tensor]
     ) -> Mapping[str, torch.Tensor]:
-        """The conditioning of one caption with its prepared control images, which the caller keeps."""
+        """Return the conditioning of one caption, `[1, ...]` in the encoder's dtype; not kept in the block.
+
+        `pixels` are the prepared control images, float32 `[1, 3, H, W]` in 0..1.
+        """
         key = self.encoder.text_key(caption, controls)
         tensors = self.encoder.cache.get(key) if self.on_disk else None
         if tensors is None:
-            tensors = self.encoder.encode_text(caption, seen)
+            tensors = self.encoder.encode_text(caption, pixels)
             if self.on_disk:
                 self.encoder.cache.put(key, tensors)
         return tensors
