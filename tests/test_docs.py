@@ -23,6 +23,16 @@ def test_requirements_are_those_of_the_project() -> None:
     assert [line for line in listed if not line.startswith("#")] == re.findall(r'"(.+)"', dependencies)
 
 
+def test_optional_packages_are_tested_and_documented() -> None:
+    project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
+    section = re.search(r"^\[project.optional-dependencies\]\n(.+?)^\[", project, re.MULTILINE | re.DOTALL)[1]
+    tested = (ROOT / "tests" / "requirements.txt").read_text(encoding="utf-8").splitlines()
+    pages = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("settings.md", "model-files.md"))
+    for package in re.findall(r'"(.+?)"', section):
+        assert package in tested
+        assert f'pip install "{package}"' in pages
+
+
 @pytest.mark.parametrize(("page", "model"), [("request.md", TrainingParams), ("settings.md", RunSettings)])
 def test_every_field_is_listed_with_its_default(page: str, model: type[BaseModel]) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
