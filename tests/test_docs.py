@@ -12,6 +12,8 @@ from pydantic import BaseModel
 from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
 
+from .test_layers import LADDER
+
 ROOT = Path(__file__).parents[1]
 PAGES = sorted([*ROOT.glob("*.md"), *(ROOT / "docs").glob("*.md")])
 
@@ -50,3 +52,27 @@ def test_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text)
     broken = [target for target in targets if "://" not in target and not (page.parent / target).is_file()]
     assert broken == []
+
+
+def test_the_architecture_shows_the_ladder() -> None:
+    text = (ROOT / "ARCHITECTURE.md").read_text(encoding="utf-8")
+    floors: dict[int, set[str]] = {}
+    for floor, rooms in re.findall(r"^\| (\d+) \| (`.+?`) \|", text, re.MULTILINE):
+        floors.setdefault(int(floor), set()).update(re.findall(r"`(\w+)`", rooms))
+    assert floors == {floor: set(rooms) for floor, rooms in enumerate(LADDER, 1)}
+
+
+def defines(source: str, name: str) -> bool:
+    """Tell whether a module defines a function, class, method (`Class.method`) or module-level name."""
+    return all(re.search(rf"^ *(def|class) {part}\b|^{part}\b.* = ", source, re.MULTILINE) for part in name.split("."))
+
+
+@pytest.mark.parametrize("page", ["ARCHITECTURE.md", "CONTRIBUTING.md"])
+def test_files_and_names_in_the_text_exist(page: str) -> None:
+    text = (ROOT / page).read_text(encoding="utf-8")
+    missing = []
+    for path, name in re.findall(r"`([\w/]+\.(?:py|js|md))(?:: ([\w.]+))?`", text):
+        file = next((place / path for place in (ROOT, ROOT / "trainer") if (place / path).is_file()), None)
+        if file is None or (name and not defines(file.read_text(encoding="utf-8"), name)):
+            missing.append(f"{path}: {name}")
+    assert missing == []
