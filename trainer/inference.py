@@ -9,13 +9,13 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from diffusers import FlowMatchEulerDiscreteScheduler
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
+from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
-from .config.settings import RunSettings
+from .config.settings import parse_settings
 from .data.resize import Size
 from .device import query_device
 from .errors import BadInput
@@ -72,15 +72,15 @@ def denoise(
     controls = [PackedLatents(control.tokens.to(device, dtype), control.grid) for control in inputs.controls]
     texts = [place(text, device, dtype) for text in (inputs.text, inputs.negative_text) if text is not None]
     tokens = family.pack(_noise(inputs, grid, options.seed, device, dtype)).tokens
-    _set_timesteps(scheduler, options.steps, tokens.shape[1], device)
+    timesteps, sigmas = _set_timesteps(scheduler, options.steps, tokens.shape[1], device)
 
     def predict(step: int, text: TextConditioning) -> torch.Tensor:
-        sigma = scheduler.sigmas[step : step + 1]
+        sigma = sigmas[step : step + 1]
         return family.predict(transformer, PackedLatents(tokens, grid), controls, text, sigma, options.guidance)
 
-    passes = [partial(predict, step, text) for step in range(len(scheduler.timesteps)) for text in texts]
+    passes = [partial(predict, step, text) for step in range(len(timesteps)) for text in texts]
     modulation = iter(placement.precompute(passes))
-    for step, timestep in enumerate(scheduler.timesteps):
+    for step, timestep in enumerate(timesteps):
         velocities = []
         with torch.no_grad():
             for text in texts:
@@ -88,8 +88,9 @@ def denoise(
                     velocities.append(predict(step, text))
             velocity = velocities[0]
             if len(velocities) > 1:
-                velocity = family.combine_guidance(*velocities, options.guidance)
-            tokens = scheduler.step(velocity, timestep, tokens, return_dict=False)[0]
+                velocity = family.combine_guidance(velocities[0], velocities[1], options.guidance)
+            # diffusers annotates the tensors as FloatTensor.
+            tokens = scheduler.step(velocity, timestep, tokens, return_dict=False)[0]  # pyright: ignore[reportArgumentType]
         yield Progress(phase="sampling", done=step + 1, total=options.steps)
     return family.unpack(PackedLatents(tokens, grid))
 
@@ -101,23 +102,31 @@ def _noise(inputs: DenoiseInputs, grid: Grid, seed: int, device: torch.device, d
     return randn_tensor(shape, generator=torch.Generator("cpu").manual_seed(seed), device=device, dtype=dtype)
 
 
-def _set_timesteps(scheduler: FlowMatchEulerDiscreteScheduler, steps: int, tokens: int, device: torch.device) -> None:
-    """Set the sigmas, shifted by the number of image tokens, as the diffusers pipelines do."""
-    config = scheduler.config
-    shift = calculate_shift(
-        tokens, config.base_image_seq_len, config.max_image_seq_len, config.base_shift, config.max_shift
-    )
-    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps), device=device, mu=shift)
+def _set_timesteps(
+    scheduler: FlowMatchEulerDiscreteScheduler, steps: int, tokens: int, device: torch.device
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Set the noise levels, shifted by the number of image tokens, as the diffusers pipelines do.
+
+    Returns timesteps `[steps]` and sigmas `[steps + 1]`, float32.
+    """
+    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+    shift = calculate_shift(tokens, *(scheduler.config[name] for name in names))
+    scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), device=device, mu=shift)
     scheduler.set_begin_index(0)
+    timesteps, sigmas = scheduler.timesteps, scheduler.sigmas
+    assert isinstance(timesteps, torch.Tensor)
+    assert isinstance(sigmas, torch.Tensor)
+    return timesteps, sigmas
 
 
 def decode(components: ModelComponents, latents: torch.Tensor) -> Image.Image:
     """Decode normalized latents `[1, C, H/8, W/8]` of any floating dtype to an 8-bit RGB image of W x H pixels.
 
-    Post-processing is that of the diffusers pipelines.
+    Post-processing is that of the diffusers pipelines (`VaeImageProcessor.postprocess`).
     """
     pixels = components.codec().decode(components.model.family.denormalize(latents))
-    return VaeImageProcessor().postprocess(pixels, output_type="pil")[0]
+    images = VaeImageProcessor.pt_to_numpy((pixels * 0.5 + 0.5).clamp(0, 1))
+    return VaeImageProcessor.numpy_to_pil(images)[0]
 
 
 def place(text: TextConditioning, device: torch.device | str, dtype: torch.dtype) -> TextConditioning:
@@ -175,7 +184,7 @@ def edit(
     if model.adapter is not None and (note := left_out(model.adapter)):
         yield Notice(message=note)
     device = torch.device(device)
-    components = ModelComponents(model, device, drawing_plan(model, RunSettings(), query_device(device)))
+    components = ModelComponents(model, device, drawing_plan(model, parse_settings({}), query_device(device)))
 
     yield Progress(phase="loading", done=0, total=3, note="text encoder")
     text, negative_text = encode_prompt(components, prompt, control, options.guidance, negative_prompt)

@@ -15,7 +15,7 @@ from ..config.request import FineTuneRequest, parse_request
 from ..config.settings import RunSettings
 from ..data.load_request import load_request
 from ..errors import INTERRUPTED, OK
-from ..events import Finished, Progress, drain
+from ..events import Progress, drain
 from ..files import atomic_write, write_text
 from ..tiny.shapes import EditPair, make_pairs, write_parquet
 from .console import Console
@@ -71,10 +71,10 @@ def demo(options: argparse.Namespace) -> int:
             request, parquet = _request(folder, base_model, edit)
             run_dir = folder / base_model.rpartition("/")[2]
             finished = run_training(console, request, parquet, settings, run_dir, None, {}, options.command_line)
-            if finished is None:
+            if finished is None or finished.weights is None:
                 return INTERRUPTED
             console.line(f"Editing {HELD_OUT_PAIRS} images that were not trained on, without and with the LoRA ...")
-            before, after = consume(console, _evaluate(base_model, finished, pairs, settings))
+            before, after = consume(console, _evaluate(base_model, finished.weights, pairs, settings))
             scores[base_model] = score = _scores(pairs, before, after)
             panels.append(_panel(base_model, pairs, before, after, score))
             commands.append(edit_command(base_model, finished.weights))
@@ -116,12 +116,12 @@ def _request(folder: Path, base_model: str, edit: str) -> tuple[FineTuneRequest,
 
 
 def _evaluate(
-    base_model: str, finished: Finished, pairs: Sequence[EditPair], settings: RunSettings
+    base_model: str, lora: Path, pairs: Sequence[EditPair], settings: RunSettings
 ) -> Generator[Progress, None, tuple[list[Image.Image], list[Image.Image]]]:
     """Return the edited control images, without and with the LoRA."""
     model = load_model(base_model, {}, settings.conditioning)
     before = yield from _edited(model, pairs, settings)
-    after = yield from _edited(model.with_adapter(finished.weights), pairs, settings)
+    after = yield from _edited(model.with_adapter(lora), pairs, settings)
     return before, after
 
 

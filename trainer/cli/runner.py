@@ -10,7 +10,7 @@ from collections.abc import Generator, Iterator, Mapping, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from types import FrameType
-from typing import TYPE_CHECKING, TypeVar
+from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..config.request import COLUMN_FIELDS, FineTuneRequest
 from ..config.settings import RunSettings
@@ -38,7 +38,7 @@ def load_model(base_model: str, options: Mapping[str, Path], conditioning: str =
 
     `options` say where its files are (see `model_options`); `conditioning` is that of RunSettings. Raises BadInput.
     """
-    from ..models import open_model
+    from ..models.edit_model import open_model
     from ..models.model_files import ModelFiles
 
     _hide_library_bars()
@@ -115,7 +115,7 @@ def load_dataset(
     columns: Mapping[str, str],
     parquet: Path,
     images_root: str,
-    bad_rows: str,
+    bad_rows: Literal["stop", "skip"],
     downloads: Downloads | None = None,
 ) -> EditDataset:
     """Open and check a dataset and show the progress. Raises BadInput."""

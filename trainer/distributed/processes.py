@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from dataclasses import replace
 from datetime import timedelta
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 import torch.distributed as dist
@@ -21,6 +21,10 @@ from ..device import DeviceInfo, default_device, query_device
 from ..errors import BadInput, RunFailed
 from ..events import RunControl
 from .fsdp import is_sharded
+
+if TYPE_CHECKING:
+    from torch.distributed.distributed_c10d import Store
+
 
 PROCESS_GROUP_TIMEOUT = timedelta(hours=2)
 """Longest wait of a collective for the other processes; a run that waits longer ends as hung.
@@ -102,7 +106,9 @@ class MultiProcess(SingleProcess):
             world_size=self.world_size,
             timeout=PROCESS_GROUP_TIMEOUT,
         )
-        self._cpu_group = dist.new_group(backend="gloo", timeout=PROCESS_GROUP_TIMEOUT)
+        group = dist.new_group(backend="gloo", timeout=PROCESS_GROUP_TIMEOUT)
+        assert isinstance(group, dist.ProcessGroup)
+        self._cpu_group = group
 
     def device(self) -> torch.device:
         return self._device
@@ -162,17 +168,20 @@ class MultiProcess(SingleProcess):
             self.barrier()
 
 
-def _store() -> dist.Store:
+def _store() -> Store:
     """Return the launcher's key-value store.
 
     torchrun keeps one store over all restarts, so that gloo would read the addresses of processes that have ended
     (https://github.com/pytorch/pytorch/issues/135712); hence a prefix for each start. Not on several machines: their
     launchers count restarts separately.
     """
-    store, _, world_size = next(dist.rendezvous("env://", timeout=PROCESS_GROUP_TIMEOUT))
+    from torch.distributed.distributed_c10d import PrefixStore
+    from torch.distributed.rendezvous import rendezvous
+
+    store, _, world_size = next(rendezvous("env://", timeout=PROCESS_GROUP_TIMEOUT))
     if int(os.environ.get("LOCAL_WORLD_SIZE", 0)) != world_size:
         return store
-    return dist.PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
+    return PrefixStore(f"start {os.environ.get('TORCHELASTIC_RESTART_COUNT', 0)}", store)
 
 
 def _local_device(local_rank: int) -> torch.device:

@@ -25,14 +25,14 @@ BATCH_PIXELS = 2**20
 """Pixels of a batch on an accelerator: one image at the full models' resolution, which is enough to keep it busy."""
 
 MAX_BATCH_IMAGES = 16
-"""Images in a batch on an accelerator; a judgement, reached only by images below 256 x 256 pixels."""
+"""Images in a batch on an accelerator; a judgement, reached only by images of up to 256 x 256 pixels."""
 
 WAITING_PIXELS = 4 * BATCH_PIXELS
 """Pixels of images that wait for others of their size, 12 bytes each (3 float32 channels): 48 MiB, a judgement."""
 
 PARALLEL_PIXELS = 2 * 2**20
-"""Pixels of images that are encoded at the same time on the CPU; a judgement: a full model's VAE holds several tensors
-of 128 float32 channels for each pixel, about 2 GB in all."""
+"""Pixels of images that are encoded at the same time on the CPU; a judgement: a full model's VAE holds a few tensors of
+128 float32 channels at full resolution, 1 GiB each."""
 
 
 @dataclass(frozen=True, slots=True, eq=False)

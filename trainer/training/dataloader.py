@@ -86,7 +86,7 @@ class BatchLoader:
                 "image gets in inference. Raise resolution, or set control_resolution to target."
             )
 
-    def batches(self, position: Position) -> Iterator[Batch | Progress]:
+    def batches(self, position: Position) -> Generator[Batch | Progress, None, None]:
         """Yield the micro-batches from `position` on without end, and Progress while texts are encoded in blocks."""
         plans = plan_batches(self.examples, self.settings.seed, self.params.batch_size, position)
         plans = step_share(plans, self.params.gradient_accumulation, self.processes.rank, self.processes.world_size)

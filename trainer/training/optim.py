@@ -17,15 +17,16 @@ def build_optimizer(
     parameters: Mapping[str, torch.nn.Parameter], settings: RunSettings, learning_rate: float
 ) -> torch.optim.Optimizer:
     """Build the optimizer that the settings name. Raises BadInput when it needs a package that is not installed."""
-    options = {"lr": learning_rate, "weight_decay": settings.weight_decay}
+    weight_decay = settings.weight_decay
     if settings.optimizer == "adafactor":
         if all(parameter.dtype == torch.float32 for parameter in parameters.values()):
-            return torch.optim.Adafactor(parameters.values(), **options)
-        return RoundedAdafactor(parameters.values(), settings.seed, **options)
+            return torch.optim.Adafactor(parameters.values(), lr=learning_rate, weight_decay=weight_decay)
+        return RoundedAdafactor(parameters.values(), settings.seed, lr=learning_rate, weight_decay=weight_decay)
     if settings.optimizer == "adamw8bit":
-        return bitsandbytes('optimizer "adamw8bit"').optim.AdamW8bit(parameters.values(), **options)
+        adamw8bit = bitsandbytes('optimizer "adamw8bit"').optim.AdamW8bit
+        return adamw8bit(parameters.values(), lr=learning_rate, weight_decay=weight_decay)
     fused = all(parameter.device.type == "cuda" for parameter in parameters.values())
-    return torch.optim.AdamW(parameters.values(), fused=fused or None, **options)
+    return torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=weight_decay, fused=fused or None)
 
 
 def check_optimizer(settings: RunSettings) -> None:
@@ -77,14 +78,14 @@ def load_optimizer_tensors(
             }
             optimizer.state[parameters[name]] = placed
         return
+    states: dict[int, dict[str, torch.Tensor | int]] = {
+        index: {**by_name[name]} for index, name in enumerate(parameters) if name in by_name
+    }
     if not isinstance(optimizer, torch.optim.AdamW | torch.optim.Adafactor):
-        # bitsandbytes counts its steps in a plain number.
-        by_name = {
-            name: {k: v.item() if k == "step" else v for k, v in state.items()} for name, state in by_name.items()
-        }
+        for state in states.values():
+            state["step"] = int(state["step"])  # bitsandbytes counts steps in a plain number
     groups = optimizer.state_dict()["param_groups"]
-    state = {index: by_name[name] for index, name in enumerate(parameters) if name in by_name}
-    optimizer.load_state_dict({"state": state, "param_groups": groups})
+    optimizer.load_state_dict({"state": states, "param_groups": groups})
 
 
 BITS_CUT = 16

@@ -24,7 +24,6 @@ from ..tensors import swapped_values, write_tensors
 from .rng import example_generator
 
 if TYPE_CHECKING:
-    from diffusers import ModelMixin
     from torch.nn import Parameter
 
 
@@ -87,7 +86,7 @@ class FullTransformer:
 
     def __init__(
         self,
-        transformer: ModelMixin,
+        transformer: torch.nn.Module,
         layout: Layout,
         with_folder: bool = False,
         dtype: torch.dtype = torch.float32,
@@ -117,8 +116,10 @@ class FullTransformer:
         write_tensors(path, dict(to_stored(self.layout, state)), metadata)
 
     def _export_folder(self, folder: Path, state: Mapping[str, torch.Tensor]) -> None:
+        from diffusers.configuration_utils import ConfigMixin
         from huggingface_hub import save_torch_state_dict
 
+        assert isinstance(self.transformer, ConfigMixin)
         remove(folder)
         with atomic_write(folder) as temporary:
             part = temporary / "transformer"
