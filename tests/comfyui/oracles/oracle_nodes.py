@@ -165,11 +165,11 @@ class OurEdit(io.ComfyNode):
     def execute(
         cls, edit_model: Any, model: ModelPatcher, image: torch.Tensor, prompt: str, seed: int, steps: int
     ) -> io.NodeOutput:
-        sampling, dataset = trainer("inference"), trainer("data.dataset")
+        inference, events = trainer("inference"), trainer("events")
         from PIL import Image
 
         seen: dict[str, Any] = {}
-        denoise = sampling.denoise
+        denoise = inference.denoise
 
         def watched(components, inputs, options):
             scheduler = components.model.load_scheduler()
@@ -180,11 +180,11 @@ class OurEdit(io.ComfyNode):
             return latents
 
         picture = Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy())
-        sampling.denoise = watched
+        inference.denoise = watched
         try:
-            drawn = dataset.drain(sampling.edit(edit_model, picture, prompt, seed=seed, steps=steps))
+            drawn = events.drain(inference.edit(edit_model, picture, prompt, seed=seed, steps=steps))
         finally:
-            sampling.denoise = denoise
+            inference.denoise = denoise
         noise = randn_tensor(seen["latents"].shape, generator=torch.Generator("cpu").manual_seed(seed))
         control = seen["family"].unpack(seen["controls"][0])
         frames = (lambda latents: latents.unsqueeze(2)) if seen["family"].name == "qwen-image-edit" else lambda x: x
