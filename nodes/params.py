@@ -50,7 +50,26 @@ SETTINGS = (
     "save_dtype",
 )
 NEWER_SETTINGS = ("save_layout",)
-"""Come after the others, and may be missing."""
+"""Optional, because graphs saved before them lack them."""
+SETTINGS_ELSEWHERE = ("seed", "images_root", "bad_rows")
+"""Widgets of Train Edit LoRA and Load Edit Dataset."""
+
+
+def settings_inputs(settings: type[RunSettings]) -> list[io.Input]:
+    """Widgets of the settings node. A setting that no list above names is appended as an optional widget."""
+    listed = {*SETTINGS, *NEWER_SETTINGS, *SETTINGS_ELSEWHERE, "init_lora"}
+    return [
+        *field_inputs(settings, SETTINGS),
+        *field_inputs(settings, NEWER_SETTINGS, optional=True),
+        io.Combo.Input(
+            "init_lora",
+            options=lora_options(),
+            default=NO_LORA,
+            optional=True,
+            tooltip="A LoRA that training goes on from; none: a fresh one.",
+        ),
+        *field_inputs(settings, tuple(name for name in settings.model_fields if name not in listed), optional=True),
+    ]
 
 
 class Params(io.ComfyNode):
@@ -82,17 +101,7 @@ class Settings(io.ComfyNode):
             display_name="Training Settings (advanced)",
             category="edit trainer",
             description="What a fine-tune request does not say. Leave the node out to take the defaults.",
-            inputs=[
-                *field_inputs(RunSettings, SETTINGS),
-                *field_inputs(RunSettings, NEWER_SETTINGS, optional=True),
-                io.Combo.Input(
-                    "init_lora",
-                    options=lora_options(),
-                    default=NO_LORA,
-                    optional=True,
-                    tooltip="A LoRA that training goes on from; none: a fresh one.",
-                ),
-            ],
+            inputs=settings_inputs(RunSettings),
             outputs=[EditSettings.Output("settings", tooltip="For Train Edit LoRA.")],
         )
 

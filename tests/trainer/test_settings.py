@@ -1,5 +1,9 @@
 """Every run setting does what it says."""
 
+import json
+from dataclasses import replace
+from itertools import combinations
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +11,11 @@ from PIL import Image
 from safetensors import safe_open
 
 from trainer.config.settings import RunSettings, parse_settings
+from trainer.device import DeviceInfo
 from trainer.errors import BadInput
 from trainer.events import Notice, Progress, Sample, Step
+from trainer.memory.plan import Plan
+from trainer.memory.planner import make_plan
 from trainer.training import loop
 from trainer.training.checkpoint import checkpoint_folders
 from trainer.training.optim import learning_rate_at
@@ -37,42 +44,62 @@ def test_every_fault_of_the_settings_is_named_at_once():
     assert "5 faults" in str(raised.value)
 
 
+TRAININGS = [
+    {},
+    {"seed": 1},
+    {"lora_targets": "attention"},
+    {"lora_targets": "all-linear"},
+    {"optimizer": "adafactor"},
+    {"weight_decay": 5.0},
+    {"max_grad_norm": 1e-4},
+    {"lr_scheduler": "linear"},
+    {"lr_scheduler": "cosine"},
+    {"warmup_steps": 3},
+    {"caption_dropout": 1.0},
+    {"training_guidance": 4.0},
+    {"resolution": 32},
+    {"control_resolution": "target", "resolution": 32},
+    {"precision": "bf16"},
+]
+
+
+@pytest.mark.slow
+def test_settings_that_change_the_training(kontext, runs):
+    seen = {}
+    for number, settings in enumerate(TRAININGS):
+        name = f"run{number}"
+        runs.run(kontext, name, steps=3, learning_rate=0.01, settings=settings)
+        state = json.loads((runs.folder / name / "run.json").read_text())
+        seen[str(settings)] = runs.losses(name), state["fingerprint"]
+    for (first, one), (second, other) in combinations(seen.items(), 2):
+        assert one[0] != other[0], f"{first} and {second} give the same losses"
+        assert one[1] != other[1], f"{first} and {second} give the same fingerprint"
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "settings",
+    ("one", "other"),
     [
-        {"seed": 1},
-        {"lora_targets": "attention"},
-        {"lora_targets": "all-linear"},
-        {"weight_decay": 5.0},
-        {"max_grad_norm": 1e-4},
-        {"lr_scheduler": "cosine"},
-        {"warmup_steps": 3},
-        {"caption_dropout": 1.0},
-        {"training_guidance": 4.0},
-        {"resolution": 32},
-        {"control_resolution": "target", "resolution": 32},
-        {"precision": "bf16"},
+        ({"gradient_checkpointing": "off"}, {"gradient_checkpointing": "on"}),
+        ({"offload": "none"}, {"offload": "phases"}),
+        ({"offload": "none"}, {"offload": "blocks"}),
+        ({"keep_checkpoints": 1}, {"keep_checkpoints": 2}),
     ],
     ids=str,
 )
-def test_settings_that_change_the_training(kontext, runs, settings):
-    rate = {"steps": 3, "learning_rate": 0.01}
-    runs.run(kontext, "usual", **rate)
-    runs.run(kontext, "other", settings=settings, **rate)
-    assert runs.losses("usual") != runs.losses("other")
+def test_settings_that_do_not(model, runs, one, other):
+    for name, settings in (("one", one), ("other", other)):
+        runs.run(model, name, steps=3, learning_rate=0.01, settings=settings)
 
+    def worked(name: str, settings: dict) -> tuple[Plan, int]:
+        params, device = runs.request(model).training_params, DeviceInfo(kind="cpu", free=2**40, host=2**40, bf16=False)
+        kept = checkpoint_folders(runs.folder / name / "checkpoints")
+        return replace(make_plan(model, params, RunSettings(**settings), device), expected={}), len(kept)
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    "settings",
-    [{"gradient_checkpointing": "on"}, {"offload": "none"}, {"offload": "phases"}, {"keep_checkpoints": 1}],
-    ids=str,
-)
-def test_settings_that_do_not(model, runs, settings):
-    runs.run(model, "usual", steps=3, learning_rate=0.01)
-    runs.run(model, "other", steps=3, learning_rate=0.01, settings=settings)
-    assert runs.losses("usual") == pytest.approx(runs.losses("other"), rel=1e-6)
+    assert worked("one", one) != worked("other", other)
+    assert runs.losses("one") == pytest.approx(runs.losses("other"), rel=1e-6)
+    weights = runs.weights("other")
+    assert all(torch.equal(tensor, weights[name]) for name, tensor in runs.weights("one").items())
 
 
 def test_dropped_captions_are_addressed_and_as_many_as_asked_for(kontext, runs, monkeypatch):

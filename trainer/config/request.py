@@ -4,9 +4,10 @@ from __future__ import annotations
 
 from typing import Any, Literal, get_args
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import BaseModel, Field, ValidationError
 
 from ..errors import BadInput
+from .recorded import FIRST_PARAMS, NO_EFFECT_ON_TRAINING, STRICT, RecordedModel
 from .validation import count, decode_json, describe_fault
 
 BaseModelName = Literal[
@@ -23,9 +24,6 @@ BASE_MODELS: tuple[str, ...] = get_args(BaseModelName)
 TimestepType = Literal["weighted", "sigmoid", "linear"]
 
 
-TIMESTEP_TYPES: tuple[str, ...] = get_args(TimestepType)
-
-
 COLUMN_FIELDS = ("caption_column", "control_image_column", "image_column")
 
 
@@ -35,13 +33,10 @@ DEFAULT_CONTROL_URL = (
 )
 
 
-_CONFIG = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-
-
 class SamplePrompt(BaseModel):
     """One sample drawn during the run, to show progress."""
 
-    model_config = _CONFIG
+    model_config = STRICT
 
     ctrl_img_url: str = Field(
         "", description="Address or local path of the control image; empty: the dataset's first control image."
@@ -55,15 +50,16 @@ DEFAULT_SAMPLES = (
 )
 
 
-class TrainingParams(BaseModel):
+class TrainingParams(RecordedModel):
     """The `training_params` of a request; defaults and bounds are the published ones."""
 
-    model_config = _CONFIG
+    first_fields = FIRST_PARAMS
 
     batch_size: int = Field(1, ge=1, description="Examples per forward pass.")
     cache_text_embeddings: bool = Field(
         False,
         description="Compute every text embedding once, keep it on disk and let the text encoder go for the whole run.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     caption_column: str = Field(min_length=1, description="The parquet column that holds the prompt.")
     control_image_column: str = Field(min_length=1, description="The parquet column that holds the input image.")
@@ -72,13 +68,21 @@ class TrainingParams(BaseModel):
     learning_rate: float = Field(0.0002, gt=0, description="The optimizer's peak learning rate.")
     lora_alpha: int = Field(16, ge=1, description="The LoRA's scale is alpha / rank.")
     lora_rank: int = Field(16, ge=1, description="The LoRA's rank.")
-    sample_every: int = Field(200, ge=1, description="Optimizer steps between two rounds of samples.")
-    sample_height: int = Field(1024, ge=1, description="Height of the samples in pixels.")
-    sample_width: int = Field(1024, ge=1, description="Width of the samples in pixels.")
-    samples: list[SamplePrompt] = Field(
-        default_factory=lambda: list(DEFAULT_SAMPLES), description="What is drawn during the run to show progress."
+    sample_every: int = Field(
+        200, ge=1, description="Optimizer steps between two rounds of samples.", json_schema_extra=NO_EFFECT_ON_TRAINING
     )
-    steps: int = Field(3000, ge=1, description="Optimizer steps.")
+    sample_height: int = Field(
+        1024, ge=1, description="Height of the samples in pixels.", json_schema_extra=NO_EFFECT_ON_TRAINING
+    )
+    sample_width: int = Field(
+        1024, ge=1, description="Width of the samples in pixels.", json_schema_extra=NO_EFFECT_ON_TRAINING
+    )
+    samples: list[SamplePrompt] = Field(
+        default_factory=lambda: list(DEFAULT_SAMPLES),
+        description="What is drawn during the run to show progress.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
+    steps: int = Field(3000, ge=1, description="Optimizer steps.", json_schema_extra=NO_EFFECT_ON_TRAINING)
     timestep_type: TimestepType = Field("weighted", description="How timesteps are drawn and losses weighted.")
     use_lora: bool = Field(True, description="False: full fine-tune of the transformer.")
 
@@ -86,7 +90,7 @@ class TrainingParams(BaseModel):
 class FineTuneRequest(BaseModel):
     """A complete `image_editing` fine-tune request."""
 
-    model_config = _CONFIG
+    model_config = STRICT
 
     resource: str = Field(min_length=1, description="The parquet, optionally with a branch name as its first part.")
     base_model: BaseModelName

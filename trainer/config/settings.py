@@ -4,16 +4,17 @@ from __future__ import annotations
 
 from typing import Any, Literal
 
-from pydantic import BaseModel, ConfigDict, Field, ValidationError
+from pydantic import Field, ValidationError
 
 from ..errors import BadInput
+from .recorded import FIRST_SETTINGS, NO_EFFECT_ON_TRAINING, RecordedModel
 from .validation import count, describe_fault
 
 
-class RunSettings(BaseModel):
+class RunSettings(RecordedModel):
     """Settings of one run. Every field is a node input, a command-line option and a key of `settings.json`."""
 
-    model_config = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+    first_fields = FIRST_SETTINGS
 
     seed: int = Field(42, ge=0, le=2**63 - 1, description="Everything random in the run follows from it.")
     resolution: int = Field(
@@ -30,8 +31,14 @@ class RunSettings(BaseModel):
         "auto",
         description="Whose resizing and text templates are followed; auto: comfyui where CLIP and VAE are given.",
     )
-    images_root: str = Field("", description="Where relative image paths start; empty: the parquet's folder.")
-    bad_rows: Literal["stop", "skip"] = Field("stop", description="What happens when rows cannot be used.")
+    images_root: str = Field(
+        "",
+        description="Where relative image paths start; empty: the parquet's folder.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
+    bad_rows: Literal["stop", "skip"] = Field(
+        "stop", description="What happens when rows cannot be used.", json_schema_extra=NO_EFFECT_ON_TRAINING
+    )
     precision: Literal["auto", "fp32", "bf16", "int8", "fp8", "nf4"] = Field(
         "auto",
         description="How the frozen base is held; auto: bf16 on a GPU where it fits, else int8; fp32 on the CPU. "
@@ -42,11 +49,13 @@ class RunSettings(BaseModel):
         description="phases: text encoder, VAE and transformer take turns on the device; modulation: and the "
         "transformer's modulation stays in host memory; blocks: and so do its blocks, which come one by one; none: all "
         "stays; auto: as little of that as fits.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     gradient_checkpointing: Literal["auto", "on", "off", "selective"] = Field(
         "auto",
         description="Recompute activations in the backward pass to save memory; selective: all but the attention; "
         "auto: for as many blocks as need it.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     compile: Literal["auto", "on", "off"] = Field(
         "auto", description="Compile the transformer's repeated blocks with torch.compile; auto: off."
@@ -69,17 +78,41 @@ class RunSettings(BaseModel):
     training_guidance: float = Field(
         1.0, ge=0, description="Guidance embedding during training, for bases that have one."
     )
-    sample_steps: int = Field(0, ge=0, le=1000, description="Sampler steps of a sample; 0: the family's own.")
-    sample_guidance: float = Field(0.0, ge=0, description="Guidance of a sample; 0: the family's own.")
-    sample_seed: int = Field(42, ge=0, le=2**63 - 1, description="Seed of the samples' noise.")
-    checkpoint_every: int = Field(0, ge=0, description="Steps between checkpoints; 0: with every sampling.")
-    keep_checkpoints: int = Field(3, ge=1, description="How many of the newest checkpoints are kept.")
-    save_dtype: Literal["bf16", "fp16", "fp32"] = Field("bf16", description="Number format of the exported weights.")
+    sample_steps: int = Field(
+        0,
+        ge=0,
+        le=1000,
+        description="Sampler steps of a sample; 0: the family's own.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
+    sample_guidance: float = Field(
+        0.0, ge=0, description="Guidance of a sample; 0: the family's own.", json_schema_extra=NO_EFFECT_ON_TRAINING
+    )
+    sample_seed: int = Field(
+        42, ge=0, le=2**63 - 1, description="Seed of the samples' noise.", json_schema_extra=NO_EFFECT_ON_TRAINING
+    )
+    checkpoint_every: int = Field(
+        0,
+        ge=0,
+        description="Steps between checkpoints; 0: with every sampling.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
+    keep_checkpoints: int = Field(
+        3, ge=1, description="How many of the newest checkpoints are kept.", json_schema_extra=NO_EFFECT_ON_TRAINING
+    )
+    save_dtype: Literal["bf16", "fp16", "fp32"] = Field(
+        "bf16", description="Number format of the exported weights.", json_schema_extra=NO_EFFECT_ON_TRAINING
+    )
     save_layout: Literal["single_file", "single_file+diffusers"] = Field(
         "single_file",
         description="What a full fine-tune saves: the single file that ComfyUI opens, or a diffusers folder beside it.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
-    init_lora: str = Field("", description="A LoRA file that training goes on from; empty: a fresh one.")
+    init_lora: str = Field(
+        "",
+        description="A LoRA file that training goes on from; empty: a fresh one.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
 
 
 def parse_settings(data: Any) -> RunSettings:

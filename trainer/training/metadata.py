@@ -19,10 +19,12 @@ def export_metadata(request: FineTuneRequest, settings: RunSettings, model: Edit
     params = request.training_params
     resolution = settings.resolution or model.family.variant.resolution
     kind = "lora" if params.use_lora else "checkpoint"
-    told = settings.model_dump() | {"init_lora": Path(settings.init_lora).name}
+    recorded_settings = settings.recorded()
+    recorded_settings["init_lora"] = Path(settings.init_lora).name
+    recorded_request = request.model_dump() | {"training_params": params.recorded()}
     metadata = {
-        "edit_trainer.request": json.dumps(request.model_dump(), ensure_ascii=False),
-        "edit_trainer.settings": json.dumps(told, ensure_ascii=False),
+        "edit_trainer.request": json.dumps(recorded_request, ensure_ascii=False),
+        "edit_trainer.settings": json.dumps(recorded_settings, ensure_ascii=False),
         "edit_trainer.base_model": request.base_model,
         "edit_trainer.conditioning": model.family.policy,
         "edit_trainer.control_resolution": settings.control_resolution,

@@ -18,26 +18,6 @@ from ..errors import BadInput, RunFailed
 from ..files import atomic_write, remove_unfinished, write_json
 from .checkpoint import last_step
 
-NOT_IN_FINGERPRINT = {
-    "request": {"cache_text_embeddings", "sample_every", "sample_height", "sample_width", "samples", "steps"},
-    "settings": {
-        "bad_rows",
-        "checkpoint_every",
-        "gradient_checkpointing",
-        "images_root",
-        "init_lora",
-        "keep_checkpoints",
-        "offload",
-        "sample_guidance",
-        "sample_seed",
-        "sample_steps",
-        "save_dtype",
-        "save_layout",
-    },
-}
-"""Fields that do not change the training's course. The images root and bad rows act through the dataset's content, and
-the LoRA that training goes on from through its own."""
-
 
 def run_fingerprint(
     request: FineTuneRequest, settings: RunSettings, dataset: str, model: Sequence[str], world_size: int = 1
@@ -47,11 +27,11 @@ def run_fingerprint(
     `dataset` is the fingerprint of the data; `model` holds those of the model's components and of the initial LoRA.
     `world_size` processes count as one process that accumulates all of their micro-batches.
     """
-    params = request.training_params.model_dump(exclude=NOT_IN_FINGERPRINT["request"])
+    params = request.training_params.recorded_for_training()
     state = {
         "base_model": request.base_model,
         "request": params | {"gradient_accumulation": params["gradient_accumulation"] * world_size},
-        "settings": settings.model_dump(exclude=NOT_IN_FINGERPRINT["settings"]),
+        "settings": settings.recorded_for_training(),
         "dataset": dataset,
         "model": list(model),
     }

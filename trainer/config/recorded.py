@@ -1,0 +1,102 @@
+"""What a run's fingerprint and a weights file's header record of the request and the settings.
+
+A field that exists since the first release is always recorded. A later one is recorded only where it differs from its
+default, so that runs and files from before it stay what they were.
+"""
+
+from __future__ import annotations
+
+from typing import Any, ClassVar
+
+from pydantic import BaseModel, ConfigDict
+from pydantic.config import JsonDict
+
+STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
+"""Configuration of every model that a person's input is checked against."""
+
+
+NO_EFFECT_ON_TRAINING: JsonDict = {"changes_training": False}
+"""`json_schema_extra` of a field that changes neither losses nor trained weights. Fields without it are taken to change
+them."""
+
+
+FIRST_PARAMS = frozenset(
+    {
+        "batch_size",
+        "cache_text_embeddings",
+        "caption_column",
+        "control_image_column",
+        "gradient_accumulation",
+        "image_column",
+        "learning_rate",
+        "lora_alpha",
+        "lora_rank",
+        "sample_every",
+        "sample_height",
+        "sample_width",
+        "samples",
+        "steps",
+        "timestep_type",
+        "use_lora",
+    }
+)
+"""Training parameters of the first release. Complete: never add to it."""
+
+
+FIRST_SETTINGS = frozenset(
+    {
+        "bad_rows",
+        "caption_dropout",
+        "checkpoint_every",
+        "compile",
+        "conditioning",
+        "control_resolution",
+        "gradient_checkpointing",
+        "images_root",
+        "init_lora",
+        "keep_checkpoints",
+        "lora_targets",
+        "lr_scheduler",
+        "max_grad_norm",
+        "offload",
+        "optimizer",
+        "precision",
+        "resolution",
+        "sample_guidance",
+        "sample_seed",
+        "sample_steps",
+        "save_dtype",
+        "save_layout",
+        "seed",
+        "training_guidance",
+        "warmup_steps",
+        "weight_decay",
+    }
+)
+"""Run settings of the first release. Complete: never add to it."""
+
+
+class RecordedModel(BaseModel):
+    """A model whose fields enter run fingerprints and weights files."""
+
+    model_config = STRICT
+
+    first_fields: ClassVar[frozenset[str]]
+    """Fields that are recorded even at their default."""
+
+    def recorded(self) -> dict[str, Any]:
+        """Fields for a weights file's header, in the order of the class."""
+        values = self.model_dump()
+        for name, field in type(self).model_fields.items():
+            if name not in self.first_fields and getattr(self, name) == field.get_default(call_default_factory=True):
+                del values[name]
+        return values
+
+    def recorded_for_training(self) -> dict[str, Any]:
+        """Fields for a run's fingerprint: those recorded that change the losses."""
+        return {name: value for name, value in self.recorded().items() if self.changes_training(name)}
+
+    @classmethod
+    def changes_training(cls, name: str) -> bool:
+        """Whether another value of this field gives other losses."""
+        return cls.model_fields[name].json_schema_extra != NO_EFFECT_ON_TRAINING
