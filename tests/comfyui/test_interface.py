@@ -4,9 +4,32 @@ from __future__ import annotations
 
 import json
 import re
+import subprocess
+from pathlib import Path
 
-from .server import PACK, Server
+from .server import PACK, Server, find_python
 from .snapshot import LOCALE, SNAPSHOT, locale_part, our_nodes, public_part
+
+NEW_SETTING = """
+import importlib, sys
+comfyui, folder, pack = sys.argv[1:]
+sys.argv[1:] = []
+sys.path[:0] = [comfyui, folder]
+from comfy.cli_args import args
+args.cpu = True
+params = importlib.import_module(f"{pack}.nodes.params")
+class Extended(params.RunSettings):
+    made_up: int = params.RunSettings.model_fields["keep_checkpoints"]
+before, after = params.settings_inputs(params.RunSettings), params.settings_inputs(Extended)
+assert [widget.id for widget in after] == [*(widget.id for widget in before), "made_up"]
+assert after[-1].optional and after[-1].tooltip and (after[-1].default, after[-1].min) == (3, 1)
+"""
+
+
+def test_a_new_setting_becomes_the_last_widget_of_the_settings_node(comfyui: Path) -> None:
+    command = [find_python(comfyui), "-c", NEW_SETTING, str(comfyui), str(PACK.parent), PACK.name]
+    done = subprocess.run(command, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stderr
 
 
 def test_nothing_public_has_changed(server: Server) -> None:
