@@ -6,7 +6,7 @@ from itertools import islice
 
 from comfy_api.latest import io
 
-from ..trainer.config.request import COLUMN_FIELDS, FineTuneRequest, TrainingParams
+from ..trainer.config.request import COLUMN_FIELDS, Columns, FineTuneRequest, TrainingParams
 from ..trainer.config.settings import RunSettings
 from ..trainer.errors import BadInput
 from .folders import cache_folder, file_state, find_parquet
@@ -59,7 +59,11 @@ class LoadDataset(io.ComfyNode):
 
         downloads = Downloads(cache_folder() / "downloads")
         opening = open_dataset(
-            find_parquet(resource), **columns, images_root=images_root, bad_rows=bad_rows, downloads=downloads
+            find_parquet(resource),
+            Columns.from_fields(columns),
+            images_root=images_root,
+            bad_rows=bad_rows,
+            downloads=downloads,
         )
         dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
         pairs = [

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..trainer.config.request import BASE_MODELS, COLUMN_FIELDS, FineTuneRequest, SamplePrompt, parse_request
+from ..trainer.config.request import BASE_MODELS, FineTuneRequest, SamplePrompt, parse_request
 from ..trainer.errors import BadInput
 from ..trainer.files import write_text
 from .folders import EXAMPLES, cache_folder, file_state, find_request, input_folder, is_kept_control, output_folder
@@ -31,14 +31,13 @@ def build_request(
     """
     if model.is_trained:
         raise BadInput("model: is trained already; connect Load Edit Base Model.")
-    columns = {field: getattr(dataset, field) for field in COLUMN_FIELDS}
     drawn = {} if samples is None else {"samples": [sample.model_dump() for sample in samples]}
     return parse_request(
         {
             "resource": dataset.path.absolute().as_posix(),
             "base_model": model.base_model,
             "script_type": "image_editing",
-            "training_params": columns | params | drawn,
+            "training_params": dataset.columns.to_fields() | params | drawn,
         }
     )
 
@@ -90,7 +89,7 @@ class LoadRequest(io.ComfyNode):
         parsed, parquet = load_request(find_request(request), input_folder(), EXAMPLES)
         params = parsed.training_params
         downloads = Downloads(cache_folder() / "downloads")
-        opening = open_dataset(parquet, **params.model_dump(include=set(COLUMN_FIELDS)), downloads=downloads)
+        opening = open_dataset(parquet, params.columns, downloads=downloads)
         dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
         return io.NodeOutput(dataset, params.model_dump(include=set(PARAMS)), tuple(params.samples), parsed.base_model)
 

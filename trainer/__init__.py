@@ -1,7 +1,7 @@
 """Fine-tuning of image-editing models from (control image, caption, target image): the public API.
 
     request, parquet = load_request(Path("request.json"))
-    dataset = drain(open_dataset(parquet, caption_column=..., control_image_column=..., image_column=...))
+    dataset = drain(open_dataset(parquet, request.training_params.columns))
     for event in train(request, dataset, open_model(request.base_model), RunSettings(), run_dir=Path("runs/mine")):
         ...
 

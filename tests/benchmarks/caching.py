@@ -28,6 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
+from trainer.config.request import Columns
 from trainer.config.settings import RunSettings
 from trainer.data.dataset import EditDataset, open_dataset
 from trainer.data.images import decode_image
@@ -93,7 +94,7 @@ def write_block(folder: Path, files: list[bytes], first: int, pairs: int, as_fil
             images[name] = [f"{name}-{first + number}" for number in range(pairs)]
     path = folder / f"pairs-{first}.parquet"
     pq.write_table(pa.table({"caption": [f"pair {first + n}" for n in range(pairs)], **images}), path)
-    return drain(open_dataset(path, **COLUMNS))
+    return drain(open_dataset(path, Columns.from_fields(COLUMNS)))
 
 
 def decode_alone(dataset: EditDataset, encoder: Encoder, threads: int) -> Iterator[torch.Tensor]:

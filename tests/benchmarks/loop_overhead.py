@@ -18,6 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
+from trainer.config.request import Columns
 from trainer.config.settings import RunSettings
 from trainer.data.dataset import open_dataset
 from trainer.data.load_request import load_request
@@ -80,7 +81,7 @@ def main() -> None:
                 "training_params": columns | params,
             }
         )
-        dataset = drain(open_dataset(parquet, **columns))
+        dataset = drain(open_dataset(parquet, Columns.from_fields(columns)))
         settings = RunSettings(checkpoint_every=options.steps)
         model = open_model(request.base_model)
         ours, bare = [], []

@@ -134,7 +134,7 @@ def plain_side(options: argparse.Namespace, checkpointing: bool, whole: bool) ->
 def our_side(options: argparse.Namespace, checkpointing: str, whole: bool) -> dict:
     """The same through `train()`."""
     from tests.benchmarks.plain import Clock
-    from trainer.config.request import parse_request
+    from trainer.config.request import Columns, parse_request
     from trainer.config.settings import RunSettings
     from trainer.data.dataset import open_dataset
     from trainer.events import Finished, Planned, Sample, Started, Step, drain
@@ -167,7 +167,7 @@ def our_side(options: argparse.Namespace, checkpointing: str, whole: bool) -> di
     )
     clock, plan = Clock(), ""
     model = open_model(BASE, options.folder / "model")
-    dataset = drain(open_dataset(parquet, **columns))
+    dataset = drain(open_dataset(parquet, Columns.from_fields(columns)))
     with tempfile.TemporaryDirectory() as out:
         for event in train(request, dataset, model, settings, run_dir=Path(out) / "run", device=torch.device("cpu")):
             match event:

@@ -225,13 +225,10 @@ class Runs:
         if not self.parquet.exists():
             self.write()
         request, options = self.request(model, **params), parse_settings({"sample_steps": 2} | (settings or {}))
-        training = request.training_params
         dataset = drain(
             open_dataset(
                 self.parquet,
-                caption_column=training.caption_column,
-                control_image_column=training.control_image_column,
-                image_column=training.image_column,
+                request.training_params.columns,
                 images_root=options.images_root,
                 bad_rows=options.bad_rows,
             )

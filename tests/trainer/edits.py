@@ -9,6 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
+from trainer.config.request import Columns
 from trainer.data.dataset import EditDataset, open_dataset
 from trainer.data.images import decode_image
 from trainer.events import drain
@@ -48,7 +49,8 @@ def write(folder: Path, columns: dict, name: str = "edits.parquet", **options: o
 
 
 def opened(path: Path, **options: object) -> EditDataset:
-    return drain(open_dataset(path, **{**NAMES, **options}))
+    columns = Columns.from_fields({field: options.pop(field, name) for field, name in NAMES.items()})
+    return drain(open_dataset(path, columns, **options))
 
 
 def assert_rows_belong_together(dataset: EditDataset, numbers: list[int]) -> None:

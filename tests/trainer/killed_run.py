@@ -12,6 +12,7 @@ import sys
 import time
 from pathlib import Path
 
+from trainer.config.request import Columns
 from trainer.config.settings import parse_settings
 from trainer.data.dataset import open_dataset
 from trainer.data.load_request import load_request
@@ -40,7 +41,7 @@ def run(folder: Path, parquet: Path) -> None:
         }
     )
     settings = parse_settings({"checkpoint_every": 1, "sample_steps": 2, "keep_checkpoints": 2})
-    dataset = drain(open_dataset(path, **columns))
+    dataset = drain(open_dataset(path, Columns.from_fields(columns)))
     for _ in train(request, dataset, open_model(request.base_model), settings, run_dir=folder):
         pass
 

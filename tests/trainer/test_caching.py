@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
+from trainer.config.request import Columns
 from trainer.config.settings import RunSettings
 from trainer.data.dataset import EditDataset, open_dataset
 from trainer.data.images import decode_image
@@ -62,7 +63,7 @@ def write_pairs(folder: Path, pairs: int, changes: dict[tuple[str, int], bytes |
     for (column, row), value in (changes or {}).items():
         columns[column][row] = value
     pq.write_table(pa.table(columns), folder / "pairs.parquet")
-    return drain(open_dataset(folder / "pairs.parquet", **COLUMNS, bad_rows="skip"))
+    return drain(open_dataset(folder / "pairs.parquet", Columns.from_fields(COLUMNS), bad_rows="skip"))
 
 
 @contextmanager
@@ -291,7 +292,7 @@ def test_addresses_are_fetched_by_several_threads(tiny, tmp_path):
         sampled = "trainer.data.validation.SAMPLED_ROWS"
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(sampled, 0)
-            remote = drain(open_dataset(tmp_path / "addresses.parquet", **COLUMNS))
+            remote = drain(open_dataset(tmp_path / "addresses.parquet", Columns.from_fields(COLUMNS)))
         ours, theirs = (new_encoder(tiny, tmp_path / name) for name in ("ours", "theirs"))
         assert drain(ours.examples(remote, RunControl())) == drain(theirs.examples(dataset, RunControl()))
         assert most >= 3

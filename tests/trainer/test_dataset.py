@@ -11,6 +11,7 @@ import pyarrow as pa
 import pytest
 from PIL import Image
 
+from trainer.config.request import Columns
 from trainer.data import row_blocks as rows
 from trainer.data.dataset import open_dataset
 from trainer.data.downloads import Downloads
@@ -185,10 +186,10 @@ def test_large_row_groups_are_read_in_blocks_at_random(tmp_path, monkeypatch):
 
 def test_progress_is_told_and_can_be_stopped(tmp_path):
     path = write(tmp_path, write_files(tmp_path, 10), row_group_size=5)
-    events = list(open_dataset(path, **NAMES))
+    events = list(open_dataset(path, Columns.from_fields(NAMES)))
     assert all(isinstance(event, Progress) and event.phase == "checking" for event in events)
     assert (events[-1].done, events[-1].total) == (10, 10)
-    stopped = open_dataset(path, **NAMES)
+    stopped = open_dataset(path, Columns.from_fields(NAMES))
     next(stopped)
     stopped.close()
 

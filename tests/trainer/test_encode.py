@@ -125,6 +125,7 @@ def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypa
     """Every example that is trained on has the latents of its own pictures and the conditioning of its own caption."""
     import torch
 
+    from trainer.config.request import Columns
     from trainer.data.dataset import open_dataset
     from trainer.data.images import decode_image
     from trainer.events import drain
@@ -141,8 +142,7 @@ def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypa
     runs.write(pairs=7)
     for cached in (False, True):
         runs.run(model, f"cached-{cached}", steps=8, batch_size=2, cache_text_embeddings=cached)
-    columns = {"caption_column": "words", "control_image_column": "before", "image_column": "after"}
-    dataset = drain(open_dataset(runs.parquet, **columns))
+    dataset = drain(open_dataset(runs.parquet, Columns("words", "before", "after")))
     family = model.family
     codec = model.load_codec("cpu", torch.float32)
     encoder = model.load_text_encoder("cpu", torch.float32)

@@ -21,7 +21,7 @@ import torch
 from safetensors.torch import save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from trainer.config.request import parse_request
+from trainer.config.request import Columns, parse_request
 from trainer.config.settings import parse_settings
 from trainer.data.dataset import open_dataset
 from trainer.distributed.fsdp import full_tensor
@@ -59,7 +59,7 @@ def run(
     hook = register_optimizer_step_pre_hook(keep)
     events = train(
         parse_request(request | {"training_params": params}),
-        drain(open_dataset(Path("pairs.parquet"), **COLUMNS)),
+        drain(open_dataset(Path("pairs.parquet"), Columns.from_fields(COLUMNS))),
         open_model(base_model, Path(MODELS[base_model])),
         parse_settings(settings),
         run_dir=Path(name),

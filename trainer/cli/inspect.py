@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 
-from ..config.request import COLUMN_FIELDS
+from ..config.request import COLUMN_FIELDS, Columns
 from ..data.columns import guess_columns
 from ..data.parquet import column_faults, parquet_columns
 from ..errors import OK, BadInput
@@ -33,7 +33,9 @@ def inspect(options: argparse.Namespace) -> int:
         if len(chosen) == len(COLUMN_FIELDS):
             if guessed and not options.json:
                 console.line("Guessed from the names: " + ", ".join(f"{f} = {n}" for f, n in sorted(guessed.items())))
-            report = load_dataset(console, chosen, options.data, options.images_root, "skip").report
+            report = load_dataset(
+                console, Columns.from_fields(chosen), options.data, options.images_root, "skip"
+            ).report
     if options.json:
         print(json.dumps({"columns": columns, "used": chosen, "report": report and report.to_dict()}, indent=2))
         return OK

@@ -12,7 +12,7 @@ from pathlib import Path
 from types import FrameType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from ..config.request import COLUMN_FIELDS, FineTuneRequest
+from ..config.request import Columns, FineTuneRequest
 from ..config.settings import RunSettings
 from ..data.dataset import EditDataset, open_dataset
 from ..data.downloads import Downloads
@@ -68,9 +68,9 @@ def run_training(
 
     processes = processes or SingleProcess()
     check_folder(run_dir)
-    columns = request.training_params.model_dump(include=set(COLUMN_FIELDS))
     cache_dir = cache_dir or run_dir.parent / CACHE_FOLDER
     downloads = Downloads(cache_dir / "downloads")
+    columns = request.training_params.columns
     with processes.main_process_first():
         dataset = load_dataset(console, columns, parquet, settings.images_root, settings.bad_rows, downloads)
     console.line(str(dataset.report))
@@ -112,14 +112,14 @@ def check_folder(folder: Path) -> None:
 
 def load_dataset(
     console: Console,
-    columns: Mapping[str, str],
+    columns: Columns,
     parquet: Path,
     images_root: str,
     bad_rows: Literal["stop", "skip"],
     downloads: Downloads | None = None,
 ) -> EditDataset:
     """Open and check a dataset and show the progress. Raises BadInput."""
-    opening = open_dataset(parquet, **columns, images_root=images_root, bad_rows=bad_rows, downloads=downloads)
+    opening = open_dataset(parquet, columns, images_root=images_root, bad_rows=bad_rows, downloads=downloads)
     return consume(console, opening)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
+from dataclasses import dataclass
 from typing import Any, Literal, get_args
 
 from pydantic import BaseModel, Field, ValidationError
@@ -25,6 +27,7 @@ TimestepType = Literal["weighted", "sigmoid", "linear"]
 
 
 COLUMN_FIELDS = ("caption_column", "control_image_column", "image_column")
+"""Request fields that name a column, in the order of `Columns`."""
 
 
 DEFAULT_CONTROL_URL = (
@@ -48,6 +51,30 @@ DEFAULT_SAMPLES = (
     SamplePrompt(ctrl_img_url=DEFAULT_CONTROL_URL, prompt="an ox holding a sign that says 'Oxen.ai'"),
     SamplePrompt(ctrl_img_url=DEFAULT_CONTROL_URL, prompt="a herd of oxen running in a field"),
 )
+
+
+@dataclass(frozen=True, slots=True)
+class Columns:
+    """Names of the parquet columns that an example is read from."""
+
+    caption: str
+    control_image: str
+    image: str
+    """The target."""
+
+    @classmethod
+    def from_fields(cls, fields: Mapping[str, str]) -> Columns:
+        """Columns from a mapping that has all of COLUMN_FIELDS."""
+        return cls(*(fields[field] for field in COLUMN_FIELDS))
+
+    def to_fields(self) -> dict[str, str]:
+        """Column names by request field."""
+        return dict(zip(COLUMN_FIELDS, self.names, strict=True))
+
+    @property
+    def names(self) -> tuple[str, str, str]:
+        """Caption, control image, target."""
+        return self.caption, self.control_image, self.image
 
 
 class TrainingParams(RecordedModel):
@@ -85,6 +112,11 @@ class TrainingParams(RecordedModel):
     steps: int = Field(3000, ge=1, description="Optimizer steps.", json_schema_extra=NO_EFFECT_ON_TRAINING)
     timestep_type: TimestepType = Field("weighted", description="How timesteps are drawn and losses weighted.")
     use_lora: bool = Field(True, description="False: full fine-tune of the transformer.")
+
+    @property
+    def columns(self) -> Columns:
+        """Columns of the parquet that the request names."""
+        return Columns(self.caption_column, self.control_image_column, self.image_column)
 
 
 class FineTuneRequest(BaseModel):

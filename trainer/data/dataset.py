@@ -14,6 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
+from ..config.request import Columns
 from ..errors import BadInput
 from ..events import Progress
 from .downloads import Downloads
@@ -53,9 +54,7 @@ class EditDataset:
     ) -> None:
         """Made by `open_dataset`. `good` is bool [rows of the parquet]."""
         self.path = report.path
-        self.caption_column = report.caption_column
-        self.control_image_column = report.control_image_column
-        self.image_column = report.image_column
+        self.columns = report.columns
         self.images_root = root
         self.downloads = downloads
         self.report = report
@@ -141,10 +140,8 @@ class EditDataset:
 
 def open_dataset(
     path: Path,
+    columns: Columns,
     *,
-    caption_column: str,
-    control_image_column: str,
-    image_column: str,
     images_root: str = "",
     bad_rows: Literal["stop", "skip"] = "stop",
     downloads: Downloads | None = None,
@@ -156,20 +153,21 @@ def open_dataset(
     Raises BadInput for columns that are missing or of the wrong type, for a parquet without rows, for bad rows with
     `bad_rows` "stop", and when no good rows are left.
     """
-    names = (caption_column, control_image_column, image_column)
-    fields = ("caption_column", "control_image_column", "image_column")
-    faults = [f"{field}: is required but empty" for field, name in zip(fields, names, strict=True) if not name]
-    faults += column_faults(dict(zip(fields, names, strict=True)), path)
+    fields = columns.to_fields()
+    faults = [f"{field}: is required but empty" for field, name in fields.items() if not name]
+    faults += column_faults(fields, path)
     if faults:
         raise BadInput(f"{path} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
     root = _images_root(images_root, path)
     downloads = downloads or Downloads()
-    blocks = RowBlocks(path, names)
+    blocks = RowBlocks(path, columns.names)
     try:
         if not blocks.rows:
             raise BadInput(f"{path} is empty: it has the columns but no rows.")
-        findings = yield from check_rows(blocks, names, root, lambda reference: read_bytes(reference, root, downloads))
-        report = _report(path, names, findings)
+        findings = yield from check_rows(
+            blocks, columns, root, lambda reference: read_bytes(reference, root, downloads)
+        )
+        report = _report(path, columns, findings)
         if report.bad_rows and (bad_rows == "stop" or not report.good_rows):
             raise BadInput(bad_rows_message(report))
     except BaseException:
@@ -192,24 +190,22 @@ def _edit_row(block: Block, row: int) -> EditRow:
     return EditRow(row, caption, (image_ref(control),), image_ref(target))
 
 
-def _report(path: Path, names: tuple[str, str, str], findings: Findings) -> DatasetReport:
+def _report(path: Path, columns: Columns, findings: Findings) -> DatasetReport:
     return DatasetReport(
         path=path,
-        caption_column=names[0],
-        control_image_column=names[1],
-        image_column=names[2],
+        columns=columns,
         rows=len(findings.good),
         bad_rows=int(np.count_nonzero(~findings.good)),
         bad=tuple(findings.bad),
         sampled=len(findings.control_sizes),
         control_sizes=SizeStats.of(findings.control_sizes),
         target_sizes=SizeStats.of(findings.target_sizes),
-        warnings=tuple(_warnings(names, findings)),
+        warnings=tuple(_warnings(columns, findings)),
     )
 
 
-def _warnings(names: tuple[str, str, str], findings: Findings) -> Iterator[str]:
-    _, control, target = names
+def _warnings(columns: Columns, findings: Findings) -> Iterator[str]:
+    control, target = columns.control_image, columns.image
     rows, sampled = len(findings.good), len(findings.control_sizes)
     if findings.same_cells:
         yield f"control and target are the same image in {findings.same_cells} of {rows} rows; nothing is edited there"

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from ..config.request import Columns
 from .resize import Size
 
 LISTED_ROWS = 20
@@ -60,9 +61,7 @@ class DatasetReport:
     """One dataset, checked. `str()` is for people, `to_dict()` for JSON."""
 
     path: Path
-    caption_column: str
-    control_image_column: str
-    image_column: str
+    columns: Columns
     rows: int
     bad_rows: int
     """How many rows have a fault."""
@@ -89,9 +88,9 @@ class DatasetReport:
         usable = "all usable" if not self.bad_rows else f"{self.good_rows} usable, {self.bad_rows} bad"
         lines = [
             f"{self.path.name}: {_rows(self.rows)}, {usable}",
-            f"  caption  {_quoted(self.caption_column)}",
-            f"  control  {_quoted(self.control_image_column)}: {self.control_sizes or 'no image decoded'}",
-            f"  target   {_quoted(self.image_column)}: {self.target_sizes or 'no image decoded'}",
+            f"  caption  {_quoted(self.columns.caption)}",
+            f"  control  {_quoted(self.columns.control_image)}: {self.control_sizes or 'no image decoded'}",
+            f"  target   {_quoted(self.columns.image)}: {self.target_sizes or 'no image decoded'}",
         ]
         if self.sampled < self.good_rows:
             lines.append(f"  (sizes from a sample of {_rows(self.sampled)}; every image is checked before training)")
@@ -104,9 +103,7 @@ class DatasetReport:
         """For JSON."""
         return {
             "path": str(self.path),
-            "caption_column": self.caption_column,
-            "control_image_column": self.control_image_column,
-            "image_column": self.image_column,
+            **self.columns.to_fields(),
             "rows": self.rows,
             "good_rows": self.good_rows,
             "bad_rows": self.bad_rows,

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import heapq
-import re
 from collections.abc import Callable, Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass, field
@@ -15,8 +14,10 @@ import pyarrow as pa
 import pyarrow.compute as pc
 from PIL import Image, ImageChops
 
+from ..config.request import Columns
 from ..errors import BadImage
 from ..events import Progress
+from .column_words import image_role
 from .images import ImageRef, decode_image, image_ref, local_file
 from .report import BadRow, first_bad_rows
 from .resize import Size
@@ -36,12 +37,6 @@ _SUSPICIOUS = r"^[/\\]|:|\.\.|[\x00-\x1f\x7f]|^[^!-~]*$"
 
 
 _PLAIN_URL = r"^(?i:https?)://[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?$"
-
-
-_INPUT_WORDS = {"input", "source", "src", "control", "ctrl", "before", "original", "orig", "condition", "conditioning"}
-
-
-_OUTPUT_WORDS = {"output", "out", "target", "tgt", "after", "edited", "result"}
 
 
 @dataclass
@@ -84,9 +79,9 @@ class _Pair:
 
 
 def check_rows(
-    blocks: RowBlocks, names: tuple[str, str, str], root: Path, fetch: Callable[[ImageRef], bytes]
+    blocks: RowBlocks, columns: Columns, root: Path, fetch: Callable[[ImageRef], bytes]
 ) -> Generator[Progress, None, Findings]:
-    """Check all rows of `blocks`, whose columns are caption, control and target, called `names`.
+    """Check all rows of `blocks`, whose columns are `columns.names` in this order.
 
     Nulls, types, empty values and paths that leave `root` in every row; files that are missing in datasets of up to
     LOOKED_UP_ROWS; the pixels of SAMPLED_ROWS evenly spaced rows, got by `fetch`.
@@ -96,10 +91,10 @@ def check_rows(
     pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="check-images")
     try:
         for block in blocks:
-            findings.add(_cell_faults(block, names, root if blocks.rows <= LOOKED_UP_ROWS else None))
+            findings.add(_cell_faults(block, columns, root if blocks.rows <= LOOKED_UP_ROWS else None))
             rows = sample[(sample >= block.first) & (sample < block.first + block.rows)]
             pairs = [_pair(block, row) for row in rows.tolist() if findings.good[row]]
-            looks = [pool.submit(_look, pair, names, fetch) for pair in pairs]
+            looks = [pool.submit(_look, pair, columns, fetch) for pair in pairs]
             for _ in as_completed(looks):
                 yield Progress(phase="checking", done=block.first, total=blocks.rows, note="rows")
             for pair, look in zip(pairs, looks, strict=True):
@@ -113,7 +108,7 @@ def check_rows(
 
 def looks_swapped(control: str, target: str) -> bool:
     """Whether names say that the control is an output and the target an input."""
-    return _role(control) == "output" and _role(target) == "input"
+    return image_role(control) == "output" and image_role(target) == "input"
 
 
 def suspicious_cells(cells: Cells) -> np.ndarray:
@@ -134,11 +129,11 @@ def _pair(block: Block, row: int) -> _Pair:
     return _Pair(row, image_ref(control[index]), image_ref(target[index]))
 
 
-def _cell_faults(block: Block, names: tuple[str, str, str], root: Path | None) -> Iterator[BadRow]:
+def _cell_faults(block: Block, columns: Columns, root: Path | None) -> Iterator[BadRow]:
     """Faults of the cells of a block, in the order of the rows. With `root`, files that are not below it are faults."""
     caption, control, target = block.columns
     found = (_caption_faults(caption), _image_faults(control, root), _image_faults(target, root))
-    return heapq.merge(*(_rows(faults, block, name) for faults, name in zip(found, names, strict=True)))
+    return heapq.merge(*(_rows(faults, block, name) for faults, name in zip(found, columns.names, strict=True)))
 
 
 def _rows(faults: Iterator[tuple[int, str]], block: Block, name: str) -> Iterator[BadRow]:
@@ -179,12 +174,10 @@ def _is_unicode(cells: Cells) -> bool:
     return True
 
 
-def _look(
-    pair: _Pair, names: tuple[str, str, str], fetch: Callable[[ImageRef], bytes]
-) -> tuple[Size, Size, bool] | list[BadRow]:
+def _look(pair: _Pair, columns: Columns, fetch: Callable[[ImageRef], bytes]) -> tuple[Size, Size, bool] | list[BadRow]:
     """(control size, target size, whether they show the same), or what is wrong with them."""
     images, faults = [], []
-    for name, reference in zip(names[1:], (pair.control, pair.target), strict=True):
+    for name, reference in zip((columns.control_image, columns.image), (pair.control, pair.target), strict=True):
         try:
             images.append(decode_image(fetch(reference)))
         except BadImage as error:
@@ -232,10 +225,3 @@ def _path_of(reference: ImageRef) -> str:
     if reference.kind == "bytes":
         return ""
     return urlsplit(reference.value).path if reference.kind == "url" else reference.value
-
-
-def _role(name: str) -> str | None:
-    """`input` or `output` when the words of a name say one of them."""
-    words = {word.lower().removesuffix("s") for word in re.findall(r"[A-Z]?[a-z]+|[A-Z]+", name)}
-    says_input, says_output = bool(words & _INPUT_WORDS), bool(words & _OUTPUT_WORDS)
-    return None if says_input == says_output else "input" if says_input else "output"

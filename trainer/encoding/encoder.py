@@ -115,11 +115,11 @@ class Encoder:
 
     def _read(self, dataset: EditDataset, row: EditRow, pending: PendingImages) -> _ReadRow:
         images: list[PreparedImage] = []
-        column = dataset.image_column
+        column = dataset.columns.image
         try:
             target = _Source.of(dataset.fetch(row.target))
             target_size = self.family.target_size(target.image.size, self.resolution)
-            column = dataset.control_image_column
+            column = dataset.columns.control_image
             controls = []
             for reference in row.controls:
                 source = _Source.of(dataset.fetch(reference))
@@ -127,7 +127,7 @@ class Encoder:
                 prepare = self.family.prepare_control
                 images += self._prepared(pending, control.latents, source, prepare, control.size)
                 controls.append(control)
-            column = dataset.image_column
+            column = dataset.columns.image
             key = self._latents_key("target", target, target_size)
             images += self._prepared(pending, key, target, self.family.prepare_target, target_size)
         except BadInput as error:

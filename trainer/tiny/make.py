@@ -140,7 +140,7 @@ def make_transformer(family: str, folder: Path, work: Path) -> None:
     )
     model = open_model(f"tiny/{family}", folder)
     with single_frames():
-        dataset = drain(open_dataset(parquet, **columns))
+        dataset = drain(open_dataset(parquet, request.training_params.columns))
         for event in train(request, dataset, model, RunSettings(**SETTINGS), run_dir=work / family):
             if isinstance(event, Step) and event.step % 50 == 0:
                 print(f"{family} step {event.step}/{event.steps}  loss {event.loss:.4f}", flush=True)
