@@ -67,8 +67,8 @@ def borrowed_device() -> Iterator[torch.device]:
         memory.soft_empty_cache()
 
 
-def card_memory() -> list[int] | None:
-    """Bytes of the card's memory that are in use, by anyone, and how many there are; None on the CPU."""
+def device_memory() -> list[int] | None:
+    """Bytes of device memory in use by any process, and in total; None on the CPU."""
     device = memory.get_torch_device()
     if device.type == "cpu":
         return None

@@ -1,4 +1,4 @@
-"""The runs that lie in the output folder, finished or not, as the page shows them."""
+"""Runs in the output folder, finished or not, as the page shows them."""
 
 from __future__ import annotations
 
@@ -14,18 +14,20 @@ from ..trainer.files import write_json
 from ..trainer.training.checkpoint import checkpoint_steps
 from ..trainer.training.run_folder import RunFolder
 from .folders import CACHE, NO_LORA, find_lora, is_folder_name, lora_options, output_folder, runs_folder
+from .run_snapshot import RunSnapshot, RunSummary
 
 MAX_LISTED = 500
-"""Runs that are listed, the newest first."""
+"""Runs in the list, the newest first; a judgement: more would make the page slow."""
 TAIL_BYTES = 1 << 16
-"""Of a log's end, in which the last step is looked for."""
+"""Bytes at the end of a log that are searched for the last step: several hundred lines of about 120 bytes."""
 MAX_THUMBNAILS = 512
+"""Thumbnails cached in memory: about 20 MB at 40 kB each."""
 WORKFLOW = "workflow.json"
-"""In a run's folder: ComfyUI's graph."""
+"""File in a run folder that holds ComfyUI's graph."""
 
 
 def find_run(name: str) -> RunFolder:
-    """The run of this name. Raises BadInput for anything that is not a folder directly inside the runs' folder."""
+    """Find a run by name. Raises BadInput for anything but a folder directly inside the runs folder."""
     folder = runs_folder() / name
     if not is_folder_name(name) or not folder.is_dir() or folder.resolve().parent != runs_folder().resolve():
         raise BadInput(f'There is no run "{name}".')
@@ -33,33 +35,35 @@ def find_run(name: str) -> RunFolder:
 
 
 def list_runs(running: set[str]) -> list[dict[str, Any]]:
-    """One line for each run, the newest first: name, base, steps, last loss, its last picture, its LoRA."""
+    """Summaries of all runs for JSON, the newest first. `running` has the folder names of those in progress."""
     if not runs_folder().is_dir():
         return []
     folders = [path for path in runs_folder().iterdir() if path.name != CACHE and (path / "run.json").is_file()]
     newest = sorted(folders, key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
-    return [line for path in newest[:MAX_LISTED] if (line := _line(RunFolder(path), running)) is not None]
+    summaries = (_summary(RunFolder(path), running) for path in newest[:MAX_LISTED])
+    return [summary.to_dict() for summary in summaries if summary is not None]
 
 
 def run_details(name: str, running: set[str]) -> dict[str, Any]:
-    """A run in the form that `live_run.LiveRun` tells it in. Raises BadInput."""
+    """Summary, snapshot, request, settings and graph of one run, for JSON. Raises BadInput."""
     run = find_run(name)
-    line = _line(run, running)
-    if line is None:
+    summary = _summary(run, running)
+    if summary is None:
         raise BadInput(f'The run "{name}" is damaged.')
-    return line | {
-        "id": f"{name} {line['changed']}",
-        "points": [list(point) for point in run.losses()],
-        "samples": sample_entries(run),
-        "checkpoints": checkpoint_steps(run.checkpoints),
-        "warnings": [],
-        "plan": "",
-        "phase": "",
-        "done": 0,
-        "total": 0,
-        "status": "",
-        "seconds_left": None,
-        "memory": None,
+    snapshot = RunSnapshot(
+        id=f"{name} {summary.changed}",
+        run=summary.run,
+        state=summary.state,
+        step=summary.step,
+        steps=summary.steps,
+        seconds=summary.seconds,
+        points=[list(point) for point in run.losses()],
+        samples=sample_entries(run),
+        checkpoints=checkpoint_steps(run.checkpoints),
+    )
+    return {
+        **summary.to_dict(),
+        **snapshot.to_dict(),
         "request": _json(run.path / "request.json"),
         "settings": _node_values(_json(run.path / "settings.json")),
         "workflow": _workflow(run),
@@ -67,12 +71,12 @@ def run_details(name: str, running: set[str]) -> dict[str, Any]:
 
 
 def save_workflow(run: RunFolder, workflow: dict[str, Any]) -> None:
-    """Keep the page's graph with the run that it began, or resumed."""
+    """Save the page's graph with the run that it started or resumed."""
     write_json(run.path / WORKFLOW, workflow)
 
 
 def _workflow(run: RunFolder) -> dict[str, Any] | None:
-    """The graph that the run was last queued from; None when it was not queued by a page."""
+    """Graph that the run was last queued from; None when no page queued it."""
     try:
         workflow = _json(run.path / WORKFLOW)
     except (OSError, ValueError):
@@ -81,14 +85,14 @@ def _workflow(run: RunFolder) -> dict[str, Any] | None:
 
 
 def _node_values(settings: dict[str, Any]) -> dict[str, Any]:
-    """A run's settings as the widgets of the settings node take them."""
+    """Run settings as widget values of the settings node."""
     path = settings.get("init_lora")
     name = next((name for name in lora_options()[1:] if find_lora(name) == Path(path)), path) if path else NO_LORA
     return settings | {"init_lora": name}
 
 
 def sample_entries(run: RunFolder) -> list[dict[str, Any]]:
-    """All samples that a run has drawn and still wants."""
+    """Entries of the drawn samples whose prompts the request still has."""
     prompts = _prompts(run)
     return [
         sample_entry(step, index, prompts[index], file)
@@ -99,13 +103,13 @@ def sample_entries(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def sample_entry(step: int, index: int, prompt: str, file: Path) -> dict[str, Any]:
-    """One sample with its control image, both as ComfyUI's /view takes them."""
+    """Entry of one sample and its control image, both as parameters of ComfyUI's /view."""
     control = RunFolder(file.parent.parent).control_path(index)
     return {"step": step, "index": index, "prompt": prompt, "image": _viewable(file), "control": _viewable(control)}
 
 
 def sample_file(name: str, file: str) -> Path:
-    """A picture of a run. Raises BadInput for anything that is not a picture in its samples folder."""
+    """Find a sample of a run by file name. Raises BadInput for anything but a PNG in its samples folder."""
     samples = find_run(name).samples
     path = samples / file
     if (
@@ -119,7 +123,7 @@ def sample_file(name: str, file: str) -> Path:
 
 
 def thumbnail(path: Path, pixels: int) -> bytes:
-    """A picture as a JPEG of at most `pixels` on a side. Raises BadInput."""
+    """JPEG of an image file, at most `pixels` on a side. Cached. Raises BadInput."""
     return _thumbnail(path, path.stat().st_mtime_ns, pixels)
 
 
@@ -129,7 +133,7 @@ def _thumbnail(path: Path, _changed: int, pixels: int) -> bytes:
 
 
 def shrunk(data: bytes, pixels: int) -> bytes:
-    """An encoded picture as a JPEG of at most `pixels` on a side. Raises BadInput."""
+    """JPEG of an encoded image, at most `pixels` on a side. Raises BadInput."""
     picture = decode_image(data)
     picture.thumbnail((pixels, pixels))
     buffer = io.BytesIO()
@@ -137,8 +141,8 @@ def shrunk(data: bytes, pixels: int) -> bytes:
     return buffer.getvalue()
 
 
-def _line(run: RunFolder, running: set[str]) -> dict[str, Any] | None:
-    """None for a folder that is damaged."""
+def _summary(run: RunFolder, running: set[str]) -> RunSummary | None:
+    """Summary of a run; None for a damaged folder."""
     try:
         state, request = run.state(), _json(run.path / "request.json")
         params = request["training_params"]
@@ -146,18 +150,18 @@ def _line(run: RunFolder, running: set[str]) -> dict[str, Any] | None:
         drawn = run.drawn_samples()
         weights = state.get("weights")
         finished = state.get("finished_step") == params["steps"]
-        return {
-            "run": run.path.name,
-            "state": "running" if run.path.name in running else "finished" if finished else "stopped",
-            "base_model": request["base_model"],
-            "step": last.get("step", 0),
-            "steps": params["steps"],
-            "loss": last.get("loss"),
-            "seconds": last.get("seconds"),
-            "thumbnail": next(iter(drawn[max(drawn)].values())).name if drawn else None,
-            "lora": weights if weights and (output_folder() / "loras" / weights).is_file() else None,
-            "changed": (run.path / "run.json").stat().st_mtime,
-        }
+        return RunSummary(
+            run=run.path.name,
+            state="running" if run.path.name in running else "finished" if finished else "stopped",
+            base_model=request["base_model"],
+            step=last.get("step", 0),
+            steps=params["steps"],
+            loss=last.get("loss"),
+            seconds=last.get("seconds"),
+            thumbnail=next(iter(drawn[max(drawn)].values())).name if drawn else None,
+            lora=weights if weights and (output_folder() / "loras" / weights).is_file() else None,
+            changed=(run.path / "run.json").stat().st_mtime,
+        )
     except (OSError, ValueError, KeyError, TypeError, RunFailed):
         return None
 

@@ -9,7 +9,7 @@ from comfy_api.latest import io, ui
 
 from ..trainer.config.request import SamplePrompt
 from ..trainer.config.settings import RunSettings, parse_settings
-from ..trainer.errors import BadInput
+from ..trainer.errors import BadInput, RunFailed
 from .folders import cache_folder, publish_lora, publish_transformer, run_folder
 from .host import borrowed_device, device_line, follow, readable_errors
 from .live_run import LiveRun
@@ -83,7 +83,7 @@ class Train(io.ComfyNode):
         run_settings = _run_settings(dataset, seed, settings or {})
         workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
         live_run = LiveRun(cls.hidden.unique_id, folder.name, f"{model.base_model} {device_line()}", workflow)
-        with live_run.shown(), borrowed_device() as device:
+        with live_run.reporting(), borrowed_device() as device:
             training = train(
                 request,
                 dataset,
@@ -119,6 +119,8 @@ def _results(model: Model, request: FineTuneRequest, live_run: LiveRun) -> io.No
     from ..trainer.training.run_folder import RunFolder
 
     finished = live_run.finished
+    if finished is None or finished.weights is None:
+        raise RunFailed("The run ended without trained weights.")
     losses = [loss for _, loss in RunFolder(finished.run_dir).losses()]
     run = FinishedRun(finished.run_dir, finished.step, len(request.training_params.samples))
     if request.training_params.use_lora:
@@ -127,5 +129,5 @@ def _results(model: Model, request: FineTuneRequest, live_run: LiveRun) -> io.No
     else:
         path, lora = publish_transformer(finished.weights), {}
         trained = model.with_weights(path)
-    line = live_run.end(f"{finished.step} steps done, loss {losses[-1]:.4f}, saved as {path}")
+    line = live_run.result_text(f"{finished.step} steps done, loss {losses[-1]:.4f}, saved as {path}")
     return io.NodeOutput(trained, lora, run, str(path), {"loss": losses}, ui=ui.PreviewText(line))

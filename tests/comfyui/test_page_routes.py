@@ -14,6 +14,7 @@ import pytest
 from PIL import Image
 
 from .graphs import edited, training
+from .run_snapshots import LiveSnapshot, RunSnapshot, RunSummary, keys
 from .server import PACK, Server
 
 EXAMPLE = PACK / "example_workflows" / "edit_trainer_example.parquet"
@@ -36,16 +37,18 @@ def run_name(server: Server) -> str:
     return "shown"
 
 
-def test_the_list_of_runs_and_one_run_whole(server: Server, run_name: str) -> None:
-    line = next(line for line in server.get("/edit_trainer/archive") if line["run"] == run_name)
-    assert (line["state"], line["base_model"], line["step"], line["steps"]) == ("finished", "tiny/flux-kontext", 4, 4)
-    assert line["lora"] == "shown-000004.safetensors"
-    whole = server.get(f"/edit_trainer/archive/{run_name}")
-    live = server.get("/edit_trainer/runs/train")
-    assert whole["points"] == live["points"]
-    assert whole["samples"] == live["samples"]
-    assert whole["checkpoints"] == live["checkpoints"] == [4]
-    assert whole["loss"] == line["loss"] == whole["points"][-1][1]
+def test_the_list_of_runs_and_one_run_in_full(server: Server, run_name: str) -> None:
+    summary = RunSummary(**next(line for line in server.get("/edit_trainer/archive") if line["run"] == run_name))
+    assert (summary.state, summary.base_model, summary.step, summary.steps) == ("finished", "tiny/flux-kontext", 4, 4)
+    assert summary.lora == "shown-000004.safetensors"
+    saved = server.get(f"/edit_trainer/archive/{run_name}")
+    assert saved.keys() == keys(RunSnapshot) | keys(RunSummary) | {"request", "settings", "workflow"}
+    live = LiveSnapshot(**server.get("/edit_trainer/runs/train"))
+    snapshot = RunSnapshot(**{name: saved[name] for name in keys(RunSnapshot)})
+    for name in ("run", "state", "step", "steps", "points", "samples", "checkpoints"):
+        assert getattr(snapshot, name) == getattr(live, name), name
+    assert snapshot.checkpoints == [4]
+    assert saved["loss"] == summary.loss == snapshot.points[-1][1]
 
 
 def test_pictures_whole_and_as_thumbnails(server: Server, run_name: str) -> None:

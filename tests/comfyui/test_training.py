@@ -11,6 +11,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 from .graphs import edited, node, training
+from .run_snapshots import LiveSnapshot, keys
 from .server import Result, Server
 
 MESSAGES_PER_SECOND = 10
@@ -53,6 +54,7 @@ def test_messages_carry_every_point_and_are_not_too_many(server: Server) -> None
     assert [step for step, _ in points] == list(range(1, 61))
     times = [time for time, kind, _ in result.messages if kind == "edit_trainer.run"]
     assert all(sum(start <= time < start + 1 for time in times) <= MESSAGES_PER_SECOND for start in times)
+    assert all(event.keys() == keys(LiveSnapshot) | {"from"} for event in result.events())
     last = result.events()[-1]
     assert (last["state"], last["step"], last["steps"], last["run"]) == ("finished", 60, 60, "messages")
     assert any("step" in event["status"] and "loss" in event["status"] for event in result.events())

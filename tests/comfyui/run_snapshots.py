@@ -1,0 +1,23 @@
+"""The pack's snapshot classes, loaded from their file alone: importing the nodes needs a ComfyUI."""
+
+from __future__ import annotations
+
+import importlib.util
+import sys
+from dataclasses import fields
+
+from .server import PACK
+
+_SPEC = importlib.util.spec_from_file_location("edit_trainer_run_snapshot", PACK / "nodes" / "run_snapshot.py")
+assert _SPEC and _SPEC.loader
+run_snapshot = sys.modules[_SPEC.name] = importlib.util.module_from_spec(_SPEC)
+_SPEC.loader.exec_module(run_snapshot)
+
+LiveSnapshot = run_snapshot.LiveSnapshot
+RunSnapshot = run_snapshot.RunSnapshot
+RunSummary = run_snapshot.RunSummary
+
+
+def keys(snapshot: type) -> set[str]:
+    """Names of a class's fields."""
+    return {entry.name for entry in fields(snapshot)}
