@@ -133,24 +133,24 @@ def test_the_fingerprint_follows_the_content_not_the_place(model: EditModel, tmp
 
 
 def test_models_that_cannot_be_opened_say_why(kontext: EditModel, tmp_path: Path):
-    with pytest.raises(BadInput, match="not known"):
+    with pytest.raises(BadInput, match=r"tiny/nothing.* is not known"):
         open_model("tiny/nothing")
-    with pytest.raises(BadInput, match=r"model_index\.json"):
+    with pytest.raises(BadInput, match=r"is not a model in diffusers\' layout: it has no model_index\.json"):
         open_model("tiny/flux-kontext", tmp_path)
-    with pytest.raises(BadInput, match="conditioning"):
+    with pytest.raises(BadInput, match='conditioning: "comfyui" needs the CLIP and VAE'):
         open_model("tiny/flux-kontext", kontext.folder, policy="comfyui")
 
     folder = Path(shutil.copytree(kontext.folder, tmp_path / "copy"))
     broken = open_model("tiny/flux-kontext", folder)
     weights = folder / "transformer" / "diffusion_pytorch_model.safetensors"
     weights.write_bytes(weights.read_bytes()[:1000])
-    with pytest.raises(BadInput, match="transformer"):
+    with pytest.raises(BadInput, match=r"The transformer of tiny/flux-kontext in .* cannot be loaded: "):
         broken.load_transformer(CPU, F32)
     shutil.rmtree(folder / "text_encoder_2")
-    with pytest.raises(BadInput, match="text_encoder_2"):
+    with pytest.raises(BadInput, match="text_encoder_2 is missing; the model is incomplete"):
         broken.load_text_encoder(CPU, F32)
     (folder / "vae" / "config.json").unlink()
-    with pytest.raises(BadInput, match="vae"):
+    with pytest.raises(BadInput, match=r"The VAE of tiny/flux-kontext in .* cannot be loaded: "):
         open_model("tiny/flux-kontext", folder).load_codec(CPU, F32)
 
 

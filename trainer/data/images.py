@@ -241,11 +241,6 @@ def decode_image(data: bytes) -> Image.Image:
     return EncodedImage(data).decode()
 
 
-def image_size(data: bytes) -> Size:
-    """Size of the image that `decode_image` gives, from the header. Raises BadImage like it, but for damaged pixels."""
-    return EncodedImage(data).size
-
-
 def _open(data: bytes) -> ImageFile.ImageFile:
     """Read the header. The plugin is called directly, not through Image.open: nothing but these formats is ever
     parsed, and PIL's process-wide bomb limit, which warns before it refuses, is replaced by ours."""
