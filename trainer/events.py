@@ -1,4 +1,4 @@
-"""What a run tells while it goes, and what it can be told. The command line and the nodes both live on these."""
+"""Events that a run yields, and RunControl, which steers it. The command line and the nodes are built on both."""
 
 from __future__ import annotations
 
@@ -15,11 +15,11 @@ Phase = Literal["checking", "loading", "caching", "training", "sampling", "savin
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Started:
-    """The run folder exists and what will be done is known."""
+    """The run folder exists and the first step is about to start."""
 
     run_dir: Path
     first_step: int
-    """Steps already done: 0, or the step of the checkpoint that the run continues from."""
+    """Completed steps: 0, or the step of the checkpoint that the run resumes from."""
     steps: int
     examples: int
     trainable_parameters: int
@@ -28,14 +28,14 @@ class Started:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Planned:
-    """How the model will be held and run is decided; nothing is loaded yet."""
+    """The memory plan is decided; nothing is loaded yet."""
 
     line: str
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Progress:
-    """One unit of work is done (a file loaded, an image encoded, a micro-batch, a sampler step)."""
+    """One unit of work is done: a file loaded, an image encoded, a micro-batch, a sampler step."""
 
     phase: Phase
     done: int
@@ -45,7 +45,7 @@ class Progress:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Notice:
-    """Something the person should know, said once; the run goes on."""
+    """A warning for the user, issued once; the run continues."""
 
     message: str
 
@@ -55,10 +55,10 @@ class Step:
     """One optimizer step is done."""
 
     step: int
-    """1 for the first."""
+    """Number of the step, from 1."""
     steps: int
     loss: float
-    """Mean over the step's examples, the timestep weights included."""
+    """Mean over the step's examples, timestep weights included."""
     learning_rate: float
     grad_norm: float
     """Global norm before clipping."""
@@ -67,11 +67,11 @@ class Step:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
-    """One sample image is drawn and saved."""
+    """One sample image is generated and saved."""
 
     step: int
     index: int
-    """Which of the request's samples, from 0."""
+    """Index into the request's samples."""
     prompt: str
     image: Image.Image
     control: Image.Image
@@ -80,7 +80,7 @@ class Sample:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Checkpoint:
-    """A checkpoint from which the run can be continued is complete on disk."""
+    """A checkpoint that the run can resume from is complete on disk."""
 
     step: int
     path: Path
@@ -88,14 +88,14 @@ class Checkpoint:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Finished:
-    """The run has ended: all its steps are done, or it was asked to stop and has saved."""
+    """The run has ended: all steps are done, or it was stopped and has saved a checkpoint."""
 
     step: int
     steps: int
     stopped: bool
-    """True: asked to stop before the last step; asking for the same run again continues it."""
+    """True if stopped before the last step; starting the same run again resumes it."""
     weights: Path | None
-    """The exported LoRA or transformer; None when stopped."""
+    """File of the exported LoRA or transformer; None when stopped."""
     run_dir: Path
 
 
@@ -103,36 +103,37 @@ Event = Planned | Started | Progress | Notice | Step | Sample | Checkpoint | Fin
 
 
 class RunControl:
-    """Asks of a running `train()`, from any thread."""
+    """Controls a running `train()` from any thread."""
 
     def __init__(self) -> None:
         self._stop = threading.Event()
         self._sample = threading.Event()
 
     def stop(self) -> None:
-        """Save after the current step, then end."""
+        """Request a checkpoint after the current step, then the end of the run."""
         self._stop.set()
 
     def sample_now(self) -> None:
-        """Draw the samples after the current step."""
+        """Request samples after the current step."""
         self._sample.set()
 
     @property
     def stopping(self) -> bool:
+        """True once `stop` was called."""
         return self._stop.is_set()
 
     def take_sample_request(self) -> bool:
-        """Whether samples were asked for since the last call."""
-        asked = self._sample.is_set()
+        """Clear the request for samples; True if there was one."""
+        requested = self._sample.is_set()
         self._sample.clear()
-        return asked
+        return requested
 
 
 T = TypeVar("T")
 
 
 def drain(generator: Generator[Any, None, T]) -> T:
-    """Run a generator to its end and give what it returns."""
+    """Exhaust a generator and return its return value."""
     while True:
         try:
             next(generator)

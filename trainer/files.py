@@ -1,4 +1,4 @@
-"""Writing files so that nothing half-written is ever seen under its final name."""
+"""Atomic writing: a file or folder appears under its final name only when it is complete."""
 
 from __future__ import annotations
 
@@ -9,25 +9,21 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from .errors import RunFailed
 
-if TYPE_CHECKING:
-    pass
-
-
 TEMPORARY_PREFIX = ".writing-"
-"""Names of unfinished files and folders begin like this; what is left of a crash can be deleted."""
+"""Prefix of unfinished files and folders; those left by a crash can be deleted."""
 
 
 @contextmanager
 def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
-    """Gives a temporary path beside `path`; what was made there (a file or a folder) takes `path`'s name at the end.
+    """Context with a temporary path beside `path`; renames the file or folder made there to `path` on exit.
 
-    A folder must not exist yet under its final name. On an error the temporary is removed and `path` is as it was.
-    `durable` makes a file survive a power cut, which takes time. Raises RunFailed when the disk refuses (full, no
-    permission).
+    A folder must not exist yet under its final name. On an error the temporary is removed and `path` stays as it was.
+    `durable` flushes a file to disk first, which is slow, so that it survives a power cut. Raises RunFailed when the
+    write fails (disk full, no permission).
     """
     temporary = path.with_name(f"{TEMPORARY_PREFIX}{path.name}-{uuid.uuid4().hex[:8]}")
     try:
@@ -43,7 +39,7 @@ def atomic_write(path: Path, durable: bool = True) -> Iterator[Path]:
 
 
 def remove(path: Path) -> None:
-    """Delete a file or a folder, if it is there and the disk lets it."""
+    """Delete a file or folder if it exists; errors are ignored."""
     if path.is_dir():
         shutil.rmtree(path, ignore_errors=True)
     else:
@@ -52,13 +48,13 @@ def remove(path: Path) -> None:
 
 
 def remove_unfinished(folder: Path) -> None:
-    """Delete what an earlier crash left half-written in `folder`."""
+    """Delete unfinished files and folders that a crash left in `folder`."""
     for path in folder.glob(f"{TEMPORARY_PREFIX}*"):
         remove(path)
 
 
 def flush_to_disk(path: Path) -> None:
-    """Make the file's content survive a power cut."""
+    """Flush a file's content to disk, so that it survives a power cut."""
     with path.open("rb+") as file:
         os.fsync(file.fileno())
 

@@ -1,34 +1,34 @@
+"""Reading and writing of safetensors files, and copying of named tensors into parameters."""
+
 from __future__ import annotations
 
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    import torch
-from typing import TYPE_CHECKING
 
 import torch
 
 from .errors import BadInput
 from .files import atomic_write
 
-if TYPE_CHECKING:
-    pass
-
 
 def write_tensors(
     path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None, durable: bool = True
 ) -> None:
-    """Write or replace a safetensors file atomically; equal content gives equal bytes. Raises RunFailed."""
+    """Write or replace a safetensors file atomically, with tensors of any shape and dtype.
+
+    Equal content gives equal bytes. Raises RunFailed.
+    """
     with atomic_write(path, durable) as temporary:
         save_tensors(temporary, tensors, metadata)
 
 
 def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Write a safetensors file whose bytes depend on the content alone. Raises OSError."""
+    """Write a safetensors file, with tensors of any shape and dtype; its bytes depend on the content alone.
+
+    Raises OSError.
+    """
     from safetensors import SafetensorError
     from safetensors.torch import save_file
 
@@ -41,7 +41,7 @@ def save_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapp
 
 
 def _sort_metadata(path: Path) -> None:
-    """safetensors writes the header's metadata in a random order: put it in order, in place."""
+    """Sort the header's metadata in place: safetensors writes it in a random order."""
     with path.open("rb+") as file:
         length = int.from_bytes(file.read(8), "little")
         header = json.loads(file.read(length))
@@ -57,32 +57,37 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 @contextmanager
 def swapped_values(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Inside, the parameters hold `values`; afterwards what they held before, bit for bit."""
-    kept = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+    """Context in which the parameters have `values`, of any shape and dtype; restores them on exit, bit for bit."""
+    original = {name: parameter.detach().clone() for name, parameter in parameters.items()}
     copy_values(parameters, values)
     try:
         yield
     finally:
-        copy_values(parameters, kept)
+        copy_values(parameters, original)
 
 
 def copy_values(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> None:
-    """Copy named tensors into the parameters. Raises KeyError for a name that is missing."""
+    """Copy named tensors, of any shape and dtype, into the parameters. Raises KeyError for a missing name."""
     with torch.no_grad():
         for name, parameter in parameters.items():
             parameter.copy_(values[name])
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, on the CPU and in memory of their own: the library's share the file's, which
-    Windows then does not let go of. Raises OSError and SafetensorError."""
+    """Load all tensors of a safetensors file to the CPU, of any shape and dtype. Raises OSError and SafetensorError.
+
+    They are copied, as the library's tensors map the file, which Windows then keeps locked.
+    """
     from safetensors.torch import load_file
 
     return {name: tensor.clone() for name, tensor in load_file(path).items()}
 
 
 def read_weights(path: Path, what: str) -> dict[str, torch.Tensor]:
-    """All tensors of a safetensors file, on the CPU. Raises BadInput when it cannot be read."""
+    """Load all tensors of a safetensors file, as `load_tensors` does: any shape and dtype.
+
+    `what` names the file in messages. Raises BadInput when it cannot be read.
+    """
     from safetensors import SafetensorError
 
     try:

@@ -1,4 +1,4 @@
-"""Preparing the next items, and storing the last, in threads while the current one is worked on."""
+"""Threads that prepare the next items and store the last ones while the current one is processed."""
 
 from __future__ import annotations
 
@@ -16,9 +16,9 @@ R = TypeVar("R")
 def prefetch(
     items: Iterable[T], prepare: Callable[[T], R], ahead: int = 2, threads: int = 1
 ) -> Generator[R, None, None]:
-    """`prepare(item)` for every item, in order, computed up to `ahead` items early. Errors surface at their item.
+    """Yield `prepare(item)` for every item, in order, computed up to `ahead` items early in `threads` threads.
 
-    Closing it ends the threads, each after the item that it is at.
+    An error is raised at its item. Closing the generator ends each thread after its current item.
     """
     with ThreadPoolExecutor(max_workers=threads, thread_name_prefix="prefetch") as executor:
         waiting: deque[Future[R]] = deque()
@@ -35,14 +35,16 @@ def prefetch(
 
 
 class BackgroundWork:
-    """Threads that do what they are given, begun in order, while their owner goes on; to be used in a `with`, at whose
-    end all that was given is done and the threads are gone."""
+    """Thread pool that starts jobs in the order they were added and bounds their number.
 
-    def __init__(self, most: int = 4, threads: int = 1, at_start: Callable[[], object] | None = None) -> None:
-        """`most` bounds what is given and not done yet; each thread calls `at_start` first."""
-        self._most = most
+    A context manager: on exit all jobs are done and the threads have ended.
+    """
+
+    def __init__(self, max_pending: int = 4, threads: int = 1, at_start: Callable[[], object] | None = None) -> None:
+        """`max_pending` bounds the unfinished jobs; each thread calls `at_start` first."""
+        self._max_pending = max_pending
         self._executor = ThreadPoolExecutor(threads, thread_name_prefix="behind", initializer=at_start)
-        self._undone: deque[Future[Any]] = deque()
+        self._pending: deque[Future[Any]] = deque()
 
     def __enter__(self) -> BackgroundWork:
         return self
@@ -51,12 +53,12 @@ class BackgroundWork:
         self._executor.shutdown()
 
     def add(self, work: Callable[..., Any], *arguments: Any) -> None:
-        """Have it done. Raises what earlier work raised, and waits where too much is undone."""
-        self._undone.append(self._executor.submit(work, *arguments))
-        while len(self._undone) > self._most:
-            self._undone.popleft().result()
+        """Queue a job; waits while `max_pending` jobs are unfinished. Raises the error of an earlier job."""
+        self._pending.append(self._executor.submit(work, *arguments))
+        while len(self._pending) > self._max_pending:
+            self._pending.popleft().result()
 
     def finish(self) -> None:
-        """Wait until all is done. Raises what it raised."""
-        while self._undone:
-            self._undone.popleft().result()
+        """Wait for all jobs. Raises the first job's error."""
+        while self._pending:
+            self._pending.popleft().result()

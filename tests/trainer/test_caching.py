@@ -300,7 +300,7 @@ def test_addresses_are_fetched_by_several_threads(tiny, tmp_path):
 
 def test_work_behind_is_done_in_order_and_its_errors_surface():
     done = []
-    with no_thread_left(), BackgroundWork(most=2) as behind:
+    with no_thread_left(), BackgroundWork(max_pending=2) as behind:
         for number in range(5):
             behind.add(done.append, number)
         behind.finish()

@@ -66,7 +66,7 @@ def test_whole_numbers_from_one(field):
     for value in (0, -5, 1.0, 1.5, True, "1", None, [1]):
         (fault,) = request_faults(request(**{field: value}))
         assert fault.startswith(f"training_params.{field}: {json.dumps(value)} is ")
-    assert "the least allowed is 1" in request_faults(request(**{field: 0}))[0]
+    assert "the minimum is 1" in request_faults(request(**{field: 0}))[0]
 
 
 @pytest.mark.parametrize("value", [1e-9, 1, 0.5])
@@ -146,7 +146,7 @@ def test_every_fault_is_in_one_message():
         'caption_column: is required but empty (value "")',
         "control_image_column: is required but missing",
         "image_column: is required but missing",
-        "steps: 0 is too small, the least allowed is 1",
+        "steps: 0 is too small, the minimum is 1",
         'learning_rate: "fast" is not a number',
         "training_params.stepz: unknown field (value 5)",
         'extra: unknown field (value {"a": 1})',

@@ -1,7 +1,7 @@
-"""What a run's fingerprint and a weights file's header record of the request and the settings.
+"""Fields of the request and the settings that run fingerprints and weights files record.
 
-A field that exists since the first release is always recorded. A later one is recorded only where it differs from its
-default, so that runs and files from before it stay what they were.
+Fields of the first release are always recorded. A later field is recorded only if it differs from its default, so that
+runs and files made before it keep their fingerprints and headers.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pydantic import BaseModel, ConfigDict
 from pydantic.config import JsonDict
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
-"""Configuration of every model that a person's input is checked against."""
+"""Configuration of all models that validate user input."""
 
 
 NO_EFFECT_ON_TRAINING: JsonDict = {"changes_training": False}
-"""`json_schema_extra` of a field that changes neither losses nor trained weights. Fields without it are taken to change
-them."""
+"""`json_schema_extra` of a field that changes neither losses nor trained weights, or only through the dataset's content
+(images_root, bad_rows) or the initial LoRA (init_lora), which have fingerprints of their own. Such a field is left out
+of the run's fingerprint; a field without the mark is in."""
 
 
 FIRST_PARAMS = frozenset(

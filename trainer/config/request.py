@@ -1,4 +1,4 @@
-"""The fine-tune request: what is trained, on what, and how. Exactly the `image_editing` request's JSON."""
+"""The fine-tune request: base model, dataset and training parameters, as the `image_editing` JSON has them."""
 
 from __future__ import annotations
 
@@ -37,14 +37,14 @@ DEFAULT_CONTROL_URL = (
 
 
 class SamplePrompt(BaseModel):
-    """One sample drawn during the run, to show progress."""
+    """One sample image of a run: a control image and the edit to make."""
 
     model_config = STRICT
 
     ctrl_img_url: str = Field(
-        "", description="Address or local path of the control image; empty: the dataset's first control image."
+        "", description="URL or local path of the control image. Empty: the dataset's first control image."
     )
-    prompt: str = Field(description="The edit to ask for.")
+    prompt: str = Field(description="The edit to make.")
 
 
 DEFAULT_SAMPLES = (
@@ -85,7 +85,8 @@ class TrainingParams(RecordedModel):
     batch_size: int = Field(1, ge=1, description="Examples per forward pass.")
     cache_text_embeddings: bool = Field(
         False,
-        description="Compute every text embedding once, keep it on disk and let the text encoder go for the whole run.",
+        description="Compute every text embedding once, store it on disk and unload the text encoder for the rest of "
+        "the run.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     caption_column: str = Field(min_length=1, description="The parquet column that holds the prompt.")
@@ -96,22 +97,22 @@ class TrainingParams(RecordedModel):
     lora_alpha: int = Field(16, ge=1, description="The LoRA's scale is alpha / rank.")
     lora_rank: int = Field(16, ge=1, description="The LoRA's rank.")
     sample_every: int = Field(
-        200, ge=1, description="Optimizer steps between two rounds of samples.", json_schema_extra=NO_EFFECT_ON_TRAINING
+        200, ge=1, description="Optimizer steps between two sets of samples.", json_schema_extra=NO_EFFECT_ON_TRAINING
     )
     sample_height: int = Field(
-        1024, ge=1, description="Height of the samples in pixels.", json_schema_extra=NO_EFFECT_ON_TRAINING
+        1024, ge=1, description="Height of the samples, in pixels.", json_schema_extra=NO_EFFECT_ON_TRAINING
     )
     sample_width: int = Field(
-        1024, ge=1, description="Width of the samples in pixels.", json_schema_extra=NO_EFFECT_ON_TRAINING
+        1024, ge=1, description="Width of the samples, in pixels.", json_schema_extra=NO_EFFECT_ON_TRAINING
     )
     samples: list[SamplePrompt] = Field(
         default_factory=lambda: list(DEFAULT_SAMPLES),
-        description="What is drawn during the run to show progress.",
+        description="Prompts and control images sampled during the run to show progress.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
-    steps: int = Field(3000, ge=1, description="Optimizer steps.", json_schema_extra=NO_EFFECT_ON_TRAINING)
-    timestep_type: TimestepType = Field("weighted", description="How timesteps are drawn and losses weighted.")
-    use_lora: bool = Field(True, description="False: full fine-tune of the transformer.")
+    steps: int = Field(3000, ge=1, description="Optimizer steps in total.", json_schema_extra=NO_EFFECT_ON_TRAINING)
+    timestep_type: TimestepType = Field("weighted", description="Distribution of timesteps and weighting of losses.")
+    use_lora: bool = Field(True, description="Train a LoRA. Off: fine-tune the full transformer.")
 
     @property
     def columns(self) -> Columns:
@@ -124,18 +125,21 @@ class FineTuneRequest(BaseModel):
 
     model_config = STRICT
 
-    resource: str = Field(min_length=1, description="The parquet, optionally with a branch name as its first part.")
+    resource: str = Field(
+        min_length=1,
+        description="Path of the parquet file, optionally after a branch name (main/edits.parquet).",
+    )
     base_model: BaseModelName
     script_type: Literal["image_editing"]
     training_params: TrainingParams
 
     def to_json(self) -> str:
-        """The request as JSON, every default written out. `parse_request` gives back an equal request."""
+        """Serialize the request to JSON with all defaults; `parse_request` restores an equal request."""
         return self.model_dump_json(indent=2)
 
 
 def request_faults(data: Any) -> list[str]:
-    """Every fault of a request given as decoded JSON: one line each, with field, value and what is allowed."""
+    """List every fault of a request in decoded JSON, one line each: field, value and what is allowed."""
     try:
         FineTuneRequest.model_validate(data)
     except ValidationError as error:
@@ -144,9 +148,9 @@ def request_faults(data: Any) -> list[str]:
 
 
 def parse_request(data: str | bytes | dict[str, Any], more_faults: list[str] | None = None) -> FineTuneRequest:
-    """Read a request from JSON text or decoded JSON.
+    """Parse a request from JSON text or decoded JSON.
 
-    `more_faults` are faults found elsewhere (columns the parquet lacks), to be named in the same message.
+    `more_faults` are faults found elsewhere (columns missing from the parquet), reported in the same message.
     Raises BadInput naming every fault at once.
     """
     if isinstance(data, str | bytes):

@@ -1,3 +1,5 @@
+"""JSON that people wrote: decoding it, and saying what is wrong with it."""
+
 from __future__ import annotations
 
 import json
@@ -8,7 +10,7 @@ from ..errors import BadInput
 
 
 def read_json_file(path: Path, what: str) -> Any:
-    """Decoded JSON of a file. Raises BadInput when it cannot be read or is not JSON."""
+    """Decode a JSON file; `what` names it in messages. Raises BadInput when it cannot be read or is not JSON."""
     try:
         return decode_json(path.read_bytes(), f"{what} {path}")
     except OSError as error:
@@ -16,7 +18,10 @@ def read_json_file(path: Path, what: str) -> Any:
 
 
 def decode_json(text: str | bytes, what: str) -> Any:
-    """Decode JSON. Raises BadInput with line and column, also for text that is not Unicode and for repeated keys."""
+    """Decode JSON; `what` names it in messages.
+
+    Raises BadInput with line and column, also for text that is not Unicode and for repeated keys.
+    """
     try:
         data = json.loads(text, object_pairs_hook=_no_repeated_keys)
         json.dumps(data, ensure_ascii=False).encode()
@@ -36,7 +41,7 @@ def decode_json(text: str | bytes, what: str) -> Any:
 
 
 def describe_fault(fault: Any) -> str:
-    """One line for one pydantic error: field, value, what is allowed."""
+    """Describe a pydantic error in one line: field, value and what is allowed."""
     field = ".".join(str(part) for part in fault["loc"]) or "request"
     kind, context, value = fault["type"], fault.get("ctx", {}), fault.get("input")
     shown = json.dumps(value, default=str, ensure_ascii=False)
@@ -50,11 +55,11 @@ def describe_fault(fault: Any) -> str:
     if kind == "literal_error":
         return f"{field}: {shown} is not one of {context['expected']}"
     if kind == "greater_than_equal":
-        return f"{field}: {shown} is too small, the least allowed is {context['ge']}"
+        return f"{field}: {shown} is too small, the minimum is {context['ge']}"
     if kind == "greater_than":
         return f"{field}: {shown} is not allowed, it must be greater than {context['gt']}"
     if kind == "less_than_equal":
-        return f"{field}: {shown} is too large, the most allowed is {context['le']}"
+        return f"{field}: {shown} is too large, the maximum is {context['le']}"
     names = {
         "int_type": "a whole number",
         "float_type": "a number",
@@ -70,7 +75,7 @@ def describe_fault(fault: Any) -> str:
 
 
 def count(items: list[Any], noun: str) -> str:
-    """`1 fault`, `2 faults`."""
+    """Format a number of items: `1 fault`, `2 faults`."""
     return f"{len(items)} {noun}" + ("" if len(items) == 1 else "s")
 
 
