@@ -24,11 +24,11 @@ from .saved_runs import sample_entries, sample_entry, save_workflow
 
 EVENT = "edit_trainer.run"
 MAX_LIVE_RUNS = 32
-"""Nodes whose last run stays in memory; a judgement, as a snapshot takes about 1 MB after 20,000 steps."""
+"""Nodes whose last run stays in memory; a judgement: more than a graph has."""
 MEMORY_SECONDS = 1.0
-"""Seconds between two readings of the device's memory; a judgement, as each reading waits for the device."""
+"""Seconds between two readings of the device's memory; a judgement."""
 SPEED_STEPS = 20
-"""Last steps whose mean duration is shown as the speed; a judgement, enough to even out slow steps."""
+"""Number of last steps whose mean duration is shown as the speed; a judgement."""
 
 
 class LiveRun:

@@ -21,7 +21,7 @@ MAX_LISTED = 500
 TAIL_BYTES = 1 << 16
 """Bytes at the end of a log that are searched for the last step: several hundred lines of about 120 bytes."""
 MAX_THUMBNAILS = 512
-"""Thumbnails cached in memory: about 20 MB at 40 kB each."""
+"""Thumbnails cached in memory, each of tens of kilobytes; a judgement."""
 WORKFLOW = "workflow.json"
 """File in a run folder that holds ComfyUI's graph."""
 

@@ -57,7 +57,7 @@ def assert_rows_belong_together(dataset: EditDataset, numbers: list[int]) -> Non
     """Every access gives caption, control and target of the same row."""
     assert len(dataset) == len(numbers)
     for place, (row, number) in enumerate(zip(dataset, numbers, strict=True)):
-        assert row == dataset[place] == dataset.row_numbered(number)
+        assert row == dataset[place] == dataset.read_row(number)
         assert row.row == number
         assert row.caption == f"edit {number}"
         (control,) = row.controls

@@ -89,7 +89,7 @@ def assert_encoded_alone(encoder: Encoder, dataset: EditDataset, examples: list[
     """Every example's latents are those of its own images, encoded one at a time."""
     family, codec = encoder.family, encoder.components.codec()
     for example in examples:
-        row = dataset.row_numbered(example.row)
+        row = dataset.read_row(example.row)
         control = family.prepare_control(decode_image(dataset.fetch(row.controls[0])), example.controls[0].size)
         target = family.prepare_target(decode_image(dataset.fetch(row.target)), example.target_size)
         for key, image in ((example.controls[0].latents, control), (example.target, target)):

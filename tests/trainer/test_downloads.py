@@ -158,7 +158,7 @@ def test_addresses_as_people_write_them(server, downloads):
     server.serve("/a%20b/%C3%A4.png?q=1%202", b"content")
     assert downloads.fetch(server.url + "/a b/ä.png?q=1 2#part", LIMIT) == b"content"
     for url in ["http://host:port/a.png", "http://127.0.0.1:1/a.png", "http://nowhere.invalid/a.png"]:
-        with pytest.raises(BadImage, match=r"cannot be fetched|not a valid address"):
+        with pytest.raises(BadImage, match=r"cannot be fetched|not a valid URL"):
             downloads.fetch(url, LIMIT)
 
 

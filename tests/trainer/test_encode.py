@@ -149,7 +149,7 @@ def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypa
     for batch in batches:
         texts = []
         for number, example in enumerate(batch.examples):
-            row = dataset.row_numbered(example.row)
+            row = dataset.read_row(example.row)
             control = family.prepare_control(decode_image(dataset.fetch(row.controls[0])), example.controls[0].size)
             target = family.prepare_target(decode_image(dataset.fetch(row.target)), example.target_size)
             assert torch.equal(family.pack(family.encode(codec, target)).tokens[0], batch.clean.tokens[number])

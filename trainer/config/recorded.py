@@ -99,5 +99,5 @@ class RecordedModel(BaseModel):
 
     @classmethod
     def changes_training(cls, name: str) -> bool:
-        """Whether another value of this field gives other losses."""
+        """Tell whether the field enters run fingerprints."""
         return cls.model_fields[name].json_schema_extra != NO_EFFECT_ON_TRAINING

@@ -1,0 +1,16 @@
+"""Datasets: a parquet of control images, captions and target images, checked and read by row.
+
+dataset       opening a dataset; rows, shards and the fingerprint
+row_blocks    blocks of rows read from the parquet
+parquet       opening parquet files; the check of column names and types
+validation    the check of every row before training
+report        results of that check
+columns       a guess at the columns of an unknown parquet
+column_words  words in names that the guess and the check go by
+images        image references, reading and decoding
+downloads     images behind URLs
+resize        arithmetic of image sizes
+load_request  a request read together with its parquet
+
+Knows no torch and no model.
+"""

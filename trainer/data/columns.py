@@ -15,7 +15,7 @@ from .parquet import is_image, is_text, open_parquet
 from .row_blocks import RowBlocks
 
 ColumnKind = Literal["image", "text", "either", "other"]
-"""What a column can serve as. `either`: a text column without text in its first rows."""
+"""Possible use of a column. `either`: a text column without text in its first rows."""
 
 
 FIRST_ROWS = 8

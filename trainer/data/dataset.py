@@ -1,4 +1,4 @@
-"""A parquet of (control image, caption, target image) as a dataset: opened, checked, read by row."""
+"""A parquet of control images, captions and target images as a dataset: opened, checked, read by row."""
 
 from __future__ import annotations
 
@@ -33,14 +33,15 @@ class EditRow:
     """Row of the parquet, from 0."""
     caption: str
     controls: tuple[ImageRef, ...]
-    """Exactly one."""
+    """Always one: the base models take one control image."""
     target: ImageRef
 
 
 class EditDataset:
-    """The good rows of a checked parquet, in its order. Nothing but a few blocks of rows is held in memory.
+    """The usable rows of a checked parquet, in file order. Only a few blocks of rows are in memory at a time.
 
-    Places (`dataset[place]`) count good rows only and move when `exclude` drops rows; `row_numbered` never does.
+    Indices (`dataset[index]`) count usable rows only and change when `exclude` drops rows; parquet rows
+    (`read_row(row)`) never change.
     """
 
     def __init__(
@@ -52,7 +53,7 @@ class EditDataset:
         good: np.ndarray,
         report: DatasetReport,
     ) -> None:
-        """Made by `open_dataset`. `good` is bool [rows of the parquet]."""
+        """Use `open_dataset`. `good` is bool [rows of the parquet]."""
         self.path = report.path
         self.columns = report.columns
         self.images_root = root
@@ -67,40 +68,38 @@ class EditDataset:
     def __len__(self) -> int:
         return len(self._rows)
 
-    def __getitem__(self, place: int) -> EditRow:
+    def __getitem__(self, index: int) -> EditRow:
         """Raises IndexError outside of 0..len - 1."""
-        if not 0 <= place < len(self._rows):
-            raise IndexError(f"place {place} of {len(self._rows)}")
-        return self.row_numbered(int(self._rows[place]))
+        if not 0 <= index < len(self._rows):
+            raise IndexError(f"index {index} of {len(self._rows)} rows")
+        return self.read_row(int(self._rows[index]))
 
-    def row_numbered(self, row: int) -> EditRow:
-        """The example in a row of the parquet, from 0."""
+    def read_row(self, row: int) -> EditRow:
+        """Read the example in a row of the parquet, counted from 0."""
         return _edit_row(self._blocks.block(row), row)
 
     def __iter__(self) -> Iterator[EditRow]:
-        """All examples in order; the fastest way to see them all."""
+        """Iterate over all examples in order; faster than indexing."""
         rows = self._rows
         for block in self._blocks:
             first, end = np.searchsorted(rows, (block.first, block.first + block.rows))
             for row in rows[first:end].tolist():
                 yield _edit_row(block, row)
 
-    def share(self, rank: int, world_size: int) -> EditDataset:
-        """Every `world_size`-th example from index `rank` on, as one of several processes takes them. Excluding a row
-        from a share leaves it in the whole dataset."""
+    def shard(self, rank: int, world_size: int) -> EditDataset:
+        """Every `world_size`-th example from index `rank` on. `exclude` on a shard leaves the full dataset as it is."""
         part = copy.copy(self)
         part._rows = self._rows[rank::world_size]
         return part
 
     def fetch(self, reference: ImageRef) -> bytes:
-        """The encoded bytes of an image. Raises BadImage when they cannot be had."""
+        """Read or download the encoded bytes of an image. Raises BadImage when that fails."""
         return read_bytes(reference, self.images_root, self.downloads)
 
     def exclude(self, bad: Mapping[int, tuple[str, str]]) -> None:
-        """Report rows found bad after the opening: row of the parquet to (column, why).
+        """Drop rows found bad after opening and add them to the report. `bad` maps parquet rows to (column, reason).
 
-        With bad_rows "skip" they are dropped and listed in the report. Raises BadInput naming them with "stop", or
-        when no rows are left.
+        Raises BadInput listing them with bad_rows "stop", or when no rows are left.
         """
         faults = [BadRow(row, *fault) for row, fault in sorted(bad.items())]
         self._rows = np.setdiff1d(self._rows, np.fromiter(bad, dtype=np.int64), assume_unique=True)
@@ -113,9 +112,11 @@ class EditDataset:
             raise BadInput(bad_rows_message(self.report))
 
     def fingerprint(self) -> str:
-        """SHA-256 over captions and images as the parquet gives them, and over size and modification time of the
-        files that the rows found good at the opening name. How the parquet is encoded, where it lies and what
-        `exclude` dropped make no difference."""
+        """Hexadecimal SHA-256 of captions and image cells, and of size and modification time of the image files.
+
+        Covers the rows that were good on opening. Encoding and location of the parquet and `exclude` make no
+        difference. Computed once.
+        """
         if self._fingerprint is None:
             self._fingerprint = self._compute_fingerprint()
         return self._fingerprint
@@ -146,12 +147,12 @@ def open_dataset(
     bad_rows: Literal["stop", "skip"] = "stop",
     downloads: Downloads | None = None,
 ) -> Generator[Progress, None, EditDataset]:
-    """Open and check a parquet; a generator that yields Progress and returns the EditDataset (`yield from`, `drain`).
+    """Open and check a parquet. A generator that yields Progress and returns the EditDataset (`yield from`, `drain`).
 
-    `images_root` is where relative image paths start: "" for the parquet's folder, or a folder, absolute or relative
-    to the current or the parquet's folder. `downloads` keeps what is behind addresses; None: only while in use.
+    `images_root` is the folder that relative image paths start from: absolute, or relative to the current folder or to
+    the parquet's; empty for the parquet's folder. `downloads` stores images behind URLs; None uses a temporary folder.
     Raises BadInput for columns that are missing or of the wrong type, for a parquet without rows, for bad rows with
-    `bad_rows` "stop", and when no good rows are left.
+    `bad_rows` "stop", and when no usable row is left.
     """
     fields = columns.to_fields()
     faults = [f"{field}: is required but empty" for field, name in fields.items() if not name]
@@ -221,8 +222,10 @@ def _warnings(columns: Columns, findings: Findings) -> Iterator[str]:
 
 
 def _hash_cells(cells: Cells, digests: list[Any]) -> None:
-    """Lengths (-1: null) and content of the cells' text and data, each into a digest of its own, so that neither the
-    blocks nor the column's type make a difference. Text beside data does not count."""
+    """Hash lengths (-1 for null) and content of the cells' text and data, each into a digest of its own.
+
+    Neither block boundaries nor the column's type make a difference. Text is ignored where the cell has data.
+    """
     length = len(cells)
     text = cells.text if cells.text is not None else pa.nulls(length, pa.large_string())
     data = cells.data if cells.data is not None else pa.nulls(length, pa.large_binary())
@@ -238,7 +241,7 @@ def _hash_cells(cells: Cells, digests: list[Any]) -> None:
 
 
 def _file_states(cells: Cells, good: np.ndarray, root: Path) -> bytes:
-    """Size and modification time of the local files that some rows of a column name."""
+    """Size and modification time of the local files in the given rows of a column."""
     if cells.text is None:
         return b""
     kept = np.zeros(len(cells), dtype=bool)

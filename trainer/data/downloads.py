@@ -1,4 +1,4 @@
-"""Images behind http(s) addresses: fetched once in a run, kept on disk, checked again by the next run."""
+"""Images behind http(s) URLs: downloaded once per run, stored on disk, revalidated by the next run."""
 
 from __future__ import annotations
 
@@ -23,25 +23,29 @@ USER_AGENT = "edit-trainer (training images; Python urllib)"
 
 
 MAX_REDIRECTS = 5
+"""A judgement: image hosts use one or two."""
 
 
 CHUNK = 1 << 16
+"""Bytes per read; a judgement: small enough that the deadline is checked often."""
 
 
 SILENT_AFTER = 3
-"""Failures to answer in a row after which a server is not asked again in this run."""
+"""Consecutive failures after which a server is given up for this run; a judgement."""
 
 
 class Downloads:
-    """The images of one run's addresses. Thread-safe.
+    """Downloaded images of one run. Thread-safe.
 
-    A stored image is used again only when the server confirms it (ETag, Last-Modified) or sends it anew: a server
-    that cannot be reached is an error, never a reason to train on what may be out of date.
+    A stored image is reused only after the server confirms it (ETag, Last-Modified). A server that cannot be reached
+    is an error: training never uses images that may be out of date.
     """
 
     def __init__(self, folder: Path | None = None, *, timeout: float = 10.0, deadline: float = 30.0) -> None:
-        """`folder` keeps the images between runs; None: a temporary folder, gone with this object.
-        `timeout`: seconds of silence allowed while connecting and reading; `deadline`: seconds for a whole image."""
+        """`folder` stores images between runs; None uses a temporary folder that goes with this object.
+
+        `timeout` bounds the silence while connecting and reading, `deadline` a complete download, both in seconds.
+        """
         if folder is None:
             self._temporary = tempfile.TemporaryDirectory(prefix="edit-trainer-")
             folder = Path(self._temporary.name)
@@ -63,10 +67,9 @@ class Downloads:
             self._opener.add_handler(handler)
 
     def fetch(self, url: str, limit: int) -> bytes:
-        """The bytes behind an http(s) address, at most `limit` of them.
+        """Download a URL, or read its stored copy; at most `limit` bytes.
 
-        Raises BadImage when the server does not give them in time or they are too many; RunFailed when they cannot
-        be stored.
+        Raises BadImage when the download fails, takes too long or is too large, and RunFailed when it cannot be stored.
         """
         digest = hashlib.sha256(url.encode("utf-8", "surrogatepass"))
         key, path = digest.digest(), self.folder / digest.hexdigest()
@@ -89,10 +92,10 @@ class Downloads:
         try:
             address = _ascii_url(url)
         except ValueError as error:
-            raise BadImage(f"{url}: not a valid address ({error})") from None
+            raise BadImage(f"{url}: not a valid URL ({error})") from None
         host = urlsplit(address).netloc
         if self._silent.get(host, 0) >= SILENT_AFTER:
-            raise BadImage(f"{url}: {host} has not answered {SILENT_AFTER} times in a row and is not asked again")
+            raise BadImage(f"{url}: {host} did not answer {SILENT_AFTER} times in a row and is skipped from now on")
         stored = _read_stored(path)
         try:
             answer = self._within_deadline(address, stored[0] if stored else {}, limit)
@@ -118,8 +121,10 @@ class Downloads:
         return body
 
     def _within_deadline(self, address: str, known: dict[str, Any], limit: int) -> tuple[dict[str, Any], bytes] | None:
-        """Run `_get` in a thread of its own: name look-up and slow headers know no overall deadline. The thread ends
-        by itself at the next silence or, while it reads the body, at the deadline."""
+        """Run `_get` in a thread of its own, as urllib has no deadline for name lookup and slow headers.
+
+        The thread ends by itself at the next time-out or, while it reads the body, at the deadline.
+        """
         result: concurrent.futures.Future = concurrent.futures.Future()
 
         def work() -> None:
@@ -132,7 +137,7 @@ class Downloads:
         return result.result(timeout=self.deadline)
 
     def _get(self, address: str, known: dict[str, Any], limit: int) -> tuple[dict[str, Any], bytes] | None:
-        """(validators, body), or None when the server says that the known copy is still right."""
+        """Validators and body, or None when the server confirms the stored copy (304)."""
         end = time.monotonic() + self.deadline
         headers = {"User-Agent": USER_AGENT, "Accept": "image/*, */*;q=0.5"}
         if known.get("etag"):
@@ -182,7 +187,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
 
 
 def _ascii_url(url: str) -> str:
-    """Percent-encode what people leave plain: spaces and letters outside ASCII. Raises ValueError."""
+    """Percent-encode spaces and letters outside ASCII. Raises ValueError."""
     parts = urlsplit(url)
     host = parts.netloc if parts.netloc.isascii() else parts.netloc.encode("idna").decode("ascii")
     path, query = (quote(text, safe="%/:=&?~+!$,;'@()*[]") for text in (parts.path, parts.query))
@@ -194,7 +199,7 @@ def _too_large(address: str, limit: int) -> BadImage:
 
 
 def _read_stored(path: Path) -> tuple[dict[str, Any], bytes] | None:
-    """(header, body) of a stored image; None when there is none or it is not whole."""
+    """Header and body of a stored image; None if it is missing or incomplete."""
     try:
         head, _, body = path.read_bytes().partition(b"\n")
         header = json.loads(head)
@@ -204,6 +209,6 @@ def _read_stored(path: Path) -> tuple[dict[str, Any], bytes] | None:
 
 
 def _store(path: Path, header: dict[str, Any], body: bytes) -> None:
-    """Header and body in one file, so that validators never sit beside another body."""
+    """Write header and body to one file, so that validators always belong to the body."""
     with atomic_write(path, durable=False) as temporary:
         temporary.write_bytes(json.dumps(header).encode() + b"\n" + body)

@@ -1,4 +1,4 @@
-"""From what a parquet cell says to pixels. Every safety limit on images lives here and in `downloads`."""
+"""Images of parquet cells: references, encoded bytes and decoding, with the safety limits on files and pixels."""
 
 from __future__ import annotations
 
@@ -34,12 +34,15 @@ except ImportError:
 
 
 MAX_FILE_BYTES = 256 * 2**20
+"""A judgement: more than an encoded image of MAX_PIXELS usually takes."""
 
 
 MAX_PIXELS = 100_000_000
+"""A judgement: above every camera for training images, and 300 MB decoded."""
 
 
 MAX_SIDE = 32_768
+"""A judgement: more than any photograph has."""
 
 
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?=://)|(?:file|data)(?=:)", re.IGNORECASE)
@@ -66,12 +69,12 @@ _ORIENTATION_TAG = 0x0112
 
 
 _PNG_ORIENTATION_MARKS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
-"""What texts in a PNG begin with that may hold an orientation."""
+"""Beginnings of PNG texts that may hold an orientation."""
 
 
 @dataclass(frozen=True, slots=True)
 class ImageRef:
-    """Where one image is: `value` is a relative path with forward slashes, an address, or the encoded bytes."""
+    """Reference to an image: a relative path with forward slashes, a URL, or the encoded bytes."""
 
     kind: Literal["path", "url", "bytes"]
     value: str | bytes = field(repr=False)
@@ -81,10 +84,10 @@ class ImageRef:
 
 
 def image_ref(value: Any) -> ImageRef:
-    """The reference in one parquet cell: text (relative path or http(s) address), encoded bytes, or the Hugging Face
-    `datasets` struct {bytes, path}, whose bytes win.
+    """Parse a parquet cell: text (relative path or http(s) URL), encoded bytes, or a {bytes, path} struct.
 
-    Raises BadImage for null, empty or other values, other schemes, absolute paths and paths that climb out with `..`.
+    The struct is that of the Hugging Face `datasets` library; its bytes take precedence. Raises BadImage for null,
+    empty and other values, other URL schemes, absolute paths, and paths that leave their folder with `..`.
     """
     if isinstance(value, str):
         return _text_ref(value)
@@ -96,29 +99,29 @@ def image_ref(value: Any) -> ImageRef:
         if not value:
             raise BadImage("is empty (0 bytes)")
         return ImageRef("bytes", bytes(value))
-    raise BadImage(f"is {type(value).__name__}, not a path, an address or image bytes")
+    raise BadImage(f"is {type(value).__name__}, not a path, a URL or image bytes")
 
 
 def _text_ref(text: str) -> ImageRef:
     if not text.strip():
         raise BadImage("is empty text")
     if _CONTROL_CHARACTER.search(text):
-        raise BadImage(f"{shorten(text)}: control characters are not allowed in a path or an address")
+        raise BadImage(f"{shorten(text)}: control characters are not allowed in a path or URL")
     if ":" in text and (scheme := _SCHEME.match(text)):
         if scheme[0].lower() not in ("http", "https"):
-            raise BadImage(f"{shorten(text)}: {scheme[0]}: is not allowed; use a relative path or an http(s) address")
+            raise BadImage(f"{shorten(text)}: {scheme[0]}: is not allowed; use a relative path or an http(s) URL")
         return ImageRef("url", _checked_url(text))
     path = text.replace("\\", "/")
     if _ABSOLUTE.match(path):
         raise BadImage(
-            f"{shorten(text)}: absolute paths are not allowed; make it relative to the images' "
+            f"{shorten(text)}: absolute paths are not allowed; make it relative to the images "
             "folder, or embed the image's bytes"
         )
     depth = 0
     for part in path.split("/") if ".." in path else ():
         depth += {"": 0, ".": 0, "..": -1}.get(part, 1)
         if depth < 0:
-            raise BadImage(f"{shorten(text)}: leaves the images' folder")
+            raise BadImage(f"{shorten(text)}: leaves the images folder")
     return ImageRef("path", path)
 
 
@@ -126,14 +129,14 @@ def _checked_url(url: str) -> str:
     try:
         host = urlsplit(url).hostname
     except ValueError as error:
-        raise BadImage(f"{shorten(url)}: not a valid address ({error})") from None
+        raise BadImage(f"{shorten(url)}: not a valid URL ({error})") from None
     if not host:
-        raise BadImage(f"{shorten(url)}: the address names no host")
+        raise BadImage(f"{shorten(url)}: the URL names no host")
     return url
 
 
 def shorten(text: str, limit: int = 200) -> str:
-    """Text for a message: printable, at most `limit` characters."""
+    """Make text printable and at most `limit` characters long, for a message."""
     text = text[: limit + 1]
     if not text.isprintable():
         text = "".join(character if character.isprintable() else "?" for character in text)
@@ -141,14 +144,14 @@ def shorten(text: str, limit: int = 200) -> str:
 
 
 def local_file(path: str, root: Path) -> Path:
-    """The file of a path reference below `root`, symbolic links followed.
+    """Resolve a relative path below `root`, following symbolic links.
 
-    Raises BadImage when it is outside of `root`, missing, or not a regular file.
+    Raises BadImage when the file is outside `root`, missing, or not a regular file.
     """
     try:
         file = os.path.realpath(root / path)
         if not Path(file).is_relative_to(os.path.realpath(root)):
-            raise BadImage(f"{shorten(path)}: leaves the images' folder")
+            raise BadImage(f"{shorten(path)}: leaves the images folder")
         mode = os.stat(file).st_mode  # noqa: PTH116
     except FileNotFoundError:
         raise BadImage(f"{shorten(path)}: no such file below {root}") from None
@@ -160,7 +163,7 @@ def local_file(path: str, root: Path) -> Path:
 
 
 def read_bytes(ref: ImageRef, root: Path, downloads: Downloads) -> bytes:
-    """The encoded bytes of an image. Raises BadImage when they are missing, empty or over MAX_FILE_BYTES."""
+    """Read or download the encoded bytes of an image. Raises BadImage if missing, empty or over MAX_FILE_BYTES."""
     if ref.kind == "bytes":
         return _checked_size(ref.value, "")
     if ref.kind == "url":
@@ -188,10 +191,10 @@ def _checked_size(data: bytes, where: str) -> bytes:
 
 
 class EncodedImage:
-    """An image whose header is read: its size is known before its pixels are decoded."""
+    """An image whose header is read, so that its size is known before its pixels are decoded."""
 
     def __init__(self, data: bytes) -> None:
-        """Raises BadImage for other formats than those of `_open` and for sizes over MAX_PIXELS or MAX_SIDE."""
+        """Read the header. Raises BadImage for unsupported formats and sizes over MAX_PIXELS or MAX_SIDE."""
         self._data = data
         self._image = _open(data)
         # PIL decodes a whole PNG to look for an orientation, so only where one may be.
@@ -199,13 +202,13 @@ class EncodedImage:
 
     @property
     def size(self) -> Size:
-        """Size of the image that `decode` gives."""
+        """Size of the image that `decode` returns, with the EXIF orientation applied."""
         image = self._image
         turned = image.format != "TIFF" and self._orientation(image) >= 5
         return Size(image.height, image.width) if turned else Size(*image.size)
 
     def decode(self) -> Image.Image:
-        """See `decode_image`. Once only."""
+        """Decode as `decode_image` does. Call it once."""
         # A PNG that `size` has failed to decode is in no state to be decoded.
         image = _open(self._data) if self._marked_png else self._image
         try:
@@ -223,7 +226,7 @@ class EncodedImage:
         return rgb if turn is None else rgb.transpose(turn)
 
     def _orientation(self, image: ImageFile.ImageFile) -> int:
-        """EXIF orientation, 1 when it cannot be read."""
+        """EXIF orientation; 1 when it cannot be read."""
         if image.format == "PNG" and not self._marked_png:
             return 1
         try:
@@ -233,17 +236,20 @@ class EncodedImage:
 
 
 def decode_image(data: bytes) -> Image.Image:
-    """Decode to RGB, EXIF orientation applied, alpha dropped, as diffusers' `load_image` does; of animations the
-    first frame; 16-bit gray is scaled to 8 bits.
+    """Decode to RGB with EXIF orientation applied and alpha dropped, as diffusers' `load_image` does.
 
-    Raises BadImage for other formats than those of `_open`, sizes over MAX_PIXELS or MAX_SIDE, and damaged data.
+    Animations give their first frame; 16-bit gray is scaled to 8 bits. Raises BadImage for formats other than PNG,
+    JPEG, WebP, GIF, BMP, TIFF and AVIF, sizes over MAX_PIXELS or MAX_SIDE, and damaged data.
     """
     return EncodedImage(data).decode()
 
 
 def _open(data: bytes) -> ImageFile.ImageFile:
-    """Read the header. The plugin is called directly, not through Image.open: nothing but these formats is ever
-    parsed, and PIL's process-wide bomb limit, which warns before it refuses, is replaced by ours."""
+    """Read the header.
+
+    Calls PIL's plugins directly, not `Image.open`: no other format is ever parsed, and our limits replace PIL's
+    process-wide decompression bomb limit, which warns before it refuses.
+    """
     head = bytes(data[:16])
     plugin = None
     if head.startswith(b"\x89PNG\r\n\x1a\n"):
@@ -279,7 +285,7 @@ def _open(data: bytes) -> ImageFile.ImageFile:
 
 
 def _png_may_be_turned(data: bytes) -> bool:
-    """Whether a PNG has a chunk in which PIL would find an orientation."""
+    """Tell whether a PNG has a chunk in which PIL would find an orientation."""
     at = 8
     while at + 8 <= len(data):
         kind, content = data[at + 4 : at + 8], at + 8
@@ -290,7 +296,7 @@ def _png_may_be_turned(data: bytes) -> bool:
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
-    """16-bit gray (modes I;16, I) to 8 bits. PIL's own conversion clips everything above 255 to white."""
+    """Scale 16-bit gray (modes I;16, I) to 8 bits: PIL's own conversion clips everything above 255 to white."""
     values = np.asarray(image)
     if image.mode == "F" or values.min() < 0 or values.max() > 65535:
         raise BadImage("32-bit pixels are not supported; save it with 8 or 16 bits")
@@ -302,8 +308,10 @@ def _damaged(error: Exception) -> BadImage:
 
 
 def fetch_control(url_or_path: str, downloads: Downloads, base: Path | None = None) -> bytes:
-    """The encoded bytes of an image that a person named: an http(s) address, or a local path: absolute, relative to
-    `base`, or relative to the current folder. Raises BadImage naming it."""
+    """Read the encoded bytes of a sample's control image: an http(s) URL or a local path.
+
+    Relative paths are looked up in `base`, then in the current folder. Raises BadImage naming the image.
+    """
     if _SCHEME.match(url_or_path) or not url_or_path.strip():
         return read_bytes(_text_ref(url_or_path), Path(), downloads)
     path = Path(url_or_path).expanduser()
@@ -315,7 +323,7 @@ def fetch_control(url_or_path: str, downloads: Downloads, base: Path | None = No
 
 
 def load_control(url_or_path: str, base: Path | None, downloads: Downloads) -> Image.Image:
-    """The RGB image that a person named, see `fetch_control`. Raises BadImage naming it."""
+    """Load a sample's control image, found as in `fetch_control`, as RGB. Raises BadImage naming it."""
     data = fetch_control(url_or_path, downloads, base)
     try:
         return decode_image(data)

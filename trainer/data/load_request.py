@@ -1,4 +1,4 @@
-"""A whole request with its parquet: read, checked, and every fault of both named in one message."""
+"""Reading a request together with its parquet, with the faults of both in one message."""
 
 from __future__ import annotations
 
@@ -15,11 +15,10 @@ from .parquet import column_faults
 def load_request(
     source: Path | str | bytes | dict[str, Any], input_folder: Path | None = None, beside: Path | None = None
 ) -> tuple[FineTuneRequest, Path]:
-    """The request of a JSON file (a Path), of JSON text, or of decoded JSON, and the parquet that it names.
+    """Load a request from a file (a Path), JSON text or decoded JSON; returns it with the path of its parquet.
 
-    A relative `resource` starts in the current folder, in the request file's folder (in `beside`, for one that is not
-    in a file), or in `input_folder`. Raises BadInput naming every fault at once: fields, the resource, columns that
-    the parquet lacks or that cannot serve.
+    A relative `resource` is looked up as in `resolve_resource`; `beside` defaults to the request file's folder. Raises
+    BadInput naming every fault at once: fields, resource, and columns that are missing or of the wrong type.
     """
     if isinstance(source, Path):
         beside = source.parent
@@ -43,11 +42,10 @@ def load_request(
 
 
 def resolve_resource(resource: str, input_folder: Path | None = None, beside: Path | None = None) -> Path:
-    """The parquet file that `resource` names: an existing path; a path under the input folder; the same with the
-    first part, which may be a branch name, dropped. Relative paths start in the current folder, then in `beside`
-    (the folder of the request file).
+    """Find the parquet file of a request: `resource` itself, then without its first part, which may be a branch name.
 
-    Raises BadInput naming every place tried; the content is not looked at.
+    Relative paths are looked up in the current folder, in `beside` (the request file's folder), then in
+    `input_folder`. The content is not read. Raises BadInput naming every place tried.
     """
     path = Path(resource)
     starts = [Path(), *(folder for folder in (beside, input_folder) if folder is not None)]

@@ -1,4 +1,4 @@
-"""The parquet that a request names: where it is, which columns it has, and whether the request's columns fit."""
+"""Parquet files: opening them, their columns, and the check that a request's columns fit."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ IMAGE_FIELDS = ("control_image_column", "image_column")
 
 
 def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open for streaming: column chunks are read piece by piece. Raises BadInput when it is not a readable parquet."""
+    """Open a parquet for streaming: column chunks are read piece by piece. Raises BadInput when it is not readable."""
     try:
         if path.is_dir():
             raise BadInput(f"{path} is a folder; name the parquet file in it.")
@@ -34,24 +34,26 @@ def open_parquet(path: Path) -> pq.ParquetFile:
 
 
 def arrow_reason(error: Exception) -> str:
-    """The first sentence of what pyarrow says."""
+    """First line of a pyarrow error message."""
     return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """The columns of a parquet file. Raises BadInput when it is not a readable parquet."""
+    """Read the schema of a parquet file. Raises BadInput when it is not a readable parquet."""
     with open_parquet(path) as parquet:
         return parquet.schema_arrow
 
 
 def parquet_columns(path: Path) -> dict[str, str]:
-    """Name and type of every column of a parquet file. Raises BadInput when it is not a readable parquet."""
+    """Read the column names and types of a parquet file. Raises BadInput when it is not a readable parquet."""
     return {field.name: str(field.type) for field in read_schema(path)}
 
 
 def column_faults(params: Mapping[str, Any], path: Path) -> list[str]:
-    """What is wrong with the three column fields of `params` for this parquet: one line each, with field, value and
-    the columns that exist. Missing or empty fields are not looked at. Raises BadInput when it is not a parquet."""
+    """Faults of the column fields in `params` for a parquet, one line each: field, value and the existing columns.
+
+    Missing or empty fields are ignored. Raises BadInput when the file is not a parquet.
+    """
     schema = read_schema(path)
     named = {field: params.get(field) for field in COLUMN_FIELDS}
     named = {field: column for field, column in named.items() if isinstance(column, str) and column}
@@ -79,20 +81,20 @@ def _column_fault(field: str, column: str, schema: pa.Schema, path: Path) -> lis
         return [f"{field}: {_quoted(column)} holds {kind}, it must hold text"]
     if field in IMAGE_FIELDS and not is_image(kind):
         return [
-            f"{field}: {_quoted(column)} holds {kind}, it must hold paths or addresses (text), image bytes (binary) "
+            f"{field}: {_quoted(column)} holds {kind}, it must hold paths or URLs (text), image bytes (binary) "
             "or {bytes, path} structs"
         ]
     return []
 
 
 def is_text(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold captions. A column of nulls can: its rows are what is wrong."""
+    """Tell whether a column of this type can hold captions. A column of nulls can: its rows are at fault."""
     kind = storage_type(kind)
     return _is_string(kind) or pa.types.is_null(kind)
 
 
 def is_image(kind: pa.DataType) -> bool:
-    """Whether a column of this type can hold image references."""
+    """Tell whether a column of this type can hold image references."""
     kind = storage_type(kind)
     if pa.types.is_struct(kind):
         fields = {kind.field(index).name: storage_type(kind.field(index).type) for index in range(kind.num_fields)}
@@ -105,7 +107,7 @@ def is_image(kind: pa.DataType) -> bool:
 
 
 def storage_type(kind: pa.DataType) -> pa.DataType:
-    """The type below extension types and dictionaries."""
+    """Storage type below extension types and dictionaries."""
     while isinstance(kind, pa.BaseExtensionType) or pa.types.is_dictionary(kind):
         kind = kind.storage_type if isinstance(kind, pa.BaseExtensionType) else kind.value_type
     return kind

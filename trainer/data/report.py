@@ -1,4 +1,4 @@
-"""What is said about a dataset before training: sizes, bad rows, and what looks wrong."""
+"""Report on a checked dataset: image sizes, bad rows and warnings."""
 
 from __future__ import annotations
 
@@ -12,10 +12,11 @@ from ..config.request import Columns
 from .resize import Size
 
 LISTED_ROWS = 20
+"""Bad rows listed in a report; a judgement: enough to see a pattern, few enough to read."""
 
 
 class BadRow(NamedTuple):
-    """One fault of one row."""
+    """A fault in one row."""
 
     row: int
     """Row of the parquet, from 0."""
@@ -25,7 +26,7 @@ class BadRow(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class SizeStats:
-    """Sizes of the sampled images of one column, by area; aspect is width / height."""
+    """Sizes of the sampled images of one column, ordered by area. Aspect is width / height."""
 
     smallest: Size
     median: Size
@@ -35,7 +36,7 @@ class SizeStats:
 
     @classmethod
     def of(cls, sizes: Sequence[Size]) -> SizeStats | None:
-        """None for no sizes."""
+        """Statistics of image sizes; None if there are none."""
         if not sizes:
             return None
         ordered = sorted(sizes, key=lambda size: size.width * size.height)
@@ -51,35 +52,35 @@ class SizeStats:
         )
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Fields by name, for JSON."""
         sizes = {"smallest": list(self.smallest), "median": list(self.median), "largest": list(self.largest)}
         return {**sizes, "min_aspect": self.min_aspect, "max_aspect": self.max_aspect}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DatasetReport:
-    """One dataset, checked. `str()` is for people, `to_dict()` for JSON."""
+    """Result of checking a dataset: `str()` for people, `to_dict()` for JSON."""
 
     path: Path
     columns: Columns
     rows: int
     bad_rows: int
-    """How many rows have a fault."""
+    """Number of rows with a fault."""
     bad: tuple[BadRow, ...]
     """The faults of the first LISTED_ROWS bad rows."""
     sampled: int
-    """Rows whose images were decoded."""
+    """Number of rows whose images were decoded."""
     control_sizes: SizeStats | None
     target_sizes: SizeStats | None
     warnings: tuple[str, ...]
 
     @property
     def good_rows(self) -> int:
-        """Rows that can be trained on."""
+        """Number of rows that can be used for training."""
         return self.rows - self.bad_rows
 
     def bad_row_lines(self) -> list[str]:
-        """The listed faults, one line each, and how many rows are not listed."""
+        """Listed faults, one line each, then the number of further bad rows."""
         lines = [f"row {fault.row}, column {_quoted(fault.column)}: {fault.why}" for fault in self.bad]
         more = self.bad_rows - len({fault.row for fault in self.bad})
         return [*lines, f"and {_rows(more)} more"] if more else lines
@@ -100,7 +101,7 @@ class DatasetReport:
         return "\n".join(lines)
 
     def to_dict(self) -> dict[str, Any]:
-        """For JSON."""
+        """Fields by name, for JSON."""
         return {
             "path": str(self.path),
             **self.columns.to_fields(),
@@ -116,7 +117,7 @@ class DatasetReport:
 
 
 def first_bad_rows(faults: Iterable[BadRow]) -> list[BadRow]:
-    """The faults of the LISTED_ROWS lowest rows among `faults`, which come in the order of their rows."""
+    """Faults of the first LISTED_ROWS rows in `faults`, which are ordered by row."""
     first: list[BadRow] = []
     rows = 0
     for fault in faults:
@@ -128,13 +129,13 @@ def first_bad_rows(faults: Iterable[BadRow]) -> list[BadRow]:
 
 
 def bad_rows_message(report: DatasetReport) -> str:
-    """Why training cannot start or go on: the bad rows and what to do about them."""
+    """Error message about bad rows: which they are, and what to do."""
     lines = "".join(f"\n  - {line}" for line in report.bad_row_lines())
     if not report.good_rows:
         return f"{report.path}: no rows left, all {report.rows} are bad (counted from 0):{lines}"
     return (
         f"{report.path} has {_rows(report.bad_rows, 'bad row')} of {report.rows} (counted from 0):{lines}\n"
-        'Repair or remove them, or set bad_rows to "skip" to train without them.'
+        'Fix or remove them, or set bad_rows to "skip" to train without them.'
     )
 
 

@@ -1,17 +1,14 @@
-"""Which size a picture gets. Pure functions of sizes, width always first; no image is touched here."""
+"""Arithmetic of image sizes, width first, in pixels. No image is touched here."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from typing import TYPE_CHECKING, NamedTuple
-
-if TYPE_CHECKING:
-    pass
+from typing import NamedTuple
 
 
 class Box(NamedTuple):
-    """A part of an image in pixels, as PIL's `crop` takes it; right and bottom are not inside."""
+    """Part of an image in pixels, as for PIL's `crop`: right and bottom are exclusive."""
 
     left: int
     top: int
@@ -20,31 +17,32 @@ class Box(NamedTuple):
 
 
 def nearest_multiple(length: float, step: int) -> int:
-    """The multiple of `step` nearest to `length` pixels, at least one step."""
+    """Round a length to the nearest multiple of `step`, at least one."""
     return max(step, round(length / step) * step)
 
 
 def scaled(size: Size, factor: float, step: int) -> Size:
-    """Both sides times `factor`, rounded to multiples of `step`."""
+    """Scale both sides by `factor` and round them to multiples of `step`."""
     return Size(nearest_multiple(size.width * factor, step), nearest_multiple(size.height * factor, step))
 
 
 def at_area_of(size: Size, other: Size, step: int) -> Size:
-    """`size` brought to the area of `other`, its aspect kept as far as multiples of `step` allow."""
+    """Scale `size` to the area of `other`, keeping its aspect as far as multiples of `step` allow."""
     return scaled(size, math.sqrt(other.width * other.height / (size.width * size.height)), step)
 
 
 def nearest_aspect(image: Size, sizes: Iterable[Size], step: int) -> Size:
-    """The size whose width / height is nearest to the image's: FluxKontextPipeline's choice of a preferred size.
+    """The size whose width / height is nearest to the image's; on a tie the narrower one.
 
-    The pipeline first cuts the image's sides down to multiples of `step`; so does this. On a tie the narrower wins.
+    Source: diffusers' FluxKontextPipeline and its preferred resolutions. As there, the image's sides are first rounded
+    down to multiples of `step`.
     """
     aspect = max(step, image.width // step * step) / max(step, image.height // step * step)
     return min(sizes, key=lambda size: (abs(aspect - size.width / size.height), size))
 
 
 def centre_crop(image: Size, size: Size) -> Box:
-    """The part of an image that has the aspect of `size`, cut from its middle as ComfyUI cuts it."""
+    """Central part of an image with the aspect of `size`, as in ComfyUI's `common_upscale` with crop "center"."""
     aspect, wanted = image.width / image.height, size.width / size.height
     left = top = 0
     if aspect > wanted:
@@ -55,18 +53,18 @@ def centre_crop(image: Size, size: Size) -> Box:
 
 
 def cut_to_multiples(image: Size, step: int) -> Box:
-    """The middle of an image whose sides are multiples of `step`, as ComfyUI's VAE cuts it."""
+    """Central part of an image with sides that are multiples of `step`, as in ComfyUI's `vae_encode_crop_pixels`."""
     left, top = image.width % step // 2, image.height % step // 2
     return Box(left, top, left + image.width // step * step, top + image.height // step * step)
 
 
 def nearest_possible(wanted: Size, max_resolution: int, step: int) -> Size:
-    """The size nearest to `wanted`, by the relative change of both sides, among those that can be made.
+    """The possible size nearest to `wanted`, by the relative change of both sides.
 
-    Those have sides that are multiples of `step` up to twice `max_resolution`, and an area of at most
-    max_resolution x max_resolution; a size that is larger is first brought down to that area with its aspect kept.
+    Possible are sides that are multiples of `step`, at most 2 * max_resolution, and areas of at most
+    max_resolution**2. A larger `wanted` is first scaled down to that area.
     """
-    area, longest = max_resolution**2, 2 * max_resolution
+    area, max_side = max_resolution**2, 2 * max_resolution
     factor = min(1.0, math.sqrt(area / (wanted.width * wanted.height)))
     width, height = wanted.width * factor, wanted.height * factor
 
@@ -74,15 +72,15 @@ def nearest_possible(wanted: Size, max_resolution: int, step: int) -> Size:
         return math.log(size.width / width) ** 2 + math.log(size.height / height) ** 2
 
     possible = []
-    for multiple in range(step, longest + 1, step):
-        highest = min(longest, area // multiple) // step * step
-        below = min(max(int(height) // step * step, step), highest)
-        possible += [Size(multiple, side) for side in (below, below + step) if 0 < side <= highest]
+    for multiple in range(step, max_side + 1, step):
+        max_height = min(max_side, area // multiple) // step * step
+        below = min(max(int(height) // step * step, step), max_height)
+        possible += [Size(multiple, side) for side in (below, below + step) if 0 < side <= max_height]
     return min(possible, key=change)
 
 
 class Size(NamedTuple):
-    """Pixels, width first as in PIL."""
+    """Width and height in pixels, in the order of PIL."""
 
     width: int
     height: int

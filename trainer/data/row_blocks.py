@@ -1,4 +1,4 @@
-"""Rows of a parquet in blocks of bounded size: read in order or at random, whatever types the columns have."""
+"""Rows of a parquet in blocks of bounded size, read in order or at random, whatever types the columns have."""
 
 from __future__ import annotations
 
@@ -19,15 +19,16 @@ from ..errors import BadInput
 from .parquet import arrow_reason, open_parquet
 
 BLOCK_BYTES = 16 * 2**20
+"""Size of a block, as stored, uncompressed; a judgement: a few dozen embedded images, read in well under a second."""
 
 
 KEPT_BLOCKS = 4
+"""Blocks in the cache; a judgement: 64 MB at most, for shuffled reads within a few row groups."""
 
 
 @dataclass(frozen=True, slots=True)
 class Cells:
-    """One column of a block in one form for every way of writing it: a cell is its bytes where there are some, else
-    its text, else null."""
+    """One column of a block. A cell is its bytes (`data`) if it has them, else its text, else null."""
 
     text: pa.LargeStringArray | None
     data: pa.LargeBinaryArray | None
@@ -42,14 +43,14 @@ class Cells:
 
     @property
     def null(self) -> np.ndarray:
-        """bool [rows]: the cell is null."""
+        """bool [rows]: cells that are null."""
         parts = [part.is_null() for part in (self.text, self.data) if part is not None]
         both = parts[0] if len(parts) == 1 else pc.and_(*parts)
         return both.to_numpy(zero_copy_only=False)
 
     @property
     def has_data(self) -> np.ndarray:
-        """bool [rows]: the cell is bytes."""
+        """bool [rows]: cells that are bytes."""
         if self.data is None:
             return np.zeros(len(self), dtype=bool)
         return self.data.is_valid().to_numpy(zero_copy_only=False)
@@ -63,15 +64,18 @@ class Block:
     """Row of the parquet, from 0."""
     rows: int
     columns: tuple[Cells, ...]
-    """In the order that was asked for."""
+    """Cells of each column, in the order of `RowBlocks.columns`."""
 
 
 class RowBlocks:
-    """Random and sequential access to some columns of a parquet. Row groups of more than BLOCK_BYTES (as stored,
-    uncompressed) are read in several blocks; the last KEPT_BLOCKS blocks are kept. Thread-safe."""
+    """Random and sequential access to some columns of a parquet. Thread-safe.
+
+    Row groups larger than BLOCK_BYTES are read in several blocks; the last KEPT_BLOCKS blocks are cached. pyarrow has
+    no random access by row, and its datasets read whole row groups, which may be gigabytes of embedded images.
+    """
 
     def __init__(self, path: Path, columns: Sequence[str]) -> None:
-        """Raises BadInput when the file is not a readable parquet. The columns must exist, once each."""
+        """Open `path`. The columns must exist, once each. Raises BadInput when the file is not a readable parquet."""
         self.path = path
         self.columns = list(dict.fromkeys(columns))
         self._file = open_parquet(path)
@@ -83,17 +87,20 @@ class RowBlocks:
         self._kept: OrderedDict[int, Block] = OrderedDict()
         self._lock = threading.Lock()
         self._ahead: tuple[int, int, Iterator[Block]] = (-1, 0, iter(()))
-        """Row group being read, the row that comes next, and the blocks from there on."""
+        """Row group being read, its next row, and an iterator over its remaining blocks."""
 
     def __iter__(self) -> Iterator[Block]:
-        """All blocks in order, none kept. Raises BadInput where the file is damaged."""
+        """Iterate over all blocks in order, without caching. Raises BadInput where the file is damaged."""
         with open_parquet(self.path) as file:
             for group in range(len(self._block_rows)):
                 yield from self._read(file, group)
 
     def block(self, row: int) -> Block:
-        """The block that holds a row. Cheap for rows near each other; a row far back in a very large row group costs
-        reading that row group up to it. Raises BadInput where the file is damaged."""
+        """Read the block that holds a row, counted from 0.
+
+        Cheap for rows near each other; a row far into a large row group costs reading that row group up to it. Raises
+        BadInput where the file is damaged.
+        """
         group = bisect_right(self._starts, row) - 1
         size = self._block_rows[group]
         first = self._starts[group] + (row - self._starts[group]) // size * size
@@ -151,7 +158,7 @@ def _cells(arrays: list[pa.Array]) -> Cells:
 
 
 def _split(array: pa.Array) -> tuple[pa.Array | None, pa.Array | None]:
-    """(text, data) of a column of any type that `resource.is_image` or `is_text` accepts."""
+    """Text and data of a column of any type that `parquet.is_image` or `is_text` accepts."""
     while isinstance(array, pa.ExtensionArray) or pa.types.is_dictionary(array.type):
         array = array.storage if isinstance(array, pa.ExtensionArray) else array.dictionary_decode()
     if pa.types.is_struct(array.type):

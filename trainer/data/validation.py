@@ -1,4 +1,4 @@
-"""The check of a dataset before training: every row's cells, and the pixels of a sample."""
+"""Check of a dataset before training: the cells of every row, and the pixels of a sample of rows."""
 
 from __future__ import annotations
 
@@ -24,13 +24,16 @@ from .resize import Size
 from .row_blocks import Block, Cells, RowBlocks
 
 SAMPLED_ROWS = 256
+"""Rows whose images are decoded; a judgement: a fault in 2 % of the rows is found with 99 % probability."""
 
 
 LOOKED_UP_ROWS = 10_000
-"""Datasets up to this size have the existence of every file checked; of larger ones, that of the sample."""
+"""Largest dataset, in rows, in which the existence of every file is checked, not only that of the sample; a judgement,
+as lookups on network drives are slow."""
 
 
 DECODERS = 4
+"""Decoding threads; a judgement: more would mostly wait for the disk or the network."""
 
 
 _SUSPICIOUS = r"^[/\\]|:|\.\.|[\x00-\x1f\x7f]|^[^!-~]*$"
@@ -41,24 +44,24 @@ _PLAIN_URL = r"^(?i:https?)://[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?$"
 
 @dataclass
 class Findings:
-    """What the check found."""
+    """Results of the check."""
 
     good: np.ndarray
-    """bool [rows]"""
+    """bool [rows]: rows without a fault."""
     bad: list[BadRow] = field(default_factory=list)
     """The faults of the first LISTED_ROWS bad rows."""
     control_sizes: list[Size] = field(default_factory=list)
     target_sizes: list[Size] = field(default_factory=list)
     same_pixels: int = 0
-    """Sampled rows whose control and target show the same."""
+    """Sampled rows whose control and target have equal pixels."""
     same_cells: int = 0
-    """Rows whose control and target are the same path, address or bytes."""
+    """Rows whose control and target are the same path, URL or bytes."""
     swapped_paths: int = 0
-    """Sampled rows whose control is named like an output and whose target like an input."""
+    """Sampled rows whose control path names an output and whose target path an input."""
     empty_captions: int = 0
 
     def add(self, faults: Iterable[BadRow]) -> None:
-        """Mark rows bad and keep the faults that are listed. Faults come in the order of their rows."""
+        """Mark rows bad and list the first faults. `faults` are ordered by row."""
 
         def marked() -> Iterator[BadRow]:
             for fault in faults:
@@ -81,10 +84,10 @@ class _Pair:
 def check_rows(
     blocks: RowBlocks, columns: Columns, root: Path, fetch: Callable[[ImageRef], bytes]
 ) -> Generator[Progress, None, Findings]:
-    """Check all rows of `blocks`, whose columns are `columns.names` in this order.
+    """Check all rows of `blocks`, which have the columns `columns.names` in this order.
 
-    Nulls, types, empty values and paths that leave `root` in every row; files that are missing in datasets of up to
-    LOOKED_UP_ROWS; the pixels of SAMPLED_ROWS evenly spaced rows, got by `fetch`.
+    Every row is checked for nulls, types, empty values and paths outside `root`; datasets of up to LOOKED_UP_ROWS rows
+    also for missing files. The images of SAMPLED_ROWS evenly spaced rows are read with `fetch` and decoded.
     """
     findings = Findings(np.ones(blocks.rows, dtype=bool))
     sample = np.linspace(0, max(blocks.rows - 1, 0), min(blocks.rows, SAMPLED_ROWS)).round().astype(np.int64)
@@ -107,12 +110,12 @@ def check_rows(
 
 
 def looks_swapped(control: str, target: str) -> bool:
-    """Whether names say that the control is an output and the target an input."""
+    """Tell whether names speak of an output as the control and of an input as the target."""
     return image_role(control) == "output" and image_role(target) == "input"
 
 
 def suspicious_cells(cells: Cells) -> np.ndarray:
-    """bool [rows]: a cheap filter that lets through no cell that `image_ref` refuses."""
+    """bool [rows]: cells that `image_ref` may refuse; a cheap filter with no false negatives."""
     mask = cells.null
     if cells.text is not None:
         odd = pc.match_substring_regex(cells.text, _SUSPICIOUS)
@@ -130,7 +133,7 @@ def _pair(block: Block, row: int) -> _Pair:
 
 
 def _cell_faults(block: Block, columns: Columns, root: Path | None) -> Iterator[BadRow]:
-    """Faults of the cells of a block, in the order of the rows. With `root`, files that are not below it are faults."""
+    """Yield the faults of a block's cells, ordered by row. With `root`, files missing below it are faults."""
     caption, control, target = block.columns
     found = (_caption_faults(caption), _image_faults(control, root), _image_faults(target, root))
     return heapq.merge(*(_rows(faults, block, name) for faults, name in zip(found, columns.names, strict=True)))
@@ -175,7 +178,7 @@ def _is_unicode(cells: Cells) -> bool:
 
 
 def _look(pair: _Pair, columns: Columns, fetch: Callable[[ImageRef], bytes]) -> tuple[Size, Size, bool] | list[BadRow]:
-    """(control size, target size, whether they show the same), or what is wrong with them."""
+    """Decode a pair: control size, target size and whether the pixels are equal, or the faults."""
     images, faults = [], []
     for name, reference in zip((columns.control_image, columns.image), (pair.control, pair.target), strict=True):
         try:

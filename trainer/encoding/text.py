@@ -92,7 +92,7 @@ class TextEmbeddings:
         family = self.encoder.family
         if not family.text_sees_control:
             return []
-        references = self.dataset.row_numbered(example.row).controls
+        references = self.dataset.read_row(example.row).controls
         return [
             family.prepare_control(decode_image(self.dataset.fetch(reference)), control.size)
             for reference, control in zip(references, example.controls, strict=True)

@@ -70,7 +70,7 @@ class BatchLoader:
         control, processes = self.processes.local_control, self.processes
         if processes.world_size > 1:
             with suppress(BadInput):  # raised again below, by all processes
-                yield from self.encoder.examples(self.dataset.share(processes.rank, processes.world_size), control)
+                yield from self.encoder.examples(self.dataset.shard(processes.rank, processes.world_size), control)
             processes.sync_controls()
         self.examples = yield from self.encoder.examples(self.dataset, control)
 

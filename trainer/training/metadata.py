@@ -14,8 +14,10 @@ if TYPE_CHECKING:
 
 
 def export_metadata(request: FineTuneRequest, settings: RunSettings, model: EditModel, step: int) -> dict[str, str]:
-    """Header metadata: the training in full, and the fields of the Stability AI model spec
-    (https://github.com/Stability-AI/ModelSpec). No date, so that equal trainings give equal files."""
+    """Header metadata of a LoRA or transformer file: request, settings and the fields of the Stability AI model spec.
+
+    Without a date, so that equal runs give equal files. Source: https://github.com/Stability-AI/ModelSpec
+    """
     params = request.training_params
     resolution = settings.resolution or model.family.variant.resolution
     kind = "lora" if params.use_lora else "checkpoint"

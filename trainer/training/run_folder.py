@@ -22,10 +22,10 @@ from .checkpoint import last_step
 def run_fingerprint(
     request: FineTuneRequest, settings: RunSettings, dataset: str, model: Sequence[str], world_size: int = 1
 ) -> str:
-    """Hash of everything that determines a run's losses, as hexadecimal sha256.
+    """Hexadecimal SHA-256 of everything that determines a run's losses.
 
-    `dataset` is the fingerprint of the data; `model` holds those of the model's components and of the initial LoRA.
-    `world_size` processes count as one process that accumulates all of their micro-batches.
+    `dataset` is the dataset's fingerprint; `model` has those of the model's components and of the initial LoRA.
+    `world_size` processes count as one process that accumulates all their micro-batches.
     """
     params = request.training_params.recorded_for_training()
     state = {
