@@ -1,4 +1,29 @@
-"""The nodes of the pack."""
+"""ComfyUI nodes: they wrap the trainer's functions, show events in the page, and map ComfyUI's folders and memory.
+
+base_model     Load Edit Base Model
+dataset        Load Edit Dataset
+params         Edit Training Params and Training Settings
+request        Fine-tune Request and Save Fine-tune Request
+samples        Sample Prompt
+train          Train Edit LoRA
+preview        Preview Training Samples
+edit           Edit Image
+types          data types of the nodes' connections
+widgets        inputs made from the trainer's pydantic fields
+ports          ComfyUI's CLIP and VAE as text encoder and image codec
+model_files    base models in ComfyUI's model folders
+model_info     description of a chosen base model
+live_run       runs in progress, as the page shows them
+saved_runs     runs in the output folder
+run_snapshot   keys of the page's event and run routes
+routes         HTTP routes of the page
+same_origin    guard of these routes
+folders        ComfyUI's input, output and LoRA folders
+host           cancelling, progress, memory and errors in ComfyUI
+pictures       conversion between IMAGE tensors and PIL
+
+The training itself knows nothing of ComfyUI: the trainer never imports from here.
+"""
 
 from __future__ import annotations
 
@@ -15,10 +40,10 @@ from .train import Train
 
 
 class EditTrainerExtension(ComfyExtension):
-    """What ComfyUI asks the pack for."""
+    """Entry point of the pack for ComfyUI."""
 
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
-        """Every node, in the order of a graph."""
+        """All nodes, in the order of a typical graph."""
         return [
             LoadDataset,
             Params,

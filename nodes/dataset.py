@@ -1,4 +1,4 @@
-"""Load Edit Dataset: a parquet, checked."""
+"""Load Edit Dataset: opens and checks a parquet."""
 
 from __future__ import annotations
 
@@ -16,10 +16,11 @@ from .types import EditDataset
 from .widgets import field_inputs
 
 PREVIEW_ROWS = 4
+"""Rows in the preview output; part of the node's behaviour in saved graphs."""
 
 
 class LoadDataset(io.ComfyNode):
-    """From a parquet to EDIT_DATASET."""
+    """Opens a parquet as EDIT_DATASET."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -27,7 +28,7 @@ class LoadDataset(io.ComfyNode):
             node_id="EditTrainerLoadDataset",
             display_name="Load Edit Dataset (Parquet)",
             category="edit trainer",
-            description="Opens a parquet of control image, caption and target image, and checks its rows.",
+            description="Opens a parquet of control images, captions and target images, and checks its rows.",
             hidden=[io.Hidden.unique_id],
             inputs=[
                 *field_inputs(FineTuneRequest, ("resource",)),
@@ -36,8 +37,8 @@ class LoadDataset(io.ComfyNode):
             ],
             outputs=[
                 EditDataset.Output("dataset", tooltip="For Train Edit LoRA."),
-                io.Image.Output("preview", tooltip="Control and target of the first rows, side by side."),
-                io.String.Output("report", tooltip="What is in the dataset, and what looks wrong."),
+                io.Image.Output("preview", tooltip="Control and target images of the first rows, side by side."),
+                io.String.Output("report", tooltip="Sizes, bad rows and warnings about the dataset."),
             ],
         )
 

@@ -1,4 +1,4 @@
-"""Edit Image: the model at work, trained or not."""
+"""Edit Image: inference with a base model or a trained one."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ if TYPE_CHECKING:
 
 
 class EditImage(io.ComfyNode):
-    """From an image and a prompt to the edited image."""
+    """Edits images by a prompt."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -29,41 +29,50 @@ class EditImage(io.ComfyNode):
             node_id="EditTrainerEditImage",
             display_name="Edit Image",
             category="edit trainer",
-            description="Edits an image as the training's own samples are drawn.",
+            description="Edits an image with the sampler that training uses for its samples.",
             hidden=[io.Hidden.unique_id],
             inputs=[
-                EditModel.Input("model", tooltip="A base, or the trained model of Train Edit LoRA."),
+                EditModel.Input("model", tooltip="A base model, or the trained model from Train Edit LoRA."),
                 io.Image.Input("image", tooltip="The image to edit."),
-                io.String.Input("prompt", multiline=True, tooltip="The edit to ask for."),
+                io.String.Input("prompt", multiline=True, tooltip="The edit to make."),
                 io.String.Input(
                     "negative_prompt",
                     multiline=True,
-                    tooltip="What to keep away from. Qwen-Image-Edit alone has a use for it, at a guidance above 1.",
+                    tooltip="What to avoid. Only Qwen-Image-Edit uses it, with a guidance above 1.",
                 ),
                 io.Int.Input(
-                    "seed", default=42, min=0, max=2**53 - 1, control_after_generate=True, tooltip="Seed of the noise."
+                    "seed",
+                    default=42,
+                    min=0,
+                    max=2**53 - 1,
+                    control_after_generate=True,
+                    tooltip="Seed of the initial noise.",
                 ),
-                io.Int.Input("steps", default=0, min=0, max=1000, tooltip="Sampler steps; 0: the family's own."),
+                io.Int.Input("steps", default=0, min=0, max=1000, tooltip="Sampler steps. 0: the model's own."),
                 io.Float.Input(
-                    "guidance", default=0.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance; 0: the family's own."
+                    "guidance", default=0.0, min=0.0, max=100.0, step=0.1, tooltip="Guidance scale. 0: the model's own."
                 ),
-                io.Int.Input("width", default=0, min=0, max=16384, tooltip="Pixels; 0: follows from the image."),
-                io.Int.Input("height", default=0, min=0, max=16384, tooltip="Pixels; 0: follows from the image."),
+                io.Int.Input(
+                    "width", default=0, min=0, max=16384, tooltip="Width in pixels. 0: follows from the image."
+                ),
+                io.Int.Input(
+                    "height", default=0, min=0, max=16384, tooltip="Height in pixels. 0: follows from the image."
+                ),
                 io.Float.Input(
                     "lora_strength",
                     default=1.0,
                     min=-100.0,
                     max=100.0,
                     step=0.01,
-                    tooltip="How strongly the LoRA acts.",
+                    tooltip="Strength of the LoRA: 0 is off, 1 is as trained.",
                 ),
-                io.LoraModel.Input("lora", optional=True, tooltip="A LoRA; it takes the place of the model's own."),
+                io.LoraModel.Input("lora", optional=True, tooltip="A LoRA; it replaces the model's own."),
                 io.Combo.Input(
                     "lora_name",
                     options=lora_options(),
                     default=NO_LORA,
                     optional=True,
-                    tooltip="A LoRA file that takes the place of the model's own; not together with lora.",
+                    tooltip="A LoRA file; it replaces the model's own. Cannot be combined with lora.",
                 ),
             ],
             outputs=[io.Image.Output("image", tooltip="The edited image.")],
@@ -106,7 +115,7 @@ class EditImage(io.ComfyNode):
 
 
 def _size(picture: Image.Image, width: int, height: int) -> Size | None:
-    """The size asked for; one side that is left open keeps the image's aspect, None leaves both open."""
+    """Requested size; a side of 0 follows from the image's aspect. None if both are 0."""
     from ..trainer.data.resize import Size
 
     if not width and not height:

@@ -1,4 +1,4 @@
-"""Where the pack reads and writes: ComfyUI's folders, never outside of them."""
+"""ComfyUI's folders: finding inputs and LoRA files, naming run folders, publishing results."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from ..trainer.errors import BadInput
 from ..trainer.files import atomic_write
 
 EXAMPLES = Path(__file__).parent.parent / "example_workflows"
-"""The example parquet and request lie here, and are found by their bare names."""
+"""Folder of the example parquet and request, which are found by their bare names."""
 CACHE = "edit_trainer_cache"
 MAX_LISTED = 1000
-"""Files that are listed."""
+"""Parquets in the page's menu; a judgement: more would make the page slow."""
 NO_LORA = "none"
 _NOT_A_NAME = re.compile(r'[\x00-\x1f<>:"/\\|?*]|^[. ]|[. ]$|^(con|prn|aux|nul|com\d|lpt\d)(\.|$)', re.IGNORECASE)
 
@@ -34,22 +34,24 @@ def output_folder() -> Path:
 
 
 def runs_folder() -> Path:
-    """The folder of all runs."""
+    """Folder of all run folders."""
     return output_folder() / "edit_trainer"
 
 
 def cache_folder() -> Path:
-    """Encoded images and texts, and downloads, shared by all runs."""
+    """Folder of encoded images and texts and of downloads, shared by all runs."""
     return runs_folder() / CACHE
 
 
 def run_folder(name: str, resume: bool) -> Path:
-    """The folder of the run of this name; without `resume` the first of `<name>`, `<name>-2`, ... that is not there
-    yet. Raises BadInput for a name that is not one plain folder's name on every system."""
+    """Folder of the run of this name; without `resume` the first of `<name>`, `<name>-2`, ... that does not exist.
+
+    Raises BadInput for a name that is not valid for a folder on every system.
+    """
     if not is_folder_name(name) or name == CACHE:
         raise BadInput(
             f'run_name: "{name}" cannot be used; give one folder name of at most 100 characters, without any of '
-            '< > : " / \\ | ? * and not beginning or ending with a dot or a space.'
+            '< > : " / \\ | ? * and without a dot or a space at its start or end.'
         )
     folder = runs_folder() / name
     number = 1
@@ -60,12 +62,12 @@ def run_folder(name: str, resume: bool) -> Path:
 
 
 def is_folder_name(name: str) -> bool:
-    """Whether this is one plain name of a folder or file on every system."""
+    """Tell whether a name is valid for a folder or file on every system."""
     return 0 < len(name) <= 100 and not _NOT_A_NAME.search(name)
 
 
 def find_parquet(resource: str) -> Path:
-    """The parquet that a person named. Raises BadInput naming every place tried."""
+    """Find the parquet of a `resource` input. Raises BadInput naming every place tried."""
     from ..trainer.data.load_request import resolve_resource
 
     if not resource.strip():
@@ -74,8 +76,10 @@ def find_parquet(resource: str) -> Path:
 
 
 def find_contained_parquet(resource: str) -> Path:
-    """The parquet that `find_parquet` finds, for a page: only in ComfyUI's input and output folder and among the
-    examples. Raises BadInput, in the same words whether there is something outside of them or not."""
+    """Find a parquet for the page: only in ComfyUI's input and output folders and among the examples.
+
+    Raises BadInput, with the same message whether a file exists outside of them or not.
+    """
     name = Path(resource.strip())
     roots = [folder.resolve() for folder in (input_folder(), output_folder(), EXAMPLES)]
     names = [name] if name.is_absolute() or len(name.parts) < 2 else [name, Path(*name.parts[1:])]
@@ -90,16 +94,16 @@ def find_contained_parquet(resource: str) -> Path:
 
 
 def list_parquets() -> list[str]:
-    """The parquets of the input folder, by their path in it, and then the examples."""
+    """Paths of the parquets in the input folder, relative to it, then the names of the examples."""
     inside = sorted(path.relative_to(input_folder()).as_posix() for path in input_folder().rglob("*.parquet"))
     return inside[:MAX_LISTED] + sorted(path.name for path in EXAMPLES.glob("*.parquet"))
 
 
 def find_request(text: str) -> Path | str:
-    """A request's JSON as it was pasted, or the file that was named. Raises BadInput when there is no such file."""
+    """Pasted request JSON, or the path of the named file. Raises BadInput when there is no such file."""
     text = text.strip()
     if not text:
-        raise BadInput("request: is empty; paste a fine-tune request's JSON, or name a file that holds it.")
+        raise BadInput("request: is empty; paste the JSON of a fine-tune request, or name a JSON file.")
     if text[0] in "{[" or "\n" in text:
         return text
     places = [Path(text), input_folder() / text, EXAMPLES / text]
@@ -111,23 +115,23 @@ def find_request(text: str) -> Path | str:
 
 
 def lora_options() -> list[str]:
-    """The LoRA files that ComfyUI lists, after `NO_LORA`."""
+    """Options of a LoRA menu: `NO_LORA`, then the LoRA files that ComfyUI lists."""
     return [NO_LORA, *folder_paths.get_filename_list("loras")]
 
 
 def find_lora(name: str) -> Path | None:
-    """The file of one of `lora_options`; None for `NO_LORA`. Raises BadInput when it is not there any more."""
+    """Path of a LoRA menu's option; None for `NO_LORA`. Raises BadInput when the file no longer exists."""
     if name == NO_LORA:
         return None
     # ComfyUI looks inside its LoRA folders alone, whatever the name.
     path = folder_paths.get_full_path("loras", name)
     if path is None:
-        raise BadInput(f'There is no LoRA "{name}" in ComfyUI\'s LoRA folders any more; choose another.')
+        raise BadInput(f'The LoRA "{name}" is no longer in ComfyUI\'s LoRA folders; choose another.')
     return Path(path)
 
 
 def lora_state(name: str | None) -> str | float:
-    """For ComfyUI to see whether the LoRA of this name has changed; None is a name that is not known yet."""
+    """Value that changes with the LoRA file, for `fingerprint_inputs`; `name` is None where a link supplies it."""
     if name is None:
         return float("nan")
     try:
@@ -138,28 +142,28 @@ def lora_state(name: str | None) -> str | float:
 
 
 def file_state(path: Path) -> str:
-    """Path, size and modification time, for ComfyUI to see whether a file has changed."""
+    """Path, size and modification time of a file, for `fingerprint_inputs`."""
     state = path.stat()
     return f"{path.absolute()} {state.st_size} {state.st_mtime_ns}"
 
 
-def keep_control(picture: Image.Image) -> Path:
-    """A picture as a PNG in ComfyUI's temporary folder, named by its content."""
+def save_control(picture: Image.Image) -> Path:
+    """Save a control image as PNG in ComfyUI's temporary folder, named by its content."""
     digest = hashlib.sha256(f"{picture.size}".encode() + picture.tobytes()).hexdigest()
-    path = _kept_controls() / f"{digest[:32]}.png"
+    path = _control_folder() / f"{digest[:32]}.png"
     if not path.is_file():
         with atomic_write(path, durable=False) as temporary:
             picture.save(temporary, "PNG")
     return path
 
 
-def is_kept_control(path: str) -> bool:
-    """Whether an image's path is one that `keep_control` gave."""
-    return Path(path).parent == _kept_controls()
+def is_saved_control(path: str) -> bool:
+    """Tell whether `save_control` made a path."""
+    return Path(path).parent == _control_folder()
 
 
 def publish_lora(weights: Path) -> Path:
-    """A copy of a run's LoRA where ComfyUI's loaders list it. Raises RunFailed when the disk refuses."""
+    """Copy a run's LoRA to where ComfyUI's loaders list it. Raises RunFailed when it cannot be written."""
     path = output_folder() / "loras" / weights.name
     if not path.is_file() or path.stat().st_size != weights.stat().st_size or path.read_bytes() != weights.read_bytes():
         with atomic_write(path) as temporary:
@@ -168,8 +172,10 @@ def publish_lora(weights: Path) -> Path:
 
 
 def publish_transformer(weights: Path) -> Path:
-    """A run's whole transformer where ComfyUI's loaders list it: the same file under a second name where the disk has
-    such, else a copy. Raises RunFailed when the disk refuses."""
+    """Hard-link a run's transformer to where ComfyUI's loaders list it, or copy it where the disk has no links.
+
+    Raises RunFailed when it cannot be written.
+    """
     path = output_folder() / "diffusion_models" / weights.name
     if not path.is_file() or not path.samefile(weights):
         with atomic_write(path, durable=False) as temporary:
@@ -180,5 +186,5 @@ def publish_transformer(weights: Path) -> Path:
     return path
 
 
-def _kept_controls() -> Path:
+def _control_folder() -> Path:
     return Path(folder_paths.get_temp_directory()).absolute() / "edit_trainer"

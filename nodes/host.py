@@ -1,4 +1,4 @@
-"""What running inside ComfyUI takes: its Cancel button, its progress bar, its memory, its way of showing errors."""
+"""ComfyUI as the host of a run: cancelling, progress bar, device memory and error messages."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from ..trainer.events import Event, Notice, Progress
 T = TypeVar("T")
 
 MESSAGE_SECONDS = 0.125
-"""Between two messages of a kind to the page: eight a second."""
+"""Seconds between two messages of a kind to the page; a judgement: eight a second look smooth."""
 
 
 def follow(events: Generator[Event, None, T], show: Callable[[Event], None]) -> T:
-    """Go through a generator of events, show each, and give what it returns.
+    """Run a generator of events to its end, showing each one; returns the generator's return value.
 
-    ComfyUI's Cancel is looked for at every event; it closes the generator, which saves, and then goes up. ComfyUI runs
-    nodes in inference mode, where nothing can be trained: here it is off.
+    Checks ComfyUI's Cancel at every event: it closes the generator, which saves a checkpoint, and raises
+    InterruptProcessingException. Turns off the inference mode in which ComfyUI runs nodes, as training needs gradients.
     """
     with torch.inference_mode(False), torch.enable_grad(), closing(events):
         while True:
@@ -42,7 +42,7 @@ def follow(events: Generator[Event, None, T], show: Callable[[Event], None]) -> 
 
 @contextmanager
 def readable_errors() -> Iterator[None]:
-    """What a person is meant to read goes to ComfyUI as a plain error of one message."""
+    """Context that raises BadInput and RunFailed as plain errors, so that ComfyUI shows their message alone."""
     try:
         yield
     except BadInput as error:
@@ -53,8 +53,10 @@ def readable_errors() -> Iterator[None]:
 
 @contextmanager
 def borrowed_device() -> Iterator[torch.device]:
-    """ComfyUI's device with its models moved out of the way. What was loaded inside is gone from it at the end, even
-    while an error is on its way up with the frames that held it."""
+    """Context with ComfyUI's device, free of ComfyUI's models.
+
+    Releases on exit what was loaded inside, also on an error, whose traceback would otherwise keep tensors alive.
+    """
     memory.unload_all_models()
     memory.soft_empty_cache()
     try:
@@ -77,7 +79,7 @@ def device_memory() -> list[int] | None:
 
 
 def device_line() -> str:
-    """What is trained on: the card and its memory, or the CPU."""
+    """Describe the device: the GPU's name and memory, or the CPU."""
     device = memory.get_torch_device()
     if device.type == "cpu":
         return "on the CPU"
@@ -85,7 +87,7 @@ def device_line() -> str:
 
 
 def unload(patcher: ModelPatcher) -> None:
-    """Take one of ComfyUI's models off the device; the others stay."""
+    """Unload one of ComfyUI's models from the device; the others stay."""
     others = [
         loaded for loaded in memory.current_loaded_models if loaded.model and loaded.model.model is not patcher.model
     ]
@@ -93,14 +95,14 @@ def unload(patcher: ModelPatcher) -> None:
 
 
 class Pace:
-    """Lets something happen at most once in a while."""
+    """Rate limiter: allows one action per `seconds`."""
 
     def __init__(self, seconds: float = MESSAGE_SECONDS) -> None:
         self.seconds = seconds
         self._next = 0.0
 
     def due(self) -> bool:
-        """Whether it is time again; if so, the time is taken."""
+        """Tell whether an action is allowed now, and if so count it."""
         now = time.monotonic()
         if now < self._next:
             return False
@@ -108,7 +110,7 @@ class Pace:
         return True
 
     def wait(self) -> None:
-        """Sleep until it is time again, and take the time."""
+        """Sleep until an action is allowed, and count it."""
         while not self.due():
             time.sleep(max(0.0, self._next - time.monotonic()))
 
@@ -121,12 +123,12 @@ class NodeDisplay:
         self._pace = Pace()
 
     def progress(self, done: int, total: int) -> None:
-        """Move the bar."""
+        """Move the progress bar to `done` of `total`."""
         if done == total or self._pace.due():
             self._bar.update_absolute(done, total)
 
     def show(self, event: Event) -> None:
-        """Show the progress of something that is not a training."""
+        """Show the progress and notices of an operation other than training."""
         if isinstance(event, Progress):
             self.progress(event.done, event.total)
         if isinstance(event, Notice):
@@ -134,5 +136,5 @@ class NodeDisplay:
 
 
 def progress_line(event: Progress) -> str:
-    """`caching texts 3/400`."""
+    """Format progress: `caching texts 3/400`."""
     return f"{' '.join(filter(None, (event.phase, event.note)))} {event.done}/{event.total}"

@@ -1,4 +1,4 @@
-"""Edit Training Params, and the advanced settings: widgets only."""
+"""Edit Training Params and Training Settings (advanced): widgets made from the trainer's fields."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from .host import readable_errors
 from .types import EditParams, EditSettings
 from .widgets import field_inputs
 
-# The order of the widgets is what saved workflows count by: append, never insert or reorder.
+# Saved workflows store widget values by position: append, never insert or reorder.
 PARAMS = (
     "batch_size",
     "cache_text_embeddings",
@@ -66,14 +66,14 @@ def settings_inputs(settings: type[RunSettings]) -> list[io.Input]:
             options=lora_options(),
             default=NO_LORA,
             optional=True,
-            tooltip="A LoRA that training goes on from; none: a fresh one.",
+            tooltip="LoRA to continue training from. none: start a new LoRA.",
         ),
         *field_inputs(settings, tuple(name for name in settings.model_fields if name not in listed), optional=True),
     ]
 
 
 class Params(io.ComfyNode):
-    """The request's training_params."""
+    """The request's training parameters, without columns and samples."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -92,7 +92,7 @@ class Params(io.ComfyNode):
 
 
 class Settings(io.ComfyNode):
-    """The run settings that the request does not have."""
+    """Run settings, which the request does not have."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -100,7 +100,7 @@ class Settings(io.ComfyNode):
             node_id="EditTrainerSettings",
             display_name="Training Settings (advanced)",
             category="edit trainer",
-            description="What a fine-tune request does not say. Leave the node out to take the defaults.",
+            description="Settings that a fine-tune request does not have. Without this node the defaults apply.",
             inputs=settings_inputs(RunSettings),
             outputs=[EditSettings.Output("settings", tooltip="For Train Edit LoRA.")],
         )

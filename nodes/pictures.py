@@ -1,4 +1,4 @@
-"""ComfyUI's IMAGE tensors and PIL's pictures, one made into the other, and pictures put together."""
+"""Conversion between ComfyUI's IMAGE tensors and PIL images, and grids of images."""
 
 from __future__ import annotations
 
@@ -9,25 +9,25 @@ import torch
 from PIL import Image
 
 SMALL = 512
-"""Pixels along a side of the pictures in an overview."""
+"""Maximum side of the images in a preview, in pixels; a judgement."""
 
 
 def to_pictures(images: torch.Tensor) -> list[Image.Image]:
-    """RGB pictures of an IMAGE, float [B, H, W, C] in 0..1; an alpha channel is dropped."""
+    """Convert an IMAGE, [B, H, W, C] float32 in 0..1, to RGB images; alpha is dropped."""
     values = (images[..., :3].float().clamp(0, 1) * 255).round().to(torch.uint8).cpu().numpy()
     return [Image.fromarray(value) for value in values]
 
 
 def to_images(pictures: Sequence[Image.Image]) -> torch.Tensor:
-    """An IMAGE, float32 [B, H, W, 3] in 0..1, of pictures; smaller ones are padded to the largest sides."""
-    width, height = largest(pictures)
+    """Convert images to an IMAGE, [B, H, W, 3] float32 in 0..1; smaller ones are padded to the largest sides."""
+    width, height = max_sides(pictures)
     padded = [np.asarray(pad(picture, width, height), np.float32) for picture in pictures]
     return torch.from_numpy(np.stack(padded)) / 255
 
 
 def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
-    """Rows of pictures, every cell padded to the largest sides."""
-    width, height = largest([picture for row in rows for picture in row])
+    """Paste rows of images into one image, each padded to the largest sides."""
+    width, height = max_sides([picture for row in rows for picture in row])
     sheet = Image.new("RGB", (width * max(map(len, rows)), height * len(rows)))
     for y, row in enumerate(rows):
         for x, picture in enumerate(row):
@@ -36,19 +36,19 @@ def grid(rows: Sequence[Sequence[Image.Image]]) -> Image.Image:
 
 
 def small(picture: Image.Image) -> Image.Image:
-    """The picture, made smaller where it is more than SMALL pixels wide or high."""
+    """Copy of an image, scaled down to at most SMALL pixels on a side."""
     copy = picture.copy()
     copy.thumbnail((SMALL, SMALL))
     return copy
 
 
-def largest(pictures: Sequence[Image.Image]) -> tuple[int, int]:
-    """The greatest width and the greatest height."""
+def max_sides(pictures: Sequence[Image.Image]) -> tuple[int, int]:
+    """Maximum width and maximum height."""
     return max(picture.width for picture in pictures), max(picture.height for picture in pictures)
 
 
 def pad(picture: Image.Image, width: int, height: int) -> Image.Image:
-    """The picture in the middle of a black one."""
+    """Center an image on a black one."""
     sheet = Image.new("RGB", (width, height))
     sheet.paste(picture, ((width - picture.width) // 2, (height - picture.height) // 2))
     return sheet

@@ -1,4 +1,4 @@
-"""Preview Training Samples: what a run has drawn, from first step to last."""
+"""Preview Training Samples: the sample images of a run, from the first step to the last."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from .types import EditRun, FinishedRun
 
 
 class PreviewSamples(io.ComfyNode):
-    """From a run's folder to pictures."""
+    """Loads the sample images of a run folder."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -23,13 +23,13 @@ class PreviewSamples(io.ComfyNode):
             node_id="EditTrainerPreviewSamples",
             display_name="Preview Training Samples",
             category="edit trainer",
-            description="The samples of a run: a row for each prompt, its control image first, then one column for "
-            "each step at which samples were drawn.",
+            description="The samples of a run: one row per prompt, with the control image first and then one column "
+            "per step that has samples.",
             is_output_node=True,
             inputs=[EditRun.Input("run", tooltip="From Train Edit LoRA.")],
             outputs=[
-                io.Image.Output("grid", tooltip="All samples in one picture, each at most 512 pixels wide and high."),
-                io.Image.Output("images", tooltip="The last step's samples as a batch."),
+                io.Image.Output("grid", tooltip="All samples in one image, each at most 512 pixels on a side."),
+                io.Image.Output("images", tooltip="The samples of the last step, as a batch."),
             ],
         )
 
@@ -40,7 +40,9 @@ class PreviewSamples(io.ComfyNode):
         drawn = {step: files for step, files in folder.drawn_samples().items() if step <= run.steps}
         indices = [index for index in range(run.samples) if index in drawn.get(run.steps, {})]
         if not indices:
-            raise BadInput(f"The run {run.folder} has no samples at its last step: connect Sample Prompt nodes to it.")
+            raise BadInput(
+                f"The run {run.folder} has no samples at its last step. Connect Sample Prompt nodes to Train Edit LoRA."
+            )
         rows = [
             [_open(folder.control_path(index)), *(_open(files[index]) for files in drawn.values() if index in files)]
             for index in indices

@@ -1,4 +1,4 @@
-"""A fine-tune request's JSON, made into the other nodes' wires and back."""
+"""Fine-tune Request and Save Fine-tune Request: conversion between the request's JSON and the nodes' outputs."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from comfy_api.latest import io, ui
 from ..trainer.config.request import BASE_MODELS, FineTuneRequest, SamplePrompt, parse_request
 from ..trainer.errors import BadInput
 from ..trainer.files import write_text
-from .folders import EXAMPLES, cache_folder, file_state, find_request, input_folder, is_kept_control, output_folder
+from .folders import EXAMPLES, cache_folder, file_state, find_request, input_folder, is_saved_control, output_folder
 from .host import NodeDisplay, follow, readable_errors
 from .params import PARAMS
 from .types import EditDataset, EditModel, EditParams, EditSamples
@@ -25,12 +25,12 @@ if TYPE_CHECKING:
 def build_request(
     dataset: Dataset, params: dict[str, Any], model: Model, samples: tuple[SamplePrompt, ...] | None
 ) -> FineTuneRequest:
-    """The request that the nodes' inputs amount to; without samples the published ones.
+    """Build the request of connected nodes; `samples` None takes the default samples of the request.
 
-    Raises BadInput naming every fault, and for a model that is trained already.
+    Raises BadInput naming every fault, and for a model that is already trained.
     """
     if model.is_trained:
-        raise BadInput("model: is trained already; connect Load Edit Base Model.")
+        raise BadInput("model: is already trained; connect Load Edit Base Model.")
     drawn = {} if samples is None else {"samples": [sample.model_dump() for sample in samples]}
     return parse_request(
         {
@@ -43,7 +43,7 @@ def build_request(
 
 
 class LoadRequest(io.ComfyNode):
-    """From JSON to EDIT_DATASET, EDIT_PARAMS, EDIT_SAMPLES and a base model's name."""
+    """Splits request JSON into EDIT_DATASET, EDIT_PARAMS, EDIT_SAMPLES and the base model's name."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -51,11 +51,13 @@ class LoadRequest(io.ComfyNode):
             node_id="EditTrainerLoadRequest",
             display_name="Fine-tune Request (JSON)",
             category="edit trainer",
-            description="Takes a whole image_editing fine-tune request, as the hosted service takes it.",
+            description="Reads a complete image_editing fine-tune request, in the format of the hosted service.",
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.String.Input(
-                    "request", multiline=True, tooltip="The request's JSON, or a file that holds it (input folder)."
+                    "request",
+                    multiline=True,
+                    tooltip="JSON of the request, or the name of a JSON file in the input folder.",
                 )
             ],
             outputs=[
@@ -95,7 +97,7 @@ class LoadRequest(io.ComfyNode):
 
 
 class SaveRequest(io.ComfyNode):
-    """From the other nodes' wires to JSON."""
+    """Writes the request of connected nodes as JSON."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -103,18 +105,20 @@ class SaveRequest(io.ComfyNode):
             node_id="EditTrainerSaveRequest",
             display_name="Save Fine-tune Request",
             category="edit trainer",
-            description="Writes the request that the connected nodes amount to, for `python -m trainer train`.",
+            description="Writes the connected nodes as a request for `python -m trainer train`.",
             is_output_node=True,
             inputs=[
-                EditDataset.Input("dataset", tooltip="What is trained on."),
-                EditParams.Input("params", tooltip="How it is trained."),
-                EditModel.Input("model", tooltip="What is trained."),
+                EditDataset.Input("dataset", tooltip="Dataset to train on."),
+                EditParams.Input("params", tooltip="Training parameters."),
+                EditModel.Input("model", tooltip="Base model to train."),
                 io.String.Input(
-                    "filename_prefix", default="edit_trainer/request", tooltip="File name, in the output folder."
+                    "filename_prefix",
+                    default="edit_trainer/request",
+                    tooltip="Prefix of the file name, in the output folder.",
                 ),
-                EditSamples.Input("samples", optional=True, tooltip="What is drawn to show progress."),
+                EditSamples.Input("samples", optional=True, tooltip="Samples that show progress during the run."),
             ],
-            outputs=[io.String.Output("request", tooltip="The request's JSON.")],
+            outputs=[io.String.Output("request", tooltip="JSON of the request.")],
         )
 
     @classmethod
@@ -129,7 +133,7 @@ class SaveRequest(io.ComfyNode):
     ) -> io.NodeOutput:
         folder, name, number, _, _ = folder_paths.get_save_image_path(filename_prefix, str(output_folder()))
         file = Path(folder) / f"{name}_{number:05}_.json"
-        request = build_request(dataset, params, model, samples and _lasting(samples, file))
+        request = build_request(dataset, params, model, samples and _with_saved_controls(samples, file))
         write_text(file, request.to_json() + "\n")
         command = f'python -m trainer train "{file}"'
         if dataset.images_root != dataset.path.parent:
@@ -139,13 +143,13 @@ class SaveRequest(io.ComfyNode):
         return io.NodeOutput(request.to_json(), ui=ui.PreviewText(f"{file}\n{command}"))
 
 
-def _lasting(samples: tuple[SamplePrompt, ...], file: Path) -> tuple[SamplePrompt, ...]:
-    """The samples with those control images beside the request that ComfyUI will delete."""
-    kept = []
+def _with_saved_controls(samples: tuple[SamplePrompt, ...], file: Path) -> tuple[SamplePrompt, ...]:
+    """Copy control images from ComfyUI's temporary folder to `file`'s; returns samples with the new paths."""
+    saved = []
     for index, sample in enumerate(samples):
-        if is_kept_control(sample.ctrl_img_url):
+        if is_saved_control(sample.ctrl_img_url):
             path = file.with_name(f"{file.stem}control-{index:02d}.png")
             shutil.copyfile(sample.ctrl_img_url, path)
             sample = sample.model_copy(update={"ctrl_img_url": path.absolute().as_posix()})
-        kept.append(sample)
-    return tuple(kept)
+        saved.append(sample)
+    return tuple(saved)

@@ -1,4 +1,4 @@
-"""What the page asks for: runs that go on and runs that lie on the disk, and what is in a parquet."""
+"""HTTP routes for the page: runs in progress, saved runs, parquets, requests and base models."""
 
 from __future__ import annotations
 
@@ -19,15 +19,17 @@ from .same_origin import same_origin_only
 from .saved_runs import list_runs, run_details, sample_file, shrunk, thumbnail
 
 THUMBNAIL_PIXELS = (32, 512)
-"""The least and the most on a side."""
-FIRST_ROWS, FIRST_ROW_PIXELS, MOST_COLUMNS = 3, 96, 4
-"""Rows of a parquet that are shown, the size of their pictures, and of how many columns."""
+"""Smallest and largest thumbnail, in pixels on a side; a judgement."""
+FIRST_ROWS, FIRST_ROW_PIXELS, MAX_COLUMNS = 3, 96, 4
+"""Rows shown of a parquet, pixels on a side of their images, and number of columns; a judgement."""
 MAX_TEXT_CHARS = 300
-"""Characters of a first row's text."""
+"""Characters shown of a text in the first rows; a judgement."""
 MAX_REQUEST_BYTES = 4 * 2**20
-"""Bytes of a pasted request."""
+"""Largest pasted request, in bytes; a judgement: real ones have a few kilobytes."""
 MAX_UPLOAD_BYTES = 1 << 40
+"""Largest uploaded parquet, in bytes; a judgement, beyond any dataset for one GPU."""
 UPLOAD_CHUNK = 1 << 20
+"""Bytes written at a time; a judgement."""
 
 
 def add_routes() -> None:
@@ -54,32 +56,32 @@ def add_routes() -> None:
 
 
 async def snapshot(request: web.Request) -> web.Response:
-    """The last run of a node, as its events have told it; null when there is none."""
+    """Snapshot of a node's last run; null when there is none."""
     return web.json_response(LIVE_RUNS.snapshot(request.match_info["node_id"]))
 
 
 async def stop(request: web.Request) -> web.Response:
-    """Have the node's run save after the current step, and end."""
-    return _told(request, "stop")
+    """Make the node's run save a checkpoint after the current step and end."""
+    return _send_control(request, "stop")
 
 
 async def sample_now(request: web.Request) -> web.Response:
-    """Have the node's run draw its samples after the current step."""
-    return _told(request, "sample_now")
+    """Make the node's run generate its samples after the current step."""
+    return _send_control(request, "sample_now")
 
 
 async def saved_runs(request: web.Request) -> web.Response:
-    """All runs of the output folder, one line each."""
+    """Summaries of all runs in the output folder."""
     return web.json_response(await asyncio.to_thread(list_runs, LIVE_RUNS.running()))
 
 
 async def saved_run(request: web.Request) -> web.Response:
-    """One run of the output folder, whole."""
+    """Details of one run in the output folder."""
     return web.json_response(await asyncio.to_thread(run_details, request.match_info["run"], LIVE_RUNS.running()))
 
 
 async def picture(request: web.Request) -> web.StreamResponse:
-    """A picture of a run; `?px=`: as a thumbnail of at most so many pixels on a side."""
+    """A sample image of a run. `?px=`: a thumbnail of at most this many pixels on a side."""
     path = sample_file(request.match_info["run"], request.match_info["file"])
     headers = {"Cache-Control": "private, max-age=60"}
     if "px" not in request.query:
@@ -89,14 +91,13 @@ async def picture(request: web.Request) -> web.StreamResponse:
 
 
 async def parquets(request: web.Request) -> web.Response:
-    """The parquets that can be chosen."""
+    """Parquets for the page's menu."""
     return web.json_response(await asyncio.to_thread(list_parquets))
 
 
 async def columns(request: web.Request) -> web.Response:
-    """`?resource=`: the parquet's columns with types, what they can serve as, which of them are probably the
-    request's, how many rows there are, and the texts of the first ones. While a name is being typed most are not
-    there: that is answered as `{"error": …}`, but is no error of the page's."""
+    """`?resource=`: the parquet's columns with types and kinds, a guess at the request's columns, the number of rows,
+    and texts of the first rows. An unknown file gives status 200 with `{"error": …}`: the page asks as one types."""
     try:
         return web.json_response(await asyncio.to_thread(_columns, request.query.get("resource", "")))
     except BadInput as error:
@@ -104,16 +105,16 @@ async def columns(request: web.Request) -> web.Response:
 
 
 async def first_rows(request: web.Request) -> web.Response:
-    """`?resource=&column=&column=&images_root=`: for each column the pictures of the first rows as small data
-    addresses, null for those that cannot be shown. Pictures at addresses are not fetched."""
-    names = request.query.getall("column", [])[:MOST_COLUMNS]
+    """`?resource=&column=&column=&images_root=`: images of the first rows of each column as small data URLs, null for
+    those that cannot be shown. Images behind URLs are not downloaded."""
+    names = request.query.getall("column", [])[:MAX_COLUMNS]
     where = request.query.get("resource", ""), request.query.get("images_root", "")
     return web.json_response(await asyncio.to_thread(_first_rows, *where, names))
 
 
 async def base_model(request: web.Request) -> web.Response:
-    """`?base_model=&transformer=&connected=`: what will be loaded from where, as `{"lines": […]}`, or `{"error": …}`.
-    `connected` has the names of those of clip and vae that are."""
+    """`?base_model=&transformer=&connected=`: files that will be loaded, as `{"lines": […]}`, or `{"error": …}`.
+    `connected` names the connected inputs among clip and vae."""
     choice = request.query.get("base_model", ""), request.query.get("transformer", AUTO)
     connected = request.query.getall("connected", [])
     try:
@@ -123,13 +124,11 @@ async def base_model(request: web.Request) -> web.Response:
 
 
 async def upload(request: web.Request) -> web.Response:
-    """`?name=`: the body is a parquet for the input folder; an other file of this name is never written over. The
-    answer has the name it got."""
+    """`?name=`: save the body, a parquet, in the input folder. An existing file is never overwritten; the response has
+    the name of the new one."""
     name = request.query.get("name", "")
     if not is_folder_name(name) or not name.lower().endswith(".parquet"):
-        raise BadInput(
-            f'"{name}" cannot be used; a parquet\'s name ends in .parquet and has none of < > : " / \\ | ? *'
-        )
+        raise BadInput(f'"{name}" cannot be used; the name must end in .parquet and have none of < > : " / \\ | ? *')
     folder = input_folder()
     temporary = folder / f".uploading-{uuid.uuid4().hex}"
     try:
@@ -145,7 +144,7 @@ async def upload(request: web.Request) -> web.Response:
         try:
             await asyncio.to_thread(read_schema, temporary)
         except BadInput:
-            raise BadInput(f'"{name}" is not a parquet file, or was cut off on its way.') from None
+            raise BadInput(f'"{name}" is not a parquet file, or was cut off during the upload.') from None
         path, number = folder / name, 1
         while path.exists():
             number += 1
@@ -157,8 +156,8 @@ async def upload(request: web.Request) -> web.Response:
 
 
 async def read_request(request: web.Request) -> web.Response:
-    """The body is a fine-tune request's JSON; the answer is `{"request": …}` with every default written out, or all
-    that is wrong with it as `{"error": …}`."""
+    """Check the body, a fine-tune request's JSON. The response is `{"request": …}` with all defaults, or every fault as
+    `{"error": …}`."""
     from ..trainer.config.request import parse_request
 
     text = await request.content.read(MAX_REQUEST_BYTES + 1)
@@ -170,20 +169,20 @@ async def read_request(request: web.Request) -> web.Response:
         return web.json_response({"error": str(error)})
 
 
-def _told(request: web.Request, what: str) -> web.Response:
+def _send_control(request: web.Request, what: str) -> web.Response:
     control = LIVE_RUNS.control(request.match_info["node_id"])
     if control is None:
-        return web.json_response({"error": "the run is not going on"}, status=409)
+        return web.json_response({"error": "The run is not in progress."}, status=409)
     getattr(control, what)()
     return web.json_response({})
 
 
 def _pixels(request: web.Request) -> int:
-    least, most = THUMBNAIL_PIXELS
-    pixels = request.query.get("px", str(most))
+    smallest, largest = THUMBNAIL_PIXELS
+    pixels = request.query.get("px", str(largest))
     if not pixels.isdecimal() or len(pixels) > 6:
         raise BadInput("px: is not a whole number.")
-    return min(max(int(pixels), least), most)
+    return min(max(int(pixels), smallest), largest)
 
 
 def _columns(resource: str) -> dict[str, Any]:
@@ -234,7 +233,7 @@ def _first_rows(resource: str, images_root: str, names: list[str]) -> dict[str, 
 
 
 def _small(value: str | bytes | None, root: Path) -> str | None:
-    """A cell's picture as a data address; None where there is none to show."""
+    """Image of a cell as a data URL; None if it cannot be shown."""
     from ..trainer.data.downloads import Downloads
     from ..trainer.data.images import image_ref, read_bytes
 

@@ -78,7 +78,7 @@ class RunSummary:
     step: int
     steps: int
     loss: float | None
-    """Of the last step in the log."""
+    """Loss of the last step in the log."""
     seconds: float | None
     """Duration of that step."""
     thumbnail: str | None

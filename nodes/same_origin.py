@@ -1,4 +1,4 @@
-"""Who may ask the pack's routes, and how they answer what is wrong."""
+"""Guard of the pack's routes against other sites' pages, and their error responses."""
 
 from __future__ import annotations
 
@@ -14,13 +14,15 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
 
 def same_origin_only(handler: Handler) -> Handler:
-    """The handler for ComfyUI's own page, and for programs that are no browsers: requests that another site's page
-    makes are refused, whatever ComfyUI allows. What the person can mend is answered as `{"error": …}`."""
+    """Wrap a handler: requests from other sites' pages get status 403, whatever ComfyUI's own settings allow.
+
+    ComfyUI's page and programs other than browsers pass. BadInput becomes status 400 with `{"error": message}`.
+    """
 
     @functools.wraps(handler)
     async def guarded(request: web.Request) -> web.StreamResponse:
         if _foreign(request):
-            return web.json_response({"error": "another site's page may not ask this"}, status=403)
+            return web.json_response({"error": "Requests from other sites are not allowed."}, status=403)
         try:
             answer = await handler(request)
         except BadInput as error:

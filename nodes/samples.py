@@ -1,4 +1,4 @@
-"""Sample Prompt: one picture that is drawn again and again while training goes on."""
+"""Sample Prompt: an edit that training repeats at intervals to show progress."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from comfy_api.latest import io
 
 from ..trainer.config.request import SamplePrompt
-from .folders import keep_control
+from .folders import save_control
 from .host import readable_errors
 from .pictures import to_pictures
 from .types import EditSamples
@@ -22,13 +22,13 @@ class Sample(io.ComfyNode):
             node_id="EditTrainerSample",
             display_name="Sample Prompt",
             category="edit trainer",
-            description="An edit that is drawn during the run, to show progress. Chain several through samples. "
-            "Without an image and an address, the dataset's own first control image is edited.",
+            description="An edit made at intervals during the run to show progress. Chain several through samples. "
+            "Without an image and a URL, the dataset's first control image is edited.",
             inputs=[
                 io.String.Input("prompt", multiline=True, tooltip=SamplePrompt.model_fields["prompt"].description),
                 field_input(SamplePrompt, "ctrl_img_url"),
-                io.Image.Input("control_image", optional=True, tooltip="The control image; wins over the address."),
-                EditSamples.Input("samples", optional=True, tooltip="Sample prompts that come before this one."),
+                io.Image.Input("control_image", optional=True, tooltip="Control image; takes precedence over the URL."),
+                EditSamples.Input("samples", optional=True, tooltip="Sample prompts before this one."),
             ],
             outputs=[EditSamples.Output("samples", tooltip="For Train Edit LoRA, or the next Sample Prompt.")],
         )
@@ -43,5 +43,5 @@ class Sample(io.ComfyNode):
         samples: tuple[SamplePrompt, ...] = (),
     ) -> io.NodeOutput:
         if control_image is not None:
-            ctrl_img_url = keep_control(to_pictures(control_image)[0]).as_posix()
+            ctrl_img_url = save_control(to_pictures(control_image)[0]).as_posix()
         return io.NodeOutput((*samples, SamplePrompt(prompt=prompt, ctrl_img_url=ctrl_img_url)))

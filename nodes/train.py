@@ -1,4 +1,4 @@
-"""Train Edit LoRA: the run itself."""
+"""Train Edit LoRA: trains a LoRA or the full transformer."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ if TYPE_CHECKING:
 
 
 class Train(io.ComfyNode):
-    """From a dataset and a base to a trained model."""
+    """Trains a base model on a dataset."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -32,33 +32,35 @@ class Train(io.ComfyNode):
             node_id="EditTrainerTrain",
             display_name="Train Edit LoRA",
             category="edit trainer",
-            description="Trains. Cancel saves, and queueing the same graph again goes on from there.",
+            description="Trains the model. Cancel saves a checkpoint; queueing the same graph again resumes from it.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             inputs=[
-                EditModel.Input("model", tooltip="The base, from Load Edit Base Model."),
+                EditModel.Input("model", tooltip="Base model, from Load Edit Base Model."),
                 EditDataset.Input("dataset", tooltip="From Load Edit Dataset or Fine-tune Request."),
                 EditParams.Input("params", tooltip="From Edit Training Params or Fine-tune Request."),
                 io.String.Input(
                     "run_name",
                     default="edit-lora",
-                    tooltip="Folder of the run, in output/edit_trainer; names the LoRA.",
+                    tooltip="Name of the run's folder in output/edit_trainer and of the LoRA.",
                 ),
                 field_input(RunSettings, "seed"),
                 io.Boolean.Input(
                     "resume",
                     default=True,
-                    tooltip="Go on with the run of this name, when it is this very training; off: begin a new one.",
+                    tooltip="Resume the run of this name if data, model and settings are equal. Off: start a new run.",
                 ),
-                EditSamples.Input("samples", optional=True, tooltip="What is drawn to show progress."),
+                EditSamples.Input(
+                    "samples", optional=True, tooltip="Samples that show progress during the run, from Sample Prompt."
+                ),
                 EditSettings.Input("settings", optional=True, tooltip="From Training Settings (advanced)."),
             ],
             outputs=[
-                EditModel.Output("model", tooltip="The trained model, for Edit Image."),
-                io.LoraModel.Output("lora", tooltip="For Load LoRA Model; empty after a full fine-tune."),
-                EditRun.Output("run", tooltip="For Preview Training Samples."),
-                io.String.Output("path", tooltip="The saved file."),
-                io.LossMap.Output("loss", tooltip="For Plot Loss Graph."),
+                EditModel.Output("model", tooltip="Trained model, for Edit Image."),
+                io.LoraModel.Output("lora", tooltip="LoRA, for Load LoRA Model. Empty after a full fine-tune."),
+                EditRun.Output("run", tooltip="Run, for Preview Training Samples."),
+                io.String.Output("path", tooltip="Path of the saved file."),
+                io.LossMap.Output("loss", tooltip="Losses, for Plot Loss Graph."),
             ],
         )
 
@@ -99,7 +101,7 @@ class Train(io.ComfyNode):
 
 
 def _conditioned(model: Model, policy: str) -> Model:
-    """The model under the policy that was asked for."""
+    """Model with the chosen conditioning policy."""
     if policy == "comfyui" and model.ports is None:
         raise BadInput(
             'conditioning: "comfyui" needs the graph\'s clip and vae; connect them to Load Edit Base Model, or choose '
@@ -114,7 +116,7 @@ def _run_settings(dataset: Dataset, seed: int, settings: dict[str, Any]) -> RunS
 
 
 def _results(model: Model, request: FineTuneRequest, live_run: LiveRun) -> io.NodeOutput:
-    """The outputs, and the last line of text."""
+    """Publish the weights; returns the node's outputs and its text."""
     from ..trainer.tensors import read_weights
     from ..trainer.training.run_folder import RunFolder
 

@@ -1,4 +1,4 @@
-"""What goes over the wires between the pack's nodes."""
+"""Data types of the connections between the pack's nodes."""
 
 from __future__ import annotations
 
@@ -14,8 +14,8 @@ EditParams = io.Custom("EDIT_PARAMS")
 EditSamples = io.Custom("EDIT_SAMPLES")
 """A tuple of `trainer.config.request.SamplePrompt`."""
 EditModel = io.Custom("EDIT_MODEL")
-"""A `trainer.models.edit_model.EditModel`: a handle that holds no weights but the CLIP and VAE it was given, which the
-graph holds anyway, so that a cached output pins no memory."""
+"""A `trainer.models.edit_model.EditModel`. It refers to files, and to connected CLIP and VAE objects that the graph
+holds anyway, so that ComfyUI's cached outputs occupy no memory."""
 EditSettings = io.Custom("EDIT_SETTINGS")
 """A dict: RunSettings without seed, images_root and bad_rows."""
 EditRun = io.Custom("EDIT_RUN")
@@ -24,9 +24,9 @@ EditRun = io.Custom("EDIT_RUN")
 
 @dataclass(frozen=True, slots=True)
 class FinishedRun:
-    """A run that is done, by its folder."""
+    """A finished run."""
 
     folder: Path
     steps: int
     samples: int
-    """How many sample prompts it has drawn."""
+    """Number of sample prompts."""

@@ -1,4 +1,4 @@
-"""Node inputs made from the trainer's fields: name, type, default, bounds and tooltip are written once."""
+"""Node inputs made from the trainer's pydantic fields: name, type, default, bounds and tooltip."""
 
 from __future__ import annotations
 
@@ -10,16 +10,17 @@ from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
 MAX_INT = 2**53 - 1
-"""The page computes with doubles: beyond this, whole numbers change on their way."""
+"""Largest integer that the page's doubles represent exactly."""
 MAX_FLOAT = 1e6
+"""Bound of float widgets without one of their own; a judgement: ComfyUI requires one."""
 STEPS = {"learning_rate": 1e-6, "weight_decay": 1e-4, "caption_dropout": 0.01}
-"""Step of a FLOAT widget where 0.1 is too coarse; the page rounds what is typed to a hundredth of it."""
+"""Steps of float widgets for which 0.1 is too coarse; the page rounds typed values to a hundredth of the step."""
 CHOICES = {"resource", "caption_column", "control_image_column", "image_column"}
-"""Texts for which the page offers a menu beside what can be typed."""
+"""Text inputs for which the page adds a menu."""
 
 
 def field_input(model: type[BaseModel], name: str, optional: bool = False) -> io.Input:
-    """The widget of one field; `optional` where it is newer than its node, and older prompts lack it."""
+    """Make the widget of a field; `optional` if it is newer than its node, as saved prompts then lack it."""
     field = model.model_fields[name]
     default = "" if field.default is PydanticUndefined else field.default
     common: dict[str, Any] = {"id": name, "default": default, "tooltip": field.description, "optional": optional}
@@ -33,7 +34,7 @@ def field_input(model: type[BaseModel], name: str, optional: bool = False) -> io
     bounds = {type(bound): bound for bound in field.metadata}
     if field.annotation is int:
         top = min(bounds[Le].le if Le in bounds else MAX_INT, MAX_INT)
-        # The page would give a widget of this name another value after every run.
+        # ComfyUI's page randomizes widgets named seed after every run by default.
         kept = {"control_after_generate": False} if name == "seed" else {}
         return io.Int.Input(min=bounds[Ge].ge, max=top, step=1, **kept, **common)
     step = STEPS.get(name, 0.1)
@@ -43,5 +44,5 @@ def field_input(model: type[BaseModel], name: str, optional: bool = False) -> io
 
 
 def field_inputs(model: type[BaseModel], names: tuple[str, ...], optional: bool = False) -> list[io.Input]:
-    """The widgets of several fields, in this order."""
+    """Make the widgets of several fields, in this order."""
     return [field_input(model, name, optional) for name in names]
