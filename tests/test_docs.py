@@ -36,10 +36,11 @@ def test_optional_packages_are_tested_and_documented() -> None:
 
 
 @pytest.mark.parametrize(("page", "model"), [("request.md", TrainingParams), ("settings.md", RunSettings)])
-def test_every_field_is_listed_with_its_default(page: str, model: type[BaseModel]) -> None:
+def test_every_field_is_listed_with_its_default_and_description(page: str, model: type[BaseModel]) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     for name, field in model.model_fields.items():
-        (row,) = re.findall(rf"^\| `{name}` \| (.+?) \|", text, re.MULTILINE)
+        ((row, meaning),) = re.findall(rf"^\| `{name}` \| (.+?) \| (.+) \|$", text, re.MULTILINE)
+        assert meaning.startswith(field.description)
         if field.is_required():
             assert row == "**required**"
         elif field.default not in ("", None) and field.default_factory is None:
