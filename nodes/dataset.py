@@ -11,7 +11,7 @@ from ..trainer.config.settings import RunSettings
 from ..trainer.errors import BadInput
 from .folders import cache_folder, file_state, find_parquet
 from .host import NodeDisplay, follow, readable_errors
-from .pictures import grid, small, to_images
+from .pil_images import grid, shrink, to_tensor
 from .types import EditDataset
 from .widgets import field_inputs
 
@@ -68,7 +68,7 @@ class LoadDataset(io.ComfyNode):
         )
         dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
         pairs = [
-            grid([[small(decode_image(dataset.fetch(image))) for image in (*row.controls, row.target)]])
+            grid([[shrink(decode_image(dataset.fetch(image))) for image in (*row.controls, row.target)]])
             for row in islice(dataset, PREVIEW_ROWS)
         ]
-        return io.NodeOutput(dataset, to_images(pairs), str(dataset.report))
+        return io.NodeOutput(dataset, to_tensor(pairs), str(dataset.report))

@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..trainer.errors import BadInput
 from .folders import NO_LORA, find_lora, lora_options, lora_state
 from .host import NodeDisplay, borrowed_device, follow, readable_errors
-from .pictures import to_images, to_pictures
+from .pil_images import to_pil, to_tensor
 from .types import EditModel
 
 if TYPE_CHECKING:
@@ -109,9 +109,9 @@ class EditImage(io.ComfyNode):
         with borrowed_device() as device:
             edited = [
                 follow(edit(model, picture, size=_size(picture, width, height), device=device, **how), display.show)
-                for picture in to_pictures(image)
+                for picture in to_pil(image)
             ]
-        return io.NodeOutput(to_images(edited))
+        return io.NodeOutput(to_tensor(edited))
 
 
 def _size(picture: Image.Image, width: int, height: int) -> Size | None:

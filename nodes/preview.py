@@ -10,7 +10,7 @@ from PIL import Image
 from ..trainer.errors import BadInput
 from ..trainer.training.run_folder import RunFolder
 from .host import readable_errors
-from .pictures import grid, small, to_images
+from .pil_images import grid, shrink, to_tensor
 from .types import EditRun, FinishedRun
 
 
@@ -37,7 +37,7 @@ class PreviewSamples(io.ComfyNode):
     @readable_errors()
     def execute(cls, run: FinishedRun) -> io.NodeOutput:
         folder = RunFolder(run.folder)
-        drawn = {step: files for step, files in folder.drawn_samples().items() if step <= run.steps}
+        drawn = {step: files for step, files in folder.sample_files().items() if step <= run.steps}
         indices = [index for index in range(run.samples) if index in drawn.get(run.steps, {})]
         if not indices:
             raise BadInput(
@@ -47,8 +47,8 @@ class PreviewSamples(io.ComfyNode):
             [_open(folder.control_path(index)), *(_open(files[index]) for files in drawn.values() if index in files)]
             for index in indices
         ]
-        sheet = to_images([grid([[small(picture) for picture in row] for row in rows])])
-        return io.NodeOutput(sheet, to_images([row[-1] for row in rows]), ui=ui.PreviewImage(sheet, cls=cls))
+        sheet = to_tensor([grid([[shrink(picture) for picture in row] for row in rows])])
+        return io.NodeOutput(sheet, to_tensor([row[-1] for row in rows]), ui=ui.PreviewImage(sheet, cls=cls))
 
 
 def _open(file: Path) -> Image.Image:

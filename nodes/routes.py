@@ -16,7 +16,7 @@ from .folders import EXAMPLES, find_contained_parquet, input_folder, is_folder_n
 from .live_run import LIVE_RUNS
 from .model_files import AUTO
 from .same_origin import same_origin_only
-from .saved_runs import list_runs, run_details, sample_file, shrunk, thumbnail
+from .saved_runs import list_runs, run_details, sample_file, shrink_to_jpeg, thumbnail
 
 THUMBNAIL_PIXELS = (32, 512)
 """Smallest and largest thumbnail, in pixels on a side; a judgement."""
@@ -241,7 +241,7 @@ def _small(value: str | bytes | None, root: Path) -> str | None:
         reference = image_ref(value)
         if reference.kind == "url":
             return None
-        data = shrunk(read_bytes(reference, root, Downloads()), FIRST_ROW_PIXELS)
+        data = shrink_to_jpeg(read_bytes(reference, root, Downloads()), FIRST_ROW_PIXELS)
     except (BadInput, UnicodeDecodeError):
         return None
     return f"data:image/jpeg;base64,{base64.b64encode(data).decode()}"

@@ -8,7 +8,7 @@ from comfy_api.latest import io
 from ..trainer.config.request import SamplePrompt
 from .folders import save_control
 from .host import readable_errors
-from .pictures import to_pictures
+from .pil_images import to_pil
 from .types import EditSamples
 from .widgets import field_input
 
@@ -43,5 +43,5 @@ class Sample(io.ComfyNode):
         samples: tuple[SamplePrompt, ...] = (),
     ) -> io.NodeOutput:
         if control_image is not None:
-            ctrl_img_url = save_control(to_pictures(control_image)[0]).as_posix()
+            ctrl_img_url = save_control(to_pil(control_image)[0]).as_posix()
         return io.NodeOutput((*samples, SamplePrompt(prompt=prompt, ctrl_img_url=ctrl_img_url)))

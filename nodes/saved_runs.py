@@ -96,7 +96,7 @@ def sample_entries(run: RunFolder) -> list[dict[str, Any]]:
     prompts = _prompts(run)
     return [
         sample_entry(step, index, prompts[index], file)
-        for step, files in run.drawn_samples().items()
+        for step, files in run.sample_files().items()
         for index, file in files.items()
         if index < len(prompts)
     ]
@@ -129,10 +129,10 @@ def thumbnail(path: Path, pixels: int) -> bytes:
 
 @lru_cache(MAX_THUMBNAILS)
 def _thumbnail(path: Path, _changed: int, pixels: int) -> bytes:
-    return shrunk(path.read_bytes(), pixels)
+    return shrink_to_jpeg(path.read_bytes(), pixels)
 
 
-def shrunk(data: bytes, pixels: int) -> bytes:
+def shrink_to_jpeg(data: bytes, pixels: int) -> bytes:
     """JPEG of an encoded image, at most `pixels` on a side. Raises BadInput."""
     picture = decode_image(data)
     picture.thumbnail((pixels, pixels))
@@ -147,7 +147,7 @@ def _summary(run: RunFolder, running: set[str]) -> RunSummary | None:
         state, request = run.state(), _json(run.path / "request.json")
         params = request["training_params"]
         last = _last_step(run.log)
-        drawn = run.drawn_samples()
+        drawn = run.sample_files()
         weights = state.get("weights")
         finished = state.get("finished_step") == params["steps"]
         return RunSummary(

@@ -244,9 +244,9 @@ def _file_states(cells: Cells, good: np.ndarray, root: Path) -> bytes:
     """Size and modification time of the local files in the given rows of a column."""
     if cells.text is None:
         return b""
-    kept = np.zeros(len(cells), dtype=bool)
-    kept[good] = True
-    paths = cells.text.filter(pa.array(kept & ~cells.has_data)).dictionary_encode()
+    used = np.zeros(len(cells), dtype=bool)
+    used[good] = True
+    paths = cells.text.filter(pa.array(used & ~cells.has_data)).dictionary_encode()
     start = os.path.join(root, "")  # noqa: PTH118
     names = paths.dictionary.to_pylist()
     states = ["" if "://" in name else _file_state(start + name.replace("\\", "/")) for name in names]

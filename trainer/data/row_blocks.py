@@ -22,7 +22,7 @@ BLOCK_BYTES = 16 * 2**20
 """Size of a block, as stored, uncompressed; a judgement: a few dozen embedded images, read in well under a second."""
 
 
-KEPT_BLOCKS = 4
+CACHED_BLOCKS = 4
 """Blocks in the cache; a judgement: 64 MB at most, for shuffled reads within a few row groups."""
 
 
@@ -70,7 +70,7 @@ class Block:
 class RowBlocks:
     """Random and sequential access to some columns of a parquet. Thread-safe.
 
-    Row groups larger than BLOCK_BYTES are read in several blocks; the last KEPT_BLOCKS blocks are cached. pyarrow has
+    Row groups larger than BLOCK_BYTES are read in several blocks; the last CACHED_BLOCKS blocks are cached. pyarrow has
     no random access by row, and its datasets read whole row groups, which may be gigabytes of embedded images.
     """
 
@@ -84,7 +84,7 @@ class RowBlocks:
         groups = [metadata.row_group(index) for index in range(metadata.num_row_groups)]
         self._starts = [0, *accumulate(group.num_rows for group in groups)]
         self._block_rows = [_block_rows(group, self.columns) for group in groups]
-        self._kept: OrderedDict[int, Block] = OrderedDict()
+        self._cached: OrderedDict[int, Block] = OrderedDict()
         self._lock = threading.Lock()
         self._ahead: tuple[int, int, Iterator[Block]] = (-1, 0, iter(()))
         """Row group being read, its next row, and an iterator over its remaining blocks."""
@@ -105,23 +105,23 @@ class RowBlocks:
         size = self._block_rows[group]
         first = self._starts[group] + (row - self._starts[group]) // size * size
         with self._lock:
-            if first in self._kept:
-                self._kept.move_to_end(first)
-                return self._kept[first]
+            if first in self._cached:
+                self._cached.move_to_end(first)
+                return self._cached[first]
             ahead, following, blocks = self._ahead
             if ahead != group or following > first:
                 blocks = self._read(self._file, group)
             block = next(block for block in blocks if block.first == first)
             self._ahead = (group, first + size, blocks)
-            self._kept[first] = block
-            while len(self._kept) > KEPT_BLOCKS:
-                self._kept.popitem(last=False)
+            self._cached[first] = block
+            while len(self._cached) > CACHED_BLOCKS:
+                self._cached.popitem(last=False)
             return block
 
     def close(self) -> None:
         """Close the file."""
         with self._lock:
-            self._kept.clear()
+            self._cached.clear()
             self._ahead = (-1, 0, iter(()))
             self._file.close()
 

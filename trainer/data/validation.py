@@ -27,7 +27,7 @@ SAMPLED_ROWS = 256
 """Rows whose images are decoded; a judgement: a fault in 2 % of the rows is found with 99 % probability."""
 
 
-LOOKED_UP_ROWS = 10_000
+MAX_ROWS_FOR_FILE_CHECK = 10_000
 """Largest dataset, in rows, in which the existence of every file is checked, not only that of the sample; a judgement,
 as lookups on network drives are slow."""
 
@@ -86,23 +86,23 @@ def check_rows(
 ) -> Generator[Progress, None, Findings]:
     """Check all rows of `blocks`, which have the columns `columns.names` in this order.
 
-    Every row is checked for nulls, types, empty values and paths outside `root`; datasets of up to LOOKED_UP_ROWS rows
-    also for missing files. The images of SAMPLED_ROWS evenly spaced rows are read with `fetch` and decoded.
+    Every row is checked for nulls, types, empty values and paths outside `root`; datasets of up to
+    MAX_ROWS_FOR_FILE_CHECK rows also for missing files. The images of SAMPLED_ROWS evenly spaced rows are read with `fetch` and decoded.
     """
     findings = Findings(np.ones(blocks.rows, dtype=bool))
     sample = np.linspace(0, max(blocks.rows - 1, 0), min(blocks.rows, SAMPLED_ROWS)).round().astype(np.int64)
     pool = ThreadPoolExecutor(DECODERS, thread_name_prefix="check-images")
     try:
         for block in blocks:
-            findings.add(_cell_faults(block, columns, root if blocks.rows <= LOOKED_UP_ROWS else None))
+            findings.add(_cell_faults(block, columns, root if blocks.rows <= MAX_ROWS_FOR_FILE_CHECK else None))
             rows = sample[(sample >= block.first) & (sample < block.first + block.rows)]
             pairs = [_pair(block, row) for row in rows.tolist() if findings.good[row]]
-            looks = [pool.submit(_look, pair, columns, fetch) for pair in pairs]
-            for _ in as_completed(looks):
+            decodings = [pool.submit(_decode_pair, pair, columns, fetch) for pair in pairs]
+            for _ in as_completed(decodings):
                 yield Progress(phase="checking", done=block.first, total=blocks.rows, note="rows")
-            for pair, look in zip(pairs, looks, strict=True):
-                _note_look(findings, pair, look.result())
-            _note_cells(findings, block)
+            for pair, decoding in zip(pairs, decodings, strict=True):
+                _add_decoding(findings, pair, decoding.result())
+            _add_cells(findings, block)
             yield Progress(phase="checking", done=block.first + block.rows, total=blocks.rows, note="rows")
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
@@ -177,7 +177,9 @@ def _is_unicode(cells: Cells) -> bool:
     return True
 
 
-def _look(pair: _Pair, columns: Columns, fetch: Callable[[ImageRef], bytes]) -> tuple[Size, Size, bool] | list[BadRow]:
+def _decode_pair(
+    pair: _Pair, columns: Columns, fetch: Callable[[ImageRef], bytes]
+) -> tuple[Size, Size, bool] | list[BadRow]:
     """Decode a pair: control size, target size and whether the pixels are equal, or the faults."""
     images, faults = [], []
     for name, reference in zip((columns.control_image, columns.image), (pair.control, pair.target), strict=True):
@@ -195,18 +197,18 @@ def _same_pixels(a: Image.Image, b: Image.Image) -> bool:
     return ImageChops.difference(a, b).getbbox() is None
 
 
-def _note_look(findings: Findings, pair: _Pair, look: tuple[Size, Size, bool] | list[BadRow]) -> None:
-    if isinstance(look, list):
-        findings.add(look)
+def _add_decoding(findings: Findings, pair: _Pair, decoding: tuple[Size, Size, bool] | list[BadRow]) -> None:
+    if isinstance(decoding, list):
+        findings.add(decoding)
         return
-    control_size, target_size, same = look
+    control_size, target_size, same = decoding
     findings.control_sizes.append(control_size)
     findings.target_sizes.append(target_size)
     findings.same_pixels += same
     findings.swapped_paths += looks_swapped(_path_of(pair.control), _path_of(pair.target))
 
 
-def _note_cells(findings: Findings, block: Block) -> None:
+def _add_cells(findings: Findings, block: Block) -> None:
     caption, control, target = block.columns
     findings.same_cells += int(np.count_nonzero(_same_cells(control, target)))
     if caption.text is None or not _is_unicode(caption):

@@ -75,8 +75,8 @@ class RunFolder:
                 f"{self.path / 'run.json'} is damaged ({error}). Delete it to start a new run in this folder."
             ) from None
 
-    def serves(self, fingerprint: str, steps: int) -> bool:
-        """Tell whether a run of this training to `steps` can start, resume or be found finished in this folder."""
+    def accepts(self, fingerprint: str, steps: int) -> bool:
+        """Tell whether a run with this fingerprint and `steps` can start, resume or has finished in this folder."""
         state = self.state()
         if not state:
             return True
@@ -109,15 +109,15 @@ class RunFolder:
         """Return the file of a sample image."""
         return self.samples / f"step-{step:06d}-{index:02d}.png"
 
-    def drawn_samples(self) -> dict[int, dict[int, Path]]:
-        """Return the files of the existing samples by step, then by index, both in order."""
-        drawn: dict[int, dict[int, Path]] = {}
+    def sample_files(self) -> dict[int, dict[int, Path]]:
+        """Existing sample images by step, then by index, both in order."""
+        files: dict[int, dict[int, Path]] = {}
         numbered = (
             ([int(part) for part in file.stem.split("-")[1:]], file) for file in self.samples.glob("step-*.png")
         )
         for (step, index), file in sorted(numbered):
-            drawn.setdefault(step, {})[index] = file
-        return drawn
+            files.setdefault(step, {})[index] = file
+        return files
 
     def weights_path(self, step: int) -> Path:
         """Return the file of the weights exported at a step."""
@@ -149,9 +149,9 @@ class RunFolder:
         """Drop the log's lines after `step`, and a line that a crash has cut short."""
         if not self.writes:
             return
-        kept = [line for line in self._log_lines() if line["step"] <= step]
+        lines = [line for line in self._log_lines() if line["step"] <= step]
         with atomic_write(self.log) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in kept)
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
 
     def losses(self) -> list[tuple[int, float]]:
         """Return step and loss of every step in the log."""
@@ -177,7 +177,7 @@ def open_run_folder(wanted: Path, fingerprint: str, steps: int) -> tuple[RunFold
     if wanted.exists() and not wanted.is_dir():
         raise BadInput(f"The run folder {wanted} is a file; name a folder.")
     number, run = 1, RunFolder(wanted)
-    while not run.serves(fingerprint, steps):
+    while not run.accepts(fingerprint, steps):
         number += 1
         run = RunFolder(wanted.with_name(f"{wanted.name}-{number}"))
     if run.path == wanted:
