@@ -87,7 +87,8 @@ def check_rows(
     """Check all rows of `blocks`, which have the columns `columns.names` in this order.
 
     Every row is checked for nulls, types, empty values and paths outside `root`; datasets of up to
-    MAX_ROWS_FOR_FILE_CHECK rows also for missing files. The images of SAMPLED_ROWS evenly spaced rows are read with `fetch` and decoded.
+    MAX_ROWS_FOR_FILE_CHECK rows also for missing files. The images of SAMPLED_ROWS evenly spaced rows are read with
+    `fetch` and decoded.
     """
     findings = Findings(np.ones(blocks.rows, dtype=bool))
     sample = np.linspace(0, max(blocks.rows - 1, 0), min(blocks.rows, SAMPLED_ROWS)).round().astype(np.int64)
