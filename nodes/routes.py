@@ -235,7 +235,7 @@ def _first_rows(resource: str, images_root: str, names: list[str]) -> dict[str, 
 def _small(value: str | bytes | None, root: Path) -> str | None:
     """Image of a cell as a data URL; None if it cannot be shown."""
     from ..trainer.data.downloads import Downloads
-    from ..trainer.data.images import image_ref, read_bytes
+    from ..trainer.data.image_refs import image_ref, read_bytes
 
     try:
         reference = image_ref(value)

@@ -35,12 +35,12 @@ def field_input(model: type[BaseModel], name: str, optional: bool = False) -> io
     if field.annotation is int:
         top = min(bounds[Le].le if Le in bounds else MAX_INT, MAX_INT)
         # ComfyUI's page randomizes widgets named seed after every run by default.
-        kept = {"control_after_generate": False} if name == "seed" else {}
-        return io.Int.Input(min=bounds[Ge].ge, max=top, step=1, **kept, **common)
+        extra = {"control_after_generate": False} if name == "seed" else {}
+        return io.Int.Input(min=bounds[Ge].ge, max=top, step=1, **extra, **common)
     step = STEPS.get(name, 0.1)
-    least = step / 100 if Gt in bounds else bounds[Ge].ge
+    bottom = step / 100 if Gt in bounds else bounds[Ge].ge
     top = float(bounds[Le].le) if Le in bounds else MAX_FLOAT
-    return io.Float.Input(min=float(least), max=top, step=step, round=step / 100, **common)
+    return io.Float.Input(min=float(bottom), max=top, step=step, round=step / 100, **common)
 
 
 def field_inputs(model: type[BaseModel], names: tuple[str, ...], optional: bool = False) -> list[io.Input]:

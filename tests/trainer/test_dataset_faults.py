@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainer.data import validation as dataset_check
-from trainer.data.images import image_ref
+from trainer.data.image_refs import image_ref
 from trainer.data.parquet import column_faults
 from trainer.data.row_blocks import Cells
 from trainer.data.validation import suspicious_cells

@@ -14,9 +14,10 @@ import numpy as np
 import pytest
 from PIL import Image, ImageOps
 
-from trainer.data import images
+from trainer.data import image_refs, images
 from trainer.data.downloads import Downloads
-from trainer.data.images import EncodedImage, ImageRef, decode_image, image_ref, load_control, read_bytes
+from trainer.data.image_refs import ImageRef, image_ref, read_bytes
+from trainer.data.images import EncodedImage, decode_image, load_control
 from trainer.data.resize import Size
 from trainer.errors import BadImage
 
@@ -132,7 +133,7 @@ def test_files_below_the_root_are_read_and_no_others(tmp_path):
 
 
 def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path, monkeypatch):
-    monkeypatch.setattr(images, "MAX_FILE_BYTES", 2**20)
+    monkeypatch.setattr(image_refs, "MAX_FILE_BYTES", 2**20)
     (tmp_path / "big.png").write_bytes(bytes(2**20 + 1))
     (tmp_path / "fits.png").write_bytes(bytes(2**20))
     with pytest.raises(BadImage, match="larger than 1 MB"):

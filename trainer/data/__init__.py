@@ -7,7 +7,8 @@ validation    the check of every row before training
 report        results of that check
 columns       a guess at the columns of an unknown parquet
 column_words  words in names that the guess and the check go by
-images        image references, reading and decoding
+image_refs    references to images and reading their bytes
+images        decoding to RGB
 downloads     images behind URLs
 resize        arithmetic of image sizes
 load_request  a request read together with its parquet

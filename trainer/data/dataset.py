@@ -18,7 +18,7 @@ from ..config.request import Columns
 from ..errors import BadInput
 from ..events import Progress
 from .downloads import Downloads
-from .images import ImageRef, image_ref, read_bytes
+from .image_refs import ImageRef, image_ref, read_bytes
 from .parquet import column_faults
 from .report import BadRow, DatasetReport, SizeStats, bad_rows_message, first_bad_rows
 from .row_blocks import Block, Cells, RowBlocks

@@ -18,7 +18,8 @@ from ..config.request import Columns
 from ..errors import BadImage
 from ..events import Progress
 from .column_words import image_role
-from .images import ImageRef, decode_image, image_ref, local_file
+from .image_refs import ImageRef, image_ref, local_file
+from .images import decode_image
 from .report import BadRow, first_bad_rows
 from .resize import Size
 from .row_blocks import Block, Cells, RowBlocks

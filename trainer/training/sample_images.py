@@ -11,7 +11,8 @@ from typing import TYPE_CHECKING
 from PIL import Image
 
 from ..config.request import DEFAULT_CONTROL_URL
-from ..data.images import decode_image, fetch_control
+from ..data.image_refs import fetch_control
+from ..data.images import decode_image
 from ..data.resize import Size
 from ..encoding.encoder import Encoder
 from ..encoding.example import ControlImage

@@ -1,0 +1,159 @@
+"""References to images in parquet cells, and reading their encoded bytes, with the safety limits on paths and files."""
+
+from __future__ import annotations
+
+import os
+import re
+import stat
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+from urllib.parse import urlsplit
+
+from ..errors import BadImage
+from .downloads import Downloads
+
+MAX_FILE_BYTES = 256 * 2**20
+"""A judgement: more than an encoded image of MAX_PIXELS usually takes."""
+
+
+_SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?=://)|(?:file|data)(?=:)", re.IGNORECASE)
+
+
+_ABSOLUTE = re.compile(r"/|[A-Za-z]:")
+
+
+_CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRef:
+    """Reference to an image: a relative path with forward slashes, a URL, or the encoded bytes."""
+
+    kind: Literal["path", "url", "bytes"]
+    value: str | bytes = field(repr=False)
+
+    def __str__(self) -> str:
+        return self.value if isinstance(self.value, str) else f"{len(self.value)} bytes"
+
+
+def image_ref(value: Any) -> ImageRef:
+    """Parse a parquet cell: text (relative path or http(s) URL), encoded bytes, or a {bytes, path} struct.
+
+    The struct is that of the Hugging Face `datasets` library; its bytes take precedence. Raises BadImage for null,
+    empty and other values, other URL schemes, absolute paths, and paths that leave their folder with `..`.
+    """
+    if isinstance(value, str):
+        return _text_ref(value)
+    if isinstance(value, dict) and value.keys() <= {"bytes", "path"}:
+        return image_ref(value.get("path") if value.get("bytes") is None else value["bytes"])
+    if value is None:
+        raise BadImage("is null")
+    if isinstance(value, bytes | bytearray | memoryview):
+        if not value:
+            raise BadImage("is empty (0 bytes)")
+        return ImageRef("bytes", bytes(value))
+    raise BadImage(f"is {type(value).__name__}, not a path, a URL or image bytes")
+
+
+def _text_ref(text: str) -> ImageRef:
+    if not text.strip():
+        raise BadImage("is empty text")
+    if _CONTROL_CHARACTER.search(text):
+        raise BadImage(f"{shorten(text)}: control characters are not allowed in a path or URL")
+    if ":" in text and (scheme := _SCHEME.match(text)):
+        if scheme[0].lower() not in ("http", "https"):
+            raise BadImage(f"{shorten(text)}: {scheme[0]}: is not allowed; use a relative path or an http(s) URL")
+        return ImageRef("url", _checked_url(text))
+    path = text.replace("\\", "/")
+    if _ABSOLUTE.match(path):
+        raise BadImage(
+            f"{shorten(text)}: absolute paths are not allowed; make it relative to the images "
+            "folder, or embed the image's bytes"
+        )
+    depth = 0
+    for part in path.split("/") if ".." in path else ():
+        depth += {"": 0, ".": 0, "..": -1}.get(part, 1)
+        if depth < 0:
+            raise BadImage(f"{shorten(text)}: leaves the images folder")
+    return ImageRef("path", path)
+
+
+def _checked_url(url: str) -> str:
+    try:
+        host = urlsplit(url).hostname
+    except ValueError as error:
+        raise BadImage(f"{shorten(url)}: not a valid URL ({error})") from None
+    if not host:
+        raise BadImage(f"{shorten(url)}: the URL names no host")
+    return url
+
+
+def shorten(text: str, limit: int = 200) -> str:
+    """Make text printable and at most `limit` characters long, for a message."""
+    text = text[: limit + 1]
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
+def local_file(path: str, root: Path) -> Path:
+    """Resolve a relative path below `root`, following symbolic links.
+
+    Raises BadImage when the file is outside `root`, missing, or not a regular file.
+    """
+    try:
+        file = os.path.realpath(root / path)
+        if not Path(file).is_relative_to(os.path.realpath(root)):
+            raise BadImage(f"{shorten(path)}: leaves the images folder")
+        mode = os.stat(file).st_mode  # noqa: PTH116
+    except FileNotFoundError:
+        raise BadImage(f"{shorten(path)}: no such file below {root}") from None
+    except OSError as error:
+        raise BadImage(f"{shorten(path)}: {error.strerror or error}") from None
+    if not stat.S_ISREG(mode):
+        raise BadImage(f"{shorten(path)}: is not a file")
+    return Path(file)
+
+
+def read_bytes(ref: ImageRef, root: Path, downloads: Downloads) -> bytes:
+    """Read or download the encoded bytes of an image. Raises BadImage if missing, empty or over MAX_FILE_BYTES."""
+    if ref.kind == "bytes":
+        return _checked_size(ref.value, "")
+    if ref.kind == "url":
+        return _checked_size(downloads.fetch(ref.value, MAX_FILE_BYTES), f"{shorten(ref.value)}: ")
+    return _read_file(local_file(ref.value, root), shorten(ref.value))
+
+
+def _read_file(file: Path, shown: str) -> bytes:
+    try:
+        with file.open("rb") as stream:
+            data = stream.read(MAX_FILE_BYTES + 1) if file.stat().st_size <= MAX_FILE_BYTES else None
+    except OSError as error:
+        raise BadImage(f"{shown}: cannot be read ({error.strerror or error})") from None
+    if data is None:
+        raise BadImage(f"{shown}: the file is larger than {MAX_FILE_BYTES >> 20} MB")
+    return _checked_size(data, f"{shown}: ")
+
+
+def _checked_size(data: bytes, where: str) -> bytes:
+    if not data:
+        raise BadImage(f"{where}is empty (0 bytes)")
+    if len(data) > MAX_FILE_BYTES:
+        raise BadImage(f"{where}is larger than {MAX_FILE_BYTES >> 20} MB")
+    return data
+
+
+def fetch_control(url_or_path: str, downloads: Downloads, base: Path | None = None) -> bytes:
+    """Read the encoded bytes of a sample's control image: an http(s) URL or a local path.
+
+    Relative paths are looked up in `base`, then in the current folder. Raises BadImage naming the image.
+    """
+    if _SCHEME.match(url_or_path) or not url_or_path.strip():
+        return read_bytes(_text_ref(url_or_path), Path(), downloads)
+    path = Path(url_or_path).expanduser()
+    places = [path] if base is None or path.is_absolute() else [base / path, path]
+    for place in places:
+        if place.is_file():
+            return _read_file(place, shorten(url_or_path))
+    raise BadImage(f"{shorten(url_or_path)}: no such image file; tried {', '.join(str(place) for place in places)}")
