@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from itertools import islice
+from typing import Literal
 
 from comfy_api.latest import io
 
@@ -53,7 +54,9 @@ class LoadDataset(io.ComfyNode):
 
     @classmethod
     @readable_errors()
-    def execute(cls, resource: str, images_root: str, bad_rows: str, **columns: str) -> io.NodeOutput:
+    def execute(
+        cls, resource: str, images_root: str, bad_rows: Literal["stop", "skip"], **columns: str
+    ) -> io.NodeOutput:
         from ..trainer.data.dataset import open_dataset
         from ..trainer.data.downloads import Downloads
         from ..trainer.data.images import decode_image

@@ -88,12 +88,16 @@ class EditImage(io.ComfyNode):
         cls,
         model: Model,
         image: torch.Tensor,
+        prompt: str,
+        negative_prompt: str,
+        seed: int,
+        steps: int,
+        guidance: float,
         width: int,
         height: int,
         lora_strength: float,
         lora: dict[str, torch.Tensor] | None = None,
         lora_name: str = NO_LORA,
-        **how: object,
     ) -> io.NodeOutput:
         from ..trainer.inference import edit
 
@@ -106,11 +110,21 @@ class EditImage(io.ComfyNode):
         if adapter:
             model = model.with_adapter(adapter, lora_strength)
         display = NodeDisplay(cls.hidden.unique_id)
+        edited = []
         with borrowed_device() as device:
-            edited = [
-                follow(edit(model, picture, size=_size(picture, width, height), device=device, **how), display.show)
-                for picture in to_pil(image)
-            ]
+            for picture in to_pil(image):
+                events = edit(
+                    model,
+                    picture,
+                    prompt,
+                    negative_prompt=negative_prompt,
+                    seed=seed,
+                    steps=steps,
+                    guidance=guidance,
+                    size=_size(picture, width, height),
+                    device=device,
+                )
+                edited.append(follow(events, display.show))
         return io.NodeOutput(to_tensor(edited))
 
 

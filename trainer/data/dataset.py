@@ -1,5 +1,7 @@
 """A parquet of control images, captions and target images as a dataset: opened, checked, read by row."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute generates its functions on import.
 from __future__ import annotations
 
 import copy
@@ -188,6 +190,7 @@ def _images_root(images_root: str, parquet: Path) -> Path:
 
 def _edit_row(block: Block, row: int) -> EditRow:
     caption, control, target = (cells[row - block.first] for cells in block.columns)
+    assert isinstance(caption, str)  # rows were checked
     return EditRow(row, caption, (image_ref(control),), image_ref(target))
 
 

@@ -11,7 +11,7 @@ import threading
 import time
 import urllib.error
 import urllib.request
-from email.message import Message
+from http.client import HTTPMessage
 from pathlib import Path
 from typing import IO, Any
 from urllib.parse import quote, urlsplit, urlunsplit
@@ -115,6 +115,7 @@ class Downloads:
             raise BadImage(f"{url}: cannot be fetched ({reason})") from None
         self._silent[host] = 0
         if answer is None:
+            assert stored is not None  # only its validators get a 304
             return stored[1]
         header, body = answer
         _store(path, {"url": url, **header}, body)
@@ -179,7 +180,7 @@ class _Redirects(urllib.request.HTTPRedirectHandler):
     max_redirections = MAX_REDIRECTS
 
     def redirect_request(
-        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: Message, newurl: str
+        self, req: urllib.request.Request, fp: IO[bytes], code: int, msg: str, headers: HTTPMessage, newurl: str
     ) -> urllib.request.Request | None:
         if urlsplit(newurl).scheme not in ("http", "https"):
             raise BadImage(f"{req.full_url}: redirects to {newurl}; only http(s) is followed")

@@ -118,7 +118,7 @@ def local_file(path: str, root: Path) -> Path:
 
 def read_bytes(ref: ImageRef, root: Path, downloads: Downloads) -> bytes:
     """Read or download the encoded bytes of an image. Raises BadImage if missing, empty or over MAX_FILE_BYTES."""
-    if ref.kind == "bytes":
+    if isinstance(ref.value, bytes):
         return _checked_size(ref.value, "")
     if ref.kind == "url":
         return _checked_size(downloads.fetch(ref.value, MAX_FILE_BYTES), f"{shorten(ref.value)}: ")

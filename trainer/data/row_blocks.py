@@ -1,5 +1,7 @@
 """Rows of a parquet in blocks of bounded size, read in order or at random, whatever types the columns have."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute generates its functions on import.
 from __future__ import annotations
 
 import threading
@@ -34,7 +36,8 @@ class Cells:
     data: pa.LargeBinaryArray | None
 
     def __len__(self) -> int:
-        return len(self.text if self.text is not None else self.data)
+        column = self.text if self.text is not None else self.data
+        return 0 if column is None else len(column)
 
     def __getitem__(self, index: int) -> str | bytes | None:
         """Raises UnicodeDecodeError for text that is not UTF-8."""
@@ -144,7 +147,7 @@ class RowBlocks:
             raise BadInput(f"{self.path} is damaged: row group {group} ends at row {first} of {end}.")
 
 
-def _block_rows(group: pa.RowGroupMetaData, columns: list[str]) -> int:
+def _block_rows(group: pq.RowGroupMetaData, columns: list[str]) -> int:
     prefixes = tuple(f"{column}." for column in columns)
     chunks = (group.column(index) for index in range(group.num_columns))
     size = sum(chunk.total_uncompressed_size for chunk in chunks if f"{chunk.path_in_schema}.".startswith(prefixes))

@@ -1,5 +1,7 @@
 """Check of a dataset before training: the cells of every row, and the pixels of a sample of rows."""
 
+# pyright: reportAttributeAccessIssue=false
+# pyarrow.compute generates its functions on import.
 from __future__ import annotations
 
 import heapq
@@ -162,7 +164,7 @@ def _image_faults(cells: Cells, root: Path | None) -> Iterator[tuple[int, str]]:
     for index in np.flatnonzero(odd).tolist():
         try:
             reference = image_ref(cells[index])
-            if root is not None and reference.kind == "path":
+            if root is not None and reference.kind == "path" and isinstance(reference.value, str):
                 local_file(reference.value, root)
         except UnicodeDecodeError:
             yield index, "is not valid UTF-8 text"
@@ -229,6 +231,6 @@ def _same_cells(control: Cells, target: Cells) -> np.ndarray:
 
 
 def _path_of(reference: ImageRef) -> str:
-    if reference.kind == "bytes":
+    if isinstance(reference.value, bytes):
         return ""
     return urlsplit(reference.value).path if reference.kind == "url" else reference.value
