@@ -42,7 +42,7 @@ class SamplePrompt(BaseModel):
     model_config = STRICT
 
     ctrl_img_url: str = Field(
-        "", description="URL or local path of the control image. Empty: the dataset's first control image."
+        default="", description="URL or local path of the control image. Empty: the dataset's first control image."
     )
     prompt: str = Field(description="The edit to make.")
 
@@ -82,37 +82,44 @@ class TrainingParams(RecordedModel):
 
     first_fields = FIRST_PARAMS
 
-    batch_size: int = Field(1, ge=1, description="Examples per forward pass.")
+    batch_size: int = Field(default=1, ge=1, description="Examples per forward pass.")
     cache_text_embeddings: bool = Field(
-        False,
+        default=False,
         description="Compute every text embedding once, store it on disk and unload the text encoder for the rest of "
         "the run.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     caption_column: str = Field(min_length=1, description="The parquet column that holds the prompt.")
     control_image_column: str = Field(min_length=1, description="The parquet column that holds the input image.")
-    gradient_accumulation: int = Field(1, ge=1, description="Micro-batches per optimizer step.")
+    gradient_accumulation: int = Field(default=1, ge=1, description="Micro-batches per optimizer step.")
     image_column: str = Field(min_length=1, description="The parquet column that holds the target (output) image.")
-    learning_rate: float = Field(0.0002, gt=0, description="The optimizer's peak learning rate.")
-    lora_alpha: int = Field(16, ge=1, description="The LoRA's scale is alpha / rank.")
-    lora_rank: int = Field(16, ge=1, description="The LoRA's rank.")
+    learning_rate: float = Field(default=0.0002, gt=0, description="The optimizer's peak learning rate.")
+    lora_alpha: int = Field(default=16, ge=1, description="The LoRA's scale is alpha / rank.")
+    lora_rank: int = Field(default=16, ge=1, description="The LoRA's rank.")
     sample_every: int = Field(
-        200, ge=1, description="Optimizer steps between two sets of samples.", json_schema_extra=NO_EFFECT_ON_TRAINING
+        default=200,
+        ge=1,
+        description="Optimizer steps between two sets of samples.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     sample_height: int = Field(
-        1024, ge=1, description="Height of the samples, in pixels.", json_schema_extra=NO_EFFECT_ON_TRAINING
+        default=1024, ge=1, description="Height of the samples, in pixels.", json_schema_extra=NO_EFFECT_ON_TRAINING
     )
     sample_width: int = Field(
-        1024, ge=1, description="Width of the samples, in pixels.", json_schema_extra=NO_EFFECT_ON_TRAINING
+        default=1024, ge=1, description="Width of the samples, in pixels.", json_schema_extra=NO_EFFECT_ON_TRAINING
     )
     samples: list[SamplePrompt] = Field(
         default_factory=lambda: list(DEFAULT_SAMPLES),
         description="Prompts and control images sampled during the run to show progress.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
-    steps: int = Field(3000, ge=1, description="Optimizer steps in total.", json_schema_extra=NO_EFFECT_ON_TRAINING)
-    timestep_type: TimestepType = Field("weighted", description="Distribution of timesteps and weighting of losses.")
-    use_lora: bool = Field(True, description="Train a LoRA. Off: fine-tune the full transformer.")
+    steps: int = Field(
+        default=3000, ge=1, description="Optimizer steps in total.", json_schema_extra=NO_EFFECT_ON_TRAINING
+    )
+    timestep_type: TimestepType = Field(
+        default="weighted", description="Distribution of timesteps and weighting of losses."
+    )
+    use_lora: bool = Field(default=True, description="Train a LoRA. Off: fine-tune the full transformer.")
 
     @property
     def columns(self) -> Columns:

@@ -19,114 +19,118 @@ class RunSettings(RecordedModel):
 
     first_fields = FIRST_SETTINGS
 
-    seed: int = Field(42, ge=0, le=2**63 - 1, description="Seed of everything random in the run.")
+    seed: int = Field(default=42, ge=0, le=2**63 - 1, description="Seed of everything random in the run.")
     resolution: int = Field(
-        0,
+        default=0,
         ge=0,
         le=8192,
         description="Square root of the target image's area, in pixels. 0: the model's own (1024; tiny models 64).",
     )
     control_resolution: Literal["inference", "target"] = Field(
-        "inference",
+        default="inference",
         description="Area that control images are resized to. inference: that of the inference pipeline; target: that "
         "of the target image.",
     )
     conditioning: Literal["auto", "diffusers", "comfyui"] = Field(
-        "auto",
+        default="auto",
         description="Image resizing and text templates to follow. auto: comfyui where CLIP and VAE are connected, else "
         "diffusers.",
     )
     images_root: str = Field(
-        "",
+        default="",
         description="Folder that relative image paths start from. Empty: the folder of the parquet file.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     bad_rows: Literal["stop", "skip"] = Field(
-        "stop",
+        default="stop",
         description="Action on rows that cannot be used. stop: end with an error; skip: train without them.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     precision: Literal["auto", "fp32", "bf16", "int8", "fp8", "nf4"] = Field(
-        "auto",
+        default="auto",
         description="Number format of the frozen base weights. auto: bf16 on a GPU if it fits, else int8; fp32 on the "
         "CPU. nf4 needs bitsandbytes.",
     )
     offload: Literal["auto", "none", "phases", "modulation", "blocks"] = Field(
-        "auto",
+        default="auto",
         description="What is offloaded to host memory. none: nothing. phases: text encoder, VAE and transformer take "
         "turns on the GPU. modulation: also the modulation layers. blocks: also the transformer blocks, streamed one "
         "at a time. auto: the least that fits.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     gradient_checkpointing: Literal["auto", "on", "off", "selective"] = Field(
-        "auto",
+        default="auto",
         description="Recompute activations in the backward pass to save memory. selective: all but the attention "
         "output. auto: in as few blocks as possible.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     compile: Literal["auto", "on", "off"] = Field(
-        "auto", description="Compile the transformer blocks with torch.compile. auto: off."
+        default="auto", description="Compile the transformer blocks with torch.compile. auto: off."
     )
     lora_targets: Literal["attention+mlp", "attention", "all-linear"] = Field(
-        "attention+mlp",
+        default="attention+mlp",
         description="Linear layers of the transformer blocks that get a LoRA. all-linear: also those of the "
         "modulation.",
     )
     optimizer: Literal["adamw", "adamw8bit", "adafactor"] = Field(
-        "adamw",
+        default="adamw",
         description="adamw8bit stores its state in 8 bits and needs bitsandbytes. adafactor makes a full fine-tune in "
         "bf16 with stochastic rounding, in a quarter of AdamW's memory.",
     )
-    weight_decay: float = Field(0.01, ge=0, description="Decoupled weight decay of AdamW.")
-    max_grad_norm: float = Field(1.0, ge=0, description="Global norm that gradients are clipped to. 0: no clipping.")
-    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
-        "constant", description="Learning rate after the warm-up. linear and cosine fall to 0 at the last step."
+    weight_decay: float = Field(default=0.01, ge=0, description="Decoupled weight decay of AdamW.")
+    max_grad_norm: float = Field(
+        default=1.0, ge=0, description="Global norm that gradients are clipped to. 0: no clipping."
     )
-    warmup_steps: int = Field(0, ge=0, description="Steps in which the learning rate rises linearly from 0.")
-    caption_dropout: float = Field(0.0, ge=0, le=1, description="Fraction of examples trained with an empty caption.")
+    lr_scheduler: Literal["constant", "linear", "cosine"] = Field(
+        default="constant", description="Learning rate after the warm-up. linear and cosine fall to 0 at the last step."
+    )
+    warmup_steps: int = Field(default=0, ge=0, description="Steps in which the learning rate rises linearly from 0.")
+    caption_dropout: float = Field(
+        default=0.0, ge=0, le=1, description="Fraction of examples trained with an empty caption."
+    )
     training_guidance: float = Field(
-        1.0, ge=0, description="Guidance embedding during training, for models that have one (FLUX.1 Kontext)."
+        default=1.0, ge=0, description="Guidance embedding during training, for models that have one (FLUX.1 Kontext)."
     )
     sample_steps: int = Field(
-        0,
+        default=0,
         ge=0,
         le=1000,
         description="Sampler steps per sample. 0: the model's own.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     sample_guidance: float = Field(
-        0.0,
+        default=0.0,
         ge=0,
         description="Guidance scale of the samples. 0: the model's own.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     sample_seed: int = Field(
-        42,
+        default=42,
         ge=0,
         le=2**63 - 1,
         description="Seed of the samples' initial noise.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     checkpoint_every: int = Field(
-        0,
+        default=0,
         ge=0,
         description="Steps between checkpoints. 0: at every set of samples.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     keep_checkpoints: int = Field(
-        3, ge=1, description="Number of newest checkpoints to keep.", json_schema_extra=NO_EFFECT_ON_TRAINING
+        default=3, ge=1, description="Number of newest checkpoints to keep.", json_schema_extra=NO_EFFECT_ON_TRAINING
     )
     save_dtype: Literal["bf16", "fp16", "fp32"] = Field(
-        "bf16", description="Number format of the exported weights.", json_schema_extra=NO_EFFECT_ON_TRAINING
+        default="bf16", description="Number format of the exported weights.", json_schema_extra=NO_EFFECT_ON_TRAINING
     )
     save_layout: Literal["single_file", "single_file+diffusers"] = Field(
-        "single_file",
+        default="single_file",
         description="Output of a full fine-tune: the single file that ComfyUI loads, or also a folder in diffusers "
         "layout.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     init_lora: str = Field(
-        "",
+        default="",
         description="LoRA file to continue training from. Empty: start a new LoRA.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )

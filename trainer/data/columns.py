@@ -30,7 +30,9 @@ def guess_columns(path: Path) -> dict[str, str]:
 
     Raises BadInput when the file is not a readable parquet.
     """
-    kinds = {name: kind for name, kind in column_kinds(path).items() if not name_words(name) & OTHER_WORDS}
+    kinds: dict[str, ColumnKind] = {
+        name: kind for name, kind in column_kinds(path).items() if not name_words(name) & OTHER_WORDS
+    }
     images = [name for name, kind in kinds.items() if kind in ("image", "either")]
     control = _plainest(name for name in images if image_role(name) == "input")
     target = _plainest(name for name in images if image_role(name) == "output")
