@@ -3,20 +3,16 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import psutil
 import torch
 
 from .config.settings import Precision
 from .quantization.benchmark import fast_precisions
+from .quantization.formats import FORMATS
 
-if TYPE_CHECKING:
-    pass
-
-
-CONSUMER = frozenset({"int8", "fp8"})
-"""What consumer cards of the last generations multiply faster: bf16 with float32 sums runs at half its rate there."""
+ADA = (8, 9)
+"""Compute capability that consumer GPUs are assumed to have."""
 
 
 CONSUMER_LIMIT = 40_000_000_000
@@ -65,9 +61,12 @@ def assumed_gpu(gigabytes: float, host_gigabytes: float | None = None) -> Device
     """A CUDA card of which nothing is known but its memory, in a machine with this much free host memory."""
     host = psutil.virtual_memory().available if host_gigabytes is None else int(host_gigabytes * 1e9)
     free = int(gigabytes * 1e9)
-    return DeviceInfo(
-        kind="cuda", free=free, host=host, bf16=True, fast_precisions=CONSUMER if free < CONSUMER_LIMIT else frozenset()
+    fast = frozenset(
+        row.precision
+        for row in FORMATS.values()
+        if free < CONSUMER_LIMIT and row.precision and row.capability and row.capability <= ADA
     )
+    return DeviceInfo(kind="cuda", free=free, host=host, bf16=True, fast_precisions=fast)
 
 
 def default_device() -> torch.device:

@@ -18,8 +18,9 @@ from trainer.models import CONFIGS, open_model
 from trainer.models.edit_model import EditModel
 from trainer.models.family import Family
 from trainer.models.types import Grid, PackedLatents
+from trainer.quantization.formats import format_of
 from trainer.quantization.linear import QuantizedLinear
-from trainer.quantization.quantize import QUANTIZED, large_weights, quantize
+from trainer.quantization.quantize import large_weights, quantize
 from trainer.training.batch import Batch, TextGroup
 from trainer.training.batch_sampler import Position
 from trainer.training.flow_matching import draw_sigmas, loss_weights
@@ -44,7 +45,7 @@ class RandomModel(EditModel):
         """Weight by weight, so that no more than one is there unquantized."""
         pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)) * 0.02
         transformer = self.empty_transformer()
-        large = large_weights(transformer) if precision in QUANTIZED else set()
+        large = large_weights(transformer) if format_of(precision) else set()
         for name, module in list(transformer.named_modules()):
             for leaf, parameter in list(module.named_parameters(recurse=False)):
                 values = torch.ones(parameter.shape) if parameter.ndim == 1 else _drawn(pool, parameter.shape)

@@ -146,5 +146,5 @@ def parse_settings(data: Any) -> RunSettings:
         raise BadInput(f"The run settings have {count(faults, 'fault')}:\n{lines}") from None
 
 
-Precision = Literal["fp32", "bf16", "fp16", "int8", "fp8", "nf4"]
+Precision = Literal["fp32", "bf16", "int8", "fp8", "nf4"]
 """Number format of the frozen base's linear weights. Weights of a quantized file keep the file's format."""

@@ -21,8 +21,9 @@ from ..data.resize import Size
 from ..lora.layer import LoraLinear
 from ..models.types import Grid, PackedLatents
 from ..modules import blocks_of
+from ..quantization.formats import Format, format_of
 from ..quantization.linear import QuantizedLinear, set_quantize_activations
-from ..quantization.quantize import QUANTIZED, large_weights, quantize
+from ..quantization.quantize import large_weights, quantize
 from .plan import ActivationCheckpointing, Plan
 
 if TYPE_CHECKING:
@@ -161,16 +162,16 @@ class _Run:
                 setattr(module, name, torch.nn.Parameter(values, requires_grad=full))
         if full:
             return
-        if shape.precision in QUANTIZED:
-            self._quantize(shape)
+        if made := format_of(shape.precision):
+            self._quantize(shape, made)
         targets = re.compile(family.lora_targets(trained.targets, self.transformer))
         for name, layer in list(self.transformer.named_modules()):
             if targets.fullmatch(name):
                 self.transformer.set_submodule(name, LoraLinear(layer, trained.rank, 1.0))
 
-    def _quantize(self, shape: StepShape) -> None:
-        # nf4's values are made for the moment as fp8's are.
-        precision = "fp8" if shape.precision == "nf4" else shape.precision
+    def _quantize(self, shape: StepShape, made: Format) -> None:
+        # Planning needs no optional package: such a format's weights are dequantized for each matmul as fp8's are.
+        precision = "fp8" if made.package else shape.precision
         for name in large_weights(self.transformer):
             layer = self.transformer.get_submodule(name)
             quantized = quantize(layer.weight.detach(), precision)

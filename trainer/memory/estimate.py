@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING
 from ..config.request import TrainingParams
 from ..config.settings import Precision
 from ..device import DeviceInfo
-from ..quantization.quantize import QUANTIZED
+from ..quantization.formats import format_of
 from .activation_bytes import Footprint, measure, step_shape
 from .plan import KEPT, ActivationCheckpointing
 from .weight_bytes import weight_bytes
@@ -59,9 +59,9 @@ RESERVE = 500_000_000
 
 def computation_dtype(precision: Precision, device_info: DeviceInfo) -> torch.dtype:
     """Number format of computations, and of weights that are not quantized."""
-    if precision in QUANTIZED:
+    if format_of(precision):
         return torch.bfloat16 if device_info.bf16 else torch.float32
-    return {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}[precision]
+    return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def full_fine_tune_bytes(optimizer: str, dtype: torch.dtype = torch.bfloat16) -> int:

@@ -12,7 +12,7 @@ from ..config.request import TrainingParams
 from ..config.settings import Precision, RunSettings
 from ..device import DeviceInfo
 from ..errors import BadInput
-from ..quantization.quantize import QUANTIZED
+from ..quantization.formats import format_of
 from .plan import Plan
 from .weight_bytes import weight_bytes
 
@@ -116,7 +116,7 @@ def _check(params: TrainingParams, settings: RunSettings) -> None:
         faults.append(f'offload "{settings.offload}" keeps frozen weights away; with use_lora false none is frozen')
     if settings.offload == "modulation" and settings.lora_targets == "all-linear":
         faults.append('offload "modulation" keeps the modulation frozen; lora_targets "all-linear" trains it')
-    if not params.use_lora and settings.precision in QUANTIZED:
+    if not params.use_lora and settings.precision != "auto" and format_of(settings.precision):
         faults.append(f'precision "{settings.precision}" is for a frozen base; with use_lora false all is trained')
     if faults:
         raise BadInput("\n".join(f"{fault}." for fault in faults))
@@ -158,7 +158,7 @@ def joint_plan(
     plan = make_plan(model, params, settings, processes.query_device(device, sharded))
     if sharded:
         return replace(plan, sharded=True)
-    if processes.world_size == 1 or plan.precision in QUANTIZED or not plan.streamed or settings.offload != "auto":
+    if processes.world_size == 1 or format_of(plan.precision) or not plan.streamed or settings.offload != "auto":
         return plan
     resident = settings.model_copy(update={"offload": "phases"})
     try:

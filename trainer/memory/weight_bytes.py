@@ -12,17 +12,10 @@ import torch
 from ..config.settings import Precision
 from ..models.transformer import open_transformer
 from ..modules import blocks_of, own_parameters
-from ..single_file.header import bits_of
+from ..quantization.formats import FORMATS, format_of
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
-
-
-BITS = {"int8": 8, "fp8": 8, "nf4": 4}
-
-
-SCALE_BITS = {"int8": 0, "fp8": 0, "nf4": 32 / 64}
-"""For each number; int8 and fp8 have one float32 a row."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +41,7 @@ def weight_bytes(
 ) -> WeightBytes:
     """Count, with the large weights in `precision` (those of a quantized file as they are stored) and the others in
     `dtype`. The transformer is the model's, without storage."""
-    stored = _stored_bits(model, transformer)
+    stored, made = _stored_bits(model, transformer), format_of(precision)
     blocks = blocks_of(transformer)
     place = {id(module): index for index, block in enumerate(blocks) for module in block.modules()}
     is_modulation = re.compile(model.family.modulation_layers())
@@ -57,13 +50,13 @@ def weight_bytes(
     for name, parameters in own_parameters(transformer):
         module = modules[name]
         index = place.get(id(module), len(blocks))
-        quantized = isinstance(module, torch.nn.Linear) and index < len(blocks) and precision in BITS
+        is_large = isinstance(module, torch.nn.Linear) and index < len(blocks)
         size = 0
         for leaf, parameter in parameters.items():
             if leaf == "weight" and name in stored:
                 size += int(parameter.numel() * stored[name] / 8)
-            elif leaf == "weight" and quantized:
-                size += int(parameter.numel() * (BITS[precision] + SCALE_BITS[precision]) / 8) + 4 * len(parameter)
+            elif leaf == "weight" and is_large and made:
+                size += made.weight_bytes(parameter)
             else:
                 size += parameter.numel() * dtype.itemsize
         if is_modulation.fullmatch(name):
@@ -85,7 +78,7 @@ def _stored_bits(model: EditModel, transformer: torch.nn.Module) -> Mapping[str,
     if not source.quantizations:
         return {}
     return {
-        module: bits_of(source.tensors[fused.stored_name("weight")].dtype)
+        module: FORMATS[source.quantizations[fused.stored].format].bits
         for fused in model.family.layout(transformer)
         if fused.stored in source.quantizations
         for module in fused.modules

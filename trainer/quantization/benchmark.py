@@ -9,7 +9,7 @@ from functools import lru_cache
 import torch
 
 from ..config.settings import Precision
-from .formats import QuantizedWeight
+from .formats import FORMATS, QuantizedWeight
 from .matmul import linear, linear_input_grad
 from .quantize import quantize
 
@@ -24,10 +24,6 @@ MIN_SPEEDUP = 1.15
 ROUNDS = 5
 
 
-CAPABILITIES = {"int8": (8, 0), "fp8": (8, 9)}
-"""The NVIDIA generation from which on a card has such products."""
-
-
 @lru_cache(maxsize=8)
 def fast_precisions(device: torch.device) -> frozenset[Precision]:
     """The precisions whose codes this device multiplies faster. Takes some seconds the first time, on NVIDIA cards."""
@@ -35,7 +31,9 @@ def fast_precisions(device: torch.device) -> frozenset[Precision]:
         return frozenset()
     capability = torch.cuda.get_device_capability(device)
     return frozenset(
-        precision for precision, wanted in CAPABILITIES.items() if capability >= wanted and _pay(device, precision)
+        row.precision
+        for row in FORMATS.values()
+        if row.precision and row.capability and capability >= row.capability and _pay(device, row.precision)
     )
 
 

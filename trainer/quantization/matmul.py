@@ -15,14 +15,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from .formats import FLOAT8, Quantization, dequantize, rotated
+from .formats import FORMATS, Quantization, dequantize
+from .kernels import rotate, row_scale
 
 MIN_MATMUL_ROWS = 16
 """Up to so many rows the values are made: torch's int8 product takes no fewer, and modulation has one an example."""
-
-
-MATMUL_MULTIPLES = {"int8_tensorwise": 8, "float8_e4m3fn": 16}
-"""Formats whose codes can be multiplied, and what both sides of the weight must be multiples of."""
 
 
 def linear(
@@ -39,7 +36,7 @@ def linear(
     `quantize_activations`: multiply quantized values where their format and the shapes allow it.
     """
     if quantize_activations and _can_quantize_activations(len(input), weight, quantization):
-        rows = rotated(input, quantization.rotation)
+        rows = rotate(input, quantization.rotation)
         result = _quantized_matmul(rows, _as_stored(weight, quantization).t(), scale)
         return result if bias is None else result.add_(bias)
     return nn.functional.linear(input, _values(weight, scale, quantization, input.dtype), bias)
@@ -58,7 +55,7 @@ def linear_input_grad(
         rows = gradient if scale is None else gradient * scale.t()
         # What GPUs multiply by is column-major.
         columns = _as_stored(weight, quantization).t().contiguous().t()
-        return rotated(_quantized_matmul(rows, columns, None, gradient.dtype), quantization.rotation)
+        return rotate(_quantized_matmul(rows, columns, None, gradient.dtype), quantization.rotation)
     return gradient @ _values(weight, scale, quantization, gradient.dtype)
 
 
@@ -69,12 +66,11 @@ def _values(
 
 
 def _as_stored(weight: torch.Tensor, quantization: Quantization) -> torch.Tensor:
-    """In the dtype that is multiplied."""
-    return weight.view(FLOAT8.get(quantization.format, torch.int8))
+    return weight.view(FORMATS[quantization.format].storage_dtype)
 
 
 def _can_quantize_activations(rows: int, weight: torch.Tensor, quantization: Quantization | None) -> bool:
-    multiple = None if quantization is None else MATMUL_MULTIPLES.get(quantization.format)
+    multiple = None if quantization is None else FORMATS[quantization.format].matmul_multiple
     return (
         multiple is not None
         and rows > MIN_MATMUL_ROWS
@@ -102,8 +98,7 @@ def _quantized_matmul(
 
 def _quantize_rows(rows: torch.Tensor, kind: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Codes of this dtype, and the float32 scale of each row [M, 1]."""
-    limit = 127 if kind == torch.int8 else torch.finfo(kind).max
-    scale = (rows.abs().amax(1, keepdim=True).float() / limit).clamp(min=torch.finfo(torch.float32).tiny)
+    scale = row_scale(rows, kind)
     numbers = rows / scale
     return (numbers.round() if kind == torch.int8 else numbers).to(kind), scale
 

@@ -140,16 +140,6 @@ class _GgufReader:
         return torch.from_numpy(self._tensors[name].copy())
 
 
-def bits_of(dtype: str) -> float:
-    """Bits of one number of a StoredTensor's dtype, shared scales of GGUF's blocks included."""
-    if dtype.startswith("GGUF:"):
-        from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
-
-        numbers, size = GGML_QUANT_SIZES[GGMLQuantizationType[dtype.removeprefix("GGUF:")]]
-        return 8 * size / numbers
-    return _BITS[dtype]
-
-
 def open_weights(path: Path, what: str) -> WeightFile:
     """Read a file's header. Raises BadInput saying what the file is when it is no safetensors or GGUF file, or cut
     short. `what` is what a person expects of it, such as "transformer"."""

@@ -13,9 +13,9 @@ from torch import nn
 from ..config.settings import Precision
 from ..errors import BadInput
 from ..modules import own_parameters
-from ..quantization.formats import Quantization, QuantizedWeight
+from ..quantization.formats import Quantization, QuantizedWeight, format_of
 from ..quantization.linear import QuantizedLinear
-from ..quantization.quantize import QUANTIZED, large_weights, quantize
+from ..quantization.quantize import large_weights, quantize
 from .header import Reader, StoredTensor, WeightFile, open_weights
 from .key_mapping import FusedModule, Layout, Shapes, swapped_halves
 from .quantization_metadata import read_markers
@@ -81,7 +81,7 @@ def fill_module(
     Host memory beyond the module's own stays at one tensor. Raises BadInput for a `precision` that needs a package
     which is missing."""
     modules = dict(own_parameters(module))
-    made = large_weights(module) if precision in QUANTIZED else ()
+    made = large_weights(module) if format_of(precision) else ()
     with source.file.opened() as reader:
         for fused in layout:
             _fill(

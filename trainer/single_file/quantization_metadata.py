@@ -11,7 +11,7 @@ from typing import Any
 import torch
 
 from ..errors import BadInput
-from ..quantization.formats import Quantization
+from ..quantization.formats import FORMATS, Quantization
 from .header import StoredTensor, WeightFile
 
 SCALES = ("weight_scale", "scale_weight")
@@ -24,10 +24,6 @@ training does not use."""
 
 MAX_MARKER = 4096
 """Bytes of a `comfy_quant` tensor."""
-
-
-FORMATS = {"float8_e4m3fn": "F8_E4M3", "float8_e5m2": "F8_E5M2", "int8_tensorwise": "I8"}
-"""Formats of quantized weights that can be read, and the storage dtype of each."""
 
 
 PLAIN = {"F64", "F32", "F16", "BF16", "GGUF:F32", "GGUF:F16", "GGUF:F64"}
@@ -90,8 +86,11 @@ def _quantization(
     """How a weight is quantized, None when it is not. Raises BadInput for what cannot be read."""
     if declared is not None:
         name = str(declared.get("format"))
-        if FORMATS.get(name) != tensor.dtype:
-            raise _not_supported(path, module, f"{name} stored as {tensor.dtype}" if name in FORMATS else name)
+        row = FORMATS.get(name)
+        if row is None or row.file_dtype is None:
+            raise _not_supported(path, module, name)
+        if row.file_dtype != tensor.dtype:
+            raise _not_supported(path, module, f"{name} stored as {tensor.dtype}")
         details = declared.get("params") if isinstance(declared.get("params"), dict) else {}
         details = details | declared
         rotation = details.get("convrot_groupsize", 256) if details.get("convrot") else 0
@@ -100,25 +99,14 @@ def _quantization(
         return Quantization(name, rotation)
     if tensor.dtype in PLAIN:
         return None
-    if tensor.dtype.startswith("GGUF:"):
-        name = tensor.dtype.removeprefix("GGUF:")
-        if name not in _readable_ggml_types():
-            raise _not_supported(path, module, f"GGUF type {name}")
-        return Quantization(f"gguf:{name}")
-    for name, stored in FORMATS.items():
-        if stored == tensor.dtype:
+    for name, row in FORMATS.items():
+        if row.file_dtype == tensor.dtype:
             return Quantization(name)
-    raise _not_supported(path, module, f"numbers of type {tensor.dtype}")
+    raise _not_supported(path, module, f"values of dtype {tensor.dtype}")
 
 
 def _is_power_of_4(number: Any) -> bool:
     return type(number) is int and number >= 4 and number & (number - 1) == 0 and (number.bit_length() - 1) % 2 == 0
-
-
-def _readable_ggml_types() -> set[str]:
-    from diffusers.quantizers.gguf.utils import SUPPORTED_GGUF_QUANT_TYPES
-
-    return {kind.name for kind in SUPPORTED_GGUF_QUANT_TYPES}
 
 
 def _not_supported(path: Path, module: str, what: str) -> BadInput:
@@ -137,7 +125,7 @@ def _check_scales(
     astray = [module for module in scales if module not in quantizations]
     if astray:
         raise BadInput(f"{path} has a scale for {astray[0]} ({len(astray)} in all), whose weight is not quantized.")
-    bare = [m for m, q in quantizations.items() if q.format == "int8_tensorwise" and m not in scales]
+    bare = [m for m, q in quantizations.items() if FORMATS[q.format].needs_scale and m not in scales]
     bare += [module for module in declared if module not in scales and module not in bare]
     if bare:
         raise BadInput(f"{path} is damaged: the scale of {bare[0]} ({len(bare)} in all) is missing.")

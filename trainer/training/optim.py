@@ -9,7 +9,8 @@ from typing import Any
 import torch
 
 from ..config.settings import RunSettings
-from ..quantization.quantize import bitsandbytes
+from ..quantization.formats import BITSANDBYTES
+from ..quantization.quantize import require_package
 from .rng import example_generator
 
 
@@ -23,7 +24,7 @@ def build_optimizer(
             return torch.optim.Adafactor(parameters.values(), lr=learning_rate, weight_decay=weight_decay)
         return RoundedAdafactor(parameters.values(), settings.seed, lr=learning_rate, weight_decay=weight_decay)
     if settings.optimizer == "adamw8bit":
-        adamw8bit = bitsandbytes('optimizer "adamw8bit"').optim.AdamW8bit
+        adamw8bit = require_package(BITSANDBYTES, 'optimizer "adamw8bit"').optim.AdamW8bit
         return adamw8bit(parameters.values(), lr=learning_rate, weight_decay=weight_decay)
     fused = all(parameter.device.type == "cuda" for parameter in parameters.values())
     return torch.optim.AdamW(parameters.values(), lr=learning_rate, weight_decay=weight_decay, fused=fused or None)
@@ -32,7 +33,7 @@ def build_optimizer(
 def check_optimizer(settings: RunSettings) -> None:
     """Raise BadInput when the optimizer needs a package that is not installed."""
     if settings.optimizer == "adamw8bit":
-        bitsandbytes('optimizer "adamw8bit"')
+        require_package(BITSANDBYTES, 'optimizer "adamw8bit"')
 
 
 def learning_rate_at(step: int, steps: int, peak: float, settings: RunSettings) -> float:
