@@ -1,4 +1,4 @@
-"""The device that a run has: what it is, and how much memory is free there and beside it."""
+"""The device of a run: its kind, its free memory, and what it computes fast."""
 
 from __future__ import annotations
 
@@ -12,39 +12,43 @@ from .quantization.benchmark import fast_precisions
 from .quantization.formats import FORMATS
 
 ADA = (8, 9)
-"""Compute capability that consumer GPUs are assumed to have."""
+"""Compute capability assumed of consumer GPUs (RTX 40xx): their bf16 matmuls with float32 sums run at half rate, so
+that int8 and fp8 pay. A judgement: the true GPU is benchmarked when it is there."""
 
 
 CONSUMER_LIMIT = 40_000_000_000
-"""Bytes. A card that is only known by its memory is taken for a consumer's below this."""
+"""Bytes. A GPU known by its memory alone counts as a consumer's below this: the largest (RTX 5090) has 32 GB, and
+data center GPUs with less than 40 GB (A10, L4) are much alike. A judgement."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class DeviceInfo:
-    """Where a run's tensors live. Bytes are decimal: a "24 GB" card has 24e9."""
+    """The device that trains. Gigabytes are decimal: a "24 GB" GPU has 24e9 bytes."""
 
     kind: str
-    """torch's device type."""
+    """torch's device type, such as `cuda`."""
     free: int
     """Bytes of device memory that the run may use."""
     host: int
     """Bytes of free host memory."""
     bf16: bool
+    """bf16 is supported."""
     fast_precisions: frozenset[Precision] = frozenset()
-    """Precisions whose weights are multiplied faster as they are than with their values."""
+    """Quantized precisions whose matmuls run faster in the storage dtype than after dequantizing."""
 
     @property
     def is_cpu(self) -> bool:
+        """True on the CPU, whose host and device memory are the same."""
         return self.kind == "cpu"
 
 
 def query_device(device: torch.device) -> DeviceInfo:
-    """The card that a run would find now."""
+    """Describe the device as it is now. Benchmarks its matmuls the first time, which takes some seconds on CUDA."""
     host = psutil.virtual_memory().available
     if device.type == "cpu":
         return DeviceInfo(kind="cpu", free=host, host=host, bf16=False)
     if device.type == "cuda":
-        # First, for what it tries stays in the allocator's hands.
+        # Before free memory is read: the benchmark's memory stays in the allocator until it is emptied.
         fast = fast_precisions(device)
         torch.cuda.empty_cache()
         free = torch.cuda.mem_get_info(device)[0]
@@ -58,7 +62,7 @@ def query_device(device: torch.device) -> DeviceInfo:
 
 
 def assumed_gpu(gigabytes: float, host_gigabytes: float | None = None) -> DeviceInfo:
-    """A CUDA card of which nothing is known but its memory, in a machine with this much free host memory."""
+    """Describe a CUDA GPU known by its free memory alone; free host memory defaults to this machine's."""
     host = psutil.virtual_memory().available if host_gigabytes is None else int(host_gigabytes * 1e9)
     free = int(gigabytes * 1e9)
     fast = frozenset(
@@ -70,7 +74,7 @@ def assumed_gpu(gigabytes: float, host_gigabytes: float | None = None) -> Device
 
 
 def default_device() -> torch.device:
-    """The accelerator that torch finds (CUDA, ROCm, MPS, XPU), else the CPU."""
+    """Return the accelerator that torch finds (CUDA, ROCm, MPS, XPU), else the CPU."""
     # A CUDA build of torch names its accelerator on machines without a GPU too.
-    available = torch.accelerator.is_available()
-    return torch.accelerator.current_accelerator() if available else torch.device("cpu")
+    accelerator = torch.accelerator.current_accelerator() if torch.accelerator.is_available() else None
+    return accelerator or torch.device("cpu")

@@ -1,4 +1,4 @@
-"""Whether a card multiplies codes faster than their values: found by doing both."""
+"""Benchmark of low-precision matmuls: which precisions a GPU multiplies faster in their storage dtype."""
 
 from __future__ import annotations
 
@@ -14,40 +14,44 @@ from .matmul import linear, linear_input_grad
 from .quantize import quantize
 
 ROWS, INPUTS, OUTPUTS = 4096, 3072, 12288
-"""A product of the size that both models' MLPs have."""
+"""Shape of the benchmarked matmul: the tokens of one 1024 x 1024 image through the first MLP layer of both models."""
 
 
 MIN_SPEEDUP = 1.15
-"""How many times faster codes have to be: less is not worth their rounding."""
+"""Least speed-up over dequantizing that justifies rounding the activations too. A judgement."""
 
 
 ROUNDS = 5
+"""Timed repetitions, of which the fastest counts. A judgement."""
 
 
 @lru_cache(maxsize=8)
 def fast_precisions(device: torch.device) -> frozenset[Precision]:
-    """The precisions whose codes this device multiplies faster. Takes some seconds the first time, on NVIDIA cards."""
+    """Find the precisions whose matmuls are faster in their storage dtype on this device.
+
+    Takes some seconds the first time on NVIDIA GPUs, where the kernels are compiled; empty everywhere else.
+    """
     if device.type != "cuda" or torch.version.hip:
         return frozenset()
     capability = torch.cuda.get_device_capability(device)
     return frozenset(
         row.precision
         for row in FORMATS.values()
-        if row.precision and row.capability and capability >= row.capability and _pay(device, row.precision)
+        if row.precision and row.capability and capability >= row.capability and _is_faster(device, row.precision)
     )
 
 
-def _pay(device: torch.device, precision: Precision) -> bool:
+def _is_faster(device: torch.device, precision: Precision) -> bool:
     try:
         weight = quantize(torch.randn(OUTPUTS, INPUTS, device=device, dtype=torch.bfloat16), precision)
         rows = torch.randn(ROWS, INPUTS, device=device, dtype=torch.bfloat16)
         gradient = torch.randn(ROWS, OUTPUTS, device=device, dtype=torch.bfloat16)
-        quantized, values = (
+        low_precision, dequantized = (
             _seconds(_step(rows, gradient, weight, quantize_activations)) for quantize_activations in (True, False)
         )
-    except Exception:  # A driver, a compiler or a library that cannot: it is done with the values then.
+    except Exception:  # A driver, compiler or library without support raises errors of its own: dequantize then.
         return False
-    return values > MIN_SPEEDUP * quantized
+    return dequantized > MIN_SPEEDUP * low_precision
 
 
 def _step(
@@ -63,12 +67,12 @@ def _step(
 
 
 def _seconds(step: Callable[[], torch.Tensor]) -> float:
-    """The fastest of some rounds; the first, which compiles, is not counted."""
+    """Time a step: the fastest of `ROUNDS`, after one that compiles and is not counted."""
     times = []
     for _ in range(ROUNDS + 1):
         torch.accelerator.synchronize()
-        begun = time.perf_counter()
+        start = time.perf_counter()
         step()
         torch.accelerator.synchronize()
-        times.append(time.perf_counter() - begun)
+        times.append(time.perf_counter() - start)
     return min(times[1:])

@@ -164,9 +164,9 @@ class QuantizedWeight:
     """A weight [out, in] in its stored form."""
 
     quantized: torch.Tensor
-    """The values in their storage dtype [out, in], or uint8 [out, bytes] where they are packed (nf4, GGUF)."""
+    """Values in their storage dtype [out, in], or uint8 [out, bytes] where they are packed (nf4, GGUF)."""
     scale: torch.Tensor | None
-    """float32: a scalar, one for each row [out, 1], or one for each block (nf4); None: 1."""
+    """float32: scalar, one for each row [out, 1], or flat with one for each block (nf4); None: 1."""
     quantization: Quantization
 
     def split(self, rows: Sequence[int]) -> list[QuantizedWeight]:
@@ -183,15 +183,15 @@ class QuantizedWeight:
         return QuantizedWeight(self.quantized.clone(), scale, self.quantization)
 
     def dequantize(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight's values [out, in] in `dtype`."""
+        """Dequantize: values [out, in] in `dtype`."""
         return dequantize(self.quantized, self.scale, self.quantization, dtype)
 
 
 def dequantize(
     quantized: torch.Tensor, scale: torch.Tensor | None, quantization: Quantization, dtype: torch.dtype
 ) -> torch.Tensor:
-    """The values [out, in] in `dtype` of a quantized weight: `quantized` in its storage dtype or as bytes (int8 or
-    uint8), `scale` float32 or None, as in `QuantizedWeight`."""
+    """Dequantize to values [out, in] in `dtype`. `quantized` is in its storage dtype or its bytes as int8 or uint8,
+    `scale` float32 or None, as in `QuantizedWeight`."""
     kernel = FORMATS[quantization.format].dequantize
     if not quantization.rotation:
         return kernel(quantized, scale, dtype)

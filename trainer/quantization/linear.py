@@ -1,4 +1,4 @@
-"""The frozen Linear on codes."""
+"""The frozen Linear on quantized values."""
 
 from __future__ import annotations
 
@@ -12,15 +12,22 @@ from .matmul import linear, linear_input_grad
 
 
 class QuantizedLinear(nn.Linear):
-    """A frozen Linear on stored codes. `weight` holds the codes as whole numbers, so that no cast of a module to
-    another number format changes them."""
+    """A frozen Linear on quantized values.
 
+    `weight` holds their bytes as int8, so that casting the module to another floating-point dtype leaves them alone.
+    `scale` is float32, as in `QuantizedWeight`. The values are dequantized for each matmul and never saved for the
+    backward pass.
+    """
+
+    scale: torch.Tensor | None
+    """float32: scalar, [out, 1], or flat with one for each block; None: 1."""
     quantize_activations: bool
-    """Multiply the codes with quantized inputs, where their format and the shapes allow it."""
+    """Quantize the inputs too and multiply in the storage dtype, where format and shapes allow it."""
 
     def __init__(self, weight: QuantizedWeight, in_features: int, bias: torch.Tensor | None) -> None:
+        """`bias`: [out] in any floating-point dtype."""
         super().__init__(in_features, weight.quantized.shape[0], bias=False, device="meta")
-        # int8 of all whole numbers: transformers' T5 casts its input to the dtype of any other weight.
+        # int8 and not uint8: transformers' T5 casts its input to the dtype of a weight unless that is int8.
         self.weight = nn.Parameter(weight.quantized.view(torch.int8), requires_grad=False)
         self.quantization = weight.quantization
         self.quantize_activations = False
@@ -29,10 +36,11 @@ class QuantizedLinear(nn.Linear):
             self.bias = nn.Parameter(bias, requires_grad=False)
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
-        """The weight's values [out, in] in `dtype`."""
+        """Dequantize the weight: values [out, in] in `dtype`."""
         return dequantize(self.weight, self.scale, self.quantization, dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Multiply `input` [..., in] float: [..., out] in `computation_dtype(input)`."""
         return _FrozenLinear.apply(
             input,
             computation_dtype(input),
@@ -48,13 +56,13 @@ class QuantizedLinear(nn.Linear):
 
 
 def computation_dtype(input: torch.Tensor) -> torch.dtype:
-    """The number format in which a layer multiplies this input: autocast's, or its own."""
+    """Return the dtype in which a layer multiplies `input` (any shape and dtype): autocast's, else the input's own."""
     kind = input.device.type
     return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
 
 
 class _FrozenLinear(torch.autograd.Function):
-    """input @ weight.T + bias, where only the input has a gradient; what is saved for it is the codes."""
+    """input @ weight.T + bias with a gradient for the input alone; only the quantized weight is saved for it."""
 
     @staticmethod
     def forward(
@@ -86,17 +94,18 @@ class _FrozenLinear(torch.autograd.Function):
 
 
 def set_quantize_activations(module: nn.Module, on: bool) -> None:
-    """Whether the quantized layers inside multiply their codes with quantized inputs: see `products`."""
+    """Turn low-precision matmuls on or off in all quantized layers of `module`; see `matmul.linear`."""
     for layer in module.modules():
         if isinstance(layer, QuantizedLinear):
             layer.quantize_activations = on
 
 
 def dequantize_layers(module: nn.Module, dtype: torch.dtype) -> None:
-    """Replace every QuantizedLinear inside by a Linear with its values."""
+    """Replace every QuantizedLinear of `module` by a plain Linear in `dtype`."""
     for name, layer in list(module.named_modules()):
         if isinstance(layer, QuantizedLinear):
             plain = nn.Linear(layer.in_features, layer.out_features, bias=False, device="meta")
             plain.weight = nn.Parameter(layer.dequantized(dtype), requires_grad=False)
-            plain.bias = None if layer.bias is None else nn.Parameter(layer.bias.to(dtype), requires_grad=False)
+            if layer.bias is not None:
+                plain.bias = nn.Parameter(layer.bias.to(dtype), requires_grad=False)
             module.set_submodule(name, plain)
