@@ -22,7 +22,7 @@ from .errors import BadInput
 from .events import Notice, Progress
 from .lora.adapter import left_out
 from .memory.model_parts import ModelComponents
-from .memory.planner import drawing_plan
+from .memory.planner import inference_plan
 from .models.edit_model import EditModel
 from .models.types import Grid, PackedLatents, TextConditioning, Variant
 
@@ -184,7 +184,7 @@ def edit(
     if model.adapter is not None and (note := left_out(model.adapter)):
         yield Notice(message=note)
     device = torch.device(device)
-    components = ModelComponents(model, device, drawing_plan(model, parse_settings({}), query_device(device)))
+    components = ModelComponents(model, device, inference_plan(model, parse_settings({}), query_device(device)))
 
     yield Progress(phase="loading", done=0, total=3, note="text encoder")
     text, negative_text = encode_prompt(components, prompt, control, options.guidance, negative_prompt)

@@ -28,11 +28,11 @@ HEADER = (
 )
 PARTS = (
     "frozen weights",
-    "two blocks that come and go",
+    "slots for streamed blocks",
     "trained weights, gradients, optimizer",
-    "kept for the backward pass",
-    "work of the largest block",
-    "driver and gaps",
+    "activations",
+    "workspace of the largest block",
+    "driver and allocator",
 )
 
 

@@ -16,7 +16,7 @@ from trainer.data.resize import Size
 from trainer.events import drain
 from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
 from trainer.memory.activation_bytes import _LiveBytes
-from trainer.memory.block_streaming import following
+from trainer.memory.block_streaming import next_block
 from trainer.memory.checkpointing import _Inputs
 from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
@@ -266,5 +266,5 @@ def test_the_next_block_in_training(count, order):
     previous = -1
     for index, block in enumerate(order[:-1]):
         expected = next((int(later) for later in order[index + 1 :] if later != block), int(block))
-        assert following(int(block), previous, count, training=True) == (expected if count > 1 else 0)
+        assert next_block(int(block), previous, count, training=True) == (expected if count > 1 else 0)
         previous = int(block)

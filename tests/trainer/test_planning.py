@@ -18,7 +18,7 @@ from trainer.config.settings import RunSettings
 from trainer.device import DeviceInfo, assumed_gpu
 from trainer.errors import BAD_INPUT, OK, BadInput
 from trainer.events import Planned
-from trainer.memory.planner import drawing_plan, make_plan
+from trainer.memory.planner import inference_plan, make_plan
 from trainer.models import open_model
 
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit", "black-forest-labs/FLUX.1-Kontext-dev"
@@ -63,7 +63,7 @@ def test_the_parts_are_those_that_are_known():
     assert planned(KONTEXT, 24).expected["frozen weights"] == pytest.approx(8.7e9, rel=0.01)
     assert large.expected["trained weights, gradients, optimizer"] == pytest.approx(1.7e9, rel=0.02)
     # 57 blocks at 1024 x 1024 from 1024 x 1024, checkpointed in full: 8704 tokens of 3072 bf16 numbers a block.
-    kept = planned(KONTEXT, 80, gradient_checkpointing="on").expected["kept for the backward pass"]
+    kept = planned(KONTEXT, 80, gradient_checkpointing="on").expected["activations"]
     assert kept == pytest.approx(56 * 8704 * 3072 * 2, rel=0.05)
 
 
@@ -146,7 +146,7 @@ def test_on_the_cpu_everything_stays_and_nothing_is_refused(kontext):
 
 @pytest.mark.parametrize(("vram", "streams"), [(80, False), (20, False), (8, True)])
 def test_drawing_takes_what_fits(vram: int, streams: bool):
-    plan = drawing_plan(open_model(QWEN), RunSettings(), assumed_gpu(vram, HOST))
+    plan = inference_plan(open_model(QWEN), RunSettings(), assumed_gpu(vram, HOST))
     assert bool(plan.streamed) == streams
     assert plan.modulation_on_host == (vram < 80)
 

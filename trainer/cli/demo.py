@@ -133,10 +133,10 @@ def _edited(
     from ..device import default_device, query_device
     from ..inference import DenoiseInputs, DenoiseOptions, decode, denoise, encode_prompt
     from ..memory.model_parts import ModelComponents
-    from ..memory.planner import drawing_plan
+    from ..memory.planner import inference_plan
 
     device = default_device()
-    components = ModelComponents(model, device, drawing_plan(model, settings, query_device(device)))
+    components = ModelComponents(model, device, inference_plan(model, settings, query_device(device)))
     family = model.family
     size = family.target_size(Size(*pairs[0].target.size), family.variant.resolution)
     controls = [

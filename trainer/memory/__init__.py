@@ -1,0 +1,16 @@
+"""Memory of a run: the plan that fits the device, and carrying it out.
+
+planner            the plan for a request, a model and a device
+plan               what a plan holds, and its line for the user
+estimate           device and host memory of one request, plan by plan
+weight_bytes       bytes of the transformer's weights, counted without loading them
+activation_bytes   bytes of activations, measured on tensors without storage
+model_parts        loads transformer, text encoder and VAE, and moves them on and off the device
+placement          applies a plan to a transformer
+block_streaming    streams frozen blocks from host memory
+modulation         computes modulation ahead of the steps, its weights in host memory
+checkpointing      activation checkpointing per block, with inputs offloaded to host memory
+pinned             page-locked host buffers
+
+Must not know: the dataset, or how steps and samples are run.
+"""

@@ -1,4 +1,4 @@
-"""What a training step keeps and needs on the device, found by running blocks on tensors without storage."""
+"""Bytes of activations of a training step, measured by running blocks on tensors without storage (FakeTensor)."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import re
 import weakref
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
@@ -27,6 +27,8 @@ from ..quantization.quantize import large_weights, quantize
 from .plan import ActivationCheckpointing, Plan
 
 if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
+
     from ..models.edit_model import EditModel
     from ..models.family import Family
 
@@ -36,41 +38,41 @@ FLOAT32_BYTES = 4
 
 @dataclass(frozen=True, slots=True)
 class StepShape:
-    """The largest forward pass of a run."""
+    """Shape of a run's largest forward pass."""
 
     batch: int
     target: Size
     controls: tuple[Size, ...]
     dtype: torch.dtype
-    """Of computations."""
+    """Compute dtype."""
     precision: Precision
     quantize_activations: bool
 
 
 @dataclass(frozen=True, slots=True)
 class BlockFootprint:
-    """Bytes of one kind of block."""
+    """Bytes that a block of one class takes."""
 
-    kept: int
-    """From the block's forward pass to its backward pass."""
+    saved: int
+    """Bytes from its forward pass to its backward pass."""
     work: int
-    """At the most while it goes backward, with what it computes again and what was kept for it."""
+    """Peak of its backward pass, recomputed and saved activations included."""
 
 
 @dataclass(frozen=True, slots=True)
 class Footprint:
-    """Bytes of a step beside the weights."""
+    """Bytes of a step's activations."""
 
     around: int
-    """Inputs and embeddings, from the first block to the last."""
+    """Inputs and embeddings, which live from the first block to the last."""
     tokens: int
-    """Of an example, in a block."""
+    """Tokens of a sample in a block."""
     blocks: Mapping[str, BlockFootprint]
-    """By the class of the block."""
+    """Footprints by the block's class name."""
 
 
 def step_shape(family: Family, params: TrainingParams, settings: RunSettings, plan: Plan) -> StepShape:
-    """The forward pass of square images, whose area all buckets have."""
+    """Shape of the forward pass for square images, whose area all buckets have."""
     resolution = settings.resolution or family.variant.resolution
     target = family.target_size(Size(resolution, resolution), resolution)
     control = family.control_size(target, target, settings.control_resolution)
@@ -84,7 +86,7 @@ def measure(
     settings: RunSettings,
     activation_checkpointing: ActivationCheckpointing,
 ) -> Footprint:
-    """Run two blocks of every kind forward and backward without storage, and count."""
+    """Run two blocks of every class forward and backward without storage and count living bytes. Cached by shape."""
     config = json.dumps(dict(model.transformer_config()), sort_keys=True, default=str)
     trained = _Trained(
         rank=params.lora_rank if params.use_lora else None,
@@ -92,47 +94,47 @@ def measure(
         rounded=settings.optimizer == "adafactor",
     )
     key = (type(model.family), model.policy, config, shape, trained, activation_checkpointing != "none")
-    if key not in _MEASURED:
-        _MEASURED[key] = _measured(model, shape, trained, activation_checkpointing != "none")
-    found = _MEASURED[key]
+    if key not in _FOOTPRINTS:
+        _FOOTPRINTS[key] = _measured(model, shape, trained, activation_checkpointing != "none")
+    found = _FOOTPRINTS[key]
     if activation_checkpointing != "selective":
         return found
     extra = _attention_bytes(model.transformer_config(), shape, found.tokens)
-    blocks = {kind: BlockFootprint(block.kept + extra, block.work + extra) for kind, block in found.blocks.items()}
+    blocks = {kind: BlockFootprint(block.saved + extra, block.work + extra) for kind, block in found.blocks.items()}
     return replace(found, blocks=blocks)
 
 
-_MEASURED: dict[tuple, Footprint] = {}
+_FOOTPRINTS: dict[tuple, Footprint] = {}
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trained:
-    """What is trained."""
+    """The trained weights."""
 
     rank: int | None
-    """Of the LoRA; None: all weights are trained."""
+    """LoRA rank; None for a full fine-tune."""
     targets: str
-    """RunSettings.lora_targets."""
+    """`RunSettings.lora_targets`."""
     rounded: bool
-    """Weights that are all trained are held in the computation's format."""
+    """A full fine-tune's weights are in the compute dtype, updated with stochastic rounding."""
 
 
 def _measured(model: EditModel, shape: StepShape, trained: _Trained, checkpointed: bool) -> Footprint:
     blocks = {}
     for change in model.family.two_blocks():
         run = _Run(model.family, {**model.transformer_config(), **change}, shape, trained, checkpointed)
-        blocks[type(blocks_of(run.transformer)[0]).__name__] = BlockFootprint(run.kept, run.work)
+        blocks[type(blocks_of(run.transformer)[0]).__name__] = BlockFootprint(run.saved, run.work)
     return Footprint(run.around, run.tokens, blocks)
 
 
 def _attention_bytes(config: Mapping[str, Any], shape: StepShape, tokens: int) -> int:
-    """An attention's output, and the float32 logarithms of its sums that its backward pass needs."""
+    """Bytes of an attention output and the float32 log-sum-exp that its backward pass needs."""
     heads, head = config["num_attention_heads"], config["attention_head_dim"]
     return shape.batch * tokens * heads * (head * shape.dtype.itemsize + FLOAT32_BYTES)
 
 
 class _Run:
-    """One forward and backward pass of a transformer of two blocks."""
+    """A forward and backward pass of a transformer with two blocks."""
 
     def __init__(
         self,
@@ -146,7 +148,7 @@ class _Run:
             self.transformer = family.bare_transformer(config)
             self._train(family, trained, shape)
             if checkpointed:
-                self.transformer.enable_gradient_checkpointing(_checkpointed)
+                cast("ModelMixin", self.transformer).enable_gradient_checkpointing(_checkpointed)
             inputs = _inputs(family, config, shape)
             noisy, controls, text, _ = inputs
             images = sum(image.tokens.shape[1] for image in (noisy, *controls))
@@ -160,20 +162,20 @@ class _Run:
             for name, parameter in list(module.named_parameters(recurse=False)):
                 values = parameter.detach().to(dtype)
                 setattr(module, name, torch.nn.Parameter(values, requires_grad=full))
-        if full:
+        if trained.rank is None:
             return
         if made := format_of(shape.precision):
             self._quantize(shape, made)
         targets = re.compile(family.lora_targets(trained.targets, self.transformer))
         for name, layer in list(self.transformer.named_modules()):
-            if targets.fullmatch(name):
+            if targets.fullmatch(name) and isinstance(layer, torch.nn.Linear):
                 self.transformer.set_submodule(name, LoraLinear(layer, trained.rank, 1.0))
 
     def _quantize(self, shape: StepShape, made: Format) -> None:
         # Planning needs no optional package: such a format's weights are dequantized for each matmul as fp8's are.
         precision = "fp8" if made.package else shape.precision
         for name in large_weights(self.transformer):
-            layer = self.transformer.get_submodule(name)
+            layer = cast("torch.nn.Linear", self.transformer.get_submodule(name))
             quantized = quantize(layer.weight.detach(), precision)
             self.transformer.set_submodule(name, QuantizedLinear(quantized, layer.in_features, layer.bias.detach()))
         set_quantize_activations(self.transformer, shape.quantize_activations)
@@ -188,7 +190,7 @@ class _Run:
             velocity = family.predict(self.transformer, noisy, controls, text, sigma, 1.0)
             velocity.float().square().mean().backward()
         gradients = sum(p.numel() * FLOAT32_BYTES for p in self.transformer.parameters() if p.requires_grad)
-        self.around, self.kept = marks[0], marks[1] - marks[0]
+        self.around, self.saved = marks[0], marks[1] - marks[0]
         self.work = live.peak - marks[1] - gradients // 2
 
 
@@ -212,7 +214,7 @@ def _inputs(
 
 
 class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of tensors that are alive, but for those of given ones."""
+    """Counts the bytes of living tensors, except given ones."""
 
     def __init__(self, others: Sequence[torch.Tensor]) -> None:
         super().__init__()

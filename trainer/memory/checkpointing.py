@@ -1,4 +1,4 @@
-"""Checkpointing by budget: what each block keeps for its backward pass, and what it computes again."""
+"""Activation checkpointing per block, as a plan asks, with the blocks' inputs offloaded to host memory."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import inspect
 import weakref
 from collections.abc import Callable
 from functools import partial
-from typing import Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -14,6 +14,9 @@ from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selectiv
 
 from ..modules import blocks_of
 from .plan import Plan
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
 
 ATTENTION = (
     "_scaled_dot_product_flash_attention",
@@ -25,10 +28,10 @@ ATTENTION = (
 """The fused kernels behind scaled_dot_product_attention, as torch names them."""
 
 
-KEPT = {getattr(torch.ops.aten, name).default for name in ATTENTION if hasattr(torch.ops.aten, name)}
+SAVED_OPS = {getattr(torch.ops.aten, name).default for name in ATTENTION if hasattr(torch.ops.aten, name)}
 
 
-# From torch 2.14 on it asks for a decision; before, kept outputs always passed the hooks by.
+# From torch 2.14 on `checkpoint` asks whether saved-tensor hooks see its saved outputs; before, they never did.
 HOOKS_PASSED_BY = (
     {"respect_saved_tensors_hooks": False}
     if "respect_saved_tensors_hooks" in inspect.signature(checkpoint).parameters
@@ -37,9 +40,9 @@ HOOKS_PASSED_BY = (
 
 
 def checkpoint_blocks(transformer: nn.Module, plan: Plan) -> None:
-    """Let the blocks keep for their backward pass what the plan says.
+    """Set each block's activation checkpointing by the plan.
 
-    A streamed block has to be computed again: its weights are gone by then.
+    A streamed block must be checkpointed: its weights have left the device by its backward pass.
     """
     modes = {id(block): plan.activation_checkpointing_of(index) for index, block in enumerate(blocks_of(transformer))}
     assert all(plan.activation_checkpointing_of(index) != "none" for index in plan.streamed), (
@@ -53,32 +56,34 @@ def checkpoint_blocks(transformer: nn.Module, plan: Plan) -> None:
         mode = modes[id(block)]
         if mode == "none":
             return block(*args)
-        call = partial(checkpointed, selective=mode == "selective")
-        return call(block, *args) if host is None else host.saved(call, block, *args)
+        call = partial(run_checkpointed, selective=mode == "selective")
+        return call(block, *args) if host is None else host.run(call, block, *args)
 
-    transformer.enable_gradient_checkpointing(run)
+    cast("ModelMixin", transformer).enable_gradient_checkpointing(run)
 
 
-def checkpointed(block: nn.Module, *args: Any, selective: bool) -> Any:
-    """The block's output; in the backward pass it is computed again, `selective`: but for the attention's output."""
-    contexts = {"context_fn": partial(create_selective_checkpoint_contexts, _keep_attention)} if selective else {}
-    # Nothing in a block is random.
-    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **contexts, **HOOKS_PASSED_BY)
+def run_checkpointed(block: nn.Module, *args: Any, selective: bool) -> Any:
+    """Run the block and recompute it in its backward pass; `selective` saves the attention output."""
+    options: dict[str, Any] = dict(HOOKS_PASSED_BY)
+    if selective:
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
+    # No random state is restored: blocks have no dropout.
+    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **options)
 
 
 def _keep_attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in KEPT else CheckpointPolicy.PREFER_RECOMPUTE
+    return CheckpointPolicy.MUST_SAVE if op in SAVED_OPS else CheckpointPolicy.PREFER_RECOMPUTE
 
 
 class HostInputs:
-    """Keeps in host memory what checkpointed blocks are computed again from, and brings it back in time."""
+    """Offloads the inputs of checkpointed blocks to host memory and prefetches them for the backward pass."""
 
     def __init__(self) -> None:
         self._newest: weakref.ref[_Inputs] | None = None
         self._copies: torch.cuda.Stream | None = None
 
-    def saved(self, call: Callable[..., Any], block: nn.Module, *args: Any) -> Any:
-        """call(block, *args), which saves its inputs, and nothing else, for the backward pass."""
+    def run(self, call: Callable[..., Any], block: nn.Module, *args: Any) -> Any:
+        """Run call(block, *args), which saves its inputs and nothing else for the backward pass."""
         if self._copies is None and args[0].device.type == "cuda":
             self._copies = torch.cuda.Stream(args[0].device)
         inputs = _Inputs(self._copies, self._newest)
@@ -88,7 +93,7 @@ class HostInputs:
 
 
 class _Inputs:
-    """The inputs of one checkpointed block. The graph that saved them keeps them alive, so the links go by weakref."""
+    """Inputs of one checkpointed block. The autograd graph owns them, so they refer to each other weakly."""
 
     def __init__(self, copies: torch.cuda.Stream | None, earlier: weakref.ref[_Inputs] | None) -> None:
         self.copies = copies
@@ -97,7 +102,7 @@ class _Inputs:
         self.fetched: dict[int, torch.Tensor] = {}
 
     def pack(self, tensor: torch.Tensor) -> torch.Tensor | tuple[_Inputs, int]:
-        """Copy tokens [batch, length, width] to host memory; vectors and masks stay."""
+        """Copy tokens [B, L, D] of any dtype to host memory; vectors and masks stay on the device."""
         if tensor.ndim < 3:
             return tensor.detach()
         self.device = tensor.device
@@ -106,12 +111,12 @@ class _Inputs:
         return self, len(self.host) - 1
 
     def fetch(self) -> None:
-        """Begin to bring them back."""
+        """Start copying the inputs to the device."""
         self.fetched = {index: torch.empty_like(host, device=self.device) for index, host in enumerate(self.host)}
         self._copy([(tensor, self.host[index]) for index, tensor in self.fetched.items()])
 
-    def take(self, index: int) -> torch.Tensor:
-        """One of them on the device; those of the block before are on their way when it is computed with."""
+    def pop(self, index: int) -> torch.Tensor:
+        """Return an input [B, L, D] on the device in its own dtype, and start copying those of the block before."""
         if index not in self.fetched:
             self.fetch()
         if self.copies is not None:
@@ -122,7 +127,7 @@ class _Inputs:
         return self.fetched.pop(index)
 
     def _copy(self, pairs: list[tuple[torch.Tensor, torch.Tensor]]) -> None:
-        """Copy between host and device, once the device is done with what is enqueued so far."""
+        """Copy between host and device after all kernels enqueued so far."""
         if self.copies is None:
             for target, source in pairs:
                 target.copy_(source)
@@ -139,4 +144,4 @@ def _unpack(packed: torch.Tensor | tuple[_Inputs, int]) -> torch.Tensor:
     if isinstance(packed, torch.Tensor):
         return packed
     inputs, index = packed
-    return inputs.take(index)
+    return inputs.pop(index)

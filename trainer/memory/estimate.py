@@ -1,25 +1,20 @@
+"""Memory estimate of one request: device and host memory, plan by plan."""
+
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
-import torch
-
-from ..config.settings import RunSettings
-from .plan import Plan
-
-if TYPE_CHECKING:
-    from ..models.edit_model import EditModel
 import re
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
+import torch
+
 from ..config.request import TrainingParams
-from ..config.settings import Precision
+from ..config.settings import Precision, RunSettings
 from ..device import DeviceInfo
 from ..quantization.formats import format_of
 from .activation_bytes import Footprint, measure, step_shape
-from .plan import KEPT, ActivationCheckpointing
+from .plan import ACTIVATIONS, ActivationCheckpointing, Plan
 from .weight_bytes import weight_bytes
 
 if TYPE_CHECKING:
@@ -27,17 +22,16 @@ if TYPE_CHECKING:
 
 
 FULL_SIZE_PARAMETERS = 1_000_000_000
-"""A full fine-tune of fewer weights needs no word."""
+"""Full fine-tunes of fewer weights are not announced. A judgement: they take less than 16 GB."""
 
 
 def full_fine_tune_need(model: EditModel, settings: RunSettings, devices: int = 1) -> str | None:
-    """What a full fine-tune of this model, shared out over `devices`, takes, for the person to read; None where it is
-    little."""
+    """Describe for the user what a full fine-tune of this model takes, sharded over `devices`; None for a small one."""
     parameters = model.transformer_parameters()
     if parameters < FULL_SIZE_PARAMETERS:
         return None
     gigabytes = parameters * full_fine_tune_bytes(settings.optimizer) / 1e9
-    where = "on the device" if devices == 1 else f"shared out over {devices} devices"
+    where = "on the device" if devices == 1 else f"sharded over {devices} devices"
     return (
         f"A full fine-tune trains all {parameters / 1e9:.1f} billion weights: about {gigabytes:.0f} GB {where} for "
         f"weights, gradients and {settings.optimizer}'s state, and more for activations; the saved file takes "
@@ -46,32 +40,33 @@ def full_fine_tune_need(model: EditModel, settings: RunSettings, devices: int = 
 
 
 TRAINED_BYTES = {"adamw": 16, "adamw8bit": 10, "adafactor": 8}
-"""For each weight of a LoRA: itself and its gradient in float32, and the optimizer's state."""
+"""Bytes a trained weight: value and gradient in float32 (8), and two moments in float32 (8) or 8 bits (2); Adafactor's
+factored state is negligible."""
 
 
-SMALL = 100_000_000
-"""Bytes of weights. What smaller models need on the CPU is not worth the seconds that it takes to find out."""
+SMALL_MODEL_BYTES = 100_000_000
+"""Bytes of weights. Activations of smaller models are not measured on the CPU: it takes seconds. A judgement."""
 
 
-RESERVE = 500_000_000
-"""Bytes for the driver's context and the allocator's gaps."""
+RESERVE_BYTES = 500_000_000
+"""Bytes for the driver's context and the allocator's fragmentation. A judgement, not yet measured on a GPU."""
 
 
 def computation_dtype(precision: Precision, device_info: DeviceInfo) -> torch.dtype:
-    """Number format of computations, and of weights that are not quantized."""
+    """Choose the compute dtype, which weights that are not quantized have too."""
     if format_of(precision):
         return torch.bfloat16 if device_info.bf16 else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
 
 
 def full_fine_tune_bytes(optimizer: str, dtype: torch.dtype = torch.bfloat16) -> int:
-    """For each weight when all are trained: itself, its gradient, and the optimizer's state. With adafactor the first
-    two are in the computation's `dtype`."""
+    """Bytes a weight of a full fine-tune: value, gradient and optimizer state. With adafactor the first two are in the
+    compute `dtype`."""
     return 2 * dtype.itemsize if optimizer == "adafactor" else TRAINED_BYTES[optimizer]
 
 
 class MemoryEstimate:
-    """What one request needs of a card with the base in one precision, plan by plan."""
+    """Memory that one request needs with the base in one precision, plan by plan."""
 
     def __init__(
         self,
@@ -81,7 +76,8 @@ class MemoryEstimate:
         device_info: DeviceInfo,
         precision: Precision,
     ) -> None:
-        self.params, self.settings, self.device_info, self.precision = params, settings, device_info, precision
+        self.params, self.settings, self.device_info = params, settings, device_info
+        self.precision: Precision = precision
         self.dtype = computation_dtype(precision, device_info)
         transformer = model.empty_transformer()
         self.trainable = _trainable(model, transformer, params, settings)
@@ -97,34 +93,34 @@ class MemoryEstimate:
         return self._measured[activation_checkpointing]
 
     def plans(self) -> Iterator[Plan]:
-        """The plans that the settings allow, from the fastest to the smallest."""
+        """Yield the plans that the settings allow, from the fastest to the smallest."""
         for plan in self._levers():
             yield replace(plan, expected=self.expected(plan))
 
     def _levers(self) -> Iterator[Plan]:
         settings, blocks = self.settings, len(self.weights.blocks)
         plan = self._plan()
-        # Trained or asked for on the device, it stays there; elsewhere it costs nothing to let it go.
+        # Modulation that is trained or set to the device stays; otherwise offloading it costs next to nothing.
         host = settings.offload in ("auto", "modulation", "blocks") and not self.device_info.is_cpu
         host = (host or settings.offload in ("modulation", "blocks")) and self._modulation_is_frozen
         if settings.offload == "blocks":
             yield self._streaming(replace(plan, modulation_on_host=host), blocks, blocks)
             return
-        modes = self._recomputing(blocks)
+        modes = self._checkpointing_modes(blocks)
         if not (host and settings.offload == "modulation"):
             yield replace(plan, activation_checkpointing=next(iter(modes)))
-        kept = replace(plan, modulation_on_host=host)
+        offloaded = replace(plan, modulation_on_host=host)
         for activation_checkpointing in modes:
-            yield replace(kept, activation_checkpointing=activation_checkpointing)
+            yield replace(offloaded, activation_checkpointing=activation_checkpointing)
         if settings.offload != "auto" or self.device_info.is_cpu or not self.params.use_lora:
             return
         if settings.gradient_checkpointing not in ("auto", "on"):
             return
         for count in range(blocks + 1):
-            yield self._streaming(kept, blocks, count)
+            yield self._streaming(offloaded, blocks, count)
 
     def _plan(self) -> Plan:
-        """With everything on the device and nothing computed again."""
+        """Plan with everything on the device and no checkpointing."""
         return Plan(
             precision=self.precision,
             dtype=self.dtype,
@@ -137,14 +133,15 @@ class MemoryEstimate:
     def _modulation_is_frozen(self) -> bool:
         return self.params.use_lora and self.settings.lora_targets != "all-linear"
 
-    def _recomputing(self, blocks: int) -> list[tuple[ActivationCheckpointing, ...]]:
-        """Ways to compute blocks again, the quickest first. The last blocks, which go backward first, keep the most."""
+    def _checkpointing_modes(self, blocks: int) -> list[tuple[ActivationCheckpointing, ...]]:
+        """Checkpointing modes of the blocks, the fastest first. The last blocks, whose backward pass comes first, save
+        the most."""
         wanted = self.settings.gradient_checkpointing
         if wanted != "auto":
-            mode: ActivationCheckpointing = {"on": "full", "off": "none", "selective": "selective"}[wanted]
-            return [(mode,) * blocks]
+            modes: dict[str, ActivationCheckpointing] = {"on": "full", "off": "none", "selective": "selective"}
+            return [(modes[wanted],) * blocks]
         ways: list[tuple[ActivationCheckpointing, ...]] = [("none",) * blocks]
-        # Compiled attention cannot be told apart, and is computed again with the rest.
+        # Compiled attention is no separate operation to save: it is recomputed with the rest.
         cheap: ActivationCheckpointing = "full" if self.settings.compile == "on" else "selective"
         ways += [(cheap,) * count + ("none",) * (blocks - count) for count in range(1, blocks + 1)]
         if cheap == "selective":
@@ -152,13 +149,16 @@ class MemoryEstimate:
         return ways
 
     def _streaming(self, plan: Plan, blocks: int, count: int) -> Plan:
-        """All blocks computed again, their inputs in host memory, and `count` of them, evenly spread, streamed."""
+        """Plan with all blocks checkpointed, inputs in host memory, and `count` of them, evenly spread, streamed."""
         return replace(
-            plan, activation_checkpointing=("full",) * blocks, inputs_on_host=True, streamed=_spread(blocks, count)
+            plan,
+            activation_checkpointing=("full",) * blocks,
+            inputs_on_host=True,
+            streamed=spread_blocks(blocks, count),
         )
 
     def expected(self, plan: Plan) -> dict[str, int]:
-        """Bytes of device memory by what takes them."""
+        """Estimate the bytes of device memory by use."""
         weights = self.weights
         resident = weights.around + sum(size for index, size in enumerate(weights.blocks) if index not in plan.streamed)
         modulation = 0 if plan.modulation_on_host else sum(weights.modulation)
@@ -167,45 +167,45 @@ class MemoryEstimate:
             resident, modulation = 0, 0
         optimizer = self.settings.optimizer
         each = TRAINED_BYTES[optimizer] if self.params.use_lora else full_fine_tune_bytes(optimizer, self.dtype)
-        kept, work = self._activations(plan)
+        saved, work = self._activations(plan)
         components = {
             "frozen weights": resident + modulation,
-            "two blocks that come and go": 2 * max(streamed, default=0),
+            "slots for streamed blocks": 2 * max(streamed, default=0),
             "trained weights, gradients, optimizer": self.trainable * each,
-            KEPT: kept,
-            "work of the largest block": work,
-            "driver and gaps": 0 if self.device_info.is_cpu else RESERVE,
+            ACTIVATIONS: saved,
+            "workspace of the largest block": work,
+            "driver and allocator": 0 if self.device_info.is_cpu else RESERVE_BYTES,
         }
         return {name: size for name, size in components.items() if size}
 
     def host_bytes(self, plan: Plan) -> int:
-        """Bytes of host memory that the plan keeps busy while it trains; on the CPU they are the device's."""
+        """Estimate the bytes of host memory that training takes besides; 0 on the CPU, where it is the device's."""
         if self.device_info.is_cpu:
             return 0
         modulation = sum(self.weights.modulation) if plan.modulation_on_host else 0
         inputs = 0
         if plan.inputs_on_host:
-            inputs = sum(self._footprint("full").blocks[kind].kept for kind in self.weights.block_kinds)
+            inputs = sum(self._footprint("full").blocks[kind].saved for kind in self.weights.block_kinds)
         streamed = sum(self.weights.blocks[index] for index in plan.streamed)
         return modulation + streamed + inputs
 
     def _activations(self, plan: Plan) -> tuple[int, int]:
-        """What is kept, and what the block needs whose backward pass comes at the peak."""
-        if self.device_info.is_cpu and self.weights.total < SMALL:
+        """Bytes of saved activations, and of the workspace of the block, at the peak of the backward pass."""
+        if self.device_info.is_cpu and self.weights.total < SMALL_MODEL_BYTES:
             return 0, 0
-        kept, peak, at_peak = self._footprint(plan.activation_checkpointing_of(0)).around, 0, (0, 0)
+        saved, peak, at_peak = self._footprint(plan.activation_checkpointing_of(0)).around, 0, (0, 0)
         for index, kind in enumerate(self.weights.block_kinds):
             mode = plan.activation_checkpointing_of(index)
             block = self._footprint(mode).blocks[kind]
-            if kept + block.work > peak:
-                peak, at_peak = kept + block.work, (kept, block.work)
+            if saved + block.work > peak:
+                peak, at_peak = saved + block.work, (saved, block.work)
             if not (plan.inputs_on_host and mode == "full"):
-                kept += block.kept
+                saved += block.saved
         return at_peak
 
 
-def _spread(blocks: int, count: int) -> frozenset[int]:
-    """`count` of the blocks, evenly spread, so that the others hide their coming."""
+def spread_blocks(blocks: int, count: int) -> frozenset[int]:
+    """Choose `count` of the blocks, evenly spread, so that copies overlap with the other blocks' compute."""
     return frozenset(index * blocks // count for index in range(count))
 
 

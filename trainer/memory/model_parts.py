@@ -1,4 +1,4 @@
-"""What is where: the number format of the base, and which of a model's parts are on the device at a time."""
+"""Components of a model, transformer, text encoder and VAE: loading them, and moving them on and off the device."""
 
 from __future__ import annotations
 
@@ -17,14 +17,14 @@ if TYPE_CHECKING:
 
 
 HEADROOM_BYTES = 6 * 2**30
-"""Device memory left for activations when all parts are kept on the device."""
+"""Device memory that offload `auto` leaves free for activations when all components stay on the device. A judgement."""
 
 
 class ModelComponents:
-    """Loads the parts of a model when they are first used, and lets them take turns on the device.
+    """Loads the components of a model when they are first used, and shares the device among them.
 
-    With offload `phases` a part that is asked for sends the others to host memory; with `none` they stay; `auto` lets
-    them stay while the device's free memory allows.
+    With offload `phases` the component in use moves the others to host memory; with `none` they stay; with `auto` they
+    stay while the device's free memory allows it.
     """
 
     def __init__(self, model: EditModel, device: torch.device, plan: Plan) -> None:
@@ -36,29 +36,29 @@ class ModelComponents:
         self._on_device: set[str] = set()
 
     def transformer(self) -> torch.nn.Module:
-        """The transformer, placed as the plan says."""
+        """Return the transformer, placed by the plan."""
         return self.placement().transformer
 
     def placement(self) -> Placement:
-        """What of the transformer is where."""
+        """Return the transformer's placement, on the device."""
         return self._get("transformer", self._load_transformer)
 
     def text_encoder(self) -> Any:
-        """The TextEncoder, on the device."""
+        """Return the TextEncoder, on the device."""
         return self._get("text_encoder", self.model.load_text_encoder)
 
     def codec(self) -> Any:
-        """The ImageCodec, on the device."""
+        """Return the ImageCodec, on the device."""
         return self._get("codec", self.model.load_codec)
 
     def drop(self, name: str) -> None:
-        """Let go of a part; it is loaded again when asked for."""
+        """Free a component; it is loaded again at its next use."""
         self._on_device.discard(name)
         part = self._loaded.pop(name, None)
         if part is None:
             return
         if self.model.ports is not None and name != "transformer":
-            part.to("cpu")  # Its host holds on to it.
+            part.to("cpu")  # ComfyUI keeps it.
         del part
         self._free_device_memory()
 

@@ -1,8 +1,9 @@
-"""Modulation off the device: the layers that see nothing but the timestep and the pooled text run ahead.
+"""Modulation computed ahead of the steps, its weights in host memory.
 
-A third of a transformer's weights multiply one vector for each forward pass. The vectors of the coming passes are
-known, so each weight visits the device once for all of them, and the products wait in host memory. They are those that
-the pass itself would compute, bit for bit: same layer, same input, same batch shape, same autocast.
+A third of a transformer's weights multiply one vector a sample, which depends on the timestep and the pooled text
+alone. The vectors of the coming passes are known, so each weight is copied to the device once for all of them, and the
+outputs wait in host memory. They equal those of the pass itself bit for bit: same layer, input, batch shape and
+autocast.
 """
 
 from __future__ import annotations
@@ -21,15 +22,15 @@ from .pinned import PinnedTensors
 
 @dataclass(frozen=True, slots=True)
 class ModulationOutputs:
-    """What the modulation layers give in one forward pass."""
+    """Outputs of the modulation layers for one forward pass."""
 
     outputs: torch.Tensor
-    """Those of all layers, one after the other, flat, in host memory."""
+    """Outputs of all layers in turn, flat, in host memory, in the compute dtype."""
     batch: int
 
 
 class HostLinear(nn.Module):
-    """Takes the place of a Linear whose weights stay in host memory."""
+    """Stands for a Linear whose weights stay in host memory."""
 
     def __init__(self, linear: nn.Linear, device: torch.device) -> None:
         super().__init__()
@@ -37,33 +38,34 @@ class HostLinear(nn.Module):
         self.device = device
         self.weights = PinnedTensors([*linear.parameters(), *linear.buffers()], device)
         self.output: torch.Tensor | None = None
-        """Of the forward pass that is running, on the device; None: it was not foreseen."""
+        """Output [B, out] in the compute dtype, precomputed for the running forward pass, on the device; or None."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        return self.computed(input) if self.output is None else self.output
+        """Return the output [B, out] in the compute dtype, precomputed or from `input` [B, in]."""
+        return self.compute(input) if self.output is None else self.output
 
-    @torch.compiler.disable
-    def computed(self, input: torch.Tensor) -> torch.Tensor:
-        """The product, for which the weights visit the device."""
-        with self.visiting(torch.empty(self.weights.bytes, dtype=torch.uint8, device=self.device)):
+    @torch.compiler.disable()
+    def compute(self, input: torch.Tensor) -> torch.Tensor:
+        """Copy the weights to the device and multiply `input` [B, in]: [B, out] in the compute dtype."""
+        with self.on_device(torch.empty(self.weights.bytes, dtype=torch.uint8, device=self.device)):
             return self.linear(input)
 
     @contextmanager
-    def visiting(self, flat: torch.Tensor) -> Iterator[None]:
-        """Inside, the weights are in this buffer on the device."""
+    def on_device(self, flat: torch.Tensor) -> Iterator[None]:
+        """Context in which the weights lie in `flat`, a flat uint8 device buffer."""
         self.weights.copy_to(flat)
         self.weights.point_at(self.weights.views_in(flat))
         try:
             yield
         finally:
-            self.weights.go_home()
+            self.weights.point_at_host()
 
 
 class Modulation:
-    """The modulation layers of a transformer, their weights in host memory."""
+    """Modulation layers of a transformer, with their weights in host memory."""
 
     def __init__(self, transformer: nn.Module, layers: str, device: torch.device) -> None:
-        """`layers`: Family.modulation_layers(). Those that carry an adapter stay as they are."""
+        """Move the Linears named by the pattern `layers`, `Family.modulation_layers()`; those with a LoRA stay."""
         self.transformer = transformer
         self.device = device
         self.layers: list[HostLinear] = []
@@ -74,13 +76,13 @@ class Modulation:
 
     @property
     def tensors(self) -> list[torch.Tensor]:
-        """Weights that stay in host memory."""
+        """Weights in host memory, any shape and dtype."""
         return [tensor for layer in self.layers for tensor in layer.weights.tensors]
 
     @torch.no_grad()
     def precompute(self, passes: Sequence[Callable[[], Any]]) -> list[ModulationOutputs]:
-        """Of the coming forward passes, each as a call that would do it; it is stopped at the time embedding. To be
-        called in the autocast context that they will run in."""
+        """Compute the outputs for coming forward passes. Each of `passes` runs the transformer and is stopped at the
+        time embedding. To be called in the autocast context in which the passes will run."""
         inputs = [nn.functional.silu(time_embedding(self.transformer, call)) for call in passes]
         results: list[ModulationOutputs] = []
         size = max(layer.weights.bytes for layer in self.layers)
@@ -89,7 +91,7 @@ class Modulation:
         start = 0
         for layer in self.layers:
             end = start + layer.linear.out_features
-            with layer.visiting(flat):
+            with layer.on_device(flat):
                 for number, input in enumerate(inputs):
                     output, batch = layer.linear(input), input.shape[0]
                     if number == len(results):
@@ -101,7 +103,7 @@ class Modulation:
 
     @contextmanager
     def using(self, modulation_outputs: ModulationOutputs) -> Iterator[None]:
-        """Inside is the forward pass, and its backward pass, that this was computed for."""
+        """Context for the forward and backward pass that `modulation_outputs` was computed for."""
         outputs = modulation_outputs.outputs.to(self.device, non_blocking=True)
         widths = [modulation_outputs.batch * layer.linear.out_features for layer in self.layers]
         for layer, output in zip(self.layers, outputs.split(widths), strict=True):
@@ -114,12 +116,12 @@ class Modulation:
 
 
 def time_embedding(transformer: nn.Module, forward: Callable[[], Any]) -> torch.Tensor:
-    """The embedding of timestep, guidance and pooled text [batch, width] of a forward pass, which is cut off there."""
+    """Run `forward` up to the embedding of timestep, guidance and pooled text, [B, width] in the compute dtype."""
 
     def stop(module: nn.Module, args: Any, output: torch.Tensor) -> None:
         raise _Reached(output)
 
-    hook = transformer.time_text_embed.register_forward_hook(stop)
+    hook = transformer.get_submodule("time_text_embed").register_forward_hook(stop)
     try:
         forward()
     except _Reached as reached:

@@ -1,25 +1,27 @@
-"""Tensors whose home is host memory: one flat buffer, page-locked for CUDA, from which they visit the device."""
+"""Tensors offloaded to one flat host buffer, page-locked for CUDA, from which they are copied to the device."""
 
 from __future__ import annotations
 
 import weakref
 from collections.abc import Sequence
 from contextlib import suppress
+from typing import Any
 
 import torch
 
 ALIGNMENT = 256
-"""Bytes. What CUDA's own allocator gives; kernels and compiled code rely on 16."""
+"""Bytes. cudaMalloc's alignment (CUDA C++ Programming Guide); kernels and compiled code rely on 16."""
 
 
 PAGE = 4096
+"""Bytes of a memory page on x86-64 and most ARM systems."""
 
 
 class PinnedTensors:
-    """Tensors moved into one host buffer of their own. Their `data` is there until it is pointed elsewhere."""
+    """Tensors of any shape and dtype, moved into one host buffer. Their `data` lies there until `point_at`."""
 
     def __init__(self, tensors: Sequence[torch.Tensor], device: torch.device) -> None:
-        """`device` is where they will be copied to."""
+        """Copy `tensors` into the buffer; `device` is where they will be copied to."""
         self.tensors = list(tensors)
         self._offsets: list[int] = []
         end = 0
@@ -29,18 +31,18 @@ class PinnedTensors:
         self.bytes = end
         buffer = torch.empty(end + 2 * PAGE, dtype=torch.uint8)
         start = -buffer.data_ptr() % PAGE
-        # Whole pages, which no other buffer shares: a page can be locked once.
+        # Complete pages that no other buffer shares: a page can be locked only once.
         pages = buffer[start : start + -(-end // PAGE) * PAGE]
         if device.type == "cuda":
             _lock_pages(self, pages)
         self.flat = pages[:end]
-        self._home = self.views_in(self.flat)
-        for tensor, view in zip(self.tensors, self._home, strict=True):
+        self._host_views = self.views_in(self.flat)
+        for tensor, view in zip(self.tensors, self._host_views, strict=True):
             view.copy_(tensor)
-        self.go_home()
+        self.point_at_host()
 
     def views_in(self, flat: torch.Tensor) -> list[torch.Tensor]:
-        """Tensors of the same shapes and strides in another flat uint8 buffer of at least as many bytes."""
+        """Make views with the tensors' shapes, strides and dtypes in another flat uint8 buffer, at least as large."""
         views = []
         for tensor, offset in zip(self.tensors, self._offsets, strict=True):
             strides = torch.empty_like(tensor, device="meta").stride()
@@ -49,32 +51,37 @@ class PinnedTensors:
         return views
 
     def copy_to(self, flat: torch.Tensor) -> None:
-        """Copy the values to the front of another flat buffer; from page-locked memory without waiting for it."""
+        """Copy all values to the start of another flat uint8 buffer; asynchronous from page-locked memory."""
         flat[: self.bytes].copy_(self.flat, non_blocking=True)
 
     def point_at(self, views: Sequence[torch.Tensor]) -> None:
-        """Let the tensors' data be these."""
+        """Set the tensors' data to `views`, of the same shapes and dtypes."""
         for tensor, view in zip(self.tensors, views, strict=True):
             tensor.data = view
 
-    def go_home(self) -> None:
-        """Let the tensors' data be the host's again."""
-        self.point_at(self._home)
+    def point_at_host(self) -> None:
+        """Set the tensors' data to the host buffer again."""
+        self.point_at(self._host_views)
 
 
 def _lock_pages(owner: object, pages: torch.Tensor) -> None:
-    """Lock a buffer's pages while `owner` lives. torch's own page-locked memory comes in powers of two. Where the
-    system locks no more, the memory stays as it is: right, but slower to copy from."""
+    """Page-lock a buffer while `owner` lives. torch's own pinned allocator is not used: it rounds sizes up to powers of
+    two. Where the system refuses, the memory stays pageable, which is correct but slower to copy from."""
     address, size = pages.data_ptr(), pages.numel()
     if not size:
         return
-    if int(torch.cuda.cudart().cudaHostRegister(address, size, 0)) == 0:
+    if int(_cuda_runtime().cudaHostRegister(address, size, 0)) == 0:
         weakref.finalize(owner, _unlock_pages, address)
         return
     with suppress(RuntimeError):
-        torch.zeros(1, device="cuda").add_(1)  # CUDA hands the refusal to the next kernel that is launched.
+        torch.zeros(1, device="cuda").add_(1)  # CUDA reports the refusal at the next kernel launch: take it here.
 
 
 def _unlock_pages(address: int) -> None:
-    torch.cuda.synchronize()  # What is enqueued may still read them.
-    torch.cuda.cudart().cudaHostUnregister(address)
+    torch.cuda.synchronize()  # Enqueued copies may still read the pages.
+    _cuda_runtime().cudaHostUnregister(address)
+
+
+def _cuda_runtime() -> Any:
+    """torch's binding of the CUDA runtime, which is untyped."""
+    return torch.cuda.cudart()

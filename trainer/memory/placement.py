@@ -1,4 +1,4 @@
-"""Carrying out a plan on a transformer: what of it is on the device, and what comes and goes."""
+"""Placement of a transformer by a plan: resident, offloaded and streamed weights."""
 
 from __future__ import annotations
 
@@ -21,15 +21,15 @@ if TYPE_CHECKING:
     from .plan import Plan
 
 
-COMPILED_FORMS = 32
-"""Of one class of blocks, at the most."""
+MAX_COMPILED_VARIANTS = 32
+"""Most compiled variants of one class of blocks. A judgement: batch sizes, inputs and LoRAs of one run stay below."""
 
 
 class Placement:
-    """A transformer under a plan.
+    """A transformer placed by a plan.
 
-    It holds tensors, not names: layers may be wrapped afterwards, by an adapter's for example. Their own tensors are
-    resident.
+    Offloaded weights are known as tensors, not by name, so that layers can be wrapped afterwards, in LoRA layers for
+    example, whose own tensors are resident.
     """
 
     def __init__(self, transformer: nn.Module, family: Family, plan: Plan, device: torch.device) -> None:
@@ -63,7 +63,7 @@ class Placement:
         if self._waits:
             return
         if self.streamer is not None and torch.device(device) == self.device:
-            self.streamer.take_slots()
+            self.streamer.allocate_slots()
         elif self.streamer is not None:
             self.streamer.release_slots()
         self.transformer._apply(lambda tensor: tensor if id(tensor) in self._hosted else tensor.to(device))
@@ -75,7 +75,7 @@ class Placement:
 
     @property
     def device_bytes(self) -> int:
-        """What it takes on the device when it is there."""
+        """Bytes that the transformer takes on the device."""
         resident = sum(
             tensor.numel() * tensor.element_size()
             for tensor in chain(self.transformer.parameters(), self.transformer.buffers())
@@ -84,15 +84,15 @@ class Placement:
         return resident + (self.streamer.device_bytes if self.streamer is not None else 0)
 
     def precompute(self, passes: Sequence[Callable[[], Any]]) -> Sequence[ModulationOutputs | None]:
-        """What can be computed ahead of the coming forward passes, each as a call that would do it, in the autocast
-        context that it will run in: to be handed to `forward` in its turn."""
+        """Compute modulation ahead of forward passes. Each of `passes` runs the transformer, in the autocast context
+        that it will have; its result goes to `forward` when it does."""
         if self.modulation is None or not passes:
             return [None] * len(passes)
         return self.modulation.precompute(passes)
 
     @contextmanager
     def forward(self, outputs: ModulationOutputs | None = None) -> Iterator[None]:
-        """Inside, one forward pass is run, and its backward pass."""
+        """Context for one forward pass and its backward pass."""
         modulation = self.modulation.using(outputs) if self.modulation is not None and outputs is not None else None
         with attention_backend(self.device), modulation or nullcontext():
             yield
@@ -106,7 +106,7 @@ class Placement:
 
 
 def attention_backend(device: torch.device) -> AbstractContextManager[Any]:
-    """Inside, attention runs on the device's fastest kernel that has a backward pass: cuDNN's from Hopper on."""
+    """Context in which attention prefers the fastest kernel with a backward pass: cuDNN's from Hopper on."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < 9:
         return nullcontext()
     order = [
@@ -119,11 +119,11 @@ def attention_backend(device: torch.device) -> AbstractContextManager[Any]:
 
 
 def compile_blocks(transformer: nn.Module) -> None:
-    """Compile what each repeated block computes. Hooks and checkpointing stay outside."""
+    """Compile the forward of each repeated block. Hooks and checkpointing stay outside."""
     config = torch._dynamo.config
-    # Blocks of one class share their compiled forms: one, then one for any shape, for each batch size and set of
-    # inputs and adapters; torch gives up at 8.
+    # Blocks of one class share their compiled variants: one, then one for any shape, for each batch size and set of
+    # inputs and LoRAs. torch's own limit is 8.
     limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-    setattr(config, limit, max(COMPILED_FORMS, getattr(config, limit)))
+    setattr(config, limit, max(MAX_COMPILED_VARIANTS, getattr(config, limit)))
     for block in blocks_of(transformer):
         block.forward = torch.compile(block.forward)

@@ -1,4 +1,4 @@
-"""The plan of a run: how the base is held, what lives on the device, what is computed again, what that takes."""
+"""The plan of a run: precision, offloading, activation checkpointing, and the expected device memory."""
 
 from __future__ import annotations
 
@@ -10,72 +10,71 @@ import torch
 
 from ..config.settings import Precision
 
-KEPT = "kept for the backward pass"
-"""Of `Plan.expected`: the activations. Not there where nobody counted them."""
+ACTIVATIONS = "activations"
+"""Key of `Plan.expected`: activations saved for the backward pass. Missing where they were not estimated."""
 
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
-"""What of a block is computed again in the backward pass: nothing, all but the attention's output, or all."""
+"""Activation checkpointing of a block: none; selective, which saves the attention output; or full."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class Plan:
-    """Decided before anything is loaded. Blocks are counted in the order in which they run."""
+    """Decisions made before anything is loaded. Blocks are numbered in the order in which they run."""
 
     precision: Precision
     dtype: torch.dtype
-    """Of computations, and of weights that are not quantized."""
+    """Compute dtype, and dtype of the weights that are not quantized."""
     offload: Literal["auto", "none", "phases"]
-    """How text encoder, VAE and transformer share the device: see `ModelComponents`."""
+    """Sharing of the device by text encoder, VAE and transformer: see `ModelComponents`."""
     modulation_on_host: bool = False
-    """The layers that see nothing but the timestep (and the pooled text) run ahead of the steps, and their weights
-    stay in host memory."""
+    """Modulation layers, which see only the timestep (and the pooled text), run ahead of the steps; their weights stay
+    in host memory."""
     streamed: frozenset[int] = frozenset()
-    """Blocks whose frozen weights stay in host memory and come to the device when they run."""
+    """Blocks whose frozen weights stay in host memory and are streamed to the device when they run."""
     activation_checkpointing: tuple[ActivationCheckpointing, ...] = ()
-    """For each block; blocks beyond its end: none."""
+    """Mode of each block; blocks beyond its end have none."""
     inputs_on_host: bool = False
-    """What blocks are computed again from waits in host memory."""
+    """Inputs of checkpointed blocks are offloaded to host memory."""
     quantize_activations: bool = False
-    """Quantized weights are multiplied with quantized inputs, where the device is fast at that; else dequantized for
-    the moment."""
+    """Matmuls with quantized weights run in the storage dtype, on quantized inputs; else weights are dequantized."""
     compile: bool = False
-    """The repeated blocks go through torch.compile."""
+    """The repeated blocks are compiled with torch.compile."""
     sharded: bool = False
     """The transformer's weights are sharded over the processes of the run."""
     expected: Mapping[str, int] = field(default_factory=dict)
-    """Bytes of device memory, by what takes them."""
+    """Bytes of device memory by use."""
 
     def activation_checkpointing_of(self, block: int) -> ActivationCheckpointing:
-        """What of this block is computed again."""
+        """Return the mode of this block."""
         return self.activation_checkpointing[block] if block < len(self.activation_checkpointing) else "none"
 
     @property
     def bytes(self) -> int:
-        """Of device memory, at the most."""
+        """Expected peak of device memory in bytes."""
         return sum(self.expected.values())
 
     def sum_line(self) -> str:
-        """What the expected memory is made of."""
+        """Format the expected memory by use as a sum."""
         return " + ".join(f"{name} {gigabytes(size)}" for name, size in self.expected.items())
 
     def line(self) -> str:
-        """How the run will go, in one line."""
+        """Describe the plan in one line for the user."""
         components = [self.precision]
         blocks = len(self.activation_checkpointing)
         if self.modulation_on_host:
             components.append("modulation in host memory")
         if self.streamed:
             components.append(f"{len(self.streamed)} of {blocks} blocks streamed")
-        for mode, name in (("full", "computed again"), ("selective", "computed again but for attention")):
+        for mode, name in (("full", "checkpointed"), ("selective", "selectively checkpointed")):
             if count := self.activation_checkpointing.count(mode):
                 components.append(f"{'all' if count == blocks else count} blocks {name}")
         if self.compile:
             components.append("compiled")
-        more = "" if KEPT in self.expected else " and activations"
+        more = "" if ACTIVATIONS in self.expected else " and activations"
         return f"{', '.join(components)}; about {gigabytes(self.bytes)} GB{more}"
 
 
 def gigabytes(size: int) -> str:
-    """Bytes as decimal gigabytes, two digits of them."""
+    """Format bytes as decimal gigabytes: one decimal, below 1 GB two digits."""
     return f"{size / 1e9:.1f}" if size >= 1e9 or not size else f"{size / 1e9:.2g}"

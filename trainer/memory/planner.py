@@ -1,4 +1,4 @@
-"""Which plan suits a request, a model and a card."""
+"""The planner: chooses the plan that suits a request, a model and a device."""
 
 from __future__ import annotations
 
@@ -11,30 +11,25 @@ import torch
 from ..config.request import TrainingParams
 from ..config.settings import Precision, RunSettings
 from ..device import DeviceInfo
+from ..distributed.processes import SingleProcess
 from ..errors import BadInput
 from ..quantization.formats import format_of
+from .estimate import MemoryEstimate, computation_dtype, spread_blocks
 from .plan import Plan
 from .weight_bytes import weight_bytes
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
-from typing import TYPE_CHECKING
-
-from ..distributed.processes import SingleProcess
-from .estimate import MemoryEstimate, _spread, computation_dtype
-
-if TYPE_CHECKING:
-    from ..models.edit_model import EditModel
 
 
-DRAWING_WORK = 3_000_000_000
-"""Bytes that a forward pass at 1024 x 1024 pixels takes beside the weights, with room."""
+DRAWING_BYTES = 3_000_000_000
+"""Bytes allowed for the activations of inference at 1024 x 1024. A judgement, generous; not measured on a GPU."""
 
 
 def make_plan(model: EditModel, params: TrainingParams, settings: RunSettings, device_info: DeviceInfo) -> Plan:
-    """The fastest plan that fits the card: what costs little time is given up first.
+    """Choose the fastest plan that fits the device: what costs least time is given up first.
 
-    Raises BadInput for settings that contradict each other, and, but on the CPU, when nothing fits; the message then
+    Raises BadInput for settings that contradict each other and, except on the CPU, when nothing fits; the message then
     says what would.
     """
     _check(params, settings)
@@ -51,7 +46,7 @@ def make_plan(model: EditModel, params: TrainingParams, settings: RunSettings, d
 def _plans(
     model: EditModel, params: TrainingParams, settings: RunSettings, device_info: DeviceInfo
 ) -> Iterator[tuple[Plan, bool]]:
-    """Every plan that the settings allow, the preferred ones first, and whether it fits."""
+    """Yield the plans that the settings allow, in order of preference, each with whether it fits."""
     for precision in precisions(settings, device_info):
         needs = MemoryEstimate(model, params, settings, device_info, precision)
         for plan in needs.plans():
@@ -93,14 +88,14 @@ def _refusal(
     else:
         advice = "No setting makes it fit."
     return (
-        f"The training does not fit: with what these settings allow it takes at least {smallest.bytes / 1e9:.1f} GB of "
-        f"the card's memory ({smallest.sum_line()}), and {device_info.free / 1e9:.1f} GB are free; "
-        f"{device_info.host / 1e9:.0f} GB of host memory are. {advice}"
+        f"The training does not fit: with these settings it takes at least {smallest.bytes / 1e9:.1f} GB of device "
+        f"memory ({smallest.sum_line()}), and {device_info.free / 1e9:.1f} GB are free, besides "
+        f"{device_info.host / 1e9:.0f} GB of host memory. {advice}"
     )
 
 
 def precisions(settings: RunSettings, device_info: DeviceInfo) -> list[Precision]:
-    """How the frozen base may be held, the preferred way first."""
+    """List the precisions to try for the frozen base, in order of preference."""
     if settings.precision != "auto":
         return [settings.precision]
     if not device_info.bf16:
@@ -111,19 +106,23 @@ def precisions(settings: RunSettings, device_info: DeviceInfo) -> list[Precision
 def _check(params: TrainingParams, settings: RunSettings) -> None:
     faults = []
     if settings.offload == "blocks" and settings.gradient_checkpointing in ("off", "selective"):
-        faults.append('offload "blocks" computes every block again: set gradient_checkpointing to auto or on')
+        faults.append('offload "blocks" recomputes every block: set gradient_checkpointing to auto or on')
     if settings.offload in ("modulation", "blocks") and not params.use_lora:
-        faults.append(f'offload "{settings.offload}" keeps frozen weights away; with use_lora false none is frozen')
+        faults.append(
+            f'offload "{settings.offload}" moves frozen weights to host memory; with use_lora false none are frozen'
+        )
     if settings.offload == "modulation" and settings.lora_targets == "all-linear":
-        faults.append('offload "modulation" keeps the modulation frozen; lora_targets "all-linear" trains it')
+        faults.append('offload "modulation" needs the modulation frozen; lora_targets "all-linear" trains it')
     if not params.use_lora and settings.precision != "auto" and format_of(settings.precision):
-        faults.append(f'precision "{settings.precision}" is for a frozen base; with use_lora false all is trained')
+        faults.append(
+            f'precision "{settings.precision}" is for a frozen base; with use_lora false all weights are trained'
+        )
     if faults:
         raise BadInput("\n".join(f"{fault}." for fault in faults))
 
 
-def drawing_plan(model: EditModel, settings: RunSettings, device_info: DeviceInfo) -> Plan:
-    """The plan of drawing alone: the first precision whose weights fit, else as few blocks streamed as must be."""
+def inference_plan(model: EditModel, settings: RunSettings, device_info: DeviceInfo) -> Plan:
+    """Choose the plan for inference: the first precision whose weights fit, else as few streamed blocks as possible."""
     offered = precisions(settings, device_info)
     for precision in offered:
         dtype = computation_dtype(precision, device_info)
@@ -134,16 +133,16 @@ def drawing_plan(model: EditModel, settings: RunSettings, device_info: DeviceInf
             offload="phases",
             quantize_activations=precision in device_info.fast_precisions,
         )
-        if device_info.is_cpu or weights.total + DRAWING_WORK <= device_info.free:
+        if device_info.is_cpu or weights.total + DRAWING_BYTES <= device_info.free:
             return plan
         resident = weights.around + sum(weights.blocks)
         plan = replace(plan, modulation_on_host=True)
-        if resident + DRAWING_WORK <= device_info.free:
+        if resident + DRAWING_BYTES <= device_info.free:
             return plan
     slots, count = 2 * max(weights.blocks), len(weights.blocks)
-    missing = resident + slots + DRAWING_WORK - device_info.free
+    missing = resident + slots + DRAWING_BYTES - device_info.free
     streamed = min(count, -(-missing // min(weights.blocks)))
-    return replace(plan, streamed=_spread(count, streamed))
+    return replace(plan, streamed=spread_blocks(count, streamed))
 
 
 def joint_plan(

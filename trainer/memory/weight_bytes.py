@@ -1,4 +1,4 @@
-"""How many bytes a transformer's weights take, part by part, without loading them."""
+"""Bytes of a transformer's weights, part by part, counted without loading them."""
 
 from __future__ import annotations
 
@@ -20,27 +20,28 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class WeightBytes:
-    """Of a transformer."""
+    """Bytes of a transformer's weights by part."""
 
     around: int
-    """Outside the blocks, modulation not counted."""
+    """Bytes outside the blocks, without modulation."""
     blocks: tuple[int, ...]
-    """Of each block, modulation not counted."""
+    """Bytes of each block, without modulation."""
     modulation: tuple[int, ...]
-    """Of each block's modulation; the last is the one behind the blocks."""
+    """Bytes of each block's modulation, and last those of the modulation behind the blocks."""
     block_kinds: tuple[str, ...]
     """Class of each block."""
 
     @property
     def total(self) -> int:
+        """Bytes of all weights."""
         return self.around + sum(self.blocks) + sum(self.modulation)
 
 
 def weight_bytes(
     model: EditModel, transformer: torch.nn.Module, precision: Precision, dtype: torch.dtype
 ) -> WeightBytes:
-    """Count, with the large weights in `precision` (those of a quantized file as they are stored) and the others in
-    `dtype`. The transformer is the model's, without storage."""
+    """Count the bytes of `model`'s weights: large ones in `precision`, those of a quantized file as stored, the others
+    in `dtype`. `transformer` is the model's, on the meta device."""
     stored, made = _stored_bits(model, transformer), format_of(precision)
     blocks = blocks_of(transformer)
     place = {id(module): index for index, block in enumerate(blocks) for module in block.modules()}
@@ -70,7 +71,7 @@ def weight_bytes(
 
 
 def _stored_bits(model: EditModel, transformer: torch.nn.Module) -> Mapping[str, float]:
-    """Bits of a number of the weights that stay as a quantized file has them, by diffusers' name of the module."""
+    """Bits per value of the weights that a quantized file stores, by diffusers' module name."""
     file = model.weights or model.files.transformer
     if file is None:
         return {}

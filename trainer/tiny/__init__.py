@@ -1,1 +1,11 @@
-from __future__ import annotations
+"""The embedded models: tiny Flux Kontext and Qwen-Image-Edit, made from nothing for tests and the demo.
+
+make         the command that makes them: `python -m trainer.tiny.make`
+parts        transformers, schedulers and pipelines, written as diffusers folders
+vae          the VAEs and their training
+encoders     text encoders with random weights
+tokenizers   tokenizers with whole-word tokens
+shapes       synthetic edit pairs, for making the models and for tests
+
+Must not know: ComfyUI or the command line.
+"""
