@@ -176,7 +176,6 @@ PENDING = {
     "nodes",
     "quantization",
     "single_file",
-    "tiny",
 }
 """Rooms that these tests do not hold yet."""
 

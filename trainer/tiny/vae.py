@@ -33,12 +33,12 @@ WARMUP = 50
 
 
 class Report(NamedTuple):
-    """How training stands."""
+    """Progress of a VAE's training after one step."""
 
     step: int
     loss: float
     psnr: float
-    """Of this step's batch with sampled latents, in dB."""
+    """Mean PSNR in dB of this step's batch, decoded from sampled latents."""
 
 
 def flux_vae() -> AutoencoderKL:
@@ -76,18 +76,18 @@ def qwen_vae() -> AutoencoderKLQwenImage:
 
 
 def to_pixels(images: Iterable[Image.Image]) -> torch.Tensor:
-    """RGB images of one size to uint8 [B, 3, H, W]."""
+    """Stack RGB images of one size to uint8 [B, 3, H, W]."""
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
 def encode(vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """Latent modes [B, C, h, w], not normalized, of uint8 pixels [B, 3, H, W]."""
+    """Encode uint8 pixels [B, 3, H, W] to the modes of their latents, float32 [B, C, h, w], not normalized."""
     with torch.no_grad(), single_frames():
         return _squeeze(vae.encode(_unsqueeze(vae, _scaled(pixels))).latent_dist.mode())
 
 
 def reconstruction_psnr(vae: torch.nn.Module, pixels: torch.Tensor) -> float:
-    """Mean over images of the round trip's PSNR in dB, for uint8 [B, 3, H, W]."""
+    """Mean PSNR in dB of images, uint8 [B, 3, H, W], after encoding and decoding."""
     with torch.no_grad(), single_frames():
         back = _squeeze(vae.decode(_unsqueeze(vae, encode(vae, pixels))).sample).clamp(-1, 1)
     error = (back - _scaled(pixels)).square().flatten(1).mean(dim=1)
@@ -153,7 +153,7 @@ def _muon_step(parameters: list[torch.Tensor], momenta: list[torch.Tensor], rate
 
 @contextmanager
 def single_frames() -> Iterator[None]:
-    """Within it, Qwen's causal 3D convolutions take videos of one frame only, and skip the two empty frames before.
+    """Context in which Qwen's causal 3D convolutions take videos of one frame only and skip the two padding frames.
 
     The result is the same, in a third of the time.
     """
@@ -175,7 +175,7 @@ def _single_frame_convolution(conv: torch.nn.Conv3d, frames: torch.Tensor, cache
 
 
 def drop_empty_taps(vae: torch.nn.Module) -> None:
-    """Set to zero what only videos of several frames would reach, and training never has."""
+    """Zero the weights that only videos of several frames reach, which are untrained."""
     with torch.no_grad():
         for name, parameter in vae.named_parameters():
             if "time_conv" in name:
