@@ -8,6 +8,7 @@ import pytest
 from playwright.sync_api import Page
 
 from ..comfyui.graphs import training
+from ..comfyui.run_snapshots import first_message
 from ..comfyui.server import Server
 from .helpers import (
     PANEL,
@@ -27,7 +28,7 @@ MAX_RELOAD_SECONDS = 2
 MAX_MS, MAX_HEAP_BYTES = 8, 60e6
 """Limits for a long run: scripting time of an interaction (95th percentile), and growth of the JavaScript heap. The
 time is half of a frame at 60 frames a second, so that the page's own drawing has the other half."""
-INJECT = """async () => {
+INJECT = """async (message) => {
   const node = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
   const image = { filename: 'step-000000-00.png', subfolder: '', type: 'output' }
   const points = Array.from({ length: 20000 }, (_, index) =>
@@ -36,12 +37,10 @@ INJECT = """async () => {
     ({ step: Math.floor(index / 2) * 600, index: index % 2, prompt: 'p', image, control: image }))
   const lists = (points, samples) => ({ points, samples, checkpoints: [], warnings: [] })
   const from = (points, samples) => ({ points, samples, checkpoints: 0, warnings: 0 })
-  const base = { id: 'many', node_id: String(node.id), run: 'many', state: 'running', status: '', plan: '',
-    phase: 'training', note: '', done: 1, total: 1, step: 20000, steps: 30000, seconds: 1,
-    seconds_left: 9, memory: null }
+  const base = { ...message, node_id: String(node.id) }
   window.many = { last: 20000, base, lists, from }
-  const message = { ...base, ...lists(points, samples), from: from(0, 0) }
-  window.comfyAPI.api.api.dispatchCustomEvent('edit_trainer.run', message)
+  const first = { ...base, ...lists(points, samples), from: from(0, 0) }
+  window.comfyAPI.api.api.dispatchCustomEvent('edit_trainer.run', first)
   await new Promise((done) => setTimeout(done, 500))
 }"""
 INTERACT = """async () => {
@@ -182,28 +181,29 @@ def test_sample_now_stop_and_cancel(page: Page, server: Server, renderer: str) -
 def test_names_are_text_and_never_markup(page: Page, server: Server) -> None:
     choose_renderer(page, "classic")
     load(page, short_workflow("named", 10, 10))
+    bad = '<img src=x onerror="harmed++"><script>harmed++</script>'
+    image = {"filename": bad, "subfolder": bad, "type": "output"}
+    values = {"run": bad, "status": bad, "plan": bad, "phase": bad, "note": bad, "warnings": [bad]}
+    sample = {"step": 0, "index": 0, "prompt": bad, "image": image, "control": image}
+    message = first_message(
+        state="failed", step=1, steps=2, memory=[1, 2], points=[[1, 1]], samples=[sample], checkpoints=[1], **values
+    )
     page.evaluate(
-        """() => {
+        """(message) => {
           window.harmed = 0
-          const bad = '<img src=x onerror="harmed++"><script>harmed++</' + 'script>'
+          const bad = message.run
           const { api } = window.comfyAPI.api
           const node = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
           node.widgets.find((widget) => widget.name === 'run_name').value = bad
-          const image = { filename: bad, subfolder: bad, type: 'output' }
-          const message = {
-            id: 'bad', node_id: String(node.id), run: bad, state: 'failed', status: bad, plan: bad,
-            phase: bad, note: bad, done: 1, total: 2, step: 1, steps: 2, seconds: 1, seconds_left: 1, memory: [1, 2],
-            points: [[1, 1]], samples: [{ step: 0, index: 0, prompt: bad, image, control: image }],
-            checkpoints: [1], warnings: [bad], from: { points: 0, samples: 0, checkpoints: 0, warnings: 0 },
-          }
-          api.dispatchCustomEvent('edit_trainer.run', message)
+          api.dispatchCustomEvent('edit_trainer.run', { ...message, node_id: String(node.id) })
           const data = app.graph.nodes.find((node) => node.type === 'EditTrainerLoadDataset')
           for (const name of ['resource', 'caption_column']) {
             const widget = data.widgets.find((widget) => widget.name === name)
             widget.value = bad
             widget.onChoice(bad, true)
           }
-        }"""
+        }""",
+        message,
     )
     wait_until(lambda: read_panel(page)["state"] == "failed")
     page.locator(".edit-trainer-picture").first.dispatch_event("click")
@@ -221,19 +221,16 @@ def test_few_of_a_thousand_samples_are_loaded(page: Page, server: Server) -> Non
     assert result.status == "execution_success", result.details
     load(page, short_workflow("thousand", 4, 4))
     wait_until(lambda: page.locator(".edit-trainer-small img[src]").count(), 30)
+    image = {"filename": "step-000004-00.png", "subfolder": "", "type": "output"}
+    sample = {"index": 0, "prompt": "p", "image": image, "control": image}
+    samples = [{"step": step, **sample} for step in range(1000)]
     page.evaluate(
-        """() => {
+        """(message) => {
           const node = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
-          const image = { filename: 'step-000004-00.png', subfolder: '', type: 'output' }
-          const sample = { index: 0, prompt: 'p', image, control: image }
-          const samples = Array.from({ length: 1000 }, (_, step) => ({ step, ...sample }))
-          const from = { points: 0, samples: 0, checkpoints: 0, warnings: 0 }
-          window.comfyAPI.api.api.dispatchCustomEvent('edit_trainer.run', {
-            id: 'thousand', node_id: String(node.id), run: 'thousand', state: 'running', status: '', plan: '',
-            phase: 'training', note: '', done: 1, total: 1, step: 1000, steps: 1000, seconds: 1,
-            seconds_left: 0, memory: null, points: [], samples, checkpoints: [], warnings: [], from,
-          })
-        }"""
+          const event = { ...message, node_id: String(node.id) }
+          window.comfyAPI.api.api.dispatchCustomEvent('edit_trainer.run', event)
+        }""",
+        first_message(run="thousand", step=1000, steps=1000, samples=samples),
     )
     wait_until(lambda: page.locator(".edit-trainer-small").count() == 1000, 30)
     strip, most, reads = page.locator(".edit-trainer-strip"), 0, 0
@@ -256,7 +253,7 @@ def test_many_points_and_samples_stay_light(page: Page, server: Server, renderer
     load(page, short_workflow("many", 10, 10))
     wait_until(lambda: page.locator(PANEL).is_visible())
     heap = heap_bytes(page)
-    page.evaluate(INJECT)
+    page.evaluate(INJECT, first_message(run="many", step=20000, steps=30000, seconds_left=9))
     rounds = [page.evaluate(INTERACT) for _ in range(3)]
     grown = heap_bytes(page) - heap
     # The best of three rounds for each interaction: other load on the machine only ever adds time.
