@@ -40,9 +40,9 @@ def bad_columns(folder: Path) -> dict[str, list]:
 
 BAD = [
     (1, "prompt", "is null"),
-    (2, "before", "../../etc/passwd: leaves the images' folder"),
-    (3, "after", "/etc/passwd: absolute paths are not allowed; make it relative to the images' folder"),
-    (4, "after", "file:///etc/passwd: file: is not allowed; use a relative path or an http(s) address"),
+    (2, "before", "../../etc/passwd: leaves the images folder"),
+    (3, "after", "/etc/passwd: absolute paths are not allowed; make it relative to the images folder"),
+    (4, "after", "file:///etc/passwd: file: is not allowed; use a relative path or an http(s) URL"),
     (5, "before", "in/zero.png: is empty (0 bytes)"),
     (6, "before", "the image is damaged or cut off"),
     (7, "after", "is null"),

@@ -101,7 +101,7 @@ def test_references_of_every_form(value, kind, expected):
         ("ftp://example.org/a.png", "ftp: is not allowed"),
         ("data:image/png;base64,AAAA", "data: is not allowed"),
         ("http:///a.png", "no host"),
-        ("http://[::1/a.png", "not a valid address"),
+        ("http://[::1/a.png", "not a valid URL"),
         ("a\0b.png", "control characters"),
         ("a\nb.png", "control characters"),
     ],
