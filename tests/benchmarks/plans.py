@@ -23,8 +23,8 @@ CARDS = (80, 48, 32, 24, 16, 12)
 HOST = 64
 """GB of free host memory."""
 HEADER = (
-    "| card | base | modulation | streamed | again but for attention | again in full | "
-    "weights | two slots | LoRA | kept | work | reserve | together |"
+    "| card | base | modulation | streamed | selective checkpointing | full checkpointing | "
+    "weights | slots | LoRA | activations | workspace | reserve | total |"
 )
 PARTS = (
     "frozen weights",
