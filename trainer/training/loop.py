@@ -68,11 +68,10 @@ def train(
     training = yield from prepare(opened)
     if training is not None:
         yield from training.run_steps()
-    step = training.step if training is not None else 0
-    if processes.shared_control.stopping and step < request.training_params.steps:
+    done, steps = training.step if training is not None else 0, request.training_params.steps
+    if processes.shared_control.stopping and done < steps:
         processes.barrier()
-        steps = request.training_params.steps
-        yield Finished(step=step, steps=steps, stopped=True, weights=None, run_dir=opened.run.path)
+        yield Finished(step=done, steps=steps, stopped=True, weights=None, run_dir=opened.run.path)
 
 
 def prepare(context: RunContext) -> Generator[Event, None, Training | None]:
