@@ -23,7 +23,7 @@ _PHASES = {
 
 
 class Pace:
-    """Loss and speed, smoothed by an exponential moving average with bias correction."""
+    """Loss and speed, smoothed over about the last 50 and 10 steps (a judgement)."""
 
     def __init__(self) -> None:
         self._loss = _Mean(0.98)
@@ -46,6 +46,8 @@ class Pace:
 
 
 class _Mean:
+    """Exponential moving average with bias correction, as in Adam."""
+
     def __init__(self, decay: float) -> None:
         self._decay = decay
         self._sum = self._weight = 0.0
@@ -129,20 +131,20 @@ class Console:
 
     def _step(self, event: Step) -> None:
         self._pace.update(event)
-        begins = self._phase != "training"
+        is_new_phase = self._phase != "training"
         self._phase = "training"
         if self._has_bar:
             self._draw("Training", event.step, event.steps, str(self._pace))
-        elif begins or event.step == event.steps or self._is_due():
+        elif is_new_phase or event.step == event.steps or self._is_due():
             self.line(f"Step {event.step} of {event.steps}: {self._pace}")
 
     def _progress(self, event: Progress) -> None:
-        begins = self._phase != event.phase
+        is_new_phase = self._phase != event.phase
         self._phase = event.phase
         label = _PHASES[event.phase]
         if self._has_bar:
             self._draw(label, event.done, event.total, event.note)
-        elif self._is_due() or (begins and event.phase in ("loading", "caching")):
+        elif self._is_due() or (is_new_phase and event.phase in ("loading", "caching")):
             what = f"{label} {event.note}".strip()
             self.line(f"{what}: {event.done} of {event.total}" if event.done else f"{what} ...")
 
