@@ -1,4 +1,4 @@
-"""Load Edit Base Model: which weights are trained."""
+"""Load Edit Base Model, the node that chooses the weights to train."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
-from ..trainer.config.request import BASE_MODELS
+from ..trainer.families.registry import base_model_names, find_family
 from .host import readable_errors
 from .model_files import AUTO, check_connected, open_choice, state_of, transformer_options
 from .types import EditModel
@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 class BaseModel(io.ComfyNode):
-    """From a name to EDIT_MODEL. Nothing is loaded before it is used."""
+    """Opens a base model as EDIT_MODEL; weights are loaded when they are used."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
@@ -26,7 +26,7 @@ class BaseModel(io.ComfyNode):
             category="edit trainer",
             description="Chooses the model to train. The tiny ones are part of the pack and run on any machine.",
             inputs=[
-                io.Combo.Input("base_model", options=list(BASE_MODELS), tooltip="The model to train."),
+                io.Combo.Input("base_model", options=base_model_names(), tooltip="The model to train."),
                 io.Combo.Input(
                     "transformer",
                     options=transformer_options(),
@@ -60,12 +60,10 @@ class BaseModel(io.ComfyNode):
     def execute(
         cls, base_model: str, transformer: str, clip: CLIP | None = None, vae: VAE | None = None
     ) -> io.NodeOutput:
-        from ..trainer.models import family_class
-
         connected = check_connected(base_model, transformer, clip is not None, vae is not None)
         ports = None
         if connected:
             from .ports import connect
 
-            ports = connect(family_class(base_model).name, clip, vae)
+            ports = connect(find_family(base_model), clip, vae)
         return io.NodeOutput(open_choice(base_model, transformer, connected, ports))

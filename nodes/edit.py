@@ -8,6 +8,7 @@ import torch
 from comfy_api.latest import io
 
 from ..trainer.errors import BadInput
+from ..trainer.families.registry import FAMILIES
 from .folders import NO_LORA, find_lora, lora_options, lora_state
 from .host import NodeDisplay, borrowed_device, follow, readable_errors
 from .pil_images import to_pil, to_tensor
@@ -25,6 +26,7 @@ class EditImage(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        negative = ", ".join(info.title for info in FAMILIES if info.uses_negative_prompt)
         return io.Schema(
             node_id="EditTrainerEditImage",
             display_name="Edit Image",
@@ -38,7 +40,7 @@ class EditImage(io.ComfyNode):
                 io.String.Input(
                     "negative_prompt",
                     multiline=True,
-                    tooltip="What to avoid. Only Qwen-Image-Edit uses it, with a guidance above 1.",
+                    tooltip=f"What to avoid. Only {negative} uses it, with a guidance above 1.",
                 ),
                 io.Int.Input(
                     "seed",

@@ -1,4 +1,4 @@
-"""Which weights ComfyUI's model folders hold, and which of them are a base model's."""
+"""Transformers in ComfyUI's model folders, and the one that a base model is opened with."""
 
 from __future__ import annotations
 
@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING
 import folder_paths
 
 from ..trainer.errors import BadInput
+from ..trainer.families.registry import FAMILIES, find_family, find_variant
 from .folders import file_state, output_folder
 
 if TYPE_CHECKING:
@@ -18,45 +19,45 @@ if TYPE_CHECKING:
 
 AUTO = "auto"
 FILES = "diffusion_models"
+"""ComfyUI's folder of single-file transformers."""
 FOLDERS = "diffusers"
-PIPELINES = ("FluxKontextPipeline", "QwenImageEditPipeline")
-"""The families' `pipeline_class`, here so that a list of nodes loads no diffusers."""
+"""ComfyUI's folder of models in diffusers' pipeline layout."""
 
 
 def transformer_options() -> list[str]:
-    """What can be chosen: auto, the files of models/diffusion_models, and models/diffusers' edit models as
-    `diffusers/<name>`."""
+    """Options of the transformer input: auto, the files of models/diffusion_models, and the edit models of
+    models/diffusers as `diffusers/<name>`."""
     return [AUTO, *_file_names(), *(f"{FOLDERS}/{folder.name}" for folder in edit_folders())]
 
 
 def state_of(choice: str) -> str:
-    """Changes when what is chosen does."""
+    """A text that changes whenever the chosen files do."""
     names = transformer_options()[1:] if choice == AUTO else [choice]
     states = [file_state(path / "model_index.json" if path.is_dir() else path) for path in map(_path_of, names) if path]
     return "\n".join(states)
 
 
 def check_connected(base_model: str, choice: str, clip: bool, vae: bool) -> bool:
-    """Whether both clip and vae are connected. Raises BadInput where only one is, or where the model takes none."""
+    """True if clip and vae are connected. Raises BadInput if only one is, or if the base model accepts none."""
     if clip != vae:
         missing, there = ("vae", "clip") if clip else ("clip", "vae")
         raise BadInput(f"{missing}: is not connected, but {there} is; connect both or neither.")
-    if base_model.startswith("tiny/") and (clip or choice != AUTO):
-        raise BadInput(f'{base_model} has parts of its own: choose transformer "{AUTO}", disconnect clip and vae.')
+    if find_variant(base_model).embedded and (clip or choice != AUTO):
+        raise BadInput(f'{base_model} is complete in itself: choose transformer "{AUTO}" and disconnect clip and vae.')
     return clip
 
 
 def open_choice(base_model: str, choice: str, connected: bool, ports: Ports | None = None) -> EditModel:
-    """The base model with the chosen transformer.
+    """Open the base model with the chosen transformer.
 
-    auto: models/diffusers, then the Hugging Face cache; where clip and vae are `connected` then a file of
-    models/diffusion_models that is surely this model's; then the Hugging Face hub. Without their `ports` it can be
-    described, not trained. Raises BadInput for a choice that is not there or another model's.
+    `auto` looks in models/diffusers, then in the Hugging Face cache, then, if clip and vae are `connected`, for an
+    unambiguous file in models/diffusion_models, then on the Hugging Face hub. Without the `ports` of a connected clip
+    and vae the model can be described but not trained. Raises BadInput for a missing file or another model's.
     """
-    from ..trainer.models import family_class, open_model
-    from ..trainer.models.edit_model import ModelFiles
+    from ..trainer.models.edit_model import open_model
+    from ..trainer.models.model_files import ModelFiles
 
-    pipeline = family_class(base_model).pipeline_class
+    pipeline = find_family(base_model).pipeline_class
     if choice == AUTO:
         folder = _folder_of(base_model, pipeline)
         if folder is None and connected and not _in_hub_cache(base_model):
@@ -66,7 +67,7 @@ def open_choice(base_model: str, choice: str, connected: bool, ports: Ports | No
         return open_model(base_model, folder, ports=ports)
     path = _path_of(choice)
     if path is None:
-        raise BadInput(f'transformer: "{choice}" is not in ComfyUI\'s model folders any more; choose another.')
+        raise BadInput(f'transformer: "{choice}" is no longer in ComfyUI\'s model folders; choose another.')
     if not path.is_dir():
         return open_model(base_model, files=ModelFiles(transformer=path), ports=ports)
     if _pipeline_of(path) != pipeline:
@@ -75,9 +76,10 @@ def open_choice(base_model: str, choice: str, connected: bool, ports: Ports | No
 
 
 def edit_folders() -> list[Path]:
-    """The folders in diffusers' layout under models/diffusers that hold an edit model."""
+    """Folders of models/diffusers with the pipeline of a supported family."""
     children = [child for root in folder_paths.get_folder_paths(FOLDERS) if Path(root).is_dir() for child in _in(root)]
-    return [child for child in children if _pipeline_of(child) in PIPELINES]
+    pipelines = {info.pipeline_class for info in FAMILIES}
+    return [child for child in children if _pipeline_of(child) in pipelines]
 
 
 def _in(root: str) -> list[Path]:
@@ -92,7 +94,7 @@ def _pipeline_of(folder: Path) -> str:
 
 
 def _file_names() -> list[str]:
-    """The files that ComfyUI lists, and GGUF files, which it does not."""
+    """Names of the files that ComfyUI lists, and of GGUF files, which it does not."""
     names = list(folder_paths.get_filename_list(FILES))
     for root in folder_paths.get_folder_paths(FILES):
         if Path(root).is_dir():
@@ -102,7 +104,7 @@ def _file_names() -> list[str]:
 
 
 def _path_of(choice: str) -> Path | None:
-    """The file or folder of a choice; None when it is not there."""
+    """The file or folder of a choice; None if it does not exist."""
     for folder in edit_folders():
         if choice == f"{FOLDERS}/{folder.name}":
             return folder
@@ -111,14 +113,14 @@ def _path_of(choice: str) -> Path | None:
 
 
 def _folder_of(base_model: str, pipeline: str) -> Path | None:
-    """The folder of this pipeline; of several the one that is called like the base model, or the first."""
+    """The folder of this pipeline in models/diffusers, preferably one named like the base model."""
     name = base_model.rpartition("/")[2].lower()
     folders = [folder for folder in edit_folders() if _pipeline_of(folder) == pipeline]
     return min(folders, key=lambda folder: (not folder.name.lower().endswith(name), folder.name), default=None)
 
 
 def _in_hub_cache(base_model: str) -> bool:
-    """Whether the whole transformer lies in the Hugging Face cache."""
+    """True if all files of the transformer are in the Hugging Face cache."""
     from huggingface_hub import try_to_load_from_cache
 
     config = try_to_load_from_cache(base_model, "transformer/config.json")
@@ -131,13 +133,13 @@ def _in_hub_cache(base_model: str) -> bool:
 
 
 def _sure_file(base_model: str, ports: Ports | None) -> EditModel | None:
-    """The base model from the first file that fits and gives no reason to doubt it."""
-    from ..trainer.models import open_model
-    from ..trainer.models.edit_model import ModelFiles
+    """The base model from the first file that fits and raises no warnings."""
+    from ..trainer.models.edit_model import open_model
+    from ..trainer.models.model_files import ModelFiles
 
     for path in filter(None, map(_path_of, _file_names())):
         if output_folder() in path.parents:
-            continue  # A fine-tune is no base unless it is chosen.
+            continue  # A fine-tuned model is used as a base only if it is chosen.
         try:
             model = open_model(base_model, files=ModelFiles(transformer=path), ports=ports)
         except BadInput:

@@ -1,4 +1,4 @@
-"""What a choice in Load Edit Base Model amounts to: where the weights come from, what they are trained on, and how."""
+"""Describes a choice in Load Edit Base Model: the source of the weights, the encoders, the device and the plan."""
 
 from __future__ import annotations
 
@@ -12,16 +12,13 @@ from ..trainer.config.settings import RunSettings
 from ..trainer.device import query_device
 from ..trainer.errors import BadInput
 from ..trainer.memory.planner import make_plan
-from ..trainer.models.edit_model import EMBEDDED, EditModel
+from ..trainer.models.edit_model import EditModel
 from .host import device_line
-
-DOWNLOAD_GB = {"black-forest-labs/FLUX.1-Kontext-dev": 34, "Qwen/Qwen-Image-Edit": 58}
-"""What the hub's folders hold, about."""
 
 
 def describe(model: EditModel, connected: bool) -> list[str]:
-    """A line each: the weights and where they are, single files that take their place, clip and vae where they are
-    connected, the device, and how a LoRA would be trained there with everything else left as it is."""
+    """Lines about the weights, single files, connected encoders, the device, and the plan of a LoRA training with
+    default settings."""
     files = {name: path for part in ("transformer", "vae", "text") for name, path in model.files.of(part).items()}
     ports = ["texts and pictures are encoded by the clip and the vae that are connected"] if connected else []
     return [
@@ -34,11 +31,11 @@ def describe(model: EditModel, connected: bool) -> list[str]:
 
 
 def plan_line(model: EditModel) -> str:
-    """The plan of a LoRA of default rank, in one line, or why there is none."""
+    """The plan of a LoRA training with default settings in one line, or the reason why none fits."""
     columns = dict.fromkeys(COLUMN_FIELDS, "column")
-    card = query_device(get_torch_device())
+    device_info = query_device(get_torch_device())
     try:
-        return make_plan(model, TrainingParams(**columns), RunSettings(), card).line()
+        return make_plan(model, TrainingParams(**columns), RunSettings(), device_info).line()
     except BadInput as error:
         return str(error)
 
@@ -46,7 +43,7 @@ def plan_line(model: EditModel) -> str:
 def _weights(model: EditModel, connected: bool) -> str:
     if model.folder is not None:
         size = sum(path.stat().st_size for path in model.folder.rglob("*.safetensors"))
-        where = "part of the pack" if model.folder.is_relative_to(EMBEDDED) else str(model.folder)
+        where = "part of the pack" if model.folder == model.family.variant.folder else str(model.folder)
         return f"{where}, {_size(size)}"
     cached = try_to_load_from_cache(model.base_model, "model_index.json")
     if isinstance(cached, str):
@@ -55,7 +52,7 @@ def _weights(model: EditModel, connected: bool) -> str:
         instead = "no file of models/diffusion_models is surely this model's; one can be chosen under transformer"
     else:
         instead = "with clip and vae connected, a file of models/diffusion_models that is surely this model's is taken"
-    return f"downloaded from the Hugging Face hub on first use, about {DOWNLOAD_GB[model.base_model]} GB; {instead}"
+    return f"downloaded from the Hugging Face hub on first use, about {model.family.variant.download_gb} GB; {instead}"
 
 
 def _file(path: Path) -> str:

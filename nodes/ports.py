@@ -1,4 +1,5 @@
-"""The graph's CLIP and VAE as the trainer's ports: what is trained on is encoded by what inference encodes with."""
+"""The graph's CLIP and VAE as text encoder and image codec of the trainer, so that training encodes texts and images as
+inference in the same graph does."""
 
 from __future__ import annotations
 
@@ -9,12 +10,10 @@ from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
-from comfy.ldm.wan.vae import WanVAE
 from comfy.taesd.taesd import TAESD
-from comfy.text_encoders.flux import FluxClipModel
-from comfy.text_encoders.qwen_image import QwenImageTEModel, QwenImageTokenizer
 
 from ..trainer.errors import BadInput
+from ..trainer.families.info import ComfyPorts, FamilyInfo
 from ..trainer.models.types import Ports, TextConditioning
 from .host import unload
 
@@ -22,85 +21,90 @@ if TYPE_CHECKING:
     from comfy.model_patcher import ModelPatcher
     from comfy.sd import CLIP, VAE
 
-LATENT_CHANNELS = 16
 SAMPLED_VALUES = 8
-"""Values of a tensor that stand for all of it."""
-CLIP_LOADERS = {
-    "flux-kontext": 'DualCLIPLoader with clip_l and t5xxl, type "flux"',
-    "qwen-image-edit": 'CLIPLoader with qwen_2.5_vl_7b, type "qwen_image"',
-}
-VAE_LOADERS = {
-    "flux-kontext": "VAELoader with Flux's VAE (ae.safetensors)",
-    "qwen-image-edit": "VAELoader with Qwen-Image's VAE (qwen_image_vae.safetensors)",
-}
+"""Values of each tensor in a fingerprint. A judgement: trainings and patches change nearly all values of a tensor."""
 
 
-def connect(family: str, clip: CLIP, vae: VAE) -> Ports:
-    """The two as ports of a family. Raises BadInput for one that is another model's."""
-    faults = []
-    if not _fits_text(family, clip):
-        faults.append(f"clip: {type(clip.cond_stage_model).__name__} is another model's; use {CLIP_LOADERS[family]}.")
-    if not _fits_codec(family, vae):
+def connect(info: FamilyInfo, clip: CLIP, vae: VAE) -> Ports:
+    """Wrap a graph's CLIP and VAE as ports of a family. Raises BadInput for one that belongs to another model."""
+    expected, faults = info.comfyui, []
+    if not _fits_text(expected, clip):
         faults.append(
-            f"vae: {type(vae.first_stage_model).__name__} with {vae.latent_channels} latent channels is another "
-            f"model's; use {VAE_LOADERS[family]}."
+            f"clip: {type(clip.cond_stage_model).__name__} belongs to another model; use {expected.clip_loader}."
+        )
+    if not _fits_codec(expected, vae):
+        faults.append(
+            f"vae: {type(vae.first_stage_model).__name__} with {vae.latent_channels} latent channels belongs to "
+            f"another model; use {expected.vae_loader}."
         )
     if faults:
         raise BadInput("\n".join(faults))
-    return Ports(ComfyTextEncoder(clip, sees_control=family == "qwen-image-edit"), ComfyCodec(vae))
+    return Ports(ComfyTextEncoder(clip, info), ComfyCodec(vae))
 
 
-def _fits_text(family: str, clip: CLIP) -> bool:
-    if family == "flux-kontext":
-        return isinstance(clip.cond_stage_model, FluxClipModel)
-    # Other models derive their text encoders from Qwen-Image's, with templates of their own.
-    return isinstance(clip.cond_stage_model, QwenImageTEModel) and type(clip.tokenizer) is QwenImageTokenizer
+def _fits_text(expected: ComfyPorts, clip: CLIP) -> bool:
+    tokenizer = expected.tokenizer_class
+    return expected.clip_class in _class_paths(clip.cond_stage_model) and (
+        not tokenizer or tokenizer == _class_paths(clip.tokenizer)[0]
+    )
 
 
-def _fits_codec(family: str, vae: VAE) -> bool:
-    dimensions = 2 if family == "flux-kontext" else 3
-    if vae.latent_channels != LATENT_CHANNELS or vae.latent_dim != dimensions:
-        return False
+def _fits_codec(expected: ComfyPorts, vae: VAE) -> bool:
     module = vae.first_stage_model
-    return isinstance(module, WanVAE) if dimensions == 3 else not isinstance(module, TAESD)
+    if (vae.latent_channels, vae.latent_dim) != (expected.latent_channels, expected.latent_dims):
+        return False
+    # A TAESD makes previews: its latents only resemble the VAE's.
+    return not isinstance(module, TAESD) and (not expected.vae_class or expected.vae_class in _class_paths(module))
+
+
+def _class_paths(value: object) -> list[str]:
+    """`module.Class` of a value's class and of its bases, in method resolution order."""
+    return [f"{cls.__module__}.{cls.__qualname__}" for cls in type(value).__mro__]
 
 
 class ComfyTextEncoder:
-    """A TextEncoder that is a CLIP: CLIPTextEncode, or TextEncodeQwenImageEdit where the text sees the control."""
+    """A CLIP as TextEncoder, as CLIPTextEncode uses it, or TextEncodeQwenImageEdit if the text sees the control."""
 
-    def __init__(self, clip: CLIP, sees_control: bool) -> None:
+    def __init__(self, clip: CLIP, info: FamilyInfo) -> None:
         self.clip = clip
-        self.sees_control = sees_control
+        self.sees_control = info.sees_control
+        self.has_pooled_output = info.comfyui.has_pooled_output
         self.module: torch.nn.Module = clip.cond_stage_model
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the weights, the patches on them, and how text becomes tokens."""
+        """Digest of the weights, their patches, and the tokenizer's templates and options."""
         tokenizer = self.clip.tokenizer
         templates = sorted((name, text) for name, text in vars(tokenizer).items() if isinstance(text, str))
         options = (self.clip.layer_idx, sorted(self.clip.tokenizer_options.items()))
         return fingerprint_weights(self.clip.patcher, type(tokenizer).__name__, templates, options)
 
     def encode(self, caption: str, controls: Sequence[torch.Tensor]) -> TextConditioning:
-        # ComfyUI runs its models in inference mode, and what it has loaded may only be used there.
+        """Encode one caption with its control images, each [1, 3, H, W] float32 in 0..1, to float32 tensors of batch
+        size 1.
+
+        Raises BadInput for a CLIP with hooks.
+        """
+        # ComfyUI loads its models in inference mode, and such tensors can only be used there.
         with torch.inference_mode():
             seen = {"images": [image.movedim(1, -1) for image in controls]} if self.sees_control else {}
             scheduled = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption, **seen))
         if len(scheduled) > 1:
             raise BadInput(
-                "clip: its patches change during sampling (hooks), which training does not know; remove them."
+                "clip: has hooks, which change its patches during sampling and cannot be used in training; remove them."
             )
         prompt, extra = scheduled[0]
-        if self.sees_control:
-            return {"prompt_embeds": _trainable(prompt)}
-        return {"prompt_embeds": _trainable(prompt), "pooled_prompt_embeds": _trainable(extra["pooled_output"])}
+        conditioning = {"prompt_embeds": _trainable(prompt)}
+        if self.has_pooled_output:
+            conditioning["pooled_prompt_embeds"] = _trainable(extra["pooled_output"])
+        return conditioning
 
     def to(self, device: torch.device | str) -> None:
         _leave(self.clip.patcher, device)
 
 
 class ComfyCodec:
-    """An ImageCodec that is a VAE: VAEEncode and VAEDecode."""
+    """A VAE as ImageCodec, as VAEEncode and VAEDecode use it."""
 
     def __init__(self, vae: VAE) -> None:
         self.vae = vae
@@ -108,46 +112,49 @@ class ComfyCodec:
 
     @cached_property
     def fingerprint(self) -> str:
-        """Names the weights, the patches on them, and the number format of the computation."""
+        """Digest of the weights, their patches, and the dtype of the computation."""
         return fingerprint_weights(self.vae.patcher, self.vae.vae_dtype)
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode [B, 3, H, W] float in -1..1 to latents [B, C, H/8, W/8] float32."""
         with torch.inference_mode():
             images = ((pixels.float() + 1) / 2).movedim(1, -1)
-            # One by one: a video VAE would take several for frames.
+            # One at a time, because a video VAE treats a batch as frames.
             latents = torch.cat([self.vae.encode(image) for image in images.split(1)])
             return _trainable(latents.squeeze(2) if latents.ndim == 5 else latents)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode latents [B, C, h, w] of any float dtype to [B, 3, 8h, 8w] float32 in -1..1."""
         with torch.inference_mode():
             images = self.vae.decode(latents.unsqueeze(2) if self.vae.latent_dim == 3 else latents)
             images = images.squeeze(1) if images.ndim == 5 else images
             return _trainable(2 * images.movedim(-1, 1) - 1)
 
     def for_batches(self) -> None:
-        """ComfyUI takes several apart by the memory that is free at the moment, or for frames: latents would differ
-        from one run to the next."""
+        """None: ComfyUI splits batches by free memory, or treats them as frames, so latents would differ from run to
+        run."""
+        return None
 
     def to(self, device: torch.device | str) -> None:
         _leave(self.vae.patcher, device)
 
 
 def _leave(patcher: Any, device: torch.device | str) -> None:
-    """ComfyUI brings its models to the device itself when they are used; only away from it they are sent."""
+    """Unload a model for the CPU; to the device ComfyUI moves its models itself when they are used."""
     if torch.device(device).type == "cpu":
         unload(patcher)
 
 
 def _trainable(tensor: torch.Tensor) -> torch.Tensor:
-    """A copy that is no inference tensor, which could not be trained on."""
+    """A float32 copy that, unlike an inference tensor, autograd accepts."""
     with torch.inference_mode(False):
         return tensor.float().clone()
 
 
 def fingerprint_weights(patcher: ModelPatcher, *extra: object) -> str:
-    """A hexadecimal digest of a model's weights as they are without patches, of its patches, and of `extra`.
+    """Hexadecimal digest of a model's weights without patches, of its patches, and of `extra`.
 
-    Of every tensor its name, shape, dtype and a few evenly spaced values count.
+    A tensor is represented by its name, shape, dtype and a few evenly spaced values.
     """
     model = patcher.model
     digest = hashlib.sha256(repr((type(model).__name__, extra)).encode())
@@ -163,7 +170,7 @@ def fingerprint_weights(patcher: ModelPatcher, *extra: object) -> str:
 
 
 def _parts(patch: Any) -> Iterator[Any]:
-    """The tensors and numbers of a patch, which are nested in tuples and in adapter objects."""
+    """The tensors and numbers of a patch, which may be nested in tuples and adapter objects."""
     if isinstance(patch, list | tuple):
         for part in patch:
             yield from _parts(part)
@@ -180,7 +187,7 @@ def _update(digest: hashlib._Hash, name: str, value: Any) -> None:
         digest.update(repr(value).encode())
         return
     digest.update(f"{tuple(value.shape)} {value.dtype}\0".encode())
-    # ComfyUI's quantized weights have their codes inside.
+    # ComfyUI's quantized tensors wrap the quantized values.
     stored = getattr(value, "_qdata", value).detach()
     if stored.numel():
         bits = stored.view(torch.uint8) if stored.element_size() == 1 else stored

@@ -9,8 +9,9 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..trainer.config.request import BASE_MODELS, FineTuneRequest, SamplePrompt, parse_request
+from ..trainer.config.request import FineTuneRequest, SamplePrompt, parse_request
 from ..trainer.errors import BadInput
+from ..trainer.families.registry import base_model_names
 from ..trainer.files import write_text
 from .folders import EXAMPLES, cache_folder, file_state, find_request, input_folder, is_saved_control, output_folder
 from .host import NodeDisplay, follow, readable_errors
@@ -64,7 +65,7 @@ class LoadRequest(io.ComfyNode):
                 EditDataset.Output("dataset", tooltip="For Train Edit LoRA."),
                 EditParams.Output("params", tooltip="For Train Edit LoRA."),
                 EditSamples.Output("samples", tooltip="For Train Edit LoRA."),
-                io.Combo.Output("base_model", options=list(BASE_MODELS), tooltip="For Load Edit Base Model."),
+                io.Combo.Output("base_model", options=base_model_names(), tooltip="For Load Edit Base Model."),
             ],
         )
 

@@ -33,8 +33,8 @@ from transformers import (
     T5TokenizerFast,
 )
 
-from trainer.models import CONFIGS
-from trainer.models.edit_model import EMBEDDED, ModelFiles
+from trainer.families.records import CONFIGS, EMBEDDED
+from trainer.models.model_files import ModelFiles
 from trainer.models.qwen_image_edit import processor_of
 
 from .single_files import FLUX, QWEN, Tensors, stored

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from safetensors.torch import save_file
 
-from trainer.models import family_class
+from trainer.models.family import family_class
 from trainer.single_file.key_mapping import to_stored
 
 Tensors = dict[str, torch.Tensor]

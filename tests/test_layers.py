@@ -12,6 +12,7 @@ from .source_tree import room_of, sources
 
 LADDER = (
     ("errors", "events", "modules", "threads", "trainer"),
+    ("families",),
     ("config", "files"),
     ("data", "quantization", "tensors"),
     ("single_file", "device"),

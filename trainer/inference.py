@@ -175,7 +175,7 @@ def edit(
     options = DenoiseOptions.for_variant(family.variant, steps, guidance, seed)
     if negative_prompt and family.negative_prompt(prompt, options.guidance) is None:
         raise BadInput(
-            f"negative prompt: {family.name} does not use one at guidance {options.guidance:g}; leave it empty."
+            f"negative prompt: {family.info.name} does not use one at guidance {options.guidance:g}; leave it empty."
         )
     size = family.sample_size(size or family.target_size(Size(*image.size), family.variant.resolution))
     control = family.prepare_control(image, family.control_size(Size(*image.size), size, "inference"))

@@ -40,7 +40,7 @@ from trainer.encoding.latents import LatentEncoder, PreparedImage
 from trainer.events import RunControl, drain
 from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
-from trainer.models import open_model
+from trainer.models.edit_model import open_model
 from trainer.tensors import DTYPES
 
 SIDE = 512

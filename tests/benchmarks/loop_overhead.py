@@ -23,7 +23,7 @@ from trainer.config.settings import RunSettings
 from trainer.data.dataset import open_dataset
 from trainer.data.load_request import load_request
 from trainer.events import Step, drain
-from trainer.models import open_model
+from trainer.models.edit_model import open_model
 from trainer.models.types import PackedLatents
 from trainer.tiny.shapes import TAUGHT_EDITS, write_parquet
 from trainer.training import loop

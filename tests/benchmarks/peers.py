@@ -69,7 +69,7 @@ def make(options: argparse.Namespace) -> None:
     """The model and the dataset."""
     from diffusers import FluxTransformer2DModel
 
-    from trainer.models.edit_model import EMBEDDED
+    from trainer.families.records import EMBEDDED
 
     model = options.folder / "model"
     shutil.copytree(EMBEDDED / "flux-kontext", model)
@@ -138,7 +138,7 @@ def our_side(options: argparse.Namespace, checkpointing: str, whole: bool) -> di
     from trainer.config.settings import RunSettings
     from trainer.data.dataset import open_dataset
     from trainer.events import Finished, Planned, Sample, Started, Step, drain
-    from trainer.models import open_model
+    from trainer.models.edit_model import open_model
     from trainer.training.loop import train
 
     parquet = options.folder / ("pairs.parquet" if whole else "few.parquet")
@@ -195,7 +195,7 @@ def first_control(parquet: Path) -> bytes:
 
 def lora_targets(folder: Path) -> str:
     """The modules that our LoRA is on, for peft."""
-    from trainer.models import open_model
+    from trainer.models.edit_model import open_model
 
     model = open_model(BASE, folder / "model")
     return model.family.lora_targets("attention+mlp", model.empty_transformer())
@@ -222,7 +222,7 @@ def our_bytes(options: argparse.Namespace, **settings: str) -> dict:
     from trainer.memory.activation_bytes import step_shape
     from trainer.memory.model_parts import ModelComponents
     from trainer.memory.planner import make_plan
-    from trainer.models import open_model
+    from trainer.models.edit_model import open_model
     from trainer.training.trainable import build_trainable
 
     model = open_model(BASE, options.folder / "model")

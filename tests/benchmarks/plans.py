@@ -15,7 +15,7 @@ from trainer.config.settings import RunSettings
 from trainer.device import assumed_gpu
 from trainer.memory.plan import Plan, gigabytes
 from trainer.memory.planner import make_plan
-from trainer.models import open_model
+from trainer.models.edit_model import open_model
 
 MODELS = {"Qwen-Image-Edit": "Qwen/Qwen-Image-Edit", "FLUX.1 Kontext": "black-forest-labs/FLUX.1-Kontext-dev"}
 RESOLUTIONS = (1024, 512)

@@ -13,9 +13,9 @@ from torch import nn
 
 from trainer.config.settings import Precision
 from trainer.data.resize import Size
+from trainer.families.records import CONFIGS
 from trainer.memory.activation_bytes import StepShape
-from trainer.models import CONFIGS, open_model
-from trainer.models.edit_model import EditModel
+from trainer.models.edit_model import EditModel, open_model
 from trainer.models.family import Family
 from trainer.models.types import Grid, PackedLatents
 from trainer.quantization.formats import format_of
@@ -62,7 +62,7 @@ class RandomModel(EditModel):
 def random_model(base_model: str, **changes: int) -> RandomModel:
     """The full-size model of this name; `changes`: to its transformer's diffusers config."""
     opened = open_model(base_model)
-    path = CONFIGS / opened.family.name / "transformer" / "config.json"
+    path = CONFIGS / opened.family.info.name / "transformer" / "config.json"
     config = json.loads(path.read_text(encoding="utf-8")) | changes
     return RandomModel(**{name: getattr(opened, name) for name in ("base_model", "folder", "policy")}, config=config)
 

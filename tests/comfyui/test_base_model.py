@@ -53,7 +53,7 @@ def test_one_port_without_the_other_is_refused(server: Server) -> None:
 
 def test_a_tiny_model_takes_no_ports(server: Server) -> None:
     prompt = on_ports(training(run_name="tiny-ports"), "tiny/flux-kontext", "flux-kontext", "flux-kontext")
-    refused(server.run(prompt), "model", "tiny/flux-kontext has parts of its own")
+    refused(server.run(prompt), "model", "tiny/flux-kontext is complete in itself")
 
 
 @pytest.mark.parametrize("base_model, other", [(FLUX, "qwen-image-edit"), (QWEN, "flux-kontext")])
@@ -61,6 +61,21 @@ def test_another_models_clip_and_vae_are_refused_in_one_message(server: Server, 
     prompt = on_ports(training(run_name="other-ports"), base_model, other, other)
     loader = "DualCLIPLoader" if base_model == FLUX else "CLIPLoader"
     refused(server.run(prompt), "model", "clip:", loader, "vae:", "VAELoader")
+
+
+def test_a_third_family_follows_from_its_record(server: Server) -> None:
+    result = server.run({"third": node("OracleThirdFamily")})
+    assert result.status == "execution_success", result.details
+    report = json.loads(result.text("third"))
+    assert report["own"] == "prompt_embeds pooled_prompt_embeds"
+    assert report["texts"]["base_models"][2] == "example/Trio-Edit"
+    assert "Qwen-Image-Edit, Trio" in report["texts"]["negative_prompt"]
+    for other in ("flux-kontext", "qwen-image-edit"):
+        assert 'use CLIPLoader with trio, type "trio".' in report[other]
+        assert "use VAELoader with trio_vae.safetensors." in report[other]
+        assert report[f"{other} only vae"].startswith("vae:")
+    assert len(report["afterwards"]["base_models"]) == 4
+    assert "Trio" not in report["afterwards"]["negative_prompt"]
 
 
 def test_comfyui_conditioning_without_ports_is_refused(server: Server) -> None:

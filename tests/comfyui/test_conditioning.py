@@ -12,7 +12,7 @@ from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 from PIL import Image
 
 from trainer.data.resize import Size
-from trainer.models import open_model
+from trainer.models.edit_model import open_model
 
 from ..single_files import FLUX, FLUX_SIZES, QWEN, stored, write
 from .graphs import Prompt, node

@@ -13,7 +13,8 @@ from PIL import Image
 from safetensors.torch import save_file
 
 from trainer.lora.adapter import LoraAdapter
-from trainer.models import family_class, open_model
+from trainer.models.edit_model import open_model
+from trainer.models.family import family_class
 
 from ..trainer.lora_files import kohya, launched_processes, random_pairs
 from .graphs import EXAMPLE, node, training

@@ -42,8 +42,7 @@ from trainer.config.request import FineTuneRequest, parse_request
 from trainer.config.settings import parse_settings
 from trainer.data.dataset import open_dataset
 from trainer.events import Event, RunControl, drain
-from trainer.models import open_model
-from trainer.models.edit_model import EditModel
+from trainer.models.edit_model import EditModel, open_model
 from trainer.models.qwen_image_edit import ImageTextProcessor
 from trainer.training.loop import train
 

@@ -18,7 +18,7 @@ from trainer.data.dataset import open_dataset
 from trainer.data.load_request import load_request
 from trainer.events import drain
 from trainer.files import TEMPORARY_PREFIX
-from trainer.models import open_model
+from trainer.models.edit_model import open_model
 from trainer.training.checkpoint import checkpoint_folders, last_step, load_checkpoint
 from trainer.training.loop import train
 

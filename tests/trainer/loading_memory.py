@@ -12,8 +12,8 @@ from pathlib import Path
 
 import torch
 
-from trainer.models import open_model
-from trainer.models.edit_model import ModelFiles
+from trainer.models.edit_model import open_model
+from trainer.models.model_files import ModelFiles
 from trainer.tensors import DTYPES
 
 

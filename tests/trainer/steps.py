@@ -15,8 +15,7 @@ from trainer.config.request import TrainingParams
 from trainer.config.settings import Precision, RunSettings
 from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
-from trainer.models import open_model
-from trainer.models.edit_model import EditModel
+from trainer.models.edit_model import EditModel, open_model
 from trainer.models.types import Grid, PackedLatents
 from trainer.training.batch import Batch, TextGroup
 from trainer.training.batch_sampler import Position
@@ -34,7 +33,7 @@ def deepened(model: EditModel, folder: Path) -> EditModel:
     shutil.copytree(model.folder, folder)
     small = model.load_transformer("cpu", torch.float32)
     torch.manual_seed(3)
-    deep = type(small).from_config({**small.config, **DEPTHS[model.family.name]})
+    deep = type(small).from_config({**small.config, **DEPTHS[model.family.info.name]})
     deep.save_pretrained(folder / "transformer")
     return open_model(model.base_model, folder)
 
@@ -55,7 +54,7 @@ def random_batch(model: EditModel, seed: int, texts: Sequence[int] = (6,), grid:
     conditionings = []
     for length in texts:
         text = {"prompt_embeds": torch.randn(1, length, config["joint_attention_dim"], generator=generator)}
-        if model.family.name == "flux-kontext":
+        if model.family.info.name == "flux-kontext":
             text["pooled_prompt_embeds"] = torch.randn(1, config["pooled_projection_dim"], generator=generator)
         conditionings.append(text)
     groups = [

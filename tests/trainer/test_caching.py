@@ -29,8 +29,7 @@ from trainer.errors import BadInput
 from trainer.events import RunControl, drain
 from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
-from trainer.models import open_model
-from trainer.models.edit_model import EditModel
+from trainer.models.edit_model import EditModel, open_model
 from trainer.models.flux_kontext import FluxKontext
 from trainer.threads import BackgroundWork, prefetch
 

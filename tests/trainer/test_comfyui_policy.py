@@ -10,20 +10,18 @@ import torch
 from PIL import Image
 
 from trainer.data.resize import Box, Size, centre_crop, cut_to_multiples
+from trainer.families.records import FLUX_KONTEXT, QWEN_IMAGE_EDIT
 from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
-from trainer.models import open_model
-from trainer.models.comfyui_parity import image_positions, text_positions
-from trainer.models.flux_kontext import FULL as FULL_KONTEXT
-from trainer.models.flux_kontext import FluxKontext
-from trainer.models.qwen_image_edit import FULL as FULL_QWEN
-from trainer.models.qwen_image_edit import QwenImageEdit
+from trainer.models.comfyui_parity import ComfyFluxKontext, ComfyQwenImageEdit, image_positions, text_positions
+from trainer.models.edit_model import open_model
 from trainer.models.types import Grid, PackedLatents, TextConditioning
 from trainer.training.batch import Batch, TextGroup
 from trainer.training.batch_sampler import Position
 from trainer.training.step import micro_step
 
-KONTEXT, QWEN = FluxKontext(FULL_KONTEXT, {}, "comfyui"), QwenImageEdit(FULL_QWEN, {}, "comfyui")
+KONTEXT = ComfyFluxKontext(FLUX_KONTEXT.variants[0], {})
+QWEN = ComfyQwenImageEdit(QWEN_IMAGE_EDIT.variants[0], {})
 CPU = torch.device("cpu")
 
 

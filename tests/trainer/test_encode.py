@@ -81,7 +81,7 @@ def test_a_changed_image_or_caption_is_encoded_anew(model, runs, counts):
     change(runs, "before", 3, buffer.getvalue())
     runs.run(model, "image", **same)
     # only Qwen's text encoder sees the control image
-    assert counts() == (1, 1 if model.family.text_sees_control else 0)
+    assert counts() == (1, 1 if model.family.info.sees_control else 0)
 
 
 @pytest.mark.slow
@@ -101,7 +101,7 @@ def test_another_size_or_policy_is_encoded_anew(model, runs, counts):
     )
     images, texts = counts()
     assert images == 6
-    assert texts == (6 if model.family.text_sees_control else 0)
+    assert texts == (6 if model.family.info.sees_control else 0)
 
 
 @pytest.mark.slow

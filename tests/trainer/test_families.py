@@ -15,8 +15,7 @@ from huggingface_hub import constants
 
 from trainer.data.resize import Size
 from trainer.errors import BadInput, RunFailed
-from trainer.models import open_model
-from trainer.models.edit_model import EditModel
+from trainer.models.edit_model import EditModel, open_model
 from trainer.models.family import Family
 from trainer.models.flux_kontext import FluxKontext
 from trainer.models.qwen_image_edit import QwenImageEdit
@@ -91,7 +90,7 @@ def test_lora_targets_of_the_full_size_models(family, base, counts):
         transformer = (
             FluxTransformer2DModel(guidance_embeds=True) if family is FluxKontext else QwenImageTransformer2DModel()
         )
-    policy = family(family.variants[base], {})
+    policy = family(family.info.variant(base), {})
     sets = [matched(policy, which, transformer) for which in ("attention", "attention+mlp", "all-linear")]
     assert tuple(map(len, sets)) == counts
     assert sets[0] < sets[1] < sets[2]

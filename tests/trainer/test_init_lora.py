@@ -155,7 +155,9 @@ def test_modules_that_change_no_picture_are_left_out(qwen, runs, tmp_path):
     file = tmp_path / "every.safetensors"
     write_tensors(file, portable(random_pairs(transformer, blocks)))
     events = runs.run(qwen, steps=1, samples=[PROMPT], settings=FP32 | {"init_lora": str(file)})
-    assert any("4 modules that change no picture" in event.message for event in events if isinstance(event, Notice))
+    assert any(
+        "4 modules that have no effect on images" in event.message for event in events if isinstance(event, Notice)
+    )
     control = Image.open(runs.folder / "run" / "samples" / "control-00.png").convert("RGB")
     first = np.asarray(Image.open(runs.folder / "run" / "samples" / "step-000000-00.png"), dtype=int)
     assert np.abs(first - drawn(qwen, control, lora=file)).max() <= 1
@@ -188,7 +190,7 @@ def test_a_lora_on_quantized_layers_learns_as_on_their_values(model, kind):
         generator = torch.Generator().manual_seed(2)
         image, control = (PackedLatents(torch.randn(1, 16, 64, generator=generator), Grid(4, 4)) for _ in range(2))
         text = {"prompt_embeds": torch.randn(1, 6, 48, generator=generator)}
-        if model.family.name == "flux-kontext":
+        if model.family.info.name == "flux-kontext":
             text["pooled_prompt_embeds"] = torch.randn(1, 32, generator=generator)
         velocity = model.family.predict(transformer, image, [control], text, torch.tensor([0.6]), 2.0)
         velocity.square().mean().backward()

@@ -12,7 +12,7 @@ import pytest
 import torch
 from diffusers import FluxTransformer2DModel
 
-from trainer.models import family_class
+from trainer.models.family import family_class
 from trainer.single_file.key_mapping import to_stored
 
 from ..single_files import FLUX

@@ -12,7 +12,7 @@ from safetensors import safe_open
 
 from trainer.errors import BadInput
 from trainer.lora.adapter import LoraAdapter, load_lora
-from trainer.models import family_class
+from trainer.models.family import family_class
 from trainer.models.qwen_image_edit import load_processor
 from trainer.tensors import write_tensors
 
@@ -104,7 +104,7 @@ def pipeline_image(model, lora, control: Image.Image, prompt: str, steps: int, m
         "width": 64,
         "generator": torch.Generator("cpu").manual_seed(42),
     }
-    if model.family.name == "flux-kontext":
+    if model.family.info.name == "flux-kontext":
         pipeline = FluxKontextPipeline.from_pretrained(model.folder)
         pipeline.load_lora_weights(str(lora))
         return pipeline(
@@ -144,7 +144,7 @@ def test_the_file_says_what_it_is(model, runs):
     assert about["edit_trainer.base_model"] == model.base_model
     assert about["edit_trainer.conditioning"] == "diffusers"
     assert about["modelspec.sai_model_spec"] == "1.0.0"
-    assert about["modelspec.architecture"] == f"{model.family.name}/lora"
+    assert about["modelspec.architecture"] == f"{model.family.info.name}/lora"
 
 
 @pytest.mark.slow

@@ -47,7 +47,7 @@ def velocity(model, transformer) -> torch.Tensor:
     generator = torch.Generator().manual_seed(2)
     image, control = (PackedLatents(torch.randn(1, 16, 64, generator=generator), Grid(4, 4)) for _ in range(2))
     text = {"prompt_embeds": torch.randn(1, 6, 48, generator=generator)}
-    if model.family.name == "flux-kontext":
+    if model.family.info.name == "flux-kontext":
         text["pooled_prompt_embeds"] = torch.randn(1, 32, generator=generator)
     with torch.no_grad():
         return model.family.predict(transformer, image, [control], text, torch.tensor([0.6]), 2.0)
@@ -131,7 +131,7 @@ def test_diffusers_note_of_the_alphas_is_followed(model, tmp_path, with_prefix):
         parameter.data = torch.randn(parameter.shape, generator=generator) * 0.2
     expected = velocity(model, transformer)
     if with_prefix:
-        pipeline = FluxKontextPipeline if model.family.name == "flux-kontext" else QwenImageEditPipeline
+        pipeline = FluxKontextPipeline if model.family.info.name == "flux-kontext" else QwenImageEditPipeline
         from diffusers.utils import convert_state_dict_to_diffusers
         from peft import get_peft_model_state_dict
 
@@ -256,7 +256,7 @@ def test_loras_of_the_other_family_and_of_other_sizes_are_refused(kontext, qwen)
 @pytest.mark.parametrize("half", ["lora_down.weight", "lora_up.weight"])
 def test_half_a_lora_is_refused(model, half):
     state = {name: tensor for name, tensor in first_pair(model).items() if not name.endswith(half)}
-    with pytest.raises(BadInput, match="not a whole LoRA"):
+    with pytest.raises(BadInput, match="incomplete LoRA"):
         to_portable(state, model.family, empty(model), "it")
 
 

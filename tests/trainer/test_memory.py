@@ -6,7 +6,7 @@ import pytest
 
 from trainer.config.settings import RunSettings
 from trainer.memory.estimate import full_fine_tune_need
-from trainer.models import open_model
+from trainer.models.edit_model import open_model
 
 
 @pytest.mark.parametrize(

@@ -15,15 +15,14 @@ from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 
 from trainer.data.resize import Size
+from trainer.families.info import Variant
+from trainer.families.records import FLUX_KONTEXT, QWEN_IMAGE_EDIT
 from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
 from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.models.edit_model import EditModel
 from trainer.models.family import Family
-from trainer.models.flux_kontext import FULL as FULL_KONTEXT
-from trainer.models.qwen_image_edit import FULL as FULL_QWEN
 from trainer.models.qwen_image_edit import load_processor
-from trainer.models.types import Variant
 
 CPU, F32 = "cpu", torch.float32
 PROMPT = "make it red"
@@ -213,14 +212,14 @@ def test_kontext_equals_its_pipeline_at_full_size(kontext, kontext_pipeline, con
             num_inference_steps=3,
             generator=torch.Generator().manual_seed(0),
         )
-    ours = draw(kontext, full_size(kontext, FULL_KONTEXT), picture(control), size, 2.5, stop=True)
+    ours = draw(kontext, full_size(kontext, FLUX_KONTEXT.variants[0]), picture(control), size, 2.5, stop=True)
     assert_same(ours, theirs, None)
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize("control", [Size(1000, 700), Size(700, 1000)])
 def test_qwen_equals_its_pipeline_at_full_size(qwen, qwen_pipeline, control):
-    family = full_size(qwen, FULL_QWEN)
+    family = full_size(qwen, QWEN_IMAGE_EDIT.variants[0])
     with captured(qwen_pipeline.transformer, stop=True) as theirs:
         qwen_pipeline(
             picture(control),

@@ -17,9 +17,9 @@ from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer, Qwen2Tokenizer, T5EncoderModel, T5TokenizerFast
 
 from trainer.errors import BadInput
-from trainer.models import open_model
-from trainer.models.edit_model import EditModel, ModelFiles
+from trainer.models.edit_model import EditModel, open_model
 from trainer.models.flux_single_file import TOKENIZERS as FLUX_TOKENIZERS
+from trainer.models.model_files import ModelFiles
 from trainer.models.qwen_single_file import TOKENIZERS as QWEN_TOKENIZERS
 from trainer.quantization.linear import QuantizedLinear, dequantize_layers
 from trainer.single_file.tokenizer import load_tokenizers

@@ -32,7 +32,7 @@ from .test_init_lora import quantized
 @pytest.fixture(scope="module")
 def deep(kontext, qwen, tmp_path_factory):
     folder = tmp_path_factory.mktemp("deep")
-    return {model.family.name: deepened(model, folder / model.family.name) for model in (kontext, qwen)}
+    return {model.family.info.name: deepened(model, folder / model.family.info.name) for model in (kontext, qwen)}
 
 
 @pytest.fixture(params=["flux-kontext", "qwen-image-edit"])
@@ -107,7 +107,7 @@ def plain(deep):
 @pytest.mark.slow
 @pytest.mark.parametrize("name", NAMES)
 def test_every_plan_gives_the_plain_steps(model, plain, name):
-    expected = plain[model.family.name]
+    expected = plain[model.family.info.name]
     assert all(gradient.any() for gradient in expected.gradients[0].values())
     assert trained(model, plans(model)[name], some_batches(model)).equals(expected)
 
@@ -188,7 +188,7 @@ def test_weights_are_where_the_plan_says(model):
 def drawn(model, how: Plan) -> torch.Tensor:
     components = ModelComponents(model, CPU, how)
     batch = random_batch(model, 7)
-    negative = random_batch(model, 8, (4,)).texts[0].text if model.family.name == "qwen-image-edit" else None
+    negative = random_batch(model, 8, (4,)).texts[0].text if model.family.info.name == "qwen-image-edit" else None
     inputs = DenoiseInputs([batch.controls[0]], batch.texts[0].text, negative, Size(64, 64))
     return drain(denoise(components, inputs, DenoiseOptions(3, 2.5, 1)))
 
@@ -250,7 +250,7 @@ def test_a_run_is_the_same_run_under_every_setting(kontext, qwen, runs):
     for model in (kontext, qwen):
         outcomes = []
         for way, settings in ways.items():
-            name = f"{way}-{model.family.name}"
+            name = f"{way}-{model.family.info.name}"
             runs.run(model, name, steps=3, batch_size=2, samples=samples, settings=settings)
             folder = runs.folder / name
             pictures = [file.read_bytes() for file in sorted((folder / "samples").glob("step-*.png"))]

@@ -19,7 +19,7 @@ from trainer.device import DeviceInfo, assumed_gpu
 from trainer.errors import BAD_INPUT, OK, BadInput
 from trainer.events import Planned
 from trainer.memory.planner import inference_plan, make_plan
-from trainer.models import open_model
+from trainer.models.edit_model import open_model
 
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit", "black-forest-labs/FLUX.1-Kontext-dev"
 COLUMNS = {"caption_column": "c", "control_image_column": "b", "image_column": "a"}

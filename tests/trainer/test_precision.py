@@ -14,8 +14,7 @@ from torch.utils.checkpoint import checkpoint
 from trainer.config.settings import Precision
 from trainer.errors import BadInput
 from trainer.lora.adapter import LoraAdapter, load_lora
-from trainer.models import open_model
-from trainer.models.edit_model import EditModel
+from trainer.models.edit_model import EditModel, open_model
 from trainer.models.family import Family
 from trainer.models.transformer import load_single_file
 from trainer.models.types import PackedLatents
@@ -50,7 +49,7 @@ def loss_of(family: Family, transformer: torch.nn.Module, dtype: torch.dtype) ->
     images = [family.pack(torch.randn(1, 16, *size, generator=draw)) for size in ((8, 8), (8, 12))]
     width = transformer.config.joint_attention_dim
     text = {"prompt_embeds": torch.randn(1, 20, width, generator=draw)}
-    if family.name == "flux-kontext":
+    if family.info.name == "flux-kontext":
         text["pooled_prompt_embeds"] = torch.randn(1, transformer.config.pooled_projection_dim, generator=draw)
     target = torch.randn(images[0].tokens.shape, generator=draw)
     noisy, control = (PackedLatents(image.tokens.to(dtype), image.grid) for image in images)
@@ -141,7 +140,7 @@ def test_file_folder_and_shards_give_the_same_codes(model: EditModel, tmp_path: 
     (tmp_path / "shards" / "model_index.json").write_text("{}")
     (tmp_path / "shards" / "vae").mkdir()
     (tmp_path / "shards" / "vae" / "config.json").write_bytes((model.folder / "vae" / "config.json").read_bytes())
-    file = write(tmp_path / "file.safetensors", "fp32", stored(FAMILY_FILES[model.family.name], plain))
+    file = write(tmp_path / "file.safetensors", "fp32", stored(FAMILY_FILES[model.family.info.name], plain))
     loaded = [
         model.load_transformer("cpu", F32, precision),
         open_model(model.base_model, tmp_path / "shards").load_transformer("cpu", F32, precision),
@@ -167,7 +166,7 @@ def test_plain_precisions_quantize_nothing(model: EditModel):
 
 def test_what_a_file_has_quantized_stays_as_it_is(base: tuple[Family, Path], tmp_path: Path):
     family, path = base
-    state = stored(FAMILY_FILES[family.name], load_single_file(family, path, F32))
+    state = stored(FAMILY_FILES[family.info.name], load_single_file(family, path, F32))
     file = write(tmp_path / "file.safetensors", "scaled fp8", state)
     as_stored, loaded = (load_single_file(family, file, F32, precision=precision) for precision in (None, "int8"))
     formats = [
@@ -246,7 +245,7 @@ def test_few_rows_and_odd_shapes_are_multiplied_as_values(
 
 def test_rotated_codes_are_multiplied_with_rotated_inputs(base: tuple[Family, Path], tmp_path: Path):
     family, path = base
-    state = stored(FAMILY_FILES[family.name], load_single_file(family, path, F32))
+    state = stored(FAMILY_FILES[family.info.name], load_single_file(family, path, F32))
     loaded = load_single_file(family, write(tmp_path / "file.safetensors", "int8 rotated", state), F32)
     layer = next(layer for layer in loaded.modules() if isinstance(layer, QuantizedLinear))
     assert layer.quantization.rotation

@@ -7,16 +7,13 @@ from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RES
 from PIL import Image
 
 from trainer.data.resize import Size, at_area_of, nearest_aspect, nearest_multiple, nearest_possible, scaled
+from trainer.families.records import FLUX_KONTEXT, QWEN_IMAGE_EDIT
 from trainer.models.family import Family
-from trainer.models.flux_kontext import FULL as FULL_KONTEXT
-from trainer.models.flux_kontext import TINY as TINY_KONTEXT
 from trainer.models.flux_kontext import FluxKontext
-from trainer.models.qwen_image_edit import FULL as FULL_QWEN
-from trainer.models.qwen_image_edit import TINY as TINY_QWEN
 from trainer.models.qwen_image_edit import QwenImageEdit
 
-KONTEXT, QWEN = FluxKontext(FULL_KONTEXT, {}), QwenImageEdit(FULL_QWEN, {})
-TINY = [FluxKontext(TINY_KONTEXT, {}), QwenImageEdit(TINY_QWEN, {})]
+KONTEXT, QWEN = FluxKontext(FLUX_KONTEXT.variants[0], {}), QwenImageEdit(QWEN_IMAGE_EDIT.variants[0], {})
+TINY = [FluxKontext(FLUX_KONTEXT.variants[1], {}), QwenImageEdit(QWEN_IMAGE_EDIT.variants[1], {})]
 FAMILIES = [KONTEXT, QWEN, *TINY]
 IMAGES = [Size(*size) for size in [(1, 1), (7, 3000), (3000, 7), (64, 64), (333, 777), (1024, 1024), (4000, 3000)]]
 

@@ -14,9 +14,11 @@ from diffusers.loaders.single_file_utils import convert_flux_transformer_checkpo
 from safetensors.torch import save_file
 
 from trainer.errors import BadInput
+from trainer.families.records import CONFIGS
 from trainer.lora.adapter import LoraAdapter
-from trainer.models import family_class, open_model
-from trainer.models.edit_model import CONFIGS, ModelFiles
+from trainer.models.edit_model import open_model
+from trainer.models.family import family_class
+from trainer.models.model_files import ModelFiles
 from trainer.models.transformer import load_single_file
 from trainer.quantization.kernels import float8_values
 from trainer.quantization.linear import QuantizedLinear, dequantize_layers
@@ -254,7 +256,7 @@ def test_missing_and_left_over_keys_are_named(base_model: str, transformer: torc
 def test_bundled_configs_open_the_published_parts(base_model: str):
     family = family_class(base_model)
     model = open_model(base_model)
-    assert (CONFIGS / family.name).is_dir()
+    assert (CONFIGS / family.info.name).is_dir()
     assert model.family.vae_config["_class_name"].startswith("Autoencoder")
     assert model.load_scheduler().config.use_dynamic_shifting
 

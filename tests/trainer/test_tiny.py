@@ -13,8 +13,8 @@ from diffusers import FluxKontextPipeline, QwenImageEditPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as qwen_module
 from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
-from trainer.models import open_model
-from trainer.models.edit_model import EMBEDDED
+from trainer.families.records import EMBEDDED
+from trainer.models.edit_model import open_model
 from trainer.models.qwen_image_edit import load_processor
 from trainer.tiny.parts import FAMILIES, flux_transformer, qwen_transformer
 from trainer.tiny.shapes import BASE_EDITS, SIZE, TAUGHT_EDITS, make_pair, make_pairs, write_parquet

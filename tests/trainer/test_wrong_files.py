@@ -20,8 +20,8 @@ from safetensors.torch import save_file
 
 from trainer.cli.main import main
 from trainer.errors import BadInput
-from trainer.models import open_model
-from trainer.models.edit_model import ModelFiles
+from trainer.models.edit_model import open_model
+from trainer.models.model_files import ModelFiles
 from trainer.single_file.header import MAX_HEADER, WeightFile, open_weights
 
 from ..part_files import Small, small_flux, small_qwen
@@ -144,7 +144,7 @@ OTHERS: dict[str, tuple[str, Write]] = {
     "empty": ("is empty", lambda path: path.touch()),
     "folder": ("is a folder", lambda path: path.mkdir()),
     "missing": ("does not exist", lambda path: None),
-    "noise": ("no header", lambda path: path.write_bytes(bytes(range(255, 55, -1)))),
+    "noise": ("no safetensors header", lambda path: path.write_bytes(bytes(range(255, 55, -1)))),
 }
 
 
@@ -212,10 +212,10 @@ def test_edit_2511_is_told_by_its_mark(qwen_files: Small, tmp_path: Path):
     ("base_model", "name", "warning"),
     [
         (FLUX, "flux1-dev.safetensors", '"kontext" is not in its name'),
-        (FLUX, "flux1-krea-dev.safetensors", 'it says "krea"'),
+        (FLUX, "flux1-krea-dev.safetensors", 'contains "krea"'),
         (FLUX, "flux1-dev-kontext_fp8_scaled.safetensors", None),
         (QWEN, "qwen_image_fp8_e4m3fn.safetensors", '"edit" is not in its name'),
-        (QWEN, "qwen_image_edit_2509_fp8_e4m3fn.safetensors", 'it says "2509"'),
+        (QWEN, "qwen_image_edit_2509_fp8_e4m3fn.safetensors", 'contains "2509"'),
         (QWEN, "qwen_image_edit_bf16.safetensors", None),
     ],
 )

@@ -27,7 +27,7 @@ from trainer.data.dataset import open_dataset
 from trainer.distributed.fsdp import full_tensor
 from trainer.distributed.processes import SingleProcess, launched_processes
 from trainer.events import Step, drain
-from trainer.models import open_model
+from trainer.models.edit_model import open_model
 from trainer.training import setup
 from trainer.training.loop import train
 

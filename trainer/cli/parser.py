@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
-from ..config.request import BASE_MODELS
 from ..config.settings import RunSettings, parse_settings
 from ..config.validation import read_json_file
 from ..errors import OK, BadInput
+from ..families.registry import FAMILIES, base_model_names
 
 PROG = "python -m trainer"
 
@@ -173,7 +173,7 @@ def _add_edit(commands: Any) -> None:
         'edit --base-model tiny/flux-kontext --image in.png --prompt "add a red frame" --lora my.safetensors'
         " --out out.png",
     )
-    command.add_argument("--base-model", metavar="NAME", required=True, help=f"One of {', '.join(BASE_MODELS)}.")
+    command.add_argument("--base-model", metavar="NAME", required=True, help=f"One of {', '.join(base_model_names())}.")
     command.add_argument("--image", metavar="IN.png", type=Path, required=True, help="The image to edit.")
     command.add_argument("--prompt", metavar="TEXT", required=True, help="The edit to make.")
     command.add_argument("--out", metavar="OUT.png", type=Path, required=True, help="The edited image, a PNG.")
@@ -184,22 +184,30 @@ def _add_edit(commands: Any) -> None:
     _add_number(command, "--guidance", float, 0.0, "Guidance; 0: the model's own.")
     _add_number(command, "--width", int, 0, "Width in pixels; 0: the image's aspect ratio at the model's own area.")
     _add_number(command, "--height", int, 0, "Height in pixels; 0: the image's aspect ratio at the model's own area.")
-    command.add_argument("--negative-prompt", metavar="TEXT", default="", help="What to avoid (Qwen only).")
+    negative = ", ".join(info.title for info in FAMILIES if info.uses_negative_prompt)
+    command.add_argument("--negative-prompt", metavar="TEXT", default="", help=f"What to avoid ({negative} only).")
     _add_model(command)
 
 
-MODEL_FILES = {
-    "--transformer": "The transformer: a .safetensors or .gguf file as ComfyUI uses it.",
-    "--vae": "The VAE: a .safetensors file.",
-    "--text-encoder": "Kontext: CLIP-L; Qwen: Qwen2.5-VL.",
-    "--text-encoder-2": "Kontext: T5-XXL.",
-}
-"""Options for single files that replace components of the base model, with their help."""
+def _text_encoder_help(subfolder: str) -> str:
+    """Each family's text encoder in this subfolder of the pipeline layout."""
+    encoders = [(info.title, info.text_encoders[subfolder]) for info in FAMILIES if subfolder in info.text_encoders]
+    return "; ".join(f"{title}: {encoder.title}" for title, encoder in encoders) + "."
+
+
+def model_file_options() -> dict[str, str]:
+    """Return the options for single files that replace components of the base model, with their help."""
+    return {
+        "--transformer": "The transformer: a .safetensors or .gguf file as ComfyUI uses it.",
+        "--vae": "The VAE: a .safetensors file.",
+        "--text-encoder": _text_encoder_help("text_encoder"),
+        "--text-encoder-2": _text_encoder_help("text_encoder_2"),
+    }
 
 
 def model_options(options: argparse.Namespace) -> dict[str, Path]:
     """Return the given options that locate the base model's files, by option name."""
-    names = ("--model", *MODEL_FILES, "--comfyui")
+    names = ("--model", *model_file_options(), "--comfyui")
     given = {name: getattr(options, name.removeprefix("--").replace("-", "_")) for name in names}
     return {name: path for name, path in given.items() if path is not None}
 
@@ -211,7 +219,7 @@ def _add_model(command: argparse.ArgumentParser) -> None:
     _add_path(
         group, "--model", None, "Folder of the base model in diffusers' layout.", "downloaded from the Hugging Face hub"
     )
-    for name, meaning in MODEL_FILES.items():
+    for name, meaning in model_file_options().items():
         _add_path(group, name, None, meaning, "from --model", metavar="FILE")
     meaning = "A ComfyUI installation, for the tokenizers of text encoders given as files."
     _add_path(group, "--comfyui", None, meaning, "COMFYUI_PATH, then the Hugging Face cache")

@@ -19,7 +19,7 @@ from ..data.downloads import Downloads
 from ..errors import INTERRUPTED, BadInput
 from ..events import Event, Finished, Progress, RunControl, Started, Step
 from .console import Console
-from .parser import MODEL_FILES
+from .parser import model_file_options
 
 if TYPE_CHECKING:
     from ..distributed.processes import SingleProcess
@@ -42,7 +42,7 @@ def load_model(base_model: str, options: Mapping[str, Path], conditioning: str =
     from ..models.model_files import ModelFiles
 
     _hide_library_bars()
-    files = {name.removeprefix("--").replace("-", "_"): options.get(name) for name in MODEL_FILES}
+    files = {name.removeprefix("--").replace("-", "_"): options.get(name) for name in model_file_options()}
     return open_model(
         base_model, options.get("--model"), conditioning, ModelFiles(**files, tokenizers=options.get("--comfyui"))
     )

@@ -4,23 +4,32 @@ from __future__ import annotations
 
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Any, Literal, get_args
+from typing import Annotated, Any, Literal
 
-from pydantic import BaseModel, Field, ValidationError
+from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic_core import PydanticKnownError
 
 from ..errors import BadInput
+from ..families.registry import base_model_names
 from .recorded import FIRST_PARAMS, NO_EFFECT_ON_TRAINING, STRICT, RecordedModel
 from .validation import count, decode_json, describe_fault
 
-BaseModelName = Literal[
-    "Qwen/Qwen-Image-Edit",
-    "black-forest-labs/FLUX.1-Kontext-dev",
-    "tiny/flux-kontext",
-    "tiny/qwen-image-edit",
-]
+
+def _known_base_model(name: object) -> object:
+    """Accept the names of the registered families, with the error of a Literal for others."""
+    names = base_model_names()
+    if isinstance(name, str) and name in names:
+        return name
+    quoted = [repr(known) for known in names]
+    raise PydanticKnownError("literal_error", {"expected": f"{', '.join(quoted[:-1])} or {quoted[-1]}"})
 
 
-BASE_MODELS: tuple[str, ...] = get_args(BaseModelName)
+def _list_base_models(schema: dict[str, Any]) -> None:
+    schema["enum"] = base_model_names()
+
+
+BaseModelName = Annotated[str, BeforeValidator(_known_base_model), Field(json_schema_extra=_list_base_models)]
+"""Validated when a request is read, so that every registered family is known; a Literal would be fixed on import."""
 
 
 TimestepType = Literal["weighted", "sigmoid", "linear"]

@@ -172,7 +172,7 @@ class Encoder:
 
     @property
     def _policy(self) -> str:
-        return f"{self.family.name}/{self.family.policy}"
+        return f"{self.family.info.name}/{self.family.policy}"
 
     def latents(self, key: str) -> torch.Tensor:
         """Return normalized latents `[1, C, H/8, W/8]` from the cache, in the compute dtype on the CPU.
@@ -189,7 +189,7 @@ class Encoder:
 
     def text_key(self, caption: str, controls: Sequence[ControlImage]) -> str:
         """Return the cache key of the conditioning of a caption with its control images."""
-        seen = [(control.digest, *control.size) for control in controls] if self.family.text_sees_control else []
+        seen = [(control.digest, *control.size) for control in controls] if self.family.info.sees_control else []
         return cache_key("text", self._policy, caption, seen, self._text, self.components.dtype)
 
     def encode_text(self, caption: str, controls: Sequence[torch.Tensor]) -> Tensors:

@@ -90,7 +90,7 @@ class TextEmbeddings:
 
     def _controls(self, example: Example) -> list[torch.Tensor]:
         family = self.encoder.family
-        if not family.text_sees_control:
+        if not family.info.sees_control:
             return []
         references = self.dataset.read_row(example.row).controls
         return [

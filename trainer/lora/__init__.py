@@ -1,0 +1,9 @@
+"""LoRA: the trained layer, the adapter on a transformer, and files of this and other programs.
+
+- layer.py: LoraLinear, a Linear with trainable low-rank matrices.
+- adapter.py: LoraAdapter, which adds them to a transformer and exports them; `load_lora` for inference.
+- formats.py: LoRA files of other programs, converted to the portable form.
+- init_lora.py: the LoRA file that a training continues from.
+
+It must not know memory placement, datasets or the training loop.
+"""

@@ -1,6 +1,6 @@
-"""The LoRA adapter: put into the transformer, exported in the portable form, loaded again.
+"""LoraAdapter, which adds a LoRA to a transformer and exports it; `load_lora` loads one for inference.
 
-The portable form is what diffusers and ComfyUI both load: keys `transformer.<module>.lora_A.weight` [rank, in] and
+The portable form is loaded by both diffusers and ComfyUI: keys `transformer.<module>.lora_A.weight` [rank, in] and
 `.lora_B.weight` [out, rank], with alpha / rank folded into B and no alpha tensor.
 """
 
@@ -28,10 +28,11 @@ LoraSource = Path | Mapping[str, torch.Tensor]
 
 
 ADAPTER = "default"
+"""PEFT's name of the adapter."""
 
 
 class LoraAdapter:
-    """A LoRA on a transformer's target modules, both matrices float32; the rest is frozen."""
+    """A float32 LoRA on a transformer's target modules; all other weights are frozen."""
 
     def __init__(
         self,
@@ -42,9 +43,11 @@ class LoraAdapter:
         seed: int,
         start: Mapping[str, torch.Tensor] | None = None,
     ) -> None:
-        """`targets` is a regular expression of full module names. A fresh LoRA has A Kaiming-uniform and B zero;
-        `start`, tensors in the portable form of at most this rank, takes the place of the first rows of A and columns
-        of B, so that the sum is what `start` alone gives."""
+        """`targets` is a regular expression of full module names.
+
+        A fresh LoRA has a Kaiming-uniform A and a zero B, as in PEFT. `start`, float tensors in portable form of at
+        most this rank, replaces the first rows of A and columns of B; the other columns of B stay zero.
+        """
         transformer.requires_grad_(False)
         self.scale = alpha / rank
         for name, layer in list(transformer.named_modules()):
@@ -59,19 +62,19 @@ class LoraAdapter:
                 self.parameters[name] = parameter
 
     def exported(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
-        """The portable state dict in the number format of the saved file."""
+        """The portable state dict in `dtype`: A [rank, in features] and B [out features, rank]."""
         return {
             PREFIX + name: (parameter.detach() * self._fold(name)).to(dtype)
             for name, parameter in self.parameters.items()
         }
 
     def export(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
-        """Write the portable file. Raises RunFailed when the disk refuses."""
+        """Write the portable file. Raises RunFailed if writing fails."""
         write_tensors(path, self.exported(dtype), metadata)
 
     @contextmanager
     def exported_values(self, dtype: torch.dtype) -> Iterator[None]:
-        """Inside, the adapter computes with the values of the exported file, so that what is drawn is what it gives."""
+        """Context in which the adapter has the rounded values of the exported file, so that samples match the file."""
         values = {
             name: self.exported(dtype)[PREFIX + name].to(parameter.dtype) / self._fold(name)
             for name, parameter in self.parameters.items()
@@ -94,9 +97,9 @@ class LoraAdapter:
 
 
 def read_lora(source: LoraSource, family: Family, transformer: torch.nn.Module) -> dict[str, torch.Tensor]:
-    """A LoRA of any known format in the portable form, in float32. The transformer may be on the meta device.
+    """Read a LoRA of any known format into the portable form, A [rank, in] and B [out, rank] float32.
 
-    Raises BadInput when it is not a LoRA of this transformer.
+    The transformer may be on the meta device. Raises BadInput if it is not a LoRA of this transformer.
     """
     if isinstance(source, Path):
         metadata = open_weights(source, "LoRA file").metadata
@@ -105,9 +108,10 @@ def read_lora(source: LoraSource, family: Family, transformer: torch.nn.Module) 
 
 
 def load_lora(transformer: torch.nn.Module, family: Family, source: LoraSource, strength: float = 1.0) -> None:
-    """Load a LoRA of any known format into a diffusers transformer, to draw with it.
+    """Load a LoRA of any known format into a diffusers transformer for inference; its tensors, if `source` holds them,
+    are [rank, in] and [out, rank] of any float dtype.
 
-    Raises BadInput when it is not a LoRA of this transformer.
+    Raises BadInput if it is not a LoRA of this transformer.
     """
     portable = read_lora(source, family, transformer)
     transformer.load_lora_adapter(portable, prefix=PREFIX[:-1], adapter_name=ADAPTER)
@@ -115,8 +119,11 @@ def load_lora(transformer: torch.nn.Module, family: Family, source: LoraSource, 
 
 
 def left_out(source: LoraSource) -> str | None:
-    """What of a LoRA is not used, in a sentence. Raises BadInput for a file that cannot be read."""
+    """A note on the tensors of a LoRA that are not used; None if all are. Raises BadInput for an unreadable file.
+
+    Only names of tensors are looked at; they may have any shape and dtype.
+    """
     names = open_weights(source, "LoRA file").tensors if isinstance(source, Path) else source
     count = text_encoder_parts(names)
     name = source.name if isinstance(source, Path) else "The LoRA"
-    return f"{name}: {count} tensors for text encoders are left out." if count else None
+    return f"{name}: {count} tensors for text encoders are ignored." if count else None

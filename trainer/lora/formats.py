@@ -1,32 +1,32 @@
-"""LoRA files as other programs write them, brought into the portable form of `adapter.py`.
+"""Converts LoRA files of other programs to the portable form of `adapter.py`.
 
-One table serves all of them: a transformer's modules under diffusers' names and under the single file's, dotted or with
-underscores. kohya's and ComfyUI's, PEFT's and diffusers' keys differ in prefix and suffix alone.
+One table serves all formats: a transformer's modules under diffusers' and the single file's names, with dots or
+underscores. The keys of kohya, ComfyUI, PEFT and diffusers differ only in prefix and suffix.
 """
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
-from typing import TYPE_CHECKING
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..errors import BadInput
+from ..families.registry import FAMILIES
 from ..single_file.key_mapping import swapped_halves
 
 if TYPE_CHECKING:
     from ..models.family import Family
-import json
-from dataclasses import field
-from typing import Any
+
 
 State = Mapping[str, torch.Tensor]
 
 
 PREFIX = "transformer."
-"""What the portable form's keys begin with."""
+"""Prefix of the portable form's keys."""
 
 
 PREFIXES = (
@@ -69,42 +69,39 @@ _REFUSED = (
 )
 
 
-_OTHERS = (
+_OTHER_MODELS = (
     (r"(input|output|middle|down|up|mid)_blocks?[._]", "Stable Diffusion 1.5, 2 or XL"),
     (r"joint_blocks[._]", "Stable Diffusion 3"),
     (r"double_stream_modulation|to_qkv_mlp_proj", "FLUX.2"),
     (r"double_blocks\.\d+\.(img|txt)_attn_qkv", "HunyuanVideo"),
     (r"distilled_guidance_layer", "Chroma"),
-    (r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d", "Flux"),
-    (r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)[._]", "Qwen-Image"),
     (r"(^|[._])blocks[._]\d+[._](self_attn|cross_attn)[._]", "a video model such as Wan"),
     (r"(^|[._])layers[._]\d+[._](attention|feed_forward)[._]", "Z-Image or Lumina"),
 )
 
 
-_EXPECTED = {"flux-kontext": "Flux", "qwen-image-edit": "Qwen-Image"}
-
-
 @dataclass(frozen=True, slots=True)
 class Target:
-    """A module as some file names it: one of the transformer's linear layers, or several joined."""
+    """The transformer's linear layers behind a module name of a file: one, or several fused."""
 
     modules: tuple[str, ...]
     """diffusers' names, in the order of the rows."""
     rows: tuple[int, ...]
+    """Out features of each."""
     columns: int
+    """In features."""
     swapped: bool
-    """The file holds the rows' second half first."""
+    """True if the file stores the second half of the rows first."""
 
 
 def to_portable(
     state: State, family: Family, transformer: torch.nn.Module, what: str, metadata: Mapping[str, str] | None = None
 ) -> dict[str, torch.Tensor]:
-    """`transformer.<module>.lora_A.weight` [rank, in] and `.lora_B.weight` [out, rank] in float32, alpha / rank folded
-    into B, from the tensors of any LoRA file of this transformer; parts of text encoders are left out.
+    """Convert the tensors of any LoRA file, of any float dtype, to `transformer.<module>.lora_A.weight` [rank, in] and
+    `.lora_B.weight` [out, rank] float32 with alpha / rank folded into B; tensors of text encoders are dropped.
 
-    The transformer may be on the meta device. `metadata` is the file's header's, `what` names the file in messages.
-    Raises BadInput for what is no LoRA, another kind than plain LoRA, or a LoRA of another model.
+    The transformer may be on the meta device. `metadata` is from the file's header, `what` names the file in messages.
+    Raises BadInput for anything but a plain LoRA of this transformer.
     """
     entries = _entries(state, what)
     targets = linear_targets(family, transformer)
@@ -122,19 +119,19 @@ def to_portable(
         b = swapped_halves(b) if target.swapped else b
         for name, part in zip(target.modules, (b * scale).split(target.rows), strict=True):
             if f"{PREFIX}{name}.lora_A.weight" in portable:
-                raise BadInput(f"{what} has two LoRAs for {name}; take a file with one.")
+                raise BadInput(f"{what} has two LoRAs for {name}; use a file with one.")
             own_a, own_b = _own_rank(a, part) if len(target.modules) > 1 else (a, part)
             portable |= {f"{PREFIX}{name}.lora_A.weight": own_a, f"{PREFIX}{name}.lora_B.weight": own_b}
     return portable
 
 
 def text_encoder_parts(names: Iterable[str]) -> int:
-    """How many of a LoRA file's tensors belong to text encoders."""
+    """Number of a LoRA file's tensors that belong to text encoders."""
     return sum(1 for name in names if _TEXT_ENCODER.match(name))
 
 
 def linear_targets(family: Family, transformer: torch.nn.Module) -> dict[str, Target]:
-    """Every linear layer of the transformer under all names that files have for it, with dots and with underscores."""
+    """The transformer's linear layers by every name that files use, with dots and with underscores."""
     linears = {name: m for name, m in transformer.named_modules() if isinstance(m, torch.nn.Linear)}
     targets = {name: _target((name,), linears) for name in linears}
     for fused in family.layout(transformer):
@@ -149,7 +146,7 @@ def _target(names: tuple[str, ...], linears: Mapping[str, torch.nn.Linear], swap
 
 
 def _entries(state: State, what: str) -> dict[str, dict[str, torch.Tensor]]:
-    """By the file's module, without prefix: `A`, `B` and, where there is one, `alpha`."""
+    """Tensors by module name without prefix, then by role: `A`, `B` and, if present, `alpha`."""
     entries: dict[str, dict[str, torch.Tensor]] = {}
     unknown = []
     for name, tensor in state.items():
@@ -163,14 +160,14 @@ def _entries(state: State, what: str) -> dict[str, dict[str, torch.Tensor]]:
         entry = entries.setdefault(_without_prefix(match["module"]), {})
         half = _MATRIX.get(half, half)
         if half in entry:
-            raise BadInput(f"{what} names {name} twice, in two ways of writing it; take a file with one.")
+            raise BadInput(f"{what} has {name} twice under different names; use a file that has it once.")
         entry[half] = tensor
     if unknown or not entries:
         _check_kind(state, what)
         example = next(iter(unknown or state), "none")
         only = "only parts for text encoders" if text_encoder_parts(state) else f"{len(state)} tensors"
         raise BadInput(
-            f"{what} is not a LoRA of a transformer in a form that is known (pairs of <module>.lora_A and .lora_B, or "
+            f"{what} is not a LoRA of a transformer in a known form (pairs of <module>.lora_A and .lora_B, or "
             f".lora_down and .lora_up): it has {only} such as {example!r}."
         )
     return entries
@@ -186,17 +183,18 @@ def _check_model(found: Mapping[str, Target | None], family: Family, what: str) 
     strange = [module for module, target in found.items() if target is None]
     if not strange:
         return
-    expected = _EXPECTED[family.name]
-    kind = next((words for pattern, words in _OTHERS if any(re.search(pattern, module) for module in strange)), None)
-    said = f"a LoRA of {kind}" if kind and kind != expected else "a LoRA"
+    expected = family.info.lora_title
+    known = [*_OTHER_MODELS, *((info.lora_modules, info.lora_title) for info in FAMILIES)]
+    title = next((title for pattern, title in known if any(re.search(pattern, module) for module in strange)), None)
+    described = f"a LoRA of {title}" if title and title != expected else "a LoRA"
     raise BadInput(
-        f"{what} was made for another model: it is {said} with {len(strange)} of {len(found)} modules, such as "
-        f"{strange[0]!r}, that this transformer of {family.name} does not have; a LoRA of {expected} is expected."
+        f"{what} was made for another model: it is {described} with {len(strange)} of {len(found)} modules, such as "
+        f"{strange[0]!r}, that this transformer of {family.info.name} does not have; a LoRA of {expected} is expected."
     )
 
 
 def _check_kind(state: State, what: str) -> None:
-    """Raises BadInput where there is more than plain LoRA. Differences that are all zero change nothing."""
+    """Raise BadInput for tensors of anything but plain LoRA; weight differences that are all zero are accepted."""
     for pattern, kind in _REFUSED:
         names = [name for name in state if pattern.search(name) and not _TEXT_ENCODER.match(name)]
         if pattern is _DIFFERENCE:
@@ -211,10 +209,10 @@ def _check_kind(state: State, what: str) -> None:
 def _matrices(
     module: str, entry: Mapping[str, torch.Tensor], target: Target, what: str
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """A [rank, in] and B [out, rank] in float32, their shapes checked."""
+    """A [rank, in] and B [out, rank] in float32, with checked shapes."""
     missing = [half for half in ("A", "B") if half not in entry]
     if missing:
-        raise BadInput(f"{what} is not a whole LoRA: {module} lacks its matrix {' and '.join(missing)}.")
+        raise BadInput(f"{what} is an incomplete LoRA: {module} lacks its matrix {' and '.join(missing)}.")
     a, b = entry["A"], entry["B"]
     if a.dim() == 4 or b.dim() == 4:
         raise BadInput(f"{what} cannot be used: {module} is a LoRA of a convolution, and only linear layers have one.")
@@ -231,8 +229,8 @@ def _matrices(
 
 
 def _own_rank(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """What a part of a joined module needs of the rank: LoRAs of its parts are joined block by block, and all but the
-    own block of B is zero."""
+    """Drop the rank rows of A and columns of B that are zero for one module of a fused one: LoRAs of single modules are
+    fused block by block, and B is zero outside a module's own block."""
     used = b.ne(0).any(dim=0)
     if not used.any():
         used[0] = True
@@ -240,25 +238,22 @@ def _own_rank(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
 
 
 HEADER_KEY = "lora_adapter_metadata"
-"""Under it diffusers' `save_lora_weights` and `save_lora_adapter` write PEFT's LoraConfig as JSON."""
-
-
-PREFIX = "transformer."
+"""Header key under which diffusers' `save_lora_weights` and `save_lora_adapter` write PEFT's LoraConfig as JSON."""
 
 
 @dataclass(frozen=True, slots=True)
 class Scales:
-    """What is multiplied on B·A, by module."""
+    """Scales of B·A by module, as PEFT's LoraConfig defines them."""
 
     alpha: float | None = None
-    """None: everything has scale 1."""
+    """None: all scales are 1."""
     patterns: Mapping[str, float] = field(default_factory=dict)
-    """The alphas of the modules whose name ends like this, regular expressions as in PEFT."""
+    """Alphas of modules whose name ends with a match of the regular expression, as in PEFT."""
     rank_stabilized: bool = False
-    """alpha is divided by the root of the rank."""
+    """True if alpha is divided by the square root of the rank (rsLoRA)."""
 
     def of(self, module: str, rank: int) -> float:
-        """The scale of a module by diffusers' name."""
+        """Scale of a module of this rank, by diffusers' name."""
         if self.alpha is None:
             return 1.0
         matching = (value for pattern, value in self.patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
@@ -266,7 +261,7 @@ class Scales:
 
 
 def file_scales(metadata: Mapping[str, str], what: str) -> Scales:
-    """The scales that a file's header tells; all 1 where it tells none. Raises BadInput when it cannot be read."""
+    """Scales from a file's header; all 1 if it has none. Raises BadInput for a damaged header."""
     if HEADER_KEY not in metadata:
         return Scales()
     try:
@@ -280,6 +275,6 @@ def file_scales(metadata: Mapping[str, str], what: str) -> Scales:
 
 
 def _transformer_part(config: dict[str, Any]) -> dict[str, Any]:
-    """A pipeline's note has each key once for every model, with its name in front; a model's own has no names."""
+    """The transformer's LoraConfig; a pipeline's header prefixes its keys with the model's name, a model's does not."""
     own = {key.removeprefix(PREFIX): value for key, value in config.items() if key.startswith(PREFIX)}
     return own or config

@@ -57,7 +57,7 @@ def open_init_lora(model: EditModel, params: TrainingParams, settings: RunSettin
     _check_targets(path, kept, model.family, transformer, settings)
     notices = [note] if (note := left_out(path)) else []
     if idle := len({_module(name) for name in tensors} - {_module(name) for name in kept}):
-        notices.append(f"{path.name}: {idle} modules that change no picture are left out.")
+        notices.append(f"{path.name}: {idle} modules that have no effect on images are ignored.")
     return InitLora(fingerprint_files({"init_lora": path}), kept, notices)
 
 

@@ -1,4 +1,4 @@
-"""The Linear that a LoRA is trained on."""
+"""LoraLinear, a frozen Linear with trainable low-rank matrices."""
 
 from __future__ import annotations
 
@@ -13,11 +13,11 @@ from ..quantization.matmul import linear, linear_input_grad
 
 
 class LoraLinear(nn.Module):
-    """base_layer(x) + scale * lora_B(lora_A(x)), the base frozen.
+    """base_layer(x) + scale * lora_B(lora_A(x)) with a frozen, possibly quantized base; x is [..., in features].
 
-    The matrices are float32; they are multiplied in the number format of the computation, and have their gradients in
-    float32 again. For the backward pass it keeps the input itself, its `rank` features, and the base's weight as it is
-    held: no copy in another format.
+    The matrices and their gradients are float32, the matrix products in the computation's dtype. PEFT's Linear is not
+    used, because it keeps a float32 copy of a bf16 input for the backward pass; this one keeps only the input itself,
+    its `rank` features and the base's weight as stored.
     """
 
     def __init__(self, base_layer: nn.Linear, rank: int, scale: float) -> None:
@@ -28,6 +28,7 @@ class LoraLinear(nn.Module):
         self.lora_B = _matrix(rank, base_layer.out_features, base_layer.weight.device)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
+        """Map [..., in features] of any float dtype to [..., out features] in the computation's dtype."""
         base = self.base_layer
         quantized = isinstance(base, QuantizedLinear)
         return _LoraLinearFunction.apply(
@@ -45,14 +46,14 @@ class LoraLinear(nn.Module):
 
 
 def _matrix(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
-    """A Linear whose values are not set yet."""
+    """A Linear without bias with an uninitialized float32 weight."""
     linear = nn.Linear(inputs, outputs, bias=False, device="meta")
     linear.weight = nn.Parameter(torch.empty(outputs, inputs, dtype=torch.float32, device=device))
     return linear
 
 
 class _LoraLinearFunction(torch.autograd.Function):
-    """Gradients of the input and of the two matrices; the base has none."""
+    """LoraLinear's forward pass, with gradients for the input and the two matrices."""
 
     @staticmethod
     def forward(

@@ -1,4 +1,5 @@
-"""What the families share because their diffusers pipelines do: image processing, packing, text encoder, VAE."""
+"""PipelineFamily, the part that the families share because their diffusers pipelines do: image processing, packing,
+text encoder and VAE."""
 
 from __future__ import annotations
 
@@ -20,18 +21,26 @@ from .family import Family
 from .types import Grid, PackedLatents
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
-"""What `from_pretrained` calls the number format."""
+"""Argument of `from_pretrained` for the dtype."""
 
 
 VAE_SCALE = 8
-"""Pixels along a latent pixel's side."""
+"""Side of a latent pixel in pixels."""
+
+
+HEAD_SIZE = 128
+"""Channels of an attention head in every Flux and Qwen-Image transformer."""
+
+
+AXES = (16, 56, 56)
+"""Rotary dimensions of frame, row and column in every Flux and Qwen-Image transformer."""
 
 
 class PipelineFamily(Family):
-    """The part of a family that every diffusers edit pipeline does alike."""
+    """A family whose diffusers pipeline is an edit pipeline of the Flux or Qwen-Image kind."""
 
     pipeline: ClassVar[type[DiffusionPipeline]]
-    """Its static methods pack and unpack."""
+    """The pipeline; its static methods pack and unpack latents."""
     transformer: ClassVar[type[ModelMixin]]
 
     def empty_transformer(self, config: Mapping[str, Any]) -> ModelMixin:
@@ -51,7 +60,7 @@ class PipelineFamily(Family):
         return PipelineCodec(vae, device, fingerprint)
 
     def text_pipeline(self, folder: Path | None, dtype: torch.dtype, **loaded: Any) -> DiffusionPipeline:
-        """The pipeline with nothing but its text encoders and tokenizers: from a folder, or all of them `loaded`."""
+        """Load the pipeline with only its text encoders and tokenizers; those in `loaded` replace the folder's."""
         if folder is None:
             return self.pipeline(scheduler=None, transformer=None, vae=None, **loaded)
         return self.pipeline.from_pretrained(folder, transformer=None, vae=None, **loaded, **from_folder(dtype))
@@ -77,23 +86,23 @@ class PipelineFamily(Family):
 
 
 def from_folder(dtype: torch.dtype) -> dict[str, Any]:
-    """How `from_pretrained` is called: nothing is fetched, nothing is unpickled."""
+    """Arguments of `from_pretrained`: nothing is downloaded or unpickled."""
     return {DTYPE: dtype, "local_files_only": True, "use_safetensors": True}
 
 
 @cache
 def image_processor(patch: int) -> VaeImageProcessor:
-    """The pipelines' image processor (PIL's Lanczos), without its step from 0..1 to -1..1."""
+    """The pipelines' image processor (PIL's Lanczos), without normalization from 0..1 to -1..1."""
     return VaeImageProcessor(vae_scale_factor=patch, do_normalize=False)
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
-    """[1, 3, H, W] in 0..1 to the 8-bit image it came from."""
+    """Convert [1, 3, H, W] float32 in 0..1 to an 8-bit image."""
     return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(image))[0]
 
 
 class PipelineTextEncoder:
-    """A diffusers pipeline without its transformer and VAE, from which a family makes its TextEncoder."""
+    """Base of a family's TextEncoder: a diffusers pipeline without its transformer and VAE."""
 
     def __init__(self, pipeline: DiffusionPipeline, device: torch.device | str, fingerprint: str) -> None:
         self.fingerprint = fingerprint
@@ -111,7 +120,7 @@ class PipelineTextEncoder:
 
 
 class PipelineCodec:
-    """An ImageCodec that is a diffusers VAE."""
+    """A diffusers VAE as ImageCodec."""
 
     def __init__(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> None:
         self.fingerprint = fingerprint
@@ -137,5 +146,5 @@ class PipelineCodec:
 
 
 def any_of(*names: str) -> str:
-    """A regular expression group that matches one of several module names."""
+    """Regular expression group that matches one of several module names."""
     return "(" + "|".join(name.replace(".", r"\.") for name in names) + ")"

@@ -1,15 +1,17 @@
-"""What differs between model families, and nothing else.
-
-A family says how image sizes follow from a picture, how latents are normalized and packed into tokens, how one
-forward pass is called, which modules a LoRA targets and with which sampler defaults images are drawn. Noising, loss,
-caching, checkpointing and events are written once, outside.
-"""
+"""Family, the interface to what differs between model families: image sizes, latent normalization and packing, the
+forward pass, LoRA targets and guidance. Noising, loss, caching and checkpoints are written once, outside."""
 
 from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Mapping, Sequence
+from importlib import import_module
 from typing import TYPE_CHECKING, Any, ClassVar
+
+from ..data.resize import Size
+from ..families.info import FamilyInfo, Policy, Variant
+from ..families.registry import find_family
+from .types import ImageCodec, PackedLatents, TextConditioning, TextEncoder
 
 if TYPE_CHECKING:
     from pathlib import Path
@@ -21,44 +23,32 @@ if TYPE_CHECKING:
     from ..single_file.text_encoder import EncoderFile
     from ..single_file.tokenizer import Tokenizer
     from ..single_file.vae import VaeFile
-from ..data.resize import Size
-from .types import ImageCodec, PackedLatents, Part, TextConditioning, TextEncoder, Variant
+
+
+def family_class(base_model: str, policy: Policy = "diffusers") -> type[Family]:
+    """The class of a base model's family under a conditioning policy. Raises BadInput for an unknown base model."""
+    module, _, name = find_family(base_model).implementations[policy].rpartition(".")
+    return getattr(import_module(module, __package__), name)
 
 
 class Family(ABC):
-    """One model family under one conditioning policy."""
+    """One variant of a model family under one conditioning policy."""
 
-    name: ClassVar[str]
-    """`flux-kontext` or `qwen-image-edit`."""
-    text_sees_control: ClassVar[bool]
-    """Whether the text encoder is shown the control image, so that a caption's conditioning differs from image to
-    image."""
-    variants: ClassVar[Mapping[str, Variant]]
-    """The base models of this family by name."""
-    parts: ClassVar[Mapping[Part, tuple[str, ...]]]
-    """The folders of the pipeline's layout that hold each part."""
+    info: ClassVar[FamilyInfo]
+    policy: ClassVar[Policy] = "diffusers"
     patch: ClassVar[int] = 16
-    """Pixels along a token's side; every image size is a multiple of it."""
-    kind: ClassVar[str]
-    """detect.py's name for a single file of its transformer."""
-    name_hint: ClassVar[str]
-    """What the names of its transformers' files have in them, in lower case."""
-    lookalike_names: ClassVar[str]
-    """A regular expression that is found in names of files of other models with the same tensors."""
+    """Side of a token in pixels; every image size is a multiple of it."""
     text_encoders: ClassVar[Mapping[str, EncoderFile]]
-    """Its text encoders as single files, by their folders in the pipeline's layout."""
+    """Text encoders as single files, by subfolder of the pipeline layout."""
     tokenizers: ClassVar[Mapping[str, Tokenizer]]
-    """The tokenizers that go with those files, by their folders in the pipeline's layout."""
+    """Tokenizers of those files, by subfolder."""
     vae_file: ClassVar[VaeFile]
-    """Its VAE as a single file."""
-    pipeline_class: ClassVar[str]
-    """The diffusers pipeline whose inference is matched."""
+    """The VAE as a single file."""
 
-    def __init__(self, scale: Variant, vae_config: Mapping[str, Any], policy: str = "diffusers") -> None:
-        """`vae_config`: the VAE's config.json, for the latent normalization."""
-        self.variant = scale
+    def __init__(self, variant: Variant, vae_config: Mapping[str, Any]) -> None:
+        """`vae_config` is the VAE's config.json, for the latent normalization."""
+        self.variant = variant
         self.vae_config = vae_config
-        self.policy = policy
 
     # loading
 
@@ -72,16 +62,16 @@ class Family(ABC):
 
     @abstractmethod
     def transformer_config(self, shapes: Shapes) -> dict[str, Any]:
-        """diffusers' config of the transformer whose single file has these tensors. Raises KeyError where one is
+        """The diffusers config of a transformer, from the shapes in its single file. Raises KeyError if a tensor is
         missing that every transformer of this family has."""
 
     @abstractmethod
     def layout(self, transformer: torch.nn.Module) -> Layout:
-        """How single files name and join the transformer's modules."""
+        """How single files name and fuse the transformer's modules."""
 
     @abstractmethod
     def other_model(self, shapes: Shapes) -> str | None:
-        """Which model of another make the transformer of this kind and shapes is, in words; None when it may be this
+        """Another model with this family's kind of transformer file, in words; None if the shapes may be this
         family's."""
 
     @abstractmethod
@@ -93,22 +83,23 @@ class Family(ABC):
         fingerprint: str,
         loaded: Mapping[str, Any] | None = None,
     ) -> TextEncoder:
-        """The pipeline's text encoder; `fingerprint` becomes the port's. Encoders and tokenizers in `loaded`, by
-        their folders' names, take the place of the folder's; without a folder they are all there."""
+        """Load the pipeline's text encoder; it reports `fingerprint` as its own. Encoders and tokenizers in `loaded`,
+        by subfolder, take the place of the folder's; without a folder all of them are in there."""
 
     @abstractmethod
     def load_codec(self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str) -> ImageCodec:
-        """The pipeline's VAE; `fingerprint` becomes the port's."""
+        """Load the pipeline's VAE; it reports `fingerprint` as its own."""
 
     @abstractmethod
     def codec_of(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> ImageCodec:
-        """The same of a VAE that is loaded."""
+        """Wrap a loaded diffusers VAE as an image codec."""
 
     # sizes
 
     @abstractmethod
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
-        """Size that a control image gets; `target` is the target's final size, for control_resolution "target"."""
+        """Size to which a control image is resized; `target` is the target's final size, for control_resolution
+        "target"."""
 
     @abstractmethod
     def target_size(self, target: Size, resolution: int) -> Size:
@@ -122,42 +113,44 @@ class Family(ABC):
 
     @abstractmethod
     def prepare_control(self, image: Image.Image, size: Size) -> torch.Tensor:
-        """Resize an RGB control image as inference does: float32 [1, 3, H, W] in 0..1."""
+        """Resize an RGB control image as inference does: [1, 3, H, W] float32 in 0..1."""
 
     @abstractmethod
     def prepare_target(self, image: Image.Image, size: Size) -> torch.Tensor:
-        """Resize an RGB target image like its control: float32 [1, 3, H, W] in 0..1."""
+        """Resize an RGB target image like its control: [1, 3, H, W] float32 in 0..1."""
 
     # latents
 
     @abstractmethod
     def normalize(self, latents: torch.Tensor) -> torch.Tensor:
-        """Codec latents [B, C, h, w] to what the transformer is trained on, as the pipeline does."""
+        """Normalize the codec's latents [B, C, h, w] for the transformer, as the pipeline does; the dtype stays."""
 
     @abstractmethod
     def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
-        """The inverse of `normalize`, as the pipeline does before decoding."""
+        """Invert `normalize` on [B, C, h, w] as the pipeline does before decoding; the dtype stays."""
 
     def encode(self, codec: ImageCodec, image: torch.Tensor) -> torch.Tensor:
-        """A prepared image, float32 [B, 3, H, W] in 0..1, to normalized latents [B, C, H/8, W/8]."""
+        """Encode a prepared image [B, 3, H, W] float32 in 0..1 to normalized latents [B, C, H/8, W/8] in the codec's
+        dtype."""
         return self.normalize(codec.encode(2.0 * image - 1.0))
 
     @abstractmethod
     def pack(self, latents: torch.Tensor) -> PackedLatents:
-        """Normalized latents [B, C, h, w] to tokens."""
+        """Pack normalized latents [B, C, h, w] into tokens of the same dtype."""
 
     @abstractmethod
     def unpack(self, packed: PackedLatents) -> torch.Tensor:
-        """Tokens to normalized latents [B, C, h, w]."""
+        """Unpack tokens to normalized latents [B, C, h, w] of the same dtype."""
 
     # text
 
     @abstractmethod
     def collate_text(self, texts: Sequence[TextConditioning]) -> TextConditioning:
-        """Join single conditionings to a batch whose padding, if any, is masked."""
+        """Concatenate conditionings of batch size 1 to a batch of the same dtypes; padding, if any, is masked."""
 
     def text_groups(self, texts: Sequence[TextConditioning]) -> list[list[int]]:
-        """Which of these single conditionings can share a forward pass, by index: all, where padding is masked."""
+        """Indices of the conditionings that can share a forward pass, group by group: all in one where padding is
+        masked."""
         return [list(range(len(texts)))]
 
     # the model
@@ -172,38 +165,39 @@ class Family(ABC):
         sigma: torch.Tensor,
         guidance: float,
     ) -> torch.Tensor:
-        """One forward pass: the velocity of the noisy tokens, same shape.
+        """Run one forward pass and return the velocity of the noisy tokens, in their shape and dtype.
 
-        `sigma` is float32 [B] in 0..1. `guidance` feeds the guidance embedding of bases that have one.
+        `sigma` is [B] float32 in 0..1; `guidance` feeds the guidance embedding of models that have one.
         """
 
     @abstractmethod
     def lora_targets(self, which: str, transformer: torch.nn.Module) -> str:
-        """A regular expression of full module names, for peft's `target_modules`. `which` is
-        RunSettings.lora_targets. Layers of the blocks whose output reaches no prediction are left out."""
+        """Regular expression of full module names, for PEFT's `target_modules`. `which` is RunSettings.lora_targets.
+        Layers of the blocks whose output reaches no prediction are left out."""
 
     def idle_layers(self, transformer: torch.nn.Module) -> str:
-        """A regular expression of the full names of the modules whose output reaches no prediction; empty: none."""
+        """Regular expression of the full names of modules whose output reaches no prediction; empty: none."""
         return ""
 
     @abstractmethod
     def text_shapes(self, config: Mapping[str, Any], control: Size) -> dict[str, tuple[int, ...]]:
-        """Shapes, without the batch dimension, of the conditioning of a caption of usual length with a control image
+        """Shapes, without the batch dimension, of the conditioning of a caption of typical length with a control image
         of this size, for the transformer of this diffusers config."""
 
     @abstractmethod
     def two_blocks(self) -> list[dict[str, int]]:
-        """For each kind of block, what in the diffusers config makes a transformer of two of them."""
+        """For each kind of block, the entries of the diffusers config that make a transformer of two such blocks."""
 
     @abstractmethod
     def modulation_layers(self) -> str:
-        """A regular expression of the full names of the Linears that see nothing but the embedding of the timestep,
-        the guidance and the pooled text: one vector for each example, the same for every token."""
+        """Regular expression of the full names of the Linears whose input is only the embedding of timestep, guidance
+        and pooled text: one vector for each example, the same for every token."""
 
     @abstractmethod
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:
-        """The caption of the second pass of classifier-free guidance, None where the family has no second pass."""
+        """Default prompt of the second pass of classifier-free guidance; None if there is no second pass."""
 
     @abstractmethod
     def combine_guidance(self, positive: torch.Tensor, negative: torch.Tensor, guidance: float) -> torch.Tensor:
-        """Classifier-free guidance of two velocities, as the pipeline combines them."""
+        """Combine two velocities [B, tokens, 4 * C] of one float dtype by classifier-free guidance, as the pipeline
+        does; shape and dtype stay."""

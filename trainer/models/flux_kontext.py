@@ -1,4 +1,4 @@
-"""FLUX.1 Kontext: what FluxKontextPipeline does, taken apart for training."""
+"""FLUX.1 Kontext: the steps of diffusers' FluxKontextPipeline, separated for training."""
 
 from __future__ import annotations
 
@@ -9,46 +9,34 @@ from typing import Any, ClassVar
 import torch
 from diffusers import FluxKontextPipeline, FluxTransformer2DModel
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
-from PIL import Image
 
 from ..data.resize import Size, at_area_of, nearest_aspect, scaled
+from ..families.records import FLUX_KONTEXT
 from ..single_file.key_mapping import Layout, Shapes
-from .comfyui_parity import cropped_lanczos
 from .diffusers_family import PipelineFamily, PipelineTextEncoder, any_of
 from .flux_single_file import TEXT_ENCODERS, TOKENIZERS, VAE, flux_config, flux_layout
-from .types import PackedLatents, TextConditioning, Variant
+from .types import PackedLatents, TextConditioning
 
 PREFERRED_SIZES = [Size(width, height) for width, height in PREFERRED_KONTEXT_RESOLUTIONS]
 
 
 PREFERRED_RESOLUTION = 1024
-
-
-FULL = Variant(resolution=1024, max_sample_resolution=2048, text_length=512, sample_steps=20, sample_guidance=2.5)
-
-
-TINY = Variant(resolution=64, max_sample_resolution=64, text_length=32, sample_steps=10, sample_guidance=1.0)
+"""Square root of the preferred sizes' area in pixels, which is about the same for all of them."""
 
 
 class FluxKontext(PipelineFamily):
-    """Text: `prompt_embeds` [B, tokens, width] of T5, padded and unmasked as the model was trained, and
-    `pooled_prompt_embeds` [B, width] of CLIP. diffusers pads to text_length, ComfyUI to 256, and longer texts stay
-    longer."""
+    """FLUX.1 Kontext under diffusers' policy.
 
-    name = "flux-kontext"
-    text_sees_control = False
-    variants: ClassVar = {"black-forest-labs/FLUX.1-Kontext-dev": FULL, "tiny/flux-kontext": TINY}
-    parts: ClassVar = {
-        "transformer": ("transformer",),
-        "vae": ("vae",),
-        "text": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
-    }
-    pipeline_class = "FluxKontextPipeline"
+    Text conditioning: `prompt_embeds` [B, tokens, width] of T5, padded and unmasked as the model was trained, and
+    `pooled_prompt_embeds` [B, width] of CLIP. diffusers pads to text_length, ComfyUI to 256; longer texts stay longer.
+    """
+
+    info = FLUX_KONTEXT
     pipeline = FluxKontextPipeline
     transformer = FluxTransformer2DModel
-    kind = "flux"
-    name_hint = "kontext"
-    lookalike_names = "krea"
+    aspect_step: ClassVar[int] = PipelineFamily.patch
+    """Pixels to whose multiples an image's sides are cut before its aspect ratio is compared with the preferred
+    ones."""
     text_encoders: ClassVar = TEXT_ENCODERS
     tokenizers: ClassVar = TOKENIZERS
     vae_file = VAE
@@ -90,13 +78,7 @@ class FluxKontext(PipelineFamily):
         return scaled(self._preferred(target), resolution / PREFERRED_RESOLUTION, self.patch)
 
     def _preferred(self, image: Size) -> Size:
-        # ComfyUI compares the image's own aspect, the pipeline that of sides cut to whole tokens.
-        return nearest_aspect(image, PREFERRED_SIZES, 1 if self.policy == "comfyui" else self.patch)
-
-    def prepare_control(self, image: Image.Image, size: Size) -> torch.Tensor:
-        if self.policy == "comfyui":
-            return cropped_lanczos(image, size)
-        return super().prepare_control(image, size)
+        return nearest_aspect(image, PREFERRED_SIZES, self.aspect_step)
 
     def normalize(self, latents: torch.Tensor) -> torch.Tensor:
         return (latents - self.vae_config["shift_factor"]) * self.vae_config["scaling_factor"]
@@ -108,7 +90,7 @@ class FluxKontext(PipelineFamily):
         return {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
 
     def text_groups(self, texts: Sequence[TextConditioning]) -> list[list[int]]:
-        # Padding could not be masked: T5's tokens are all attended to.
+        # Padding cannot be masked: the transformer attends to all T5 tokens.
         groups: dict[int, list[int]] = {}
         for index, text in enumerate(texts):
             groups.setdefault(text["prompt_embeds"].shape[1], []).append(index)
@@ -127,7 +109,7 @@ class FluxKontext(PipelineFamily):
         images = [noisy, *controls]
         return transformer(
             hidden_states=torch.cat([image.tokens for image in images], dim=1),
-            # The pipeline goes through the scheduler's 0..1000 and the latents' dtype, and so do these roundings.
+            # Rounded as in the pipeline, where timesteps pass through 0..1000 in the latents' dtype.
             timestep=(sigma * 1000).to(tokens.dtype) / 1000,
             guidance=torch.full_like(sigma, guidance) if transformer.config.guidance_embeds else None,
             pooled_projections=text["pooled_prompt_embeds"],
@@ -172,7 +154,7 @@ class FluxKontext(PipelineFamily):
 
 
 class FluxTextEncoder(PipelineTextEncoder):
-    """CLIP and T5. The control image takes no part in Kontext's text."""
+    """CLIP and T5; the control image is not part of the text conditioning."""
 
     def __init__(
         self, pipeline: FluxKontextPipeline, device: torch.device | str, fingerprint: str, text_length: int
@@ -189,7 +171,7 @@ class FluxTextEncoder(PipelineTextEncoder):
 
 
 def _image_ids(image: PackedLatents, index: int) -> torch.Tensor:
-    """[tokens, 3]: which image (0 is the target), row, column."""
+    """Position ids [tokens, 3] in the tokens' dtype: image index (0 is the target), row, column."""
     tokens = image.tokens
     ids = FluxKontextPipeline._prepare_latent_image_ids(1, *image.grid, tokens.device, tokens.dtype)
     ids[..., 0] = index

@@ -1,4 +1,4 @@
-"""The VAE and the text encoders of Flux as single files."""
+"""Layouts of Flux's single files: transformer, VAE and text encoders."""
 
 from __future__ import annotations
 
@@ -8,17 +8,19 @@ from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
 from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
 
-from ..single_file.key_mapping import AXES, HEAD_SIZE, FusedModule, Shapes, count_blocks
+from ..families.records import FLUX_KONTEXT
+from ..single_file.key_mapping import FusedModule, Shapes, count_blocks
 from ..single_file.text_encoder import EncoderFile
 from ..single_file.tokenizer import Tokenizer
 from ..single_file.vae import VaeFile
+from .diffusers_family import AXES, HEAD_SIZE
 
 CLIP_HEAD = 64
-"""Channels of an attention head, the same in every CLIP."""
+"""Channels of an attention head, the same in every CLIP text encoder."""
 
 
 T5_EMBEDDINGS = ("shared", "encoder.embed_tokens")
-"""One table of words, which files name so, or so, or write twice."""
+"""Names of the shared token embedding; files have one of them, or both."""
 
 
 def _clip_config(shapes: Shapes) -> dict[str, Any]:
@@ -61,46 +63,43 @@ def _vae_config(shapes: Shapes) -> dict[str, Any]:
 
 TEXT_ENCODERS = {
     "text_encoder": EncoderFile(
-        kind="clip",
-        title="CLIP-L text encoder",
+        info=FLUX_KONTEXT.text_encoders["text_encoder"],
         model=CLIPTextModel,
         prefixes=("text_encoders.clip_l.transformer.text_model.", "text_model."),
-        stored=lambda name, shapes: name.removeprefix("text_model."),
+        stored_name=lambda name, shapes: name.removeprefix("text_model."),
         config=_clip_config,
-        width=lambda shapes: shapes["embeddings.token_embedding.weight"][1],
-        feeds="vector_in.in_layer.weight",
+        output_width=lambda shapes: shapes["embeddings.token_embedding.weight"][1],
+        input_layer="vector_in.in_layer.weight",
         tokenizer="tokenizer",
-        ignored=("embeddings.position_ids",),
+        ignored_tensors=("embeddings.position_ids",),
     ),
     "text_encoder_2": EncoderFile(
-        kind="t5",
-        title="T5-XXL text encoder",
+        info=FLUX_KONTEXT.text_encoders["text_encoder_2"],
         model=T5EncoderModel,
         prefixes=("text_encoders.t5xxl.transformer.",),
-        stored=lambda name, shapes: _t5_embedding(shapes) if name in T5_EMBEDDINGS else name,
+        stored_name=lambda name, shapes: _t5_embedding(shapes) if name in T5_EMBEDDINGS else name,
         config=_t5_config,
-        width=lambda shapes: shapes[f"{_t5_embedding(shapes)}.weight"][1],
-        feeds="txt_in.weight",
+        output_width=lambda shapes: shapes[f"{_t5_embedding(shapes)}.weight"][1],
+        input_layer="txt_in.weight",
         tokenizer="tokenizer_2",
-        ignored=tuple(f"{name}.weight" for name in T5_EMBEDDINGS),
+        ignored_tensors=tuple(f"{name}.weight" for name in T5_EMBEDDINGS),
     ),
 }
 
 
 TOKENIZERS = {
-    # ComfyUI's files say 8192, and the pipeline pads to what they say.
+    # The pipeline pads to model_max_length, which is 8192 in ComfyUI's files.
     "tokenizer": Tokenizer(CLIPTokenizer, "comfy/sd1_tokenizer", {"model_max_length": 77}),
     "tokenizer_2": Tokenizer(T5TokenizerFast, "comfy/text_encoders/t5_tokenizer"),
 }
 
 
 VAE = VaeFile(
-    kind="image-vae",
-    title="VAE of Flux",
+    info=FLUX_KONTEXT.vae,
     model=AutoencoderKL,
     prefixes=("first_stage_model.", "vae."),
     convert=convert_ldm_vae_checkpoint,
-    own_name="encoder.down_blocks.0.resnets.0.conv1.weight",
+    diffusers_name="encoder.down_blocks.0.resnets.0.conv1.weight",
     config=_vae_config,
 )
 
@@ -122,19 +121,19 @@ _QKV = ("to_q", "to_k", "to_v")
 
 
 def flux_layout(double_blocks: int, single_blocks: int, guidance: bool) -> list[FusedModule]:
-    """Every module of a Flux transformer with this many blocks, with or without a guidance embedding."""
-    stacks = [
+    """The layout of a Flux transformer's single file with this many blocks, with or without guidance embedding."""
+    layout = [
         FusedModule(stored, (module,))
         for stored, module in _EMBEDDERS.items()
         if guidance or not stored.startswith("guidance_in")
     ]
-    # BFL's final layer computes (shift, scale), diffusers' (scale, shift).
-    stacks.append(FusedModule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped=True))
+    # The final layer is (shift, scale) in Black Forest Labs' files and (scale, shift) in diffusers.
+    layout.append(FusedModule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped=True))
     for index in range(double_blocks):
-        stacks += _double_block(f"double_blocks.{index}", f"transformer_blocks.{index}")
+        layout += _double_block(f"double_blocks.{index}", f"transformer_blocks.{index}")
     for index in range(single_blocks):
-        stacks += _single_block(f"single_blocks.{index}", f"single_transformer_blocks.{index}")
-    return stacks
+        layout += _single_block(f"single_blocks.{index}", f"single_transformer_blocks.{index}")
+    return layout
 
 
 def _double_block(stored: str, block: str) -> list[FusedModule]:
@@ -168,8 +167,8 @@ def _single_block(stored: str, block: str) -> list[FusedModule]:
 
 
 def flux_config(shapes: Shapes) -> dict[str, Any]:
-    """diffusers' config of the Flux transformer with these tensors. Raises KeyError where one is missing that every
-    Flux has."""
+    """The diffusers config of a Flux transformer, from the shapes in its single file. Raises KeyError if a tensor is
+    missing that every Flux has."""
     width, tokens = shapes["img_in.weight"]
     return {
         "patch_size": 1,

@@ -1,4 +1,4 @@
-"""Qwen-Image-Edit: what QwenImageEditPipeline does, taken apart for training."""
+"""Qwen-Image-Edit: the steps of diffusers' QwenImageEditPipeline, separated for training."""
 
 from __future__ import annotations
 
@@ -10,67 +10,50 @@ import torch
 from diffusers import QwenImageEditPipeline, QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
-from PIL import Image
 from torch.nn.utils.rnn import pad_sequence
 from transformers import AutoImageProcessor, ProcessorMixin, Qwen2Tokenizer, Qwen2VLProcessor
 
-from ..data.resize import Size, at_area_of
-from ..single_file.key_mapping import AXES, HEAD_SIZE, Layout, Shapes, count_blocks, same_names
-from . import CONFIGS
-from .comfyui_parity import ComfyQwenRope, area_resized, cut_to_latents, padded_to_patches
-from .diffusers_family import VAE_SCALE, PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, to_pil
+from ..data.resize import Size
+from ..families.records import QWEN_IMAGE_EDIT
+from ..single_file.key_mapping import Layout, Shapes, count_blocks, same_names
+from .diffusers_family import AXES, HEAD_SIZE, PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, to_pil
 from .qwen_single_file import TEXT_ENCODERS, TOKENIZERS, VAE
-from .types import ImageCodec, PackedLatents, TextConditioning, Variant
+from .types import PackedLatents, TextConditioning
 
 SIDE_STEP = 32
-"""Pixels: `calculate_dimensions` makes sides multiples of it."""
+"""Pixels; `calculate_dimensions` rounds sides to multiples of it."""
 
 
 VISION_TOKEN = 28
-"""Pixels along the side of what Qwen2.5-VL sees as one token."""
+"""Side of a vision token of Qwen2.5-VL in pixels: patches of 14, merged 2 x 2."""
 
 
 CAPTION_TOKENS = 128
-"""Of the caption and the template around it, usually fewer."""
-
-
-FULL = Variant(resolution=1024, max_sample_resolution=2048, text_length=512, sample_steps=20, sample_guidance=4.0)
-
-
-TINY = Variant(resolution=64, max_sample_resolution=64, text_length=32, sample_steps=10, sample_guidance=1.0)
+"""Tokens assumed for a caption with its template in memory estimates. A judgement: most captions are shorter."""
 
 
 class QwenImageEdit(PipelineFamily):
-    """Text: `prompt_embeds` [B, tokens, width] of Qwen2.5-VL, which reads the caption and the control image; with
-    padding, also `prompt_embeds_mask`, bool [B, tokens], True at the tokens that count."""
+    """Qwen-Image-Edit under diffusers' policy.
 
-    name = "qwen-image-edit"
-    text_sees_control = True
-    variants: ClassVar = {"Qwen/Qwen-Image-Edit": FULL, "tiny/qwen-image-edit": TINY}
-    parts: ClassVar = {
-        "transformer": ("transformer",),
-        "vae": ("vae",),
-        "text": ("text_encoder", "tokenizer", "processor"),
-    }
-    pipeline_class = "QwenImageEditPipeline"
+    Text conditioning: `prompt_embeds` [B, tokens, width] of Qwen2.5-VL, which reads the caption and the control image;
+    with padding, also `prompt_embeds_mask` [B, tokens] bool, False at padding.
+    """
+
+    info = QWEN_IMAGE_EDIT
     pipeline = QwenImageEditPipeline
     transformer = QwenImageTransformer2DModel
-    kind = "qwen-image"
-    name_hint = "edit"
-    lookalike_names = "2509|2511|2512|layered|plus"
+    rope_class: ClassVar[type[QwenEmbedRope]] = QwenEmbedRope
+    empty_prompt: ClassVar[str] = " "
+    """Negative prompt where none is given."""
     text_encoders: ClassVar = TEXT_ENCODERS
     tokenizers: ClassVar = TOKENIZERS
     vae_file = VAE
 
     def empty_transformer(self, config: Mapping[str, Any]) -> QwenImageTransformer2DModel:
         transformer = super().empty_transformer(config)
-        # Its tables of rotations are neither parameters nor buffers: no weights file fills them in.
-        transformer.pos_embed = self._rope(config)
+        # The rotary tables are neither parameters nor buffers, so no weights file would fill them in.
+        transformer.pos_embed = self.rope_class(10000, list(config["axes_dims_rope"]), scale_rope=True)
         return transformer
-
-    def _rope(self, config: Mapping[str, Any]) -> QwenEmbedRope:
-        kind = ComfyQwenRope if self.policy == "comfyui" else QwenEmbedRope
-        return kind(10000, list(config["axes_dims_rope"]), scale_rope=True)
 
     def transformer_config(self, shapes: Shapes) -> dict[str, Any]:
         width, tokens = shapes["img_in.weight"]
@@ -112,32 +95,22 @@ class QwenImageEdit(PipelineFamily):
         return QwenCodec(vae, device, fingerprint)
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
-        inference = Size(self.variant.resolution, self.variant.resolution)
-        area = target if control_resolution == "target" else inference
-        if self.policy == "comfyui":
-            return _at_least(at_area_of(control, area, 1), VAE_SCALE)
+        area = self.control_area(target, control_resolution)
         return _at_area(control, area.width * area.height)
+
+    def control_area(self, target: Size, control_resolution: str) -> Size:
+        """A size of the area that a control image gets."""
+        inference = Size(self.variant.resolution, self.variant.resolution)
+        return target if control_resolution == "target" else inference
 
     def target_size(self, target: Size, resolution: int) -> Size:
         return _at_area(target, resolution**2)
-
-    def prepare_control(self, image: Image.Image, size: Size) -> torch.Tensor:
-        if self.policy == "comfyui":
-            return area_resized(image, size)
-        return super().prepare_control(image, size)
-
-    def encode(self, codec: ImageCodec, image: torch.Tensor) -> torch.Tensor:
-        # Only ComfyUI's control has sides that are no multiples: the text encoder sees it whole, the VAE its middle.
-        return super().encode(codec, cut_to_latents(image, VAE_SCALE))
-
-    def pack(self, latents: torch.Tensor) -> PackedLatents:
-        return super().pack(padded_to_patches(latents))
 
     def normalize(self, latents: torch.Tensor) -> torch.Tensor:
         return (latents - self._per_channel("latents_mean", latents)) / self._per_channel("latents_std", latents)
 
     def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
-        # Division by the reciprocal, not a product: the pipeline's rounding.
+        # Divided by the reciprocal, because the pipeline rounds that way.
         return latents / (1.0 / self._per_channel("latents_std", latents)) + self._per_channel("latents_mean", latents)
 
     def _per_channel(self, statistic: str, like: torch.Tensor) -> torch.Tensor:
@@ -165,7 +138,7 @@ class QwenImageEdit(PipelineFamily):
         images = [noisy, *controls]
         return transformer(
             hidden_states=torch.cat([image.tokens for image in images], dim=1),
-            # The pipeline goes through the scheduler's 0..1000 and the latents' dtype, and so do these roundings.
+            # Rounded as in the pipeline, where timesteps pass through 0..1000 in the latents' dtype.
             timestep=(sigma * 1000).to(tokens.dtype) / 1000,
             guidance=None,
             encoder_hidden_states=text["prompt_embeds"],
@@ -175,7 +148,7 @@ class QwenImageEdit(PipelineFamily):
         )[0][:, : tokens.shape[1]]
 
     def lora_targets(self, which: str, transformer: torch.nn.Module) -> str:
-        # The last block's text output is thrown away: what only that output depends on cannot learn.
+        # The last block's text output is discarded, so layers that feed nothing else cannot learn.
         last = transformer.config.num_layers - 1
         every, but_last = r"transformer_blocks\.\d+\.", rf"transformer_blocks\.(?!{last}\.)\d+\."
         targets = [
@@ -206,7 +179,7 @@ class QwenImageEdit(PipelineFamily):
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:
         if guidance <= 1:
             return None
-        return "" if self.policy == "comfyui" else " "
+        return self.empty_prompt
 
     def combine_guidance(self, positive: torch.Tensor, negative: torch.Tensor, guidance: float) -> torch.Tensor:
         combined = negative + guidance * (positive - negative)
@@ -215,7 +188,7 @@ class QwenImageEdit(PipelineFamily):
 
 
 class QwenTextEncoder(PipelineTextEncoder):
-    """Qwen2.5-VL under the pipeline's template, with the control image in the prompt."""
+    """Qwen2.5-VL with the pipeline's prompt template, which includes the control image."""
 
     @torch.no_grad()
     def encode(self, caption: str, controls: Sequence[torch.Tensor]) -> TextConditioning:
@@ -225,7 +198,7 @@ class QwenTextEncoder(PipelineTextEncoder):
 
 
 class QwenCodec(PipelineCodec):
-    """A video VAE whose frame axis, always 1 for images, stays inside."""
+    """A video VAE on single frames; the frame axis is added and removed here."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         return super().encode(pixels.unsqueeze(2)).squeeze(2)
@@ -234,37 +207,38 @@ class QwenCodec(PipelineCodec):
         return super().decode(latents.unsqueeze(2)).squeeze(2)
 
     def for_batches(self) -> QwenCodec | None:
-        # While it encodes it keeps frames in itself, which forbids a second thread; on the CPU those are the batches.
+        # The VAE caches frames in itself while encoding, so a second thread, as batches use on the CPU, is impossible.
         return None if self.module.device.type == "cpu" else self
 
 
 class ImageTextProcessor(Qwen2VLProcessor):
-    """Qwen2VLProcessor without its video processor, which needs torchvision, and not every release of it will do."""
+    """Qwen2VLProcessor without its video processor, which needs torchvision in a matching release."""
 
     def __init__(self, image_processor=None, tokenizer=None, chat_template=None) -> None:
-        for kind in ("image", "video"):
-            token = f"<|{kind}_pad|>"
-            setattr(self, f"{kind}_token", token)
-            setattr(self, f"{kind}_token_id", tokenizer.convert_tokens_to_ids(token))
+        for medium in ("image", "video"):
+            token = f"<|{medium}_pad|>"
+            setattr(self, f"{medium}_token", token)
+            setattr(self, f"{medium}_token_id", tokenizer.convert_tokens_to_ids(token))
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
 
 def load_processor(folder: Path) -> Qwen2VLProcessor:
-    """The pipeline's processor of text and images."""
+    """Load the pipeline's processor of text and images."""
     return ImageTextProcessor.from_pretrained(folder / "processor", local_files_only=True)
 
 
 def processor_of(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
     """The published model's processor with this tokenizer."""
-    folder = CONFIGS / QwenImageEdit.name / "processor"
+    folder = QWEN_IMAGE_EDIT.configs / "processor"
     return ImageTextProcessor(AutoImageProcessor.from_pretrained(folder, local_files_only=True), tokenizer)
 
 
 def _at_area(image: Size, area: int) -> Size:
-    """The pipeline's size for an image, but never without a side, which its rounding makes of extreme strips."""
+    """The pipeline's size for an image, except that its rounding to zero of a very narrow side is prevented."""
     width, height, _ = calculate_dimensions(area, image.width / image.height)
-    return _at_least(Size(width, height), SIDE_STEP)
+    return at_least(Size(width, height), SIDE_STEP)
 
 
-def _at_least(size: Size, side: int) -> Size:
+def at_least(size: Size, side: int) -> Size:
+    """The size with both sides at least `side`."""
     return Size(max(side, size.width), max(side, size.height))

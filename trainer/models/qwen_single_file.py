@@ -1,4 +1,4 @@
-"""The VAE and the text encoder of Qwen-Image as single files."""
+"""Layouts of Qwen-Image's single files: VAE and text encoder."""
 
 from __future__ import annotations
 
@@ -8,16 +8,17 @@ from diffusers import AutoencoderKLQwenImage
 from diffusers.loaders.single_file_utils import convert_wan_vae_to_diffusers
 from transformers import Qwen2_5_VLForConditionalGeneration, Qwen2Tokenizer
 
+from ..families.records import QWEN_IMAGE_EDIT
 from ..single_file.key_mapping import Shapes, count_blocks
 from ..single_file.text_encoder import EncoderFile
 from ..single_file.tokenizer import Tokenizer
 from ..single_file.vae import VaeFile
 
 HEAD, VISION_HEAD = 128, 80
-"""Channels of an attention head, the same in every Qwen2.5-VL."""
+"""Channels of an attention head in the language model and in the vision encoder, the same in every Qwen2.5-VL."""
 
 
-def _stored(name: str, shapes: Shapes) -> str:
+def _stored_name(name: str, shapes: Shapes) -> str:
     name = name.removeprefix("model.")
     return f"model.{name.removeprefix('language_model.')}" if name.startswith("language_model.") else name
 
@@ -47,23 +48,22 @@ def _config(shapes: Shapes) -> dict[str, Any]:
 
 TEXT_ENCODERS = {
     "text_encoder": EncoderFile(
-        kind="qwen2.5-vl",
-        title="Qwen2.5-VL text encoder",
+        info=QWEN_IMAGE_EDIT.text_encoders["text_encoder"],
         model=Qwen2_5_VLForConditionalGeneration,
         prefixes=("text_encoders.qwen25_7b.transformer.",),
-        stored=_stored,
+        stored_name=_stored_name,
         config=_config,
-        width=lambda shapes: shapes["model.embed_tokens.weight"][1],
-        feeds="txt_in.weight",
+        output_width=lambda shapes: shapes["model.embed_tokens.weight"][1],
+        input_layer="txt_in.weight",
         tokenizer="tokenizer",
-        tokens={
+        token_ids={
             "image_token_id": "<|image_pad|>",
             "video_token_id": "<|video_pad|>",
             "vision_start_token_id": "<|vision_start|>",
             "vision_end_token_id": "<|vision_end|>",
         },
-        ignored=("lm_head.weight",),
-        unused=("lm_head",),
+        ignored_tensors=("lm_head.weight",),
+        unused_modules=("lm_head",),
     )
 }
 
@@ -72,12 +72,10 @@ TOKENIZERS = {"tokenizer": Tokenizer(Qwen2Tokenizer, "comfy/text_encoders/qwen25
 
 
 VAE = VaeFile(
-    kind="wan-vae",
-    title="VAE of Qwen-Image",
+    info=QWEN_IMAGE_EDIT.vae,
     model=AutoencoderKLQwenImage,
     prefixes=("first_stage_model.", "vae."),
     convert=lambda tensors, config: convert_wan_vae_to_diffusers(tensors),
-    own_name="encoder.conv_in.weight",
-    lookalike_names="wan",
+    diffusers_name="encoder.conv_in.weight",
     config=lambda shapes: {"base_dim": shapes["encoder.conv_in.weight"][0]},
 )

@@ -1,4 +1,4 @@
-"""The transformer from its files: a single one, as ComfyUI's users have it, or a folder in diffusers' layout."""
+"""Loads the transformer from a single file, as ComfyUI's users have it, or from a folder in diffusers' layout."""
 
 from __future__ import annotations
 
@@ -11,39 +11,40 @@ from torch import nn
 
 from ..config.settings import Precision
 from ..errors import BadInput
-from ..single_file.detect import describe_other, warnings_about
+from ..families.registry import find_family
+from ..single_file.detect import describe_other, file_name_warnings
 from ..single_file.header import open_shards, open_weights
 from ..single_file.key_mapping import Layout, same_names
 from ..single_file.load_module import ModuleFile, check_keys, fill_module, module_of, open_module
-from . import family_class
 
 if TYPE_CHECKING:
     from .family import Family
 
 
 WEIGHTS = "diffusion_pytorch_model"
-"""diffusers' name of the weights in a part's folder."""
+"""File name, without extension, of the weights in diffusers' transformer folder."""
 
 
 PREFIXES = ("model.diffusion_model.", "diffusion_model.", "transformer.")
+"""Prefixes of the transformer's tensors in checkpoints and in files of other programs."""
 
 
 def open_transformer(path: Path) -> ModuleFile:
-    """Read the header and what it says of quantization. Raises BadInput for a file that cannot be read, and for a
-    format of quantization that cannot, by its name."""
+    """Read a file's header with its quantization. Raises BadInput for an unreadable file or an unsupported
+    quantization."""
     return open_module(path, "transformer", PREFIXES)
 
 
 def check_single_file(family: Family, path: Path) -> None:
-    """Raises BadInput, from the header alone, when `path` is not a whole transformer of this family."""
+    """Check from the header that `path` is a complete transformer of this family. Raises BadInput if it is not."""
     _empty_for(family, open_transformer(path), None)
 
 
 def file_warnings(path: Path, base_model: str) -> list[str]:
-    """What in the file speaks against its being the weights of `base_model`, in sentences."""
-    family = family_class(base_model)
+    """Reasons to doubt that the file holds the weights of `base_model`, one sentence each."""
+    info = find_family(base_model)
     file = open_weights(path, "transformer")
-    return warnings_about(path, file.metadata, base_model, family.name_hint, family.lookalike_names)
+    return file_name_warnings(path, file.metadata, base_model, info.name_hint, info.lookalike_names)
 
 
 def load_single_file(
@@ -53,11 +54,11 @@ def load_single_file(
     config: Mapping[str, Any] | None = None,
     precision: Precision | None = None,
 ) -> nn.Module:
-    """The transformer on the CPU: plain weights in `dtype`, or the large ones in `precision` when that is a quantized
-    one; quantized weights as they are stored.
+    """Load the transformer to the CPU: plain weights in `dtype`, or the large ones in `precision` if that is a
+    quantized one; quantized weights as they are stored.
 
-    Read tensor by tensor: host memory beyond the model's own stays at one tensor. `config` is diffusers', where it is
-    known; else it follows from the shapes. Raises BadInput when the file is not this model's, with every key checked.
+    Tensors are read one at a time, so host memory exceeds the model's by one tensor. `config` is the diffusers config;
+    None: it follows from the shapes. Raises BadInput, with every key checked, if the file is not this family's.
     """
     source = open_transformer(path)
     transformer, layout = _empty_for(family, source, config)
@@ -68,27 +69,27 @@ def load_single_file(
 def load_folder(
     family: Family, folder: Path, dtype: torch.dtype, config: Mapping[str, Any], precision: Precision | None = None
 ) -> nn.Module:
-    """The same from a folder with weights under diffusers' own names and this config."""
+    """Load the transformer as `load_single_file` does, from a folder with diffusers' names and this config."""
     transformer = family.empty_transformer(config)
     layout, source = same_names(transformer), module_of(open_shards(folder, WEIGHTS, "transformer"), "transformer")
-    check_keys(transformer, layout, source, f"transformer of {family.name}")
+    check_keys(transformer, layout, source, f"transformer of {family.info.name}")
     fill_module(transformer, layout, source, dtype, precision)
     return transformer
 
 
 def _empty_for(family: Family, source: ModuleFile, config: Mapping[str, Any] | None) -> tuple[nn.Module, Layout]:
-    """The transformer without weights, and the file's layout, every key and shape of it checked."""
+    """The transformer without weights and the file's layout, with every key and shape checked."""
     path, shapes = source.file.path, source.shapes
-    other = describe_other(source.tensors, family.kind, source.file.tensors) or family.other_model(shapes)
+    other = describe_other(source.tensors, family.info.transformer, source.file.tensors) or family.other_model(shapes)
     if other:
-        raise BadInput(f"{path} is not a transformer of {family.name}: it is {other}.")
+        raise BadInput(f"{path} is not a transformer of {family.info.name}: it is {other}.")
     try:
         transformer = family.empty_transformer(config or family.transformer_config(shapes))
     except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError):
         raise BadInput(
-            f"{path} is not a transformer of {family.name}: it has {len(source.file.tensors)} tensors such as "
+            f"{path} is not a transformer of {family.info.name}: it has {len(source.file.tensors)} tensors such as "
             f"{next(iter(source.file.tensors), 'none')!r}."
         ) from None
     layout = family.layout(transformer)
-    check_keys(transformer, layout, source, f"transformer of {family.name}")
+    check_keys(transformer, layout, source, f"transformer of {family.info.name}")
     return transformer, layout

@@ -1,19 +1,17 @@
+"""Protocols of text encoder and image codec, and packed latents."""
+
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Literal, NamedTuple, Protocol
+from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
 
 
 TextConditioning = Mapping[str, "torch.Tensor"]
-"""What a text encoder makes of one caption: named tensors with a leading batch dimension, ready for safetensors."""
-
-
-Part = Literal["transformer", "vae", "text"]
-"""What of a base model is loaded, and let go, at a time."""
+"""A text encoder's output for one caption: named tensors with a leading batch dimension, ready for safetensors."""
 
 
 class Grid(NamedTuple):
@@ -25,22 +23,24 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PackedLatents:
-    """Normalized latents as the transformer sees them: 2 x 2 latent pixels to a token."""
+    """Normalized latents as the transformer's tokens, each made of 2 x 2 latent pixels."""
 
     tokens: torch.Tensor
-    """[batch, grid.height * grid.width, 4 * latent channels]"""
+    """[B, grid.height * grid.width, 4 * C], C latent channels, in the latents' dtype."""
     grid: Grid
 
 
 class TextEncoder(Protocol):
-    """Port: captions and control images to conditioning."""
+    """Encodes captions, with control images where the family's text encoder sees them."""
 
-    fingerprint: str
-    """Names the weights and the template; part of every cache key."""
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the weights and the prompt template; part of every cache key."""
+        ...
 
     def encode(self, caption: str, controls: Sequence[torch.Tensor]) -> TextConditioning:
-        """Encode one caption with its control images, each float32 [1, 3, H, W] in 0..1 as `Family.prepare_control`
-        made them. Batch dimension 1 in every result."""
+        """Encode one caption with its control images, each [1, 3, H, W] float32 in 0..1 from `Family.prepare_control`,
+        to tensors of batch size 1 in the encoder's dtype."""
         ...
 
     def to(self, device: torch.device | str) -> None:
@@ -49,22 +49,25 @@ class TextEncoder(Protocol):
 
 
 class ImageCodec(Protocol):
-    """Port: pixels to latents and back, not normalized."""
+    """Encodes images to latents and decodes them, without normalization."""
 
-    fingerprint: str
-    """Names the weights; part of every cache key."""
+    @property
+    def fingerprint(self) -> str:
+        """Digest of the weights; part of every cache key."""
+        ...
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """[B, 3, H, W] in -1..1 to the distribution's mode [B, C, H/8, W/8]."""
+        """Encode [B, 3, H, W] float32 in -1..1 to the mode of the latent distribution, [B, C, H/8, W/8] in the codec's
+        dtype."""
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """[B, C, h, w] to [B, 3, 8h, 8w] in -1..1."""
+        """Decode [B, C, h, w] of any float dtype to [B, 3, 8h, 8w] in -1..1 in the codec's dtype."""
         ...
 
     def for_batches(self) -> ImageCodec | None:
-        """What encodes many pictures: several in one tensor or, on the CPU, each in a thread of its own, until the
-        weights are moved. None where pictures only go one by one."""
+        """The codec to encode many images with: several in one tensor or, on the CPU, one per thread, until the weights
+        are moved. None if images must be encoded one at a time."""
         ...
 
     def to(self, device: torch.device | str) -> None:
@@ -74,22 +77,8 @@ class ImageCodec(Protocol):
 
 @dataclass(frozen=True, slots=True, eq=False)
 class Ports:
-    """Text encoder and VAE that a host has loaded itself, to be used in the place of a family's own. The images that
-    they are given are prepared under the policy `comfyui`."""
+    """Text encoder and VAE that a host program has loaded, used in place of a base model's own. Their images are
+    prepared under the policy `comfyui`."""
 
     text_encoder: TextEncoder
     codec: ImageCodec
-
-
-@dataclass(frozen=True, slots=True, kw_only=True)
-class Variant:
-    """What differs between a family's full-size model and its embedded tiny one."""
-
-    resolution: int
-    """Square root of the area, in pixels, that the model is made for: of targets, controls and samples."""
-    max_sample_resolution: int
-    """Square root of the largest sample area that the model can make."""
-    text_length: int
-    """Tokens that the text is padded to, where the family pads."""
-    sample_steps: int
-    sample_guidance: float

@@ -1,113 +1,107 @@
-"""What a file of weights is, from its tensors' names, when it is not what was asked for."""
+"""Recognizes what a weights file is from the names of its tensors, to say so when another kind was expected."""
 
 from __future__ import annotations
 
 import re
-from collections.abc import Collection, Mapping, Sequence
-from dataclasses import dataclass
+from collections.abc import Collection, Iterable, Iterator, Mapping
 from pathlib import Path
 
+from ..families.info import FileKind
+from ..families.registry import FAMILIES
 
-@dataclass(frozen=True, slots=True)
-class Kind:
-    """A kind of file."""
-
-    name: str
-    """Under which something asks for it; empty for what nothing asks for."""
-    words: str
-    """For messages."""
-    patterns: tuple[str, ...]
-    """Each is found in some tensor's name."""
-
-
-_BLOCK = r"(^|\.)"
-
-
-KINDS: Sequence[Kind] = (
-    # What can be made of many models, and holds parts of their names, comes before the models.
-    Kind("", "an SVDQuant file of nunchaku, a format that cannot be read", (r"\.qweight$", r"\.wscales$")),
-    Kind("", "quantized by bitsandbytes (nf4), a format that cannot be read", (r"\.quant_state\.bitsandbytes__",)),
-    Kind(
-        "",
+ADAPTERS = (
+    FileKind("an SVDQuant file of nunchaku, a format that cannot be read", (r"\.qweight$", r"\.wscales$")),
+    FileKind("quantized by bitsandbytes (nf4), a format that cannot be read", (r"\.quant_state\.bitsandbytes__",)),
+    FileKind(
         "a LoRA or another adapter, which goes on top of a transformer",
         (r"(^|[._])lora(_[A-Za-z]+)?[._]|\.(hada_w|lokr_w)\d|\.(oft_blocks|oft_diag|dora_scale|diff|diff_b)$",),
     ),
-    Kind("", "a ControlNet", (r"^control_model\.|controlnet_|input_hint_block\.",)),
-    Kind("", "an IP-Adapter", (r"^(ip_adapter|image_proj|ip_adapter_proj_model)\.",)),
-    # Transformers
-    Kind("", "FLUX.2, which has another layout", (r"double_stream_modulation_img\.lin",)),
-    Kind("", "Chroma, another model of the Flux family", (r"distilled_guidance_layer\.",)),
-    Kind("", "HunyuanVideo", (r"double_blocks\.\d+\.", r"txt_in\.(individual_token_refiner|t_embedder)\.")),
-    Kind("flux", "a Flux transformer", (rf"{_BLOCK}double_blocks\.\d+\.img_attn\.", r"single_blocks\.\d+\.linear1\.")),
-    Kind(
-        "",
-        "a Flux transformer with diffusers' names, as a folder in diffusers' layout holds it; name the folder",
-        (r"single_transformer_blocks\.\d+\.attn\.to_q",),
-    ),
-    Kind("qwen-image", "a Qwen-Image transformer", (r"transformer_blocks\.\d+\.img_mod\.1\.",)),
-    Kind("", "Stable Diffusion 3", (r"joint_blocks\.\d+\.",)),
-    Kind("", "Lumina or Z-Image", (r"(noise|context)_refiner\.\d+\.",)),
-    Kind("", "LTX-Video", (r"^patchify_proj\.",)),
-    Kind("", "a UNet of Stable Diffusion XL", (rf"{_BLOCK}input_blocks\.\d+\.", rf"{_BLOCK}label_emb\.")),
-    Kind("", "a UNet of Stable Diffusion", (rf"{_BLOCK}input_blocks\.\d+\.",)),
-    Kind("", "a UNet of Stable Diffusion with diffusers' names", (r"^down_blocks\.\d+\.(attentions|resnets)\.",)),
-    Kind("", "a video model such as Wan", (rf"{_BLOCK}blocks\.\d+\.(cross_attn|self_attn)\.",)),
-    # Text encoders
-    Kind("", "a text encoder with llama.cpp's names", (r"^(enc\.)?blk\.\d+\.",)),
-    Kind("", "a whole T5 with its decoder", (r"decoder\.block\.\d+\.layer\.",)),
-    Kind("t5", "a T5 text encoder", (r"encoder\.block\.\d+\.layer\.",)),
-    Kind("", "CLIP's vision encoder", (r"^vision_model\.encoder\.",)),
-    Kind("", "an OpenCLIP text encoder", (r"transformer\.resblocks\.\d+\.",)),
-    Kind("clip", "a CLIP text encoder", (r"^(.*text_model\.)?encoder\.layers\.\d+\.self_attn\.", r"token_embedding")),
-    Kind("qwen2.5-vl", "Qwen's text encoder", (r"^visual\.blocks\.", r"^model\.layers\.\d+\.self_attn\.q_proj\.bias")),
-    Kind("", "a language model", (rf"{_BLOCK}layers\.\d+\.self_attn\.",)),
-    # VAEs
-    Kind("wan-vae", "a VAE of Qwen-Image's or Wan's kind", (r"(encoder\.downsamples|decoder\.upsamples)\.\d+\.",)),
-    Kind("wan-vae", "a VAE of Qwen-Image's or Wan's kind", (r"(encoder|decoder)\.mid_block\..*\.gamma$",)),
-    Kind("image-vae", "a VAE", (r"(encoder\.down|decoder\.up|encoder\.down_blocks|decoder\.up_blocks)\.\d+\.",)),
-    Kind("", "a small VAE for previews", (r"^(taesd_)?(encoder|decoder|layers)[._]\d+\.conv",)),
+    FileKind("a ControlNet", (r"^control_model\.|controlnet_|input_hint_block\.",)),
+    FileKind("an IP-Adapter", (r"^(ip_adapter|image_proj|ip_adapter_proj_model)\.",)),
+)
+"""Files that can be made for any model and contain parts of its tensor names; tried before all models."""
+
+
+OTHER_TRANSFORMERS = (
+    FileKind("Stable Diffusion 3", (r"joint_blocks\.\d+\.",)),
+    FileKind("Lumina or Z-Image", (r"(noise|context)_refiner\.\d+\.",)),
+    FileKind("LTX-Video", (r"^patchify_proj\.",)),
+    FileKind("a UNet of Stable Diffusion XL", (r"(^|\.)input_blocks\.\d+\.", r"(^|\.)label_emb\.")),
+    FileKind("a UNet of Stable Diffusion", (r"(^|\.)input_blocks\.\d+\.",)),
+    FileKind("a UNet of Stable Diffusion with diffusers' names", (r"^down_blocks\.\d+\.(attentions|resnets)\.",)),
+    FileKind("a video model such as Wan", (r"(^|\.)blocks\.\d+\.(cross_attn|self_attn)\.",)),
 )
 
 
+OTHER_TEXT_ENCODERS = (
+    FileKind("a text encoder with llama.cpp's names", (r"^(enc\.)?blk\.\d+\.",)),
+    FileKind("a language model", (r"(^|\.)layers\.\d+\.self_attn\.",)),
+)
+
+
+OTHER_VAES = (FileKind("a small VAE for previews", (r"^(taesd_)?(encoder|decoder|layers)[._]\d+\.conv",)),)
+
+
 _CHECKPOINT = re.compile(r"^(first_stage_model|cond_stage_model|conditioner|vae|text_encoders)\.")
+"""Prefixes of a checkpoint that holds a transformer, text encoders and a VAE in one file."""
 
 
-def kind_of(names: Collection[str]) -> Kind | None:
-    """The kind of a file with tensors of these names; None when it is no known one."""
-    return next((kind for kind in KINDS if all(_any(pattern, names) for pattern in kind.patterns)), None)
+def detect_kind(names: Collection[str]) -> FileKind | None:
+    """The kind of a file with tensors of these names; None for an unknown kind."""
+    return next((kind for kind in _kinds() if all(_found(pattern, names) for pattern in kind.patterns)), None)
 
 
-def describe_other(names: Collection[str], wanted: str, whole: Collection[str] = ()) -> str | None:
-    """What tensors of these names are, in words, when they are of another kind than the wanted one; None when they
-    may be of that kind. `whole` are the names of all tensors in the file, where the names asked about are a part."""
+def describe_other(names: Collection[str], expected: FileKind, all_names: Collection[str] = ()) -> str | None:
+    """Describes tensors of another kind than the expected one; None if they may be of that kind.
+
+    `all_names` are all tensor names of the file, where `names` are those of one of its components.
+    """
     if not names:
         return "a file without any weights"
-    kind = kind_of(names)
-    if kind is None or kind.name == wanted:
+    kind = detect_kind(names)
+    if kind is None or kind == expected:
         return None
-    inside = any(_CHECKPOINT.match(name) for name in whole)
-    return f"a checkpoint with {kind.words}" if inside else kind.words
+    is_checkpoint = any(_CHECKPOINT.match(name) for name in all_names)
+    return f"a checkpoint with {kind.description}" if is_checkpoint else kind.description
 
 
-def warnings_about(
-    path: Path, metadata: Mapping[str, str], base_model: str, expected: str, lookalike_names: str
+def file_name_warnings(
+    path: Path, metadata: Mapping[str, str], base_model: str, name_hint: str, lookalike_names: str
 ) -> list[str]:
-    """Why the file may be of a sibling of the base model, which has the same tensors: what it says of itself. In
-    sentences. The name of a file of the base model has `expected` in it, and nothing that `lookalike_names`, a regular
-    expression, finds.
+    """Reasons to doubt that a file holds the base model and not another model with the same tensors, one sentence each.
+
+    The file's name and titles should contain `name_hint` and nothing that the regular expression `lookalike_names`
+    finds.
     """
     titles = [metadata.get(key, "") for key in ("modelspec.title", "modelspec.architecture", "general.name")]
-    said = " ".join([path.stem, *titles]).lower()
-    sibling = re.search(lookalike_names, said)
-    if expected in said and not sibling:
+    text = " ".join([path.stem, *titles]).lower()
+    lookalike = re.search(lookalike_names, text)
+    if name_hint in text and not lookalike:
         return []
-    reason = f'it says "{sibling.group(0)}"' if sibling else f'"{expected}" is not in its name'
+    reason = f'its name or title contains "{lookalike.group(0)}"' if lookalike else f'"{name_hint}" is not in its name'
     return [
-        f"{path.name} may not be {base_model}: {reason}, and models of this family have the same tensors. Trained on "
-        "another base, a LoRA does not do its edit."
+        f"{path.name} may not be {base_model}: {reason}, and other models have the same tensors. A LoRA that was "
+        "trained on another base model does not work on this one."
     ]
 
 
-def _any(pattern: str, names: Collection[str]) -> bool:
+def _kinds() -> Iterator[FileKind]:
+    """All known kinds in the order in which they are tried."""
+    yield from ADAPTERS
+    yield from _with_lookalikes(info.transformer for info in FAMILIES)
+    yield from OTHER_TRANSFORMERS
+    yield from _with_lookalikes(encoder.detected_kind for info in FAMILIES for encoder in info.text_encoders.values())
+    yield from OTHER_TEXT_ENCODERS
+    yield from _with_lookalikes(info.vae.detected_kind for info in FAMILIES)
+    yield from OTHER_VAES
+
+
+def _with_lookalikes(kinds: Iterable[FileKind]) -> Iterator[FileKind]:
+    for kind in kinds:
+        yield from kind.lookalikes
+        yield kind
+
+
+def _found(pattern: str, names: Collection[str]) -> bool:
     search = re.compile(pattern).search
     return any(search(name) for name in names)

@@ -1,4 +1,4 @@
-"""Names for the content of model files, cheap enough for files of many gigabytes."""
+"""Digests of model files, cheap enough for files of many gigabytes."""
 
 from __future__ import annotations
 
@@ -7,17 +7,20 @@ from collections.abc import Iterable, Mapping
 from pathlib import Path
 
 FULL_HASH_BELOW = 64 * 2**20
-"""Bytes; smaller files are hashed whole."""
+"""Size in bytes below which a file is hashed completely. A judgement: reading 64 MiB takes a fraction of a second
+even from a hard disk. Part of every fingerprint."""
 
 
 CHUNK = 2**20
+"""Bytes of a sample. Part of every fingerprint."""
 
 
 CHUNKS = 16
+"""Samples of a file. A judgement: weights of different trainings differ everywhere. Part of every fingerprint."""
 
 
 def files_in(folder: Path, names: Iterable[str]) -> dict[str, Path]:
-    """All files in the named subfolders, by their paths below `folder`."""
+    """All files in the named subfolders of `folder`, by relative POSIX path."""
     files: dict[str, Path] = {}
     for name in names:
         found = {path.relative_to(folder).as_posix(): path for path in (folder / name).rglob("*") if path.is_file()}
@@ -26,10 +29,10 @@ def files_in(folder: Path, names: Iterable[str]) -> dict[str, Path]:
 
 
 def fingerprint_files(files: Mapping[str, Path], *extra: object) -> str:
-    """A hexadecimal digest of files, under the names that they are known by, and of `extra`.
+    """Hexadecimal digest of files under their given names, and of `extra`; independent of the files' location.
 
-    Of a file of 64 MiB or more its size and 16 evenly spaced chunks of 1 MiB stand for the rest; the first holds a
-    safetensors header, the last ends with the file. Same files, same digest, wherever they lie.
+    A file of 64 MiB or more is represented by its size and 16 evenly spaced chunks of 1 MiB, from its first byte, where
+    a safetensors header is, to its last.
     """
     digest = hashlib.sha256(repr(extra).encode())
     for name, path in files.items():

@@ -1,4 +1,4 @@
-"""Files of weights, opened by their headers; tensors are read one at a time."""
+"""Reads the headers of safetensors and GGUF files, and their tensors one at a time."""
 
 from __future__ import annotations
 
@@ -17,14 +17,15 @@ if TYPE_CHECKING:
 
 
 MAX_HEADER = 32 * 2**20
-"""Bytes. A model's header has less than a tenth of it; longer ones are taken for damage, or for malice."""
+"""Bytes of a header; longer ones are refused as damaged or malicious. The published models' are below a tenth of it."""
 
 
 MAX_TENSORS = 100_000
+"""Tensors of a file. The published models have a few thousand."""
 
 
 MAX_NAME = 300
-"""Characters of a tensor's name."""
+"""Characters of a tensor's name. The published models' names have fewer than 100."""
 
 
 GGUF_MAGIC = b"GGUF"
@@ -47,21 +48,21 @@ _BITS = {
     **dict.fromkeys(("U64", "I64", "F64", "C64"), 64),
     "F4": 4,
 }
-"""Of a number of each dtype."""
+"""Bits of one element by safetensors dtype."""
 
 
 @dataclass(frozen=True, slots=True)
 class StoredTensor:
-    """A tensor in a file."""
+    """Shape and dtype of a tensor in a file."""
 
     shape: tuple[int, ...]
     dtype: str
-    """safetensors' name (`BF16`, `F8_E4M3`, ...), or `GGUF:` and ggml's (`GGUF:Q4_K`)."""
+    """safetensors' name (`BF16`, `F8_E4M3`, ...), or `GGUF:` followed by ggml's (`GGUF:Q4_K`)."""
 
 
 @dataclass(frozen=True, slots=True)
 class WeightFile:
-    """A safetensors or GGUF file by its header."""
+    """Header of a safetensors or GGUF file."""
 
     path: Path
     tensors: Mapping[str, StoredTensor]
@@ -69,7 +70,7 @@ class WeightFile:
 
     @contextmanager
     def opened(self) -> Iterator[Reader]:
-        """Inside, tensors can be read. Raises BadInput for what cannot be."""
+        """Context with a reader of the tensors. Raises BadInput if they cannot be read."""
         from safetensors import SafetensorError
 
         try:
@@ -90,7 +91,7 @@ class WeightFile:
 
 @dataclass(frozen=True, slots=True)
 class ShardedWeights(WeightFile):
-    """Several such files that hold one module between them, as one; `path` is their folder."""
+    """Several files that together hold one module; `path` is their folder."""
 
     shards: tuple[WeightFile, ...]
 
@@ -107,7 +108,7 @@ class Reader(Protocol):
     """Reads the tensors of an open file."""
 
     def read(self, name: str) -> torch.Tensor:
-        """A tensor on the CPU. Its memory may be the file's: copy what is kept."""
+        """Read a tensor to the CPU in its stored shape and dtype. It may be the file's memory: copy it to keep it."""
         ...
 
 
@@ -134,15 +135,17 @@ class _GgufReader:
         self._tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
 
     def read(self, name: str) -> torch.Tensor:
-        """Unquantized as numbers in their shape, quantized as the rows' bytes, uint8 [rows, bytes of a row]."""
+        """Read a plain tensor in its shape and dtype, or a quantized one as uint8 [rows, bytes per row]."""
         import torch
 
         return torch.from_numpy(self._tensors[name].copy())
 
 
 def open_weights(path: Path, what: str) -> WeightFile:
-    """Read a file's header. Raises BadInput saying what the file is when it is no safetensors or GGUF file, or cut
-    short. `what` is what a person expects of it, such as "transformer"."""
+    """Read a file's header; `what` names the expected content in messages, such as "transformer".
+
+    Raises BadInput for a file that is not safetensors or GGUF, or is truncated, and says what it is.
+    """
     try:
         if path.is_dir():
             raise BadInput(f"The {what} {path} is a folder; name the file.")
@@ -163,7 +166,7 @@ def open_weights(path: Path, what: str) -> WeightFile:
     if start.startswith(GGUF_MAGIC):
         return _open_gguf(path, what)
     for magic, kind in _NOT_WEIGHTS.items():
-        # A safetensors file may begin like one of them: its first eight bytes are a number.
+        # The first eight bytes of a safetensors file are a number, which may look like any of these.
         if start.lstrip().startswith(magic) and not header.startswith(b"{"):
             raise BadInput(f"The {what} {path} is not a safetensors file: it is {kind}.")
     if not header and 1 < length <= MAX_HEADER and start[8:9] == b"{":
@@ -171,13 +174,13 @@ def open_weights(path: Path, what: str) -> WeightFile:
     if length > MAX_HEADER and start[8:9] == b"{":
         raise BadInput(f"The {what} {path} is damaged: its header of {length:,} bytes is longer than any model's.")
     if not header.startswith(b"{"):
-        raise BadInput(f"The {what} {path} is not a safetensors file: it has no header of one.")
+        raise BadInput(f"The {what} {path} is not a safetensors file: it has no safetensors header.")
     return _parse_header(path, what, header, size)
 
 
 def open_shards(folder: Path, stem: str, what: str) -> WeightFile:
-    """The safetensors files `<stem>...` of a folder in diffusers' layout: one, or those that its index names. Raises
-    BadInput as `open_weights` does."""
+    """Read the headers of the safetensors file or shards named `stem` in a folder of diffusers' layout. Raises BadInput
+    as `open_weights` does."""
     index = folder / f"{stem}.safetensors.index.json"
     if not index.is_file():
         return open_weights(folder / f"{stem}.safetensors", what)
@@ -201,17 +204,17 @@ def _parse_header(path: Path, what: str, header: bytes, size: int) -> WeightFile
     if size < whole:
         raise BadInput(f"The {what} {path} is cut short: it has {size:,} of {whole:,} bytes. Download it again.")
     if size > whole:
-        raise BadInput(f"The {what} {path} is damaged: it has {size:,} bytes, and its header tells of {whole:,}.")
+        raise BadInput(f"The {what} {path} is damaged: it has {size:,} bytes, but its header describes {whole:,}.")
     return WeightFile(path, tensors, metadata)
 
 
 class _Damage(ValueError):
-    """What is wrong with a header."""
+    """A fault of a header."""
 
 
 def _read_header(header: bytes) -> tuple[dict[str, StoredTensor], dict[str, str], int]:
-    """Tensors, metadata, and where the last tensor's data ends. Raises ValueError for what is not a header, and
-    RecursionError."""
+    """Tensors, metadata and the end of the last tensor's data. Raises ValueError or RecursionError for bytes that are
+    not a header."""
     if header.count(b'"data_offsets"') > MAX_TENSORS:
         raise _Damage(f"it has more than {MAX_TENSORS:,} tensors")
     entries = json.loads(header.decode("utf-8"))
@@ -235,7 +238,7 @@ def _read_header(header: bytes) -> tuple[dict[str, StoredTensor], dict[str, str]
 
 
 def _read_entry(name: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
-    """A tensor, and the first byte and the one after the last of its data."""
+    """A tensor, with the first byte of its data and the one after the last."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         raise _Damage(f"{name} has no dtype")
     shape, offsets, dtype = entry.get("shape"), entry.get("data_offsets"), entry["dtype"]
@@ -256,16 +259,16 @@ def _open_gguf(path: Path, what: str) -> WeightFile:
         from gguf import GGUFReader
     except ImportError:
         raise BadInput(
-            f"The {what} {path} is a GGUF file, and the package that reads those is not installed: "
-            "`python -m pip install gguf`, or take a safetensors file."
+            f"The {what} {path} is a GGUF file, and the package gguf, which reads it, is not installed: run "
+            "`python -m pip install gguf`, or use a safetensors file."
         ) from None
     try:
         reader = GGUFReader(path)
-    except Exception as error:  # Of a damaged file the reader raises whatever comes of its bytes.
+    except Exception as error:  # On damaged files the reader raises many kinds of errors.
         raise BadInput(f"The {what} {path} is damaged or cut short: {error}") from None
     tensors = {}
     for tensor in reader.tensors:
-        # ggml names the fastest dimension first.
+        # ggml lists dimensions in reverse order.
         shape = tuple(int(length) for length in reversed(tensor.shape))
         tensors[tensor.name] = StoredTensor(
             _original_shape(reader, tensor.name, shape), f"GGUF:{tensor.tensor_type.name}"
@@ -274,6 +277,6 @@ def _open_gguf(path: Path, what: str) -> WeightFile:
 
 
 def _original_shape(reader: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
-    """The shape before a converter has flattened it, which city96's converter writes beside such a tensor."""
+    """The shape before a converter flattened the tensor; ComfyUI-GGUF's converter stores it as a field."""
     field = reader.get_field(f"comfy.gguf.orig_shape.{name}")
     return shape if field is None else tuple(int(field.parts[index][0]) for index in field.data)

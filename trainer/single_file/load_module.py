@@ -1,5 +1,4 @@
-"""Any module from a file of weights: read tensor by tensor, checked key by key, quantized weights kept as stored, plain
-ones quantized where that is asked for."""
+"""Fills a module with the weights of a file, one tensor at a time, after a check of all keys."""
 
 from __future__ import annotations
 
@@ -23,16 +22,16 @@ from .quantization_metadata import read_markers
 
 @dataclass(frozen=True, slots=True)
 class ModuleFile:
-    """A file with a module's weights, their names without the module's prefix and told apart."""
+    """The tensors of one module in a file, separated into weights and quantization metadata."""
 
     file: WeightFile
     prefix: str
     tensors: Mapping[str, StoredTensor]
-    """The weights."""
+    """Weights and biases by name, without prefix."""
     quantizations: Mapping[str, Quantization]
-    """Of the quantized modules, by the module's name in the file."""
+    """Quantizations by the quantized module's name in the file."""
     scales: Mapping[str, str]
-    """Full names of the quantized modules' scales."""
+    """Full names of the scale tensors, by module."""
 
     @property
     def shapes(self) -> Shapes:
@@ -40,14 +39,16 @@ class ModuleFile:
 
 
 def open_module(path: Path, what: str, prefixes: Collection[str]) -> ModuleFile:
-    """Read the header and what it says of quantization. The module's tensors are those with the first of `prefixes`
-    that any tensor has; without one, all. Raises BadInput for a file that cannot be read, and for a format of
-    quantization that cannot, by its name; `what` is what a person expects of it."""
+    """Read the header of a file with a module and its quantization; `what` names the expected content in messages.
+
+    The module's tensors are those with the first of `prefixes` that any tensor has; if none has one, all tensors.
+    Raises BadInput for an unreadable file or an unsupported quantization.
+    """
     return module_of(open_weights(path, what), what, prefixes)
 
 
 def module_of(file: WeightFile, what: str, prefixes: Collection[str] = ()) -> ModuleFile:
-    """The same of a file whose header is read."""
+    """Separate the tensors of a file with a module, as `open_module` does."""
     prefix = next((p for p in prefixes if any(name.startswith(p) for name in file.tensors)), "")
     source = ModuleFile(file, prefix, *read_markers(file, prefix))
     if empty := next((name for name, shape in source.shapes.items() if 0 in shape), None):
@@ -56,8 +57,8 @@ def module_of(file: WeightFile, what: str, prefixes: Collection[str] = ()) -> Mo
 
 
 def check_keys(module: nn.Module, layout: Layout, source: ModuleFile, what: str, ignored: Collection[str] = ()) -> None:
-    """Raises BadInput when the file is not exactly `what`, the module of this layout: tensors missing, left over (but
-    for the `ignored` ones) or of another shape."""
+    """Check that the file has exactly the tensors of a module in this layout, except for `ignored` ones. Raises
+    BadInput with those that are missing, left over or of another shape; `what` names the module."""
     shapes = source.shapes
     expected = _expected_shapes(module, layout)
     faults = [f"{name} is missing" for name in expected if _alias(name, shapes) is None]
@@ -76,10 +77,12 @@ def check_keys(module: nn.Module, layout: Layout, source: ModuleFile, what: str,
 def fill_module(
     module: nn.Module, layout: Layout, source: ModuleFile, dtype: torch.dtype, precision: Precision | None = None
 ) -> None:
-    """Give the module, whose keys are checked, its weights: quantized ones as they are stored where they are a
-    Linear's, plain ones in `dtype`, but for those of the repeated blocks' Linears when `precision` is a quantized one.
-    Host memory beyond the module's own stays at one tensor. Raises BadInput for a `precision` that needs a package
-    which is missing."""
+    """Load a file's weights into a module whose keys have been checked.
+
+    Quantized weights of Linears stay as they are stored; plain ones become `dtype`, or `precision` for the Linears of
+    the repeated blocks if it is a quantized one. Host memory exceeds the module's by one tensor. Raises BadInput for a
+    `precision` that needs a missing package.
+    """
     modules = dict(own_parameters(module))
     made = large_weights(module) if format_of(precision) else ()
     with source.file.opened() as reader:
@@ -96,7 +99,7 @@ def fill_module(
 
 
 def _expected_shapes(module: nn.Module, layout: Layout) -> dict[str, tuple[int, ...]]:
-    """Name and shape of every tensor of a file of this transformer."""
+    """Shapes of all tensors of a file with this module, by name."""
     modules = dict(own_parameters(module))
     expected = {}
     for fused in layout:
@@ -107,7 +110,7 @@ def _expected_shapes(module: nn.Module, layout: Layout) -> dict[str, tuple[int, 
 
 
 def _alias(name: str, shapes: Mapping[str, object]) -> str | None:
-    """The name under which the file has it: some write a norm's `scale` as `weight`."""
+    """The file's name for a tensor; some files have a norm's `scale` as `weight`. None if it is missing."""
     if name in shapes:
         return name
     other = f"{name.removesuffix('.scale')}.weight"
@@ -123,7 +126,7 @@ def _fill(
     dtype: torch.dtype,
     precision: Precision | None,
 ) -> None:
-    """Give the stack's modules their weights; a plain `weight` is quantized when there is a `precision`."""
+    """Load the weights of one fused module; with a `precision` its plain `weight` is quantized."""
     rows = [next(iter(modules[name].values())).shape[0] for name in fused.modules]
 
     def read(leaf: str) -> Sequence[torch.Tensor]:
@@ -134,7 +137,7 @@ def _fill(
     quantized = None
     if quantization := source.quantizations.get(fused.stored):
         stored = _read_quantized(source, reader, fused, quantization).split(rows)
-        # Copies, as below: what is read may be the file's own memory.
+        # Copied, as below, because the reader may return the file's memory.
         quantized = [weight.clone() for weight in stored]
     elif precision:
         quantized = [quantize(part, precision) for part in read("weight")]
@@ -157,8 +160,8 @@ def _read_quantized(
         scale = reader.read(source.scales[fused.stored]).float()
         if scale.numel() not in (1, quantized.shape[0]):
             raise BadInput(
-                f"{source.file.path}: the scale of {fused.stored} has shape {tuple(scale.shape)}; one number or one "
-                "for each row can be read."
+                f"{source.file.path}: the scale of {fused.stored} has shape {tuple(scale.shape)}; only one scale "
+                "for all rows or one per row is supported."
             )
         scale = scale.reshape(-1, 1) if scale.numel() > 1 else scale.reshape(())
     if fused.swapped:

@@ -1,4 +1,4 @@
-"""What a file says of its weights' quantization, in every marking that ComfyUI writes, and GGUF's."""
+"""Reads how a file's weights are quantized, from all of ComfyUI's markers and from GGUF types."""
 
 from __future__ import annotations
 
@@ -15,27 +15,28 @@ from ..quantization.formats import FORMATS, Quantization
 from .header import StoredTensor, WeightFile
 
 SCALES = ("weight_scale", "scale_weight")
+"""Last parts of the names of weight scales, in ComfyUI's newer and older markers."""
 
 
 NOT_WEIGHTS = ("comfy_quant", "input_scale", "scale_input", *SCALES)
-"""Last parts of the names of tensors that tell of quantization. Scales of inputs are for quantized activations, which
-training does not use."""
+"""Last parts of the names of quantization metadata tensors. Input scales are for quantized activations, for which
+training computes its own scales."""
 
 
 MAX_MARKER = 4096
-"""Bytes of a `comfy_quant` tensor."""
+"""Bytes of a `comfy_quant` tensor, which holds a short JSON text; longer ones are refused as damaged."""
 
 
 PLAIN = {"F64", "F32", "F16", "BF16", "GGUF:F32", "GGUF:F16", "GGUF:F64"}
+"""Dtypes of weights that are not quantized."""
 
 
 def read_markers(
     file: WeightFile, prefix: str
 ) -> tuple[dict[str, StoredTensor], dict[str, Quantization], dict[str, str]]:
-    """The weights among the tensors under `prefix`, their names without it; how the quantized modules are quantized;
-    the full names of those modules' scales.
+    """Weights under `prefix`, by name without it; quantizations of the quantized modules; full names of their scales.
 
-    Raises BadInput for a format that cannot be read, by its name, and for scales that are missing or too many.
+    Raises BadInput for an unsupported format, and for missing or superfluous scales.
     """
     path = file.path
     names = [name.removeprefix(prefix) for name in file.tensors if name.startswith(prefix)]
@@ -58,13 +59,13 @@ def read_markers(
 
 
 def _declared_formats(file: WeightFile, prefix: str, names: list[str]) -> dict[str, dict[str, Any]]:
-    """What ComfyUI's markers say of each module: the header's metadata and the `comfy_quant` tensors."""
+    """ComfyUI's markers by module, from the header's metadata and the `comfy_quant` tensors."""
     declared: dict[str, dict[str, Any]] = {}
     weights = {name.removesuffix(".weight") for name in names if name.endswith(".weight")}
     try:
         if text := file.metadata.get("_quantization_metadata"):
             layers = json.loads(text)["layers"]
-            # Layers of the file's other parts are left out.
+            # Without the layers of the file's other components.
             own = {name for name in layers if name.startswith(prefix) or name in weights}
             declared |= {name.removeprefix(prefix): dict(layers[name]) for name in own}
         markers = [name for name in names if name.endswith(".comfy_quant")]
@@ -76,14 +77,14 @@ def _declared_formats(file: WeightFile, prefix: str, names: list[str]) -> dict[s
                     text = bytes(reader.read(prefix + name).view(torch.uint8).tolist())
                     declared[name.removesuffix(".comfy_quant")] = dict(json.loads(text))
     except (ValueError, KeyError, TypeError, AttributeError, RuntimeError):
-        raise BadInput(f"{file.path} is damaged: what it says of its quantization cannot be read.") from None
+        raise BadInput(f"{file.path} is damaged: its quantization metadata cannot be read.") from None
     return declared
 
 
 def _quantization(
     path: Path, module: str, tensor: StoredTensor, declared: dict[str, Any] | None
 ) -> Quantization | None:
-    """How a weight is quantized, None when it is not. Raises BadInput for what cannot be read."""
+    """Quantization of a weight; None if it is plain. Raises BadInput for an unsupported one."""
     if declared is not None:
         name = str(declared.get("format"))
         row = FORMATS.get(name)
@@ -111,8 +112,8 @@ def _is_power_of_4(number: Any) -> bool:
 
 def _not_supported(path: Path, module: str, what: str) -> BadInput:
     return BadInput(
-        f"{path} is quantized in a way that cannot be read yet: {what} ({module}). "
-        "Take the bf16, fp8, fp8 scaled, int8 or GGUF (Q2_K to Q8_0) file of the same model."
+        f"{path} has an unsupported quantization: {what} ({module}). "
+        "Use the bf16, fp8, fp8 scaled, int8 or GGUF (Q2_K to Q8_0) file of the same model."
     )
 
 

@@ -1,4 +1,4 @@
-"""Text encoders from single files, as ComfyUI's users have them."""
+"""Loads text encoders from single files, as ComfyUI's users have them."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
 
 from ..errors import BadInput
+from ..families.info import TextEncoderInfo
 from ..modules import own_parameters
 from .detect import describe_other
 from .key_mapping import FusedModule, Layout, Shapes
@@ -21,44 +22,41 @@ from .load_module import ModuleFile, check_keys, fill_module, open_module
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class EncoderFile:
-    """What one of a family's text encoders is, and how single files hold it."""
+    """Layout of one of a family's text encoders in single files."""
 
-    kind: str
-    """detect.py's name for it."""
-    title: str
-    """For messages."""
+    info: TextEncoderInfo
     model: type[PreTrainedModel]
     prefixes: tuple[str, ...]
-    """In front of its tensors' names; files without any are read as well."""
-    stored: Callable[[str, Shapes], str]
-    """The file's name for one of the model's modules."""
+    """Prefixes of its tensor names; files without a prefix are read as well."""
+    stored_name: Callable[[str, Shapes], str]
+    """Maps a module name of transformers to the file's."""
     config: Callable[[Shapes], dict[str, Any]]
-    """What the shapes tell of transformers' config: it goes over the published one. Raises KeyError where a tensor is
-    missing that every such encoder has."""
-    width: Callable[[Shapes], int]
-    """Channels of its output."""
-    feeds: str
-    """The tensor of the transformer's file whose second dimension is that width."""
+    """Entries of the transformers config that follow from the shapes and override the published ones. Raises KeyError
+    if a tensor is missing that every such encoder has."""
+    output_width: Callable[[Shapes], int]
+    """Channels of the output."""
+    input_layer: str
+    """Tensor of the transformer's file whose second dimension is the output width."""
     tokenizer: str
-    """Its tokenizer's folder in the pipeline's layout."""
-    tokens: Mapping[str, str] = field(default_factory=dict)
-    """Fields of the config that hold a token's number: the token."""
-    ignored: tuple[str, ...] = ()
-    """Tensors that files have and encoding does not use."""
-    unused: tuple[str, ...] = ()
-    """Modules that encoding does not use; they are left out."""
+    """Subfolder of its tokenizer in the pipeline layout."""
+    token_ids: Mapping[str, str] = field(default_factory=dict)
+    """Tokens by the config entry that holds their id."""
+    ignored_tensors: tuple[str, ...] = ()
+    """Tensors of the file that encoding does not use."""
+    unused_modules: tuple[str, ...] = ()
+    """Modules that encoding does not use and that are not loaded."""
 
 
 def open_encoder(encoder: EncoderFile, path: Path) -> ModuleFile:
-    """Read the header. Raises BadInput for a file that cannot be read or is something else."""
-    source = open_module(path, encoder.title, encoder.prefixes)
-    if other := describe_other(source.tensors, encoder.kind):
-        raise BadInput(f"{path} is not a {encoder.title}: it is {other}.")
+    """Read the header. Raises BadInput for an unreadable file or another kind of file."""
+    source = open_module(path, encoder.info.title, encoder.prefixes)
+    if other := describe_other(source.tensors, encoder.info.detected_kind):
+        raise BadInput(f"{path} is not a {encoder.info.title}: it is {other}.")
     return source
 
 
 def check_encoder(encoder: EncoderFile, path: Path, published: Path) -> ModuleFile:
-    """The opened file. Raises BadInput, from the header alone, when it is not a whole encoder of this kind."""
+    """Open the file and check its header. Raises BadInput if it is not a complete encoder of this kind."""
     source = open_encoder(encoder, path)
     _empty_for(encoder, source, published, {})
     return source
@@ -67,18 +65,21 @@ def check_encoder(encoder: EncoderFile, path: Path, published: Path) -> ModuleFi
 def load_encoder(
     encoder: EncoderFile, path: Path, published: Path, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase | None
 ) -> PreTrainedModel:
-    """The encoder on the CPU: plain weights in `dtype`, quantized ones as they are stored.
+    """Load the encoder to the CPU: plain weights in `dtype`, quantized ones as they are stored.
 
-    `published` is the folder of the published encoder's config; what `tokenizer` says goes over it. Raises BadInput
-    when the file is not such an encoder's, with every key checked, and when the tokenizer is another's.
+    `published` is the folder of the published encoder's config; token ids of the tokenizer override it. Raises
+    BadInput, with every key checked, if the file is not such an encoder or the tokenizer does not fit it.
     """
     source = open_encoder(encoder, path)
-    ids = {name: tokenizer.convert_tokens_to_ids(token) for name, token in encoder.tokens.items()} if tokenizer else {}
+    ids = (
+        {name: tokenizer.convert_tokens_to_ids(token) for name, token in encoder.token_ids.items()} if tokenizer else {}
+    )
     model, layout = _empty_for(encoder, source, published, ids)
-    words = model.get_input_embeddings().num_embeddings
-    if tokenizer is not None and max(tokenizer.get_vocab().values()) >= words:
+    vocabulary = model.get_input_embeddings().num_embeddings
+    if tokenizer is not None and max(tokenizer.get_vocab().values()) >= vocabulary:
         raise BadInput(
-            f"{path} has {words} words and its tokenizer {len(tokenizer)}: one of them belongs to another model."
+            f"{path} has a vocabulary of {vocabulary} tokens and its tokenizer one of {len(tokenizer)}; one of the two "
+            "belongs to another model."
         )
     fill_module(model, layout, source, dtype)
     return model
@@ -87,7 +88,7 @@ def load_encoder(
 def _empty_for(
     encoder: EncoderFile, source: ModuleFile, published: Path, ids: Mapping[str, int]
 ) -> tuple[PreTrainedModel, Layout]:
-    """The encoder without weights, and the file's layout, every key and shape of it checked."""
+    """The encoder without weights and the file's layout, with every key and shape checked."""
     config = json.loads((published / "config.json").read_text(encoding="utf-8"))
     shapes = source.shapes
     try:
@@ -96,19 +97,20 @@ def _empty_for(
             model = encoder.model._from_config(encoder.model.config_class.from_dict(config))
     except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError):
         raise BadInput(
-            f"{source.file.path} is not a {encoder.title}: it has {len(source.file.tensors)} tensors such as "
+            f"{source.file.path} is not a {encoder.info.title}: it has {len(source.file.tensors)} tensors such as "
             f"{next(iter(source.file.tensors), 'none')!r}."
         ) from None
-    model.set_input_embeddings(model.get_input_embeddings())  # One module, where two only share its weight.
-    for name in encoder.unused:
+    # One module in place of two that share a weight.
+    model.set_input_embeddings(model.get_input_embeddings())
+    for name in encoder.unused_modules:
         model.set_submodule(name, torch.nn.Identity())
-    layout = [FusedModule(encoder.stored(name, shapes), (name,)) for name, _ in own_parameters(model)]
-    check_keys(model, layout, source, encoder.title, encoder.ignored)
+    layout = [FusedModule(encoder.stored_name(name, shapes), (name,)) for name, _ in own_parameters(model)]
+    check_keys(model, layout, source, encoder.info.title, encoder.ignored_tensors)
     return model, layout
 
 
 def _merged(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:
-    """`config` with the entries of `over`, also inside its own dicts."""
+    """`config` updated with `over`, recursively in nested dicts."""
     merged = dict(config)
     for name, value in over.items():
         merged[name] = _merged(merged.get(name, {}), value) if isinstance(value, Mapping) else value
@@ -116,8 +118,8 @@ def _merged(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any
 
 
 class _EmptyIsMeta(TorchFunctionMode):
-    """Inside, what is made to be filled takes no storage; tables that are computed, such as rotary frequencies, are
-    real, for no file fills them in."""
+    """Context in which `torch.empty` allocates on the meta device. Computed tables, such as rotary frequencies, stay
+    real, because no file fills them in; `torch.device("meta")` would drop them."""
 
     def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         kwargs = dict(kwargs or {})

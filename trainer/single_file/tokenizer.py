@@ -1,4 +1,4 @@
-"""Tokenizers for text encoders that come as single files: from a ComfyUI installation or the Hugging Face cache."""
+"""Finds and loads tokenizers for text encoders in single files, which do not contain them."""
 
 from __future__ import annotations
 
@@ -14,26 +14,28 @@ from transformers import PreTrainedTokenizerBase
 from ..errors import BadInput
 
 ENVIRONMENT = "COMFYUI_PATH"
-"""The environment variable that names a ComfyUI installation."""
+"""Environment variable with the path of a ComfyUI installation."""
 
 
 @dataclass(frozen=True, slots=True)
 class Tokenizer:
-    """Where a tokenizer lies and how it is loaded."""
+    """Location and class of a tokenizer."""
 
-    kind: type[PreTrainedTokenizerBase]
+    model: type[PreTrainedTokenizerBase]
     comfyui: str
-    """Its folder in a ComfyUI installation."""
+    """Folder below a ComfyUI installation."""
     options: Mapping[str, Any] = field(default_factory=dict)
-    """What the pipeline's own tokenizer is set to where ComfyUI's files say something else."""
+    """Arguments of `from_pretrained` that restore the pipeline's settings where ComfyUI's files differ."""
 
 
 def find_tokenizers(
     tokenizers: Mapping[str, Tokenizer], base_model: str, comfyui: Path | None, folder: Path | None
 ) -> dict[str, Path]:
-    """The folder of each tokenizer, by its name in the pipeline's layout: in the ComfyUI installation that is named,
-    else in the base model's folder, else in the installation that COMFYUI_PATH names, else in the Hugging Face cache.
-    Nothing is downloaded. Raises BadInput, naming the remedies, when one is nowhere."""
+    """Find the folder of each tokenizer, by subfolder of the pipeline layout.
+
+    Searched in this order: the given ComfyUI installation, the base model's folder, the installation at COMFYUI_PATH,
+    the Hugging Face cache. Nothing is downloaded. Raises BadInput with remedies if a tokenizer is not found.
+    """
     if comfyui is not None and not comfyui.is_dir():
         raise BadInput(f"The ComfyUI installation {comfyui} does not exist.")
     found = {}
@@ -46,9 +48,9 @@ def find_tokenizers(
         if place is None:
             looked = "".join(f"\n  {place}" for place in places)
             raise BadInput(
-                f"The tokenizers of {base_model} are not on this machine: {name} is missing. Either name a ComfyUI "
-                f"installation, which has them, with --comfyui DIR or the environment variable {ENVIRONMENT}; or "
-                f"fetch them once with `hf download {base_model}"
+                f"The tokenizers of {base_model} are not on this machine: {name} is missing. Either give the path "
+                f"of a ComfyUI installation, with --comfyui DIR or the environment variable {ENVIRONMENT}, or "
+                f"download them once with `hf download {base_model}"
                 + "".join(f' --include "{name}/*"' for name in tokenizers)
                 + "`."
                 + (f"\nLooked in the Hugging Face cache and in{looked}" if looked else "")
@@ -58,11 +60,11 @@ def find_tokenizers(
 
 
 def load_tokenizers(tokenizers: Mapping[str, Tokenizer], places: Mapping[str, Path]) -> dict[str, Any]:
-    """The tokenizers by name. Raises BadInput for files that are damaged."""
+    """Load the tokenizers, by subfolder. Raises BadInput for damaged files."""
     loaded = {}
     for name, tokenizer in tokenizers.items():
         try:
-            loaded[name] = tokenizer.kind.from_pretrained(places[name], local_files_only=True, **tokenizer.options)
+            loaded[name] = tokenizer.model.from_pretrained(places[name], local_files_only=True, **tokenizer.options)
         except Exception as error:  # The tokenizers library raises plain Exceptions for damaged files.
             raise BadInput(f"The tokenizer in {places[name]} cannot be loaded: {error}") from error
     return loaded
@@ -73,10 +75,10 @@ def _is_tokenizer(folder: Path) -> bool:
 
 
 def _in_cache(base_model: str, name: str) -> Path | None:
-    """The tokenizer's folder in the Hugging Face cache, if it is there."""
+    """The tokenizer's folder in the Hugging Face cache; None if it is not there."""
     try:
         snapshot = snapshot_download(base_model, allow_patterns=[f"{name}/*"], local_files_only=True)
-    except Exception:  # Not in the cache, or no cache at all: the library raises many kinds of errors for that.
+    except Exception:  # The library raises many kinds of errors for an incomplete or missing cache.
         return None
     folder = Path(snapshot) / name
     return folder if _is_tokenizer(folder) else None

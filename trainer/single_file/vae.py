@@ -1,4 +1,4 @@
-"""VAEs from single files, as ComfyUI's users have them."""
+"""Loads VAEs from single files, as ComfyUI's users have them."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ import torch
 from diffusers import ModelMixin
 
 from ..errors import BadInput
+from ..families.info import VaeInfo
 from .detect import describe_other
 from .key_mapping import Shapes
 from .load_module import ModuleFile, open_module
@@ -21,53 +22,50 @@ Tensors = dict[str, torch.Tensor]
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaeFile:
-    """What a family's VAE is, and how single files hold it."""
+    """Layout of a family's VAE in single files."""
 
-    kind: str
-    """detect.py's name for it."""
-    title: str
-    """For messages."""
+    info: VaeInfo
     model: type[ModelMixin]
     prefixes: tuple[str, ...]
-    """In front of its tensors' names; files without any are read as well."""
+    """Prefixes of its tensor names; files without a prefix are read as well."""
     convert: Callable[[Tensors, Mapping[str, Any]], Tensors]
-    """A file's tensors, and diffusers' config, to the tensors with diffusers' names."""
-    own_name: str
-    """A tensor by which a file is known that has diffusers' names already."""
+    """Renames a file's tensors to diffusers' names, given the diffusers config."""
+    diffusers_name: str
+    """A tensor that only files with diffusers' names have."""
     config: Callable[[Shapes], dict[str, Any]]
-    """What the shapes, under diffusers' names, tell of diffusers' config: it goes over the published one."""
-    lookalike_names: str = ""
-    """A regular expression that is found in names of files of other VAEs with the same tensors; empty: none known."""
+    """Entries of the diffusers config that follow from the shapes and override the published ones."""
 
 
 def check_vae(vae: VaeFile, path: Path, published: Path) -> None:
-    """Raises BadInput, from the header alone, when `path` is not a whole VAE of this kind."""
+    """Check from the header that `path` is a complete VAE of this kind. Raises BadInput if it is not."""
     _empty_for(vae, _open(vae, path), published)
 
 
 def load_vae(vae: VaeFile, path: Path, published: Path, dtype: torch.dtype) -> ModelMixin:
-    """The VAE on the CPU; `published` is the folder of the published VAE's config. Raises BadInput when the file is
-    not such a VAE's, with every key checked."""
+    """Load the VAE to the CPU in `dtype`; `published` is the folder of the published VAE's config.
+
+    Raises BadInput, with every key checked, if the file is not such a VAE.
+    """
     source = _open(vae, path)
     model, config = _empty_for(vae, source, published)
     with source.file.opened() as reader:
-        # Copies: what is read may be the file's own memory.
+        # Copied, because the reader may return the file's memory.
         tensors = {name: reader.read(source.prefix + name).to(dtype, copy=True) for name in source.tensors}
     model.load_state_dict(_converted(vae, source, tensors, config), assign=True)
     return model
 
 
 def _open(vae: VaeFile, path: Path) -> ModuleFile:
-    source = open_module(path, vae.title, vae.prefixes)
-    if other := describe_other(source.tensors, vae.kind):
-        raise BadInput(f"{path} is not a {vae.title}: it is {other}.")
+    source = open_module(path, vae.info.title, vae.prefixes)
+    if other := describe_other(source.tensors, vae.info.detected_kind):
+        raise BadInput(f"{path} is not a {vae.info.title}: it is {other}.")
     if source.quantizations:
-        raise BadInput(f"{path} is a quantized VAE, which cannot be read; take the bf16, fp16 or fp32 file.")
+        raise BadInput(f"{path} is a quantized VAE, which cannot be read; use the bf16, fp16 or fp32 file.")
     return source
 
 
 def _empty_for(vae: VaeFile, source: ModuleFile, published: Path) -> tuple[ModelMixin, Mapping[str, Any]]:
-    """The VAE without weights and its config, every key and shape of the file checked."""
+    """The VAE without weights and its config, with every key and shape of the file checked."""
     path = source.file.path
     config = json.loads((published / "config.json").read_text(encoding="utf-8"))
     stand_ins = {name: torch.empty(tensor.shape, device="meta") for name, tensor in source.tensors.items()}
@@ -79,7 +77,7 @@ def _empty_for(vae: VaeFile, source: ModuleFile, published: Path) -> tuple[Model
             model = vae.model.from_config(config)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError):
         raise BadInput(
-            f"{path} is not a {vae.title}: it has {len(source.file.tensors)} tensors such as "
+            f"{path} is not a {vae.info.title}: it has {len(source.file.tensors)} tensors such as "
             f"{next(iter(source.file.tensors), 'none')!r}."
         ) from None
     expected = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
@@ -93,15 +91,15 @@ def _empty_for(vae: VaeFile, source: ModuleFile, published: Path) -> tuple[Model
     ]
     if faults:
         more = f" and {len(faults) - 5} more" if len(faults) > 5 else ""
-        raise BadInput(f"{path} is not a whole {vae.title}: {'; '.join(faults[:5])}{more}.")
+        raise BadInput(f"{path} is not a whole {vae.info.title}: {'; '.join(faults[:5])}{more}.")
     return model, config
 
 
 def _converted(vae: VaeFile, source: ModuleFile, tensors: Tensors, config: Mapping[str, Any]) -> Tensors:
-    return tensors if vae.own_name in source.tensors else vae.convert(dict(tensors), config)
+    return tensors if vae.diffusers_name in source.tensors else vae.convert(dict(tensors), config)
 
 
 def _dropped(tensors: Tensors, converted: Tensors) -> list[str]:
-    """The tensors that the conversion has left out; what it keeps, it keeps as it is or as a view."""
+    """Names of the tensors that the conversion dropped; the ones it keeps are unchanged or views."""
     kept = {id(tensor if tensor._base is None else tensor._base) for tensor in converted.values()}
     return [name for name, tensor in tensors.items() if id(tensor) not in kept]

@@ -119,7 +119,7 @@ def make_transformer(family: str, folder: Path, work: Path) -> None:
     from ..config.settings import RunSettings
     from ..data.dataset import open_dataset
     from ..events import Finished, Step, drain
-    from ..models import open_model
+    from ..models.edit_model import open_model
     from ..tensors import copy_values, read_weights
     from ..training.loop import train
     from .vae import single_frames

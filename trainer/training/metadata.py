@@ -33,7 +33,7 @@ def export_metadata(request: FineTuneRequest, settings: RunSettings, model: Edit
         "edit_trainer.resolution": str(resolution),
         "edit_trainer.steps": str(step),
         "modelspec.sai_model_spec": "1.0.0",
-        "modelspec.architecture": f"{model.family.name}/{kind}",
+        "modelspec.architecture": f"{model.family.info.name}/{kind}",
         "modelspec.implementation": "diffusers",
         "modelspec.prediction_type": "velocity",
         "modelspec.resolution": f"{resolution}x{resolution}",

@@ -172,4 +172,4 @@ class Fingerprints(io.ComfyNode):
 
 
 def fingerprint_of(patcher: Any) -> str:
-    return nodes("patched").fingerprint_weights(patcher)
+    return nodes("ports").fingerprint_weights(patcher)

@@ -32,7 +32,7 @@ class FullSizeLayout(io.ComfyNode):
 
     @classmethod
     def execute(cls, base_model: str) -> io.NodeOutput:
-        family = trainer("models").open_model(base_model).family
+        family = trainer("models.edit_model").open_model(base_model).family
         kind, options = KINDS[base_model]
         transformer = family.empty_transformer({"_class_name": kind, "axes_dims_rope": (16, 56, 56), **options})
         stored = dict(
@@ -118,7 +118,7 @@ def _predictions(family, ours: torch.nn.Module, theirs: torch.nn.Module) -> tupl
     """One velocity by each model for the same latents, control, text and time."""
     draw = torch.Generator().manual_seed(5)
     noisy, control = torch.randn(1, 16, 8, 8, generator=draw), torch.randn(1, 16, 8, 12, generator=draw)
-    qwen = family.name == "qwen-image-edit"
+    qwen = family.info.name == "qwen-image-edit"
     # Both count the text's positions from the largest image, or from the target: equal where the target is largest.
     noisy = torch.randn(1, 16, 12, 12, generator=draw) if qwen else noisy
     text = {"prompt_embeds": torch.randn(1, 7, ours.config.joint_attention_dim, generator=draw)}

@@ -16,6 +16,7 @@ from safetensors.torch import load_file
 
 from .comfy_models import FULL_SIZE, empty_model, load_model, merged, native, read_transformer
 from .conditioning_nodes import FileModel, Fingerprints, Seen, Watch
+from .family_nodes import ThirdFamily
 from .file_nodes import FullSizeLayout, SingleFile
 from .reduced_models import ReducedClip, ReducedVae, VaeFile
 from .trainer_access import trainer
@@ -243,4 +244,5 @@ class Oracles(ComfyExtension):
             Seen,
             FileModel,
             Fingerprints,
+            ThirdFamily,
         ]

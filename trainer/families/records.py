@@ -1,0 +1,170 @@
+"""Records of the supported model families, and the kinds of their weights files."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+from .info import ComfyPorts, FamilyInfo, FileKind, TextEncoderInfo, VaeInfo, Variant
+
+PACKAGE = Path(__file__).parent.parent
+CONFIGS = PACKAGE / "models" / "configs"
+EMBEDDED = PACKAGE / "tiny"
+
+
+FLUX_TRANSFORMER = FileKind(
+    "a Flux transformer",
+    (r"(^|\.)double_blocks\.\d+\.img_attn\.", r"single_blocks\.\d+\.linear1\."),
+    lookalikes=(
+        FileKind("FLUX.2, which has another layout", (r"double_stream_modulation_img\.lin",)),
+        FileKind("Chroma, another model of the Flux family", (r"distilled_guidance_layer\.",)),
+        FileKind("HunyuanVideo", (r"double_blocks\.\d+\.", r"txt_in\.(individual_token_refiner|t_embedder)\.")),
+        FileKind(
+            "a Flux transformer with diffusers' names, as a folder in diffusers' layout holds it; name the folder",
+            (r"single_transformer_blocks\.\d+\.attn\.to_q",),
+        ),
+    ),
+)
+
+
+QWEN_TRANSFORMER = FileKind("a Qwen-Image transformer", (r"transformer_blocks\.\d+\.img_mod\.1\.",))
+
+
+T5 = FileKind(
+    "a T5 text encoder",
+    (r"encoder\.block\.\d+\.layer\.",),
+    lookalikes=(FileKind("a whole T5 with its decoder", (r"decoder\.block\.\d+\.layer\.",)),),
+)
+
+
+CLIP = FileKind(
+    "a CLIP text encoder",
+    (r"^(.*text_model\.)?encoder\.layers\.\d+\.self_attn\.", r"token_embedding"),
+    lookalikes=(
+        FileKind("CLIP's vision encoder", (r"^vision_model\.encoder\.",)),
+        FileKind("an OpenCLIP text encoder", (r"transformer\.resblocks\.\d+\.",)),
+    ),
+)
+
+
+QWEN_VL = FileKind("Qwen's text encoder", (r"^visual\.blocks\.", r"^model\.layers\.\d+\.self_attn\.q_proj\.bias"))
+
+
+WAN_VAE = FileKind(
+    "a VAE of Qwen-Image's or Wan's kind",
+    (r"(encoder\.downsamples|decoder\.upsamples)\.\d+\.|(encoder|decoder)\.mid_block\..*\.gamma$",),
+)
+
+
+IMAGE_VAE = FileKind(
+    "a VAE",
+    (r"(encoder\.down|decoder\.up|encoder\.down_blocks|decoder\.up_blocks)\.\d+\.",),
+    lookalikes=(WAN_VAE,),
+)
+
+
+FLUX_KONTEXT = FamilyInfo(
+    name="flux-kontext",
+    title="FLUX.1 Kontext",
+    implementations={"diffusers": ".flux_kontext.FluxKontext", "comfyui": ".comfyui_parity.ComfyFluxKontext"},
+    variants=(
+        Variant(
+            name="black-forest-labs/FLUX.1-Kontext-dev",
+            download_gb=34,
+            resolution=1024,
+            max_sample_resolution=2048,
+            text_length=512,
+            sample_steps=20,
+            sample_guidance=2.5,
+        ),
+        Variant(
+            name="tiny/flux-kontext",
+            folder=EMBEDDED / "flux-kontext",
+            resolution=64,
+            max_sample_resolution=64,
+            text_length=32,
+            sample_steps=10,
+            sample_guidance=1.0,
+        ),
+    ),
+    configs=CONFIGS / "flux-kontext",
+    pipeline_class="FluxKontextPipeline",
+    subfolders={
+        "transformer": ("transformer",),
+        "vae": ("vae",),
+        "text": ("text_encoder", "text_encoder_2", "tokenizer", "tokenizer_2"),
+    },
+    sees_control=False,
+    uses_negative_prompt=False,
+    transformer=FLUX_TRANSFORMER,
+    name_hint="kontext",
+    lookalike_names="krea",
+    text_encoders={
+        "text_encoder": TextEncoderInfo("CLIP-L text encoder", CLIP),
+        "text_encoder_2": TextEncoderInfo("T5-XXL text encoder", T5),
+    },
+    vae=VaeInfo("VAE of Flux", IMAGE_VAE),
+    lora_title="Flux",
+    lora_modules=r"(double|single)_blocks[._]\d|single_transformer_blocks[._]\d",
+    comfyui=ComfyPorts(
+        clip_loader='DualCLIPLoader with clip_l and t5xxl, type "flux"',
+        clip_class="comfy.text_encoders.flux.FluxClipModel",
+        has_pooled_output=True,
+        vae_loader="VAELoader with Flux's VAE (ae.safetensors)",
+        latent_channels=16,
+        latent_dims=2,
+    ),
+)
+
+
+QWEN_IMAGE_EDIT = FamilyInfo(
+    name="qwen-image-edit",
+    title="Qwen-Image-Edit",
+    implementations={"diffusers": ".qwen_image_edit.QwenImageEdit", "comfyui": ".comfyui_parity.ComfyQwenImageEdit"},
+    variants=(
+        Variant(
+            name="Qwen/Qwen-Image-Edit",
+            download_gb=58,
+            resolution=1024,
+            max_sample_resolution=2048,
+            text_length=512,
+            sample_steps=20,
+            sample_guidance=4.0,
+        ),
+        Variant(
+            name="tiny/qwen-image-edit",
+            folder=EMBEDDED / "qwen-image-edit",
+            resolution=64,
+            max_sample_resolution=64,
+            text_length=32,
+            sample_steps=10,
+            sample_guidance=1.0,
+        ),
+    ),
+    configs=CONFIGS / "qwen-image-edit",
+    pipeline_class="QwenImageEditPipeline",
+    subfolders={
+        "transformer": ("transformer",),
+        "vae": ("vae",),
+        "text": ("text_encoder", "tokenizer", "processor"),
+    },
+    sees_control=True,
+    uses_negative_prompt=True,
+    transformer=QWEN_TRANSFORMER,
+    name_hint="edit",
+    lookalike_names="2509|2511|2512|layered|plus",
+    text_encoders={"text_encoder": TextEncoderInfo("Qwen2.5-VL text encoder", QWEN_VL)},
+    vae=VaeInfo("VAE of Qwen-Image", WAN_VAE, lookalike_names="wan"),
+    lora_title="Qwen-Image",
+    lora_modules=r"transformer_blocks[._]\d+[._](img|txt)_(mlp|mod)[._]",
+    comfyui=ComfyPorts(
+        clip_loader='CLIPLoader with qwen_2.5_vl_7b, type "qwen_image"',
+        clip_class="comfy.text_encoders.qwen_image.QwenImageTEModel",
+        # Other models derive their text encoders from Qwen-Image's, with templates of their own.
+        tokenizer_class="comfy.text_encoders.qwen_image.QwenImageTokenizer",
+        has_pooled_output=False,
+        vae_loader="VAELoader with Qwen-Image's VAE (qwen_image_vae.safetensors)",
+        vae_class="comfy.ldm.wan.vae.WanVAE",
+        latent_channels=16,
+        latent_dims=3,
+    ),
+)
