@@ -5,7 +5,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from functools import cached_property
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -70,10 +69,16 @@ class ComfyTextEncoder:
         self.sees_control = info.sees_control
         self.has_pooled_output = info.comfyui.has_pooled_output
         self.module: torch.nn.Module = clip.cond_stage_model
+        self._fingerprint: str | None = None
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Digest of the weights, their patches, and the tokenizer's templates and options."""
+        if self._fingerprint is None:
+            self._fingerprint = self._compute_fingerprint()
+        return self._fingerprint
+
+    def _compute_fingerprint(self) -> str:
         tokenizer = self.clip.tokenizer
         templates = sorted((name, text) for name, text in vars(tokenizer).items() if isinstance(text, str))
         options = (self.clip.layer_idx, sorted(self.clip.tokenizer_options.items()))
@@ -109,11 +114,14 @@ class ComfyCodec:
     def __init__(self, vae: VAE) -> None:
         self.vae = vae
         self.module: torch.nn.Module = vae.first_stage_model
+        self._fingerprint: str | None = None
 
-    @cached_property
+    @property
     def fingerprint(self) -> str:
         """Digest of the weights, their patches, and the dtype of the computation."""
-        return fingerprint_weights(self.vae.patcher, self.vae.vae_dtype)
+        if self._fingerprint is None:
+            self._fingerprint = fingerprint_weights(self.vae.patcher, self.vae.vae_dtype)
+        return self._fingerprint
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode [B, 3, H, W] float in -1..1 to latents [B, C, H/8, W/8] float32."""

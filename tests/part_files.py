@@ -35,7 +35,7 @@ from transformers import (
 
 from trainer.families.records import CONFIGS, EMBEDDED
 from trainer.models.model_files import ModelFiles
-from trainer.models.qwen_image_edit import processor_of
+from trainer.models.qwen_image_edit import make_processor
 
 from .single_files import FLUX, QWEN, Tensors, stored
 
@@ -121,7 +121,7 @@ def small_qwen(place: Path) -> Small:
         vae=AutoencoderKLQwenImage.from_config(_config("qwen-image-edit/vae") | {"base_dim": 8}),
         text_encoder=Qwen2_5_VLForConditionalGeneration(Qwen2_5_VLConfig(**config)),
         tokenizer=tokenizer,
-        processor=processor_of(tokenizer),
+        processor=make_processor(tokenizer),
         transformer=QwenImageTransformer2DModel(
             num_layers=1, num_attention_heads=1, joint_attention_dim=TEXT_WIDTH, axes_dims_rope=(16, 56, 56)
         ),

@@ -170,12 +170,9 @@ CHECKS = (missing_docstrings, poor_beginnings, vague_about_tensors)
 
 PENDING = {
     "device",
-    "lora",
     "memory",
-    "models",
     "nodes",
     "quantization",
-    "single_file",
 }
 """Rooms that these tests do not hold yet."""
 

@@ -20,11 +20,12 @@ from .data.resize import Size
 from .device import query_device
 from .errors import BadInput
 from .events import Notice, Progress
-from .lora.adapter import left_out
+from .families.info import Variant
+from .lora.adapter import ignored_tensors_note
 from .memory.model_parts import ModelComponents
 from .memory.planner import inference_plan
 from .models.edit_model import EditModel
-from .models.types import Grid, PackedLatents, TextConditioning, Variant
+from .models.types import Grid, PackedLatents, TextConditioning
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +182,7 @@ def edit(
     control = family.prepare_control(image, family.control_size(Size(*image.size), size, "inference"))
     if lora is not None:
         model = model.with_adapter(lora, lora_strength)
-    if model.adapter is not None and (note := left_out(model.adapter)):
+    if model.adapter is not None and (note := ignored_tensors_note(model.adapter)):
         yield Notice(message=note)
     device = torch.device(device)
     components = ModelComponents(model, device, inference_plan(model, parse_settings({}), query_device(device)))

@@ -12,7 +12,7 @@ from safetensors.torch import save_file
 from trainer.errors import BadInput
 from trainer.events import Notice
 from trainer.inference import edit
-from trainer.lora.adapter import left_out, load_lora
+from trainer.lora.adapter import ignored_tensors_note, load_lora
 from trainer.lora.formats import linear_targets, to_portable
 from trainer.models.types import Grid, PackedLatents
 from trainer.tensors import write_tensors
@@ -274,10 +274,10 @@ def test_parts_for_text_encoders_are_left_out_and_that_is_said(model, tmp_path):
     assert found.keys() == to_portable(state, model.family, empty(model), "it").keys()
     file = tmp_path / "both.safetensors"
     write_tensors(file, both)
-    assert "both.safetensors: 3 tensors for text encoders" in left_out(file)
+    assert "both.safetensors: 3 tensors for text encoders" in ignored_tensors_note(file)
     said = [event for event in edit(model, shape_picture(1), "x", steps=1, lora=file) if isinstance(event, Notice)]
-    assert [event.message for event in said] == [left_out(file)]
-    assert left_out(state) is None
+    assert [event.message for event in said] == [ignored_tensors_note(file)]
+    assert ignored_tensors_note(state) is None
     with pytest.raises(BadInput, match="only parts for text encoders"):
         to_portable(kohya(text, ""), model.family, empty(model), "it")
 
@@ -295,5 +295,5 @@ def test_a_header_whose_length_begins_like_a_pickle_is_read(model, tmp_path):
     while not file.is_file() or file.read_bytes()[0] != 0x80:
         padding += 8
         save_file(state, file, {"padding": "x" * padding})
-    assert left_out(file) is None
+    assert ignored_tensors_note(file) is None
     load_lora(model.load_transformer("cpu", torch.float32), model.family, file)

@@ -78,7 +78,7 @@ class VaeInfo:
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class ComfyPorts:
-    """How the CLIP and VAE of a ComfyUI graph are recognized as a family's. Classes are given as `module.Class`."""
+    """Marks of a family's CLIP and VAE in a ComfyUI graph, with classes given as `module.Class`."""
 
     clip_loader: str
     """ComfyUI's node that loads the right CLIP, with its settings, for messages."""

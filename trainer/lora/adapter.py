@@ -16,7 +16,7 @@ import torch
 
 from ..single_file.header import open_weights
 from ..tensors import read_weights, swapped_values, write_tensors
-from .formats import PREFIX, text_encoder_parts, to_portable
+from .formats import PREFIX, count_text_encoder_tensors, to_portable
 from .layer import LoraLinear
 
 if TYPE_CHECKING:
@@ -45,8 +45,9 @@ class LoraAdapter:
     ) -> None:
         """`targets` is a regular expression of full module names.
 
-        A fresh LoRA has a Kaiming-uniform A and a zero B, as in PEFT. `start`, float tensors in portable form of at
-        most this rank, replaces the first rows of A and columns of B; the other columns of B stay zero.
+        A fresh LoRA has a Kaiming-uniform A and a zero B, as in PEFT. `start`, A [r, in features] and
+        B [out features, r] of any float dtype with r <= rank, replaces the first rows of A and columns of B; the other
+        columns of B stay zero.
         """
         transformer.requires_grad_(False)
         self.scale = alpha / rank
@@ -113,17 +114,20 @@ def load_lora(transformer: torch.nn.Module, family: Family, source: LoraSource, 
 
     Raises BadInput if it is not a LoRA of this transformer.
     """
+    from diffusers.loaders import PeftAdapterMixin
+
+    assert isinstance(transformer, PeftAdapterMixin)
     portable = read_lora(source, family, transformer)
     transformer.load_lora_adapter(portable, prefix=PREFIX[:-1], adapter_name=ADAPTER)
     transformer.set_adapters([ADAPTER], [strength])
 
 
-def left_out(source: LoraSource) -> str | None:
+def ignored_tensors_note(source: LoraSource) -> str | None:
     """A note on the tensors of a LoRA that are not used; None if all are. Raises BadInput for an unreadable file.
 
     Only names of tensors are looked at; they may have any shape and dtype.
     """
     names = open_weights(source, "LoRA file").tensors if isinstance(source, Path) else source
-    count = text_encoder_parts(names)
+    count = count_text_encoder_tensors(names)
     name = source.name if isinstance(source, Path) else "The LoRA"
     return f"{name}: {count} tensors for text encoders are ignored." if count else None

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Iterable, Mapping
+from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -105,13 +105,12 @@ def to_portable(
     """
     entries = _entries(state, what)
     targets = linear_targets(family, transformer)
-    found = {module: targets.get(module) for module in entries}
-    _check_model(found, family, what)
+    _check_model(entries, targets, family, what)
     _check_kind(state, what)
     scales = file_scales(metadata or {}, what)
     portable: dict[str, torch.Tensor] = {}
     for module, entry in entries.items():
-        target = found[module]
+        target = targets[module]
         a, b = _matrices(module, entry, target, what)
         rank = a.shape[0]
         alpha = entry.get("alpha")
@@ -125,7 +124,7 @@ def to_portable(
     return portable
 
 
-def text_encoder_parts(names: Iterable[str]) -> int:
+def count_text_encoder_tensors(names: Iterable[str]) -> int:
     """Number of a LoRA file's tensors that belong to text encoders."""
     return sum(1 for name in names if _TEXT_ENCODER.match(name))
 
@@ -165,7 +164,7 @@ def _entries(state: State, what: str) -> dict[str, dict[str, torch.Tensor]]:
     if unknown or not entries:
         _check_kind(state, what)
         example = next(iter(unknown or state), "none")
-        only = "only parts for text encoders" if text_encoder_parts(state) else f"{len(state)} tensors"
+        only = "only parts for text encoders" if count_text_encoder_tensors(state) else f"{len(state)} tensors"
         raise BadInput(
             f"{what} is not a LoRA of a transformer in a known form (pairs of <module>.lora_A and .lora_B, or "
             f".lora_down and .lora_up): it has {only} such as {example!r}."
@@ -179,8 +178,9 @@ def _without_prefix(name: str) -> str:
     return name
 
 
-def _check_model(found: Mapping[str, Target | None], family: Family, what: str) -> None:
-    strange = [module for module, target in found.items() if target is None]
+def _check_model(modules: Collection[str], targets: Mapping[str, Target], family: Family, what: str) -> None:
+    """Raise BadInput for modules that the transformer does not have, naming their model where it is known."""
+    strange = [module for module in modules if module not in targets]
     if not strange:
         return
     expected = family.info.lora_title
@@ -188,7 +188,7 @@ def _check_model(found: Mapping[str, Target | None], family: Family, what: str) 
     title = next((title for pattern, title in known if any(re.search(pattern, module) for module in strange)), None)
     described = f"a LoRA of {title}" if title and title != expected else "a LoRA"
     raise BadInput(
-        f"{what} was made for another model: it is {described} with {len(strange)} of {len(found)} modules, such as "
+        f"{what} was made for another model: it is {described} with {len(strange)} of {len(modules)} modules, such as "
         f"{strange[0]!r}, that this transformer of {family.info.name} does not have; a LoRA of {expected} is expected."
     )
 

@@ -13,7 +13,7 @@ from ..config.request import TrainingParams
 from ..config.settings import RunSettings
 from ..errors import BadInput
 from ..single_file.fingerprint import fingerprint_files
-from .adapter import left_out, read_lora
+from .adapter import ignored_tensors_note, read_lora
 from .formats import PREFIX
 
 if TYPE_CHECKING:
@@ -55,7 +55,7 @@ def open_init_lora(model: EditModel, params: TrainingParams, settings: RunSettin
     kept = _without_idle_layers(tensors, model.family, transformer)
     _check_rank(path, kept, params)
     _check_targets(path, kept, model.family, transformer, settings)
-    notices = [note] if (note := left_out(path)) else []
+    notices = [note] if (note := ignored_tensors_note(path)) else []
     if idle := len({_module(name) for name in tensors} - {_module(name) for name in kept}):
         notices.append(f"{path.name}: {idle} modules that have no effect on images are ignored.")
     return InitLora(fingerprint_files({"init_lora": path}), kept, notices)

@@ -43,8 +43,8 @@ class ComfyQwenRope(QwenEmbedRope):
         max_txt_seq_len: int,
         device: torch.device | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Rotations of the image tokens and of the text tokens, each [tokens, head size / 2] complex64, for the token
-        grids of the batch's first example, which all examples share."""
+        """Rotations of the image tokens and of the text tokens, each [tokens, head_size/2] of dtype complex64, for the
+        token grids of the batch's first example, which all examples share."""
         images = torch.cat([image_positions(grid, index) for index, grid in enumerate(video_fhw[0])])
         text = text_positions(video_fhw[0][0], int(max_txt_seq_len))
         return self._rotations(images, device), self._rotations(text, device)

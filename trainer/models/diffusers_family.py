@@ -3,14 +3,14 @@ text encoder and VAE."""
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from functools import cache
 from pathlib import Path
-from typing import Any, ClassVar
+from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import diffusers
 import torch
-from diffusers import DiffusionPipeline, ModelMixin
+from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_flux_kontext import retrieve_latents
 from packaging.version import Version
@@ -40,29 +40,37 @@ class PipelineFamily(Family):
     """A family whose diffusers pipeline is an edit pipeline of the Flux or Qwen-Image kind."""
 
     pipeline: ClassVar[type[DiffusionPipeline]]
-    """The pipeline; its static methods pack and unpack latents."""
-    transformer: ClassVar[type[ModelMixin]]
+    pack_latents: ClassVar[Callable[..., torch.Tensor]]
+    """The pipeline's function from latents [B, C, h, w] to tokens [B, h/2 * w/2, 4 * C] of the same dtype."""
+    unpack_latents: ClassVar[Callable[..., torch.Tensor]]
+    """The pipeline's function from tokens [B, h/2 * w/2, 4 * C] to latents [B, C, h, w] of the same dtype."""
+    transformer: ClassVar[type[ConfigMixin]]
 
-    def empty_transformer(self, config: Mapping[str, Any]) -> ModelMixin:
+    def empty_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
         with torch.device("meta"):
             return self.bare_transformer(config)
 
-    def bare_transformer(self, config: Mapping[str, Any]) -> ModelMixin:
-        return self.transformer.from_config(config)
+    def bare_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
+        transformer = self.transformer.from_config(dict(config))
+        assert isinstance(transformer, torch.nn.Module)
+        return transformer
 
     def load_codec(
         self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str
     ) -> PipelineCodec:
-        vae = self.vae_file.model.from_pretrained(folder, subfolder="vae", **from_folder(dtype))
-        return self.codec_of(vae, device, fingerprint)
+        model = self.vae_file.model
+        assert issubclass(model, ModelMixin)
+        vae = model.from_pretrained(folder, subfolder="vae", **from_folder(dtype))
+        return self.wrap_vae(vae, device, fingerprint)
 
-    def codec_of(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> PipelineCodec:
+    def wrap_vae(self, vae: ModelMixin, device: torch.device | str, fingerprint: str) -> PipelineCodec:
         return PipelineCodec(vae, device, fingerprint)
 
     def text_pipeline(self, folder: Path | None, dtype: torch.dtype, **loaded: Any) -> DiffusionPipeline:
         """Load the pipeline with only its text encoders and tokenizers; those in `loaded` replace the folder's."""
         if folder is None:
-            return self.pipeline(scheduler=None, transformer=None, vae=None, **loaded)
+            others: dict[str, Any] = dict.fromkeys(("scheduler", "transformer", "vae"))
+            return self.pipeline(**others, **loaded)
         return self.pipeline.from_pretrained(folder, transformer=None, vae=None, **loaded, **from_folder(dtype))
 
     def sample_size(self, wanted: Size) -> Size:
@@ -76,12 +84,12 @@ class PipelineFamily(Family):
 
     def pack(self, latents: torch.Tensor) -> PackedLatents:
         batch, channels, height, width = latents.shape
-        tokens = self.pipeline._pack_latents(latents, batch, channels, height, width)
+        tokens = self.pack_latents(latents, batch, channels, height, width)
         return PackedLatents(tokens, Grid(height // 2, width // 2))
 
     def unpack(self, packed: PackedLatents) -> torch.Tensor:
         height, width = packed.grid.height * self.patch, packed.grid.width * self.patch
-        latents = self.pipeline._unpack_latents(packed.tokens, height, width, VAE_SCALE)
+        latents = self.unpack_latents(packed.tokens, height, width, VAE_SCALE)
         return latents.reshape(latents.shape[0], latents.shape[1], *latents.shape[-2:])
 
 
@@ -106,7 +114,6 @@ class PipelineTextEncoder:
 
     def __init__(self, pipeline: DiffusionPipeline, device: torch.device | str, fingerprint: str) -> None:
         self.fingerprint = fingerprint
-        self.pipeline = pipeline
         self.module = torch.nn.ModuleList(
             part.eval().requires_grad_(False)
             for part in pipeline.components.values()
@@ -115,34 +122,62 @@ class PipelineTextEncoder:
         self.to(device)
 
     def to(self, device: torch.device | str) -> None:
+        """Move the weights."""
         self.device = torch.device(device)
         self.module.to(self.device)
+
+
+@runtime_checkable
+class LatentCoder(Protocol):
+    """Methods of diffusers' VAE classes, which no common base declares."""
+
+    def encode(self, x: torch.Tensor) -> Any:
+        """Encode images of any shape and dtype that the VAE takes to an output with a latent distribution."""
+        ...
+
+    def decode(self, z: torch.Tensor, return_dict: bool = True) -> Any:
+        """Decode latents of any shape and dtype that the VAE takes to an output, or a tuple, with images."""
+        ...
 
 
 class PipelineCodec:
     """A diffusers VAE as ImageCodec."""
 
-    def __init__(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> None:
+    def __init__(self, vae: ModelMixin, device: torch.device | str, fingerprint: str) -> None:
         self.fingerprint = fingerprint
-        self.module = vae.eval().requires_grad_(False)
+        self.module = vae
+        self.module.eval().requires_grad_(False)
+        assert isinstance(vae, LatentCoder)
+        self._coder: LatentCoder = vae
         self.to(device)
 
     def to(self, device: torch.device | str) -> None:
+        """Move the weights."""
         self.module.to(device)
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        return retrieve_latents(self.module.encode(self._place(pixels)), sample_mode="argmax")
+        """Encode [B, 3, H, W] float32 in -1..1 to the mode of the latent distribution, [B, C, H/8, W/8] in the VAE's
+        dtype."""
+        return retrieve_latents(self._coder.encode(self._place(pixels)), sample_mode="argmax")
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        return self.module.decode(self._place(latents), return_dict=False)[0]
+        """Decode [B, C, h, w] of any float dtype to [B, 3, 8h, 8w] in -1..1 in the VAE's dtype."""
+        return self._coder.decode(self._place(latents), return_dict=False)[0]
 
     def for_batches(self) -> PipelineCodec | None:
+        """The codec to encode many images with; None if they must be encoded one at a time."""
         return self
 
     def _place(self, tensor: torch.Tensor) -> torch.Tensor:
         return tensor.to(self.module.device, self.module.dtype)
+
+
+def config_of(model: torch.nn.Module) -> Mapping[str, Any]:
+    """The diffusers config of a model."""
+    assert isinstance(model, ConfigMixin)
+    return model.config
 
 
 def any_of(*names: str) -> str:

@@ -49,7 +49,7 @@ class EditModel:
     weights: Path | None = None
     """An exported transformer that replaces the base's."""
     adapter: Path | Mapping[str, torch.Tensor] | None = None
-    """An exported LoRA, as a file or as tensors."""
+    """An exported LoRA, as a file or as tensors A [rank, in] and B [out, rank] of any float dtype."""
     adapter_strength: float = 1.0
     files: ModelFiles = NO_FILES
     ports: Ports | None = None
@@ -59,8 +59,8 @@ class EditModel:
     def family(self) -> Family:
         """The base model's family in its variant, with its VAE's latent statistics."""
         family = family_class(self.base_model, self.policy)
-        own_vae = self.folder is not None and not self.files.vae and self.ports is None
-        path = (self.folder if own_vae else family.info.configs) / "vae" / "config.json"
+        folder = None if self.files.vae or self.ports else self.folder
+        path = (folder or family.info.configs) / "vae" / "config.json"
         with _readable(f"{self.base_model}: {path}"):
             vae_config = json.loads(path.read_text(encoding="utf-8"))
         return family(find_variant(self.base_model), vae_config)
@@ -146,7 +146,7 @@ class EditModel:
         if file := self.files.vae:
             with _readable(f"The VAE {file}"):
                 vae = load_vae(self.family.vae_file, file, self.family.info.configs / "vae", dtype)
-            return self.family.codec_of(vae, device, self.fingerprint("vae"))
+            return self.family.wrap_vae(vae, device, self.fingerprint("vae"))
         folder = self._component_folder("vae")
         with _readable(f"The VAE of {self.base_model} in {folder}"):
             return self.family.load_codec(folder, device, dtype, self.fingerprint("vae"))
@@ -155,7 +155,11 @@ class EditModel:
         """Load the sampler's schedule."""
         folder = self.folder or self.family.info.configs
         with _readable(f"The scheduler of {self.base_model} in {folder}"):
-            return FlowMatchEulerDiscreteScheduler.from_pretrained(folder, subfolder="scheduler", local_files_only=True)
+            scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
+                folder, subfolder="scheduler", local_files_only=True
+            )
+        assert isinstance(scheduler, FlowMatchEulerDiscreteScheduler)
+        return scheduler
 
     def _loaded_text(self, dtype: torch.dtype, alone: bool) -> dict[str, Any]:
         """The text encoders given as files, and the tokenizers if nothing of the text comes from a folder."""

@@ -17,6 +17,7 @@ if TYPE_CHECKING:
     from pathlib import Path
 
     import torch
+    from diffusers import ModelMixin
     from PIL import Image
 
     from ..single_file.key_mapping import Layout, Shapes
@@ -67,7 +68,7 @@ class Family(ABC):
 
     @abstractmethod
     def layout(self, transformer: torch.nn.Module) -> Layout:
-        """How single files name and fuse the transformer's modules."""
+        """Names and fusion of the transformer's modules in single files."""
 
     @abstractmethod
     def other_model(self, shapes: Shapes) -> str | None:
@@ -91,7 +92,7 @@ class Family(ABC):
         """Load the pipeline's VAE; it reports `fingerprint` as its own."""
 
     @abstractmethod
-    def codec_of(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> ImageCodec:
+    def wrap_vae(self, vae: ModelMixin, device: torch.device | str, fingerprint: str) -> ImageCodec:
         """Wrap a loaded diffusers VAE as an image codec."""
 
     # sizes
@@ -146,11 +147,11 @@ class Family(ABC):
 
     @abstractmethod
     def collate_text(self, texts: Sequence[TextConditioning]) -> TextConditioning:
-        """Concatenate conditionings of batch size 1 to a batch of the same dtypes; padding, if any, is masked."""
+        """Concatenate conditionings, tensors [1, ...] of any dtype, to a batch [B, ...]; padding, if any, is masked."""
 
     def text_groups(self, texts: Sequence[TextConditioning]) -> list[list[int]]:
-        """Indices of the conditionings that can share a forward pass, group by group: all in one where padding is
-        masked."""
+        """Indices of the conditionings, tensors [1, ...] of any dtype, that can share a forward pass, group by group:
+        all in one where padding is masked."""
         return [list(range(len(texts)))]
 
     # the model

@@ -13,7 +13,7 @@ from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RES
 from ..data.resize import Size, at_area_of, nearest_aspect, scaled
 from ..families.records import FLUX_KONTEXT
 from ..single_file.key_mapping import Layout, Shapes
-from .diffusers_family import PipelineFamily, PipelineTextEncoder, any_of
+from .diffusers_family import PipelineFamily, PipelineTextEncoder, any_of, config_of
 from .flux_single_file import TEXT_ENCODERS, TOKENIZERS, VAE, flux_config, flux_layout
 from .types import PackedLatents, TextConditioning
 
@@ -33,6 +33,8 @@ class FluxKontext(PipelineFamily):
 
     info = FLUX_KONTEXT
     pipeline = FluxKontextPipeline
+    pack_latents = staticmethod(FluxKontextPipeline._pack_latents)
+    unpack_latents = staticmethod(FluxKontextPipeline._unpack_latents)
     transformer = FluxTransformer2DModel
     aspect_step: ClassVar[int] = PipelineFamily.patch
     """Pixels to whose multiples an image's sides are cut before its aspect ratio is compared with the preferred
@@ -44,9 +46,9 @@ class FluxKontext(PipelineFamily):
     def transformer_config(self, shapes: Shapes) -> dict[str, Any]:
         return flux_config(shapes)
 
-    def layout(self, transformer: FluxTransformer2DModel) -> Layout:
-        config = transformer.config
-        return flux_layout(config.num_layers, config.num_single_layers, config.guidance_embeds)
+    def layout(self, transformer: torch.nn.Module) -> Layout:
+        config = config_of(transformer)
+        return flux_layout(config["num_layers"], config["num_single_layers"], config["guidance_embeds"])
 
     def other_model(self, shapes: Shapes) -> str | None:
         channels = shapes.get("img_in.weight", (0, 64))[-1]
@@ -67,6 +69,7 @@ class FluxKontext(PipelineFamily):
         loaded: Mapping[str, Any] | None = None,
     ) -> FluxTextEncoder:
         pipeline = self.text_pipeline(folder, dtype, **(loaded or {}))
+        assert isinstance(pipeline, FluxKontextPipeline)
         return FluxTextEncoder(pipeline, device, fingerprint, self.variant.text_length)
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
@@ -111,7 +114,7 @@ class FluxKontext(PipelineFamily):
             hidden_states=torch.cat([image.tokens for image in images], dim=1),
             # Rounded as in the pipeline, where timesteps pass through 0..1000 in the latents' dtype.
             timestep=(sigma * 1000).to(tokens.dtype) / 1000,
-            guidance=torch.full_like(sigma, guidance) if transformer.config.guidance_embeds else None,
+            guidance=torch.full_like(sigma, guidance) if config_of(transformer)["guidance_embeds"] else None,
             pooled_projections=text["pooled_prompt_embeds"],
             encoder_hidden_states=prompt,
             txt_ids=torch.zeros(prompt.shape[1], 3, device=prompt.device, dtype=prompt.dtype),
@@ -160,13 +163,17 @@ class FluxTextEncoder(PipelineTextEncoder):
         self, pipeline: FluxKontextPipeline, device: torch.device | str, fingerprint: str, text_length: int
     ) -> None:
         super().__init__(pipeline, device, fingerprint)
+        self.pipeline = pipeline
         self.text_length = text_length
 
     @torch.no_grad()
     def encode(self, caption: str, controls: Sequence[torch.Tensor]) -> TextConditioning:
+        """Encode one caption to `prompt_embeds` [1, text_length, width] and `pooled_prompt_embeds` [1, width] in the
+        encoders' dtype; `controls`, [1, 3, H, W] float32, are ignored."""
         prompt, pooled, _ = self.pipeline.encode_prompt(
             caption, device=self.device, max_sequence_length=self.text_length
         )
+        assert pooled is not None, "the pipeline has a CLIP"
         return {"prompt_embeds": prompt, "pooled_prompt_embeds": pooled}
 
 

@@ -6,7 +6,7 @@ from typing import Any
 
 from diffusers import AutoencoderKL
 from diffusers.loaders.single_file_utils import convert_ldm_vae_checkpoint
-from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5TokenizerFast
+from transformers import CLIPTextModel, CLIPTokenizer, T5EncoderModel, T5Tokenizer
 
 from ..families.records import FLUX_KONTEXT
 from ..single_file.key_mapping import FusedModule, Shapes, count_blocks
@@ -90,7 +90,7 @@ TEXT_ENCODERS = {
 TOKENIZERS = {
     # The pipeline pads to model_max_length, which is 8192 in ComfyUI's files.
     "tokenizer": Tokenizer(CLIPTokenizer, "comfy/sd1_tokenizer", {"model_max_length": 77}),
-    "tokenizer_2": Tokenizer(T5TokenizerFast, "comfy/text_encoders/t5_tokenizer"),
+    "tokenizer_2": Tokenizer(T5Tokenizer, "comfy/text_encoders/t5_tokenizer"),
 }
 
 

@@ -68,7 +68,7 @@ def check_files(family: Family, base_model: str, files: ModelFiles, folder: Path
     if family.text_encoders.keys() <= text.keys():
         _note(faults, find_tokenizers, family.tokenizers, base_model, files.tokenizers, folder)
     if files.transformer is not None and not faults:
-        faults += _misfits(family, files, widths)
+        faults += _misfits(family, files, files.transformer, widths)
     if faults:
         raise BadInput("\n".join(faults))
     return files
@@ -101,15 +101,15 @@ def _in_right_order(family: Family, files: ModelFiles) -> ModelFiles:
     return replace(files, text_encoder=found.get("text_encoder"), text_encoder_2=found.get("text_encoder_2"))
 
 
-def _misfits(family: Family, files: ModelFiles, widths: Mapping[str, int]) -> Iterator[str]:
+def _misfits(family: Family, files: ModelFiles, transformer: Path, widths: Mapping[str, int]) -> Iterator[str]:
     """Faults of text encoders whose output width does not fit the transformer."""
-    shapes = open_transformer(files.transformer).shapes
+    shapes = open_transformer(transformer).shapes
     for name, width in widths.items():
         encoder = family.text_encoders[name]
         if width != (expected := shapes[encoder.input_layer][1]):
             yield (
                 f"{files.of('text')[name]} is not the {encoder.info.title} of this transformer: its output has {width} "
-                f"channels, but {files.transformer} expects {expected}."
+                f"channels, but {transformer} expects {expected}."
             )
 
 

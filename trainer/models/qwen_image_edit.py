@@ -7,16 +7,32 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import QwenImageEditPipeline, QwenImageTransformer2DModel
+from diffusers import ModelMixin, QwenImageEditPipeline, QwenImageTransformer2DModel
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 from torch.nn.utils.rnn import pad_sequence
-from transformers import AutoImageProcessor, ProcessorMixin, Qwen2Tokenizer, Qwen2VLProcessor
+from transformers import (
+    AutoImageProcessor,
+    BaseImageProcessor,
+    PreTrainedTokenizerBase,
+    ProcessorMixin,
+    Qwen2Tokenizer,
+    Qwen2VLProcessor,
+)
 
 from ..data.resize import Size
 from ..families.records import QWEN_IMAGE_EDIT
 from ..single_file.key_mapping import Layout, Shapes, count_blocks, same_names
-from .diffusers_family import AXES, HEAD_SIZE, PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, to_pil
+from .diffusers_family import (
+    AXES,
+    HEAD_SIZE,
+    PipelineCodec,
+    PipelineFamily,
+    PipelineTextEncoder,
+    any_of,
+    config_of,
+    to_pil,
+)
 from .qwen_single_file import TEXT_ENCODERS, TOKENIZERS, VAE
 from .types import PackedLatents, TextConditioning
 
@@ -41,6 +57,8 @@ class QwenImageEdit(PipelineFamily):
 
     info = QWEN_IMAGE_EDIT
     pipeline = QwenImageEditPipeline
+    pack_latents = staticmethod(QwenImageEditPipeline._pack_latents)
+    unpack_latents = staticmethod(QwenImageEditPipeline._unpack_latents)
     transformer = QwenImageTransformer2DModel
     rope_class: ClassVar[type[QwenEmbedRope]] = QwenEmbedRope
     empty_prompt: ClassVar[str] = " "
@@ -49,7 +67,7 @@ class QwenImageEdit(PipelineFamily):
     tokenizers: ClassVar = TOKENIZERS
     vae_file = VAE
 
-    def empty_transformer(self, config: Mapping[str, Any]) -> QwenImageTransformer2DModel:
+    def empty_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
         transformer = super().empty_transformer(config)
         # The rotary tables are neither parameters nor buffers, so no weights file would fill them in.
         transformer.pos_embed = self.rope_class(10000, list(config["axes_dims_rope"]), scale_rope=True)
@@ -68,7 +86,7 @@ class QwenImageEdit(PipelineFamily):
             "axes_dims_rope": AXES,
         }
 
-    def layout(self, transformer: QwenImageTransformer2DModel) -> Layout:
+    def layout(self, transformer: torch.nn.Module) -> Layout:
         return same_names(transformer)
 
     def other_model(self, shapes: Shapes) -> str | None:
@@ -88,10 +106,16 @@ class QwenImageEdit(PipelineFamily):
     ) -> QwenTextEncoder:
         loaded = dict(loaded or {})
         tokenizer = loaded.get("tokenizer")
-        loaded["processor"] = processor_of(tokenizer) if tokenizer else load_processor(folder)
-        return QwenTextEncoder(self.text_pipeline(folder, dtype, **loaded), device, fingerprint)
+        if tokenizer:
+            loaded["processor"] = make_processor(tokenizer)
+        else:
+            assert folder is not None, "without a folder the tokenizer is loaded"
+            loaded["processor"] = load_processor(folder)
+        pipeline = self.text_pipeline(folder, dtype, **loaded)
+        assert isinstance(pipeline, QwenImageEditPipeline)
+        return QwenTextEncoder(pipeline, device, fingerprint)
 
-    def codec_of(self, vae: torch.nn.Module, device: torch.device | str, fingerprint: str) -> QwenCodec:
+    def wrap_vae(self, vae: ModelMixin, device: torch.device | str, fingerprint: str) -> QwenCodec:
         return QwenCodec(vae, device, fingerprint)
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
@@ -149,7 +173,7 @@ class QwenImageEdit(PipelineFamily):
 
     def lora_targets(self, which: str, transformer: torch.nn.Module) -> str:
         # The last block's text output is discarded, so layers that feed nothing else cannot learn.
-        last = transformer.config.num_layers - 1
+        last = config_of(transformer)["num_layers"] - 1
         every, but_last = r"transformer_blocks\.\d+\.", rf"transformer_blocks\.(?!{last}\.)\d+\."
         targets = [
             rf"{every}attn\.{any_of('to_q', 'to_k', 'to_v', 'to_out.0', 'add_k_proj', 'add_v_proj')}",
@@ -163,7 +187,7 @@ class QwenImageEdit(PipelineFamily):
         return "|".join(targets)
 
     def idle_layers(self, transformer: torch.nn.Module) -> str:
-        last = rf"transformer_blocks\.{transformer.config.num_layers - 1}\."
+        last = rf"transformer_blocks\.{config_of(transformer)['num_layers'] - 1}\."
         return rf"{last}(attn\.{any_of('add_q_proj', 'to_add_out')}|txt_mlp\.net\.{any_of('0.proj', '2')})"
 
     def text_shapes(self, config: Mapping[str, Any], control: Size) -> dict[str, tuple[int, ...]]:
@@ -190,10 +214,17 @@ class QwenImageEdit(PipelineFamily):
 class QwenTextEncoder(PipelineTextEncoder):
     """Qwen2.5-VL with the pipeline's prompt template, which includes the control image."""
 
+    def __init__(self, pipeline: QwenImageEditPipeline, device: torch.device | str, fingerprint: str) -> None:
+        super().__init__(pipeline, device, fingerprint)
+        self.pipeline = pipeline
+
     @torch.no_grad()
     def encode(self, caption: str, controls: Sequence[torch.Tensor]) -> TextConditioning:
+        """Encode one caption and one control [1, 3, H, W] float32 in 0..1 to `prompt_embeds` [1, tokens, width] in the
+        encoder's dtype."""
         (control,) = controls
-        prompt, _ = self.pipeline.encode_prompt(caption, image=to_pil(control), device=self.device)
+        image: Any = to_pil(control)  # diffusers annotates a Tensor, and accepts any image.
+        prompt, _ = self.pipeline.encode_prompt(caption, image=image, device=self.device)
         return {"prompt_embeds": prompt}
 
 
@@ -201,12 +232,15 @@ class QwenCodec(PipelineCodec):
     """A video VAE on single frames; the frame axis is added and removed here."""
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
+        """Encode [B, 3, H, W] float32 in -1..1 to latents [B, C, H/8, W/8] in the VAE's dtype."""
         return super().encode(pixels.unsqueeze(2)).squeeze(2)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
+        """Decode [B, C, h, w] of any float dtype to [B, 3, 8h, 8w] in -1..1 in the VAE's dtype."""
         return super().decode(latents.unsqueeze(2)).squeeze(2)
 
     def for_batches(self) -> QwenCodec | None:
+        """None on the CPU, where batches are encoded in threads."""
         # The VAE caches frames in itself while encoding, so a second thread, as batches use on the CPU, is impossible.
         return None if self.module.device.type == "cpu" else self
 
@@ -214,7 +248,12 @@ class QwenCodec(PipelineCodec):
 class ImageTextProcessor(Qwen2VLProcessor):
     """Qwen2VLProcessor without its video processor, which needs torchvision in a matching release."""
 
-    def __init__(self, image_processor=None, tokenizer=None, chat_template=None) -> None:
+    def __init__(
+        self,
+        image_processor: BaseImageProcessor,
+        tokenizer: PreTrainedTokenizerBase,
+        chat_template: str | None = None,
+    ) -> None:
         for medium in ("image", "video"):
             token = f"<|{medium}_pad|>"
             setattr(self, f"{medium}_token", token)
@@ -227,7 +266,7 @@ def load_processor(folder: Path) -> Qwen2VLProcessor:
     return ImageTextProcessor.from_pretrained(folder / "processor", local_files_only=True)
 
 
-def processor_of(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
+def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
     """The published model's processor with this tokenizer."""
     folder = QWEN_IMAGE_EDIT.configs / "processor"
     return ImageTextProcessor(AutoImageProcessor.from_pretrained(folder, local_files_only=True), tokenizer)

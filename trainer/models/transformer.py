@@ -15,7 +15,7 @@ from ..families.registry import find_family
 from ..single_file.detect import describe_other, file_name_warnings
 from ..single_file.header import open_shards, open_weights
 from ..single_file.key_mapping import Layout, same_names
-from ..single_file.load_module import ModuleFile, check_keys, fill_module, module_of, open_module
+from ..single_file.load_module import ModuleFile, check_keys, fill_module, open_module, select_module
 
 if TYPE_CHECKING:
     from .family import Family
@@ -71,7 +71,7 @@ def load_folder(
 ) -> nn.Module:
     """Load the transformer as `load_single_file` does, from a folder with diffusers' names and this config."""
     transformer = family.empty_transformer(config)
-    layout, source = same_names(transformer), module_of(open_shards(folder, WEIGHTS, "transformer"), "transformer")
+    layout, source = same_names(transformer), select_module(open_shards(folder, WEIGHTS, "transformer"), "transformer")
     check_keys(transformer, layout, source, f"transformer of {family.info.name}")
     fill_module(transformer, layout, source, dtype, precision)
     return transformer

@@ -86,6 +86,7 @@ class WeightFile:
 
     @property
     def is_gguf(self) -> bool:
+        """True for a GGUF file."""
         return any(tensor.dtype.startswith("GGUF:") for tensor in self.tensors.values())
 
 
@@ -108,7 +109,7 @@ class Reader(Protocol):
     """Reads the tensors of an open file."""
 
     def read(self, name: str) -> torch.Tensor:
-        """Read a tensor to the CPU in its stored shape and dtype. It may be the file's memory: copy it to keep it."""
+        """Read a tensor of any shape to the CPU in its stored dtype; it may share the file's memory."""
         ...
 
 
@@ -241,17 +242,20 @@ def _read_entry(name: str, entry: Any) -> tuple[StoredTensor, tuple[int, int]]:
     """A tensor, with the first byte of its data and the one after the last."""
     if not isinstance(entry, dict) or not isinstance(entry.get("dtype"), str):
         raise _Damage(f"{name} has no dtype")
-    shape, offsets, dtype = entry.get("shape"), entry.get("data_offsets"), entry["dtype"]
-    if not _are_counts(shape) or not _are_counts(offsets) or len(offsets) != 2 or offsets[0] > offsets[1]:
-        raise _Damage(f"{name} has no shape or place")
+    shape, offsets, dtype = _counts(entry.get("shape")), _counts(entry.get("data_offsets")), entry["dtype"]
+    if shape is None or offsets is None or len(offsets) != 2 or offsets[0] > offsets[1]:
+        raise _Damage(f"{name} has no valid shape or offsets")
     bits = _BITS.get(dtype)
     if bits is not None and prod(shape) * bits != 8 * (offsets[1] - offsets[0]):
-        raise _Damage(f"{name} has not as many bytes as its shape says")
-    return StoredTensor(tuple(shape), dtype), (offsets[0], offsets[1])
+        raise _Damage(f"{name} has another size than its shape and dtype require")
+    return StoredTensor(shape, dtype), (offsets[0], offsets[1])
 
 
-def _are_counts(value: Any) -> bool:
-    return isinstance(value, list) and all(type(number) is int and number >= 0 for number in value)
+def _counts(value: object) -> tuple[int, ...] | None:
+    """A decoded JSON list of non-negative integers as a tuple; None for anything else."""
+    if isinstance(value, list) and all(type(number) is int and number >= 0 for number in value):
+        return tuple(value)
+    return None
 
 
 def _open_gguf(path: Path, what: str) -> WeightFile:

@@ -1,4 +1,4 @@
-"""How single files name and fuse the modules of a transformer."""
+"""Names and fusion of a transformer's modules in single files."""
 
 from __future__ import annotations
 

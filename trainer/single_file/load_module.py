@@ -35,6 +35,7 @@ class ModuleFile:
 
     @property
     def shapes(self) -> Shapes:
+        """Shapes of the weights and biases by name, without prefix."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
 
 
@@ -44,10 +45,10 @@ def open_module(path: Path, what: str, prefixes: Collection[str]) -> ModuleFile:
     The module's tensors are those with the first of `prefixes` that any tensor has; if none has one, all tensors.
     Raises BadInput for an unreadable file or an unsupported quantization.
     """
-    return module_of(open_weights(path, what), what, prefixes)
+    return select_module(open_weights(path, what), what, prefixes)
 
 
-def module_of(file: WeightFile, what: str, prefixes: Collection[str] = ()) -> ModuleFile:
+def select_module(file: WeightFile, what: str, prefixes: Collection[str] = ()) -> ModuleFile:
     """Separate the tensors of a file with a module, as `open_module` does."""
     prefix = next((p for p in prefixes if any(name.startswith(p) for name in file.tensors)), "")
     source = ModuleFile(file, prefix, *read_markers(file, prefix))
@@ -131,6 +132,7 @@ def _fill(
 
     def read(leaf: str) -> Sequence[torch.Tensor]:
         name = _alias(fused.stored_name(leaf), source.tensors)
+        assert name is not None, "check_keys has found all names"
         values = reader.read(source.prefix + name).reshape(source.tensors[name].shape)
         return (swapped_halves(values) if fused.swapped else values).split(rows)
 

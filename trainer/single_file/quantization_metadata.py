@@ -92,8 +92,8 @@ def _quantization(
             raise _not_supported(path, module, name)
         if row.file_dtype != tensor.dtype:
             raise _not_supported(path, module, f"{name} stored as {tensor.dtype}")
-        details = declared.get("params") if isinstance(declared.get("params"), dict) else {}
-        details = details | declared
+        params = declared.get("params")
+        details = (params if isinstance(params, dict) else {}) | declared
         rotation = details.get("convrot_groupsize", 256) if details.get("convrot") else 0
         if rotation and (not _is_power_of_4(rotation) or len(tensor.shape) != 2 or tensor.shape[1] % rotation):
             raise _not_supported(path, module, f"convrot of size {rotation}")

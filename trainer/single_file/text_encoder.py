@@ -75,7 +75,9 @@ def load_encoder(
         {name: tokenizer.convert_tokens_to_ids(token) for name, token in encoder.token_ids.items()} if tokenizer else {}
     )
     model, layout = _empty_for(encoder, source, published, ids)
-    vocabulary = model.get_input_embeddings().num_embeddings
+    embeddings = model.get_input_embeddings()
+    assert isinstance(embeddings, torch.nn.Embedding)
+    vocabulary = embeddings.num_embeddings
     if tokenizer is not None and max(tokenizer.get_vocab().values()) >= vocabulary:
         raise BadInput(
             f"{path} has a vocabulary of {vocabulary} tokens and its tokenizer one of {len(tokenizer)}; one of the two "
@@ -86,15 +88,16 @@ def load_encoder(
 
 
 def _empty_for(
-    encoder: EncoderFile, source: ModuleFile, published: Path, ids: Mapping[str, int]
+    encoder: EncoderFile, source: ModuleFile, published: Path, ids: Mapping[str, object]
 ) -> tuple[PreTrainedModel, Layout]:
     """The encoder without weights and the file's layout, with every key and shape checked."""
     config = json.loads((published / "config.json").read_text(encoding="utf-8"))
-    shapes = source.shapes
+    shapes, config_class = source.shapes, encoder.model.config_class
+    assert config_class is not None
     try:
         config = _merged(_merged(config, encoder.config(shapes)), ids)
         with _EmptyIsMeta():
-            model = encoder.model._from_config(encoder.model.config_class.from_dict(config))
+            model = encoder.model._from_config(config_class.from_dict(config))
     except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError):
         raise BadInput(
             f"{source.file.path} is not a {encoder.info.title}: it has {len(source.file.tensors)} tensors such as "

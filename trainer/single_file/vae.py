@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import ModelMixin
+from diffusers import ConfigMixin, ModelMixin
 
 from ..errors import BadInput
 from ..families.info import VaeInfo
@@ -25,11 +25,12 @@ class VaeFile:
     """Layout of a family's VAE in single files."""
 
     info: VaeInfo
-    model: type[ModelMixin]
+    model: type[ConfigMixin]
+    """A diffusers class, which is a ModelMixin as well."""
     prefixes: tuple[str, ...]
     """Prefixes of its tensor names; files without a prefix are read as well."""
     convert: Callable[[Tensors, Mapping[str, Any]], Tensors]
-    """Renames a file's tensors to diffusers' names, given the diffusers config."""
+    """Renames a file's tensors, of any shape and dtype, to diffusers' names, given the diffusers config."""
     diffusers_name: str
     """A tensor that only files with diffusers' names have."""
     config: Callable[[Shapes], dict[str, Any]]
@@ -75,6 +76,7 @@ def _empty_for(vae: VaeFile, source: ModuleFile, published: Path) -> tuple[Model
         config |= vae.config(shapes)
         with torch.device("meta"):
             model = vae.model.from_config(config)
+        assert isinstance(model, ModelMixin)
     except (KeyError, IndexError, ValueError, TypeError, AttributeError, RuntimeError):
         raise BadInput(
             f"{path} is not a {vae.info.title}: it has {len(source.file.tensors)} tensors such as "
