@@ -95,7 +95,7 @@ def test_a_new_row_is_loaded_and_counted(int16: str, model: EditModel):
 
 def write_int16(path: Path, model: EditModel, scales: bool = True) -> dict[str, torch.Tensor]:
     """A single file whose Linears are int16 and say so; the weights that were written."""
-    state = stored(BASE_MODELS[model.family.name], model.load_transformer("cpu", F32))
+    state = stored(BASE_MODELS[model.family.info.name], model.load_transformer("cpu", F32))
     tensors = {}
     for name, tensor in state.items():
         if not is_quantized(name, tensor):
