@@ -169,10 +169,7 @@ def vague_about_tensors(modules: Modules) -> list[str]:
 CHECKS = (missing_docstrings, poor_beginnings, vague_about_tensors)
 
 PENDING = {
-    "device",
-    "memory",
     "nodes",
-    "quantization",
 }
 """Rooms that these tests do not hold yet."""
 

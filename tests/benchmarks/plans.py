@@ -45,11 +45,16 @@ def table(base_model: str, resolution: int) -> list[str]:
     return lines + [row(gb, make_plan(model, params, settings, assumed_gpu(gb, HOST))) for gb in CARDS]
 
 
-def row(device_info: int, plan: Plan) -> str:
+def title(name: str, resolution: int) -> str:
+    """Heading of a table."""
+    return f"{name}, {resolution} x {resolution} from {resolution} x {resolution}"
+
+
+def row(gb: int, plan: Plan) -> str:
     """One card's plan."""
     blocks = len(plan.activation_checkpointing)
     cells = [
-        f"{device_info} GB",
+        f"{gb} GB",
         plan.precision,
         "host" if plan.modulation_on_host else "card",
         f"{len(plan.streamed)} of {blocks}",
@@ -64,5 +69,5 @@ def row(device_info: int, plan: Plan) -> str:
 if __name__ == "__main__":
     for name, base_model in MODELS.items():
         for resolution in RESOLUTIONS:
-            print(f"\n{name}, {resolution} x {resolution} from {resolution} x {resolution}\n")
+            print(f"\n{title(name, resolution)}\n")
             print("\n".join(table(base_model, resolution)))

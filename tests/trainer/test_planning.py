@@ -21,6 +21,8 @@ from trainer.events import Planned
 from trainer.memory.planner import inference_plan, make_plan
 from trainer.models.edit_model import open_model
 
+from ..benchmarks.plans import MODELS, RESOLUTIONS, table, title
+
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit", "black-forest-labs/FLUX.1-Kontext-dev"
 COLUMNS = {"caption_column": "c", "control_image_column": "b", "image_column": "a"}
 PARAMS = TrainingParams(**COLUMNS)
@@ -194,11 +196,13 @@ def test_a_reduced_model_takes_what_was_planned(how: dict[str, str]):
     assert found["planned"] == pytest.approx(found["taken"], rel=0.15), found
 
 
-def test_the_table_in_the_docs_adds_up():
-    rows = [line for line in DOCS.read_text(encoding="utf-8").splitlines() if re.match(r"\| \d+ GB \|", line)]
-    assert len(rows) == 24
-    for line in rows:
-        cells = [cell.strip() for cell in line.strip("|").split("|")]
-        *components, together = (float(cell) for cell in cells[6:])
-        assert sum(components) == pytest.approx(together, abs=0.3)
-        assert together <= float(cells[0].removesuffix(" GB"))
+@pytest.mark.slow
+@pytest.mark.parametrize("resolution", RESOLUTIONS)
+@pytest.mark.parametrize("name", MODELS)
+def test_the_tables_in_the_docs_are_the_planners(name: str, resolution: int):
+    """Every figure of every row; `python tests/benchmarks/plans.py` prints them anew."""
+    section = DOCS.read_text(encoding="utf-8").split(f"### {title(name, resolution)}\n")[1].split("###")[0]
+    rows = [line for line in section.splitlines() if line.startswith("|") and " GB |" in line]
+    planned_rows = table(MODELS[name], resolution)[2:]
+    assert len(planned_rows) == 6
+    assert rows == planned_rows

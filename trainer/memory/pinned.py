@@ -55,7 +55,7 @@ class PinnedTensors:
         flat[: self.bytes].copy_(self.flat, non_blocking=True)
 
     def point_at(self, views: Sequence[torch.Tensor]) -> None:
-        """Set the tensors' data to `views`, of the same shapes and dtypes."""
+        """Set the tensors' data to `views`, any shape and dtype as `views_in` makes them."""
         for tensor, view in zip(self.tensors, views, strict=True):
             tensor.data = view
 

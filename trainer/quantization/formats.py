@@ -51,7 +51,7 @@ class Format:
     row_scales: bool = False
     """`quantize` makes one float32 scale a row, [out, 1]."""
     matmul_multiple: int | None = None
-    """What both sides of a weight must be multiples of for a matmul in the storage dtype; None: there is none."""
+    """Divisor of both sides of a weight that allows a matmul in the storage dtype; None: there is none."""
     capability: tuple[int, int] | None = None
     """NVIDIA compute capability that a matmul in the storage dtype needs."""
     package: str | None = None

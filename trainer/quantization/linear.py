@@ -40,7 +40,7 @@ class QuantizedLinear(nn.Linear):
         return dequantize(self.weight, self.scale, self.quantization, dtype)
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        """Multiply `input` [..., in] float: [..., out] in `computation_dtype(input)`."""
+        """Multiply `input` [*, in] of any float dtype: [*, out] in `computation_dtype(input)`."""
         return _FrozenLinear.apply(
             input,
             computation_dtype(input),

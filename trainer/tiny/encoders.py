@@ -1,12 +1,12 @@
-"""The embedded models' text encoders: real classes, small, with random weights that are never trained.
+"""Text encoders of the embedded models: the real classes, tiny, with random weights that are never trained.
 
-A random network is a fixed hash of its input. That is enough: the transformers are trained on what it says.
+A random network is a fixed hash of its input, which is enough for transformers trained on its output.
 """
 
 from __future__ import annotations
 
 import math
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 
@@ -17,7 +17,7 @@ if TYPE_CHECKING:
         Qwen2_5_VLForConditionalGeneration,
         Qwen2Tokenizer,
         T5EncoderModel,
-        T5TokenizerFast,
+        T5Tokenizer,
     )
 
 
@@ -26,9 +26,10 @@ TEXT_WIDTH = 64
 
 
 def clip_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
-    """CLIP: its output at the last token is Flux's pooled text [B, TEXT_WIDTH]."""
+    """Build CLIP, whose output at the last token is Flux's pooled text [B, TEXT_WIDTH] float32."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    end = cast("int", tokenizer.eos_token_id)
     config = CLIPTextConfig(
         vocab_size=len(tokenizer),
         hidden_size=TEXT_WIDTH,
@@ -36,24 +37,24 @@ def clip_encoder(tokenizer: CLIPTokenizer, seed: int) -> CLIPTextModel:
         projection_dim=TEXT_WIDTH,
         num_hidden_layers=2,
         num_attention_heads=2,
-        bos_token_id=tokenizer.bos_token_id,
-        eos_token_id=tokenizer.eos_token_id,
-        pad_token_id=tokenizer.pad_token_id,
+        bos_token_id=cast("int", tokenizer.bos_token_id),
+        eos_token_id=end,
+        pad_token_id=cast("int", tokenizer.pad_token_id),
     )
     model = CLIPTextModel(config)
     randomize(model, seed)
     with torch.no_grad():
-        # The last token looks at every word alike, and adds little of its own to what it sees there.
+        # The last token attends to every word alike and adds little of its own.
         for name, parameter in model.named_parameters():
             if name.endswith("token_embedding.weight"):
-                parameter[tokenizer.eos_token_id] *= 0.1
+                parameter[end] *= 0.1
             elif name.endswith(("position_embedding.weight", "q_proj.weight")):
                 parameter *= 0.3
     return model.eval()
 
 
-def t5_encoder(tokenizer: T5TokenizerFast, seed: int) -> T5EncoderModel:
-    """T5: Flux's text tokens [B, tokens, TEXT_WIDTH]."""
+def t5_encoder(tokenizer: T5Tokenizer, seed: int) -> T5EncoderModel:
+    """Build T5, whose output is Flux's text tokens [B, L, TEXT_WIDTH] float32."""
     from transformers import T5Config, T5EncoderModel
 
     config = T5Config(
@@ -71,15 +72,15 @@ def t5_encoder(tokenizer: T5TokenizerFast, seed: int) -> T5EncoderModel:
     with torch.no_grad():
         for name, parameter in model.named_parameters():
             if name.endswith("SelfAttention.q.weight"):
-                parameter /= math.sqrt(config.d_kv)  # T5's attention does not do it itself.
+                parameter /= math.sqrt(config.d_kv)  # T5's attention does not scale by it.
     return model.eval()
 
 
 def qwen_encoder(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForConditionalGeneration:
-    """Qwen2.5-VL: reads caption and control image; its last hidden states [B, tokens, TEXT_WIDTH] are the text."""
+    """Build Qwen2.5-VL, whose last hidden states [B, L, TEXT_WIDTH] float32 encode caption and control image."""
     from transformers import Qwen2_5_VLConfig, Qwen2_5_VLForConditionalGeneration
 
-    ids = {
+    ids: dict[str, Any] = {
         f"{name}_token_id": tokenizer.convert_tokens_to_ids(f"<|{name}|>") for name in ("vision_start", "vision_end")
     }
     ids |= {f"{kind}_token_id": tokenizer.convert_tokens_to_ids(f"<|{kind}_pad|>") for kind in ("image", "video")}
@@ -113,10 +114,8 @@ def qwen_encoder(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForCondition
 
 
 def randomize(model: torch.nn.Module, seed: int) -> None:
-    """Weights that keep the variance of what goes through them: embeddings 1, matrices 1 / inputs, biases 0.
-
-    Norms keep their ones. The same seed gives the same weights.
-    """
+    """Draw weights that keep the variance of their inputs: variance 1 for embeddings, 1 / inputs for matrices; biases
+    are 0 and norms keep their ones."""
     generator = torch.Generator().manual_seed(seed)
     embeddings = {name for name, module in model.named_modules() if isinstance(module, torch.nn.Embedding)}
     with torch.no_grad():

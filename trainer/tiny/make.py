@@ -1,7 +1,7 @@
-"""The making of the embedded models, from nothing: `python -m trainer.tiny.make --out DIR`.
+"""Makes the embedded models from nothing: `python -m trainer.tiny.make --out DIR`.
 
 1. text: tokenizers, frozen random text encoders, schedules, and random weights for the rest;
-2. vae: each family's VAE, by its own short training;
+2. vae: each family's VAE, by a training of its own;
 3. transformer: by this project's own full fine-tune on `shapes.BASE_EDITS`.
 """
 
@@ -16,16 +16,19 @@ from .shapes import BASE_EDITS, TAUGHT_EDITS, make_pairs, write_parquet
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import AutoencoderKL, AutoencoderKLQwenImage
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 
 
 SEED = 1
+"""Seed of all weights and data."""
 
 
 STAGES = ("text", "vae", "transformer")
 
 
 PICTURES = 24_000
+"""Images that the VAEs are trained on. This and the sizes and durations below are judgements."""
 
 
 VAE_STEPS, VAE_DECODER_STEPS = 3200, 2000
@@ -56,15 +59,15 @@ SETTINGS = {"seed": SEED, "lr_scheduler": "cosine", "warmup_steps": 100, "save_d
 
 
 def make_text(family: str, folder: Path) -> None:
-    """Write the folder with every part, untrained."""
+    """Write the folder with every part untrained."""
     write_parts(family, folder, SEED)
 
 
 def make_vae(family: str, folder: Path) -> None:
     """Train the folder's VAE from random weights, measure its latents, and write it.
 
-    It sees pictures of every edit, the taught ones too: a VAE is to carry any picture. Unseen edits are unseen by
-    the transformer.
+    It sees images of every edit, the taught ones too, since a VAE must encode any image. The taught edits are kept from
+    the transformer alone.
     """
     import torch
 
@@ -87,14 +90,14 @@ def make_vae(family: str, folder: Path) -> None:
 
 
 def save_vae(vae: AutoencoderKL | AutoencoderKLQwenImage, folder: Path, pixels: torch.Tensor) -> None:
-    """Write a trained VAE with the statistics by which its latents of uint8 `pixels` [N, 3, H, W] have mean 0 and
+    """Write a trained VAE with the scale and shift that give its latents of uint8 `pixels` [N, 3, H, W] mean 0 and
     variance 1."""
     import torch
 
     from .vae import drop_empty_taps, encode
 
-    vae = vae.to(memory_format=torch.contiguous_format).eval()
-    drop_empty_taps(vae)
+    torch.nn.Module.to(vae, memory_format=torch.contiguous_format)
+    drop_empty_taps(vae.eval())
     latents = torch.cat([encode(vae, part) for part in pixels.split(100)]).transpose(0, 1).flatten(1)
     if hasattr(vae.config, "z_dim"):
         vae.register_to_config(
@@ -109,9 +112,9 @@ def save_vae(vae: AutoencoderKL | AutoencoderKLQwenImage, folder: Path, pixels: 
 
 
 def make_transformer(family: str, folder: Path, work: Path) -> None:
-    """Train the folder's transformer on the base edits by a full fine-tune like any other, and write it.
+    """Train the folder's transformer on the base edits by an ordinary full fine-tune, and write it.
 
-    The run folder and its caches lie in `work`; a run that was interrupted goes on.
+    The run folder and its caches lie in `work`; an interrupted run is resumed.
     """
     import torch
 
@@ -141,7 +144,7 @@ def make_transformer(family: str, folder: Path, work: Path) -> None:
     model = open_model(f"tiny/{family}", folder)
     with single_frames():
         dataset = drain(open_dataset(parquet, request.training_params.columns))
-        for event in train(request, dataset, model, RunSettings(**SETTINGS), run_dir=work / family):
+        for event in train(request, dataset, model, RunSettings.model_validate(SETTINGS), run_dir=work / family):
             if isinstance(event, Step) and event.step % 50 == 0:
                 print(f"{family} step {event.step}/{event.steps}  loss {event.loss:.4f}", flush=True)
             elif isinstance(event, Finished):
@@ -152,7 +155,7 @@ def make_transformer(family: str, folder: Path, work: Path) -> None:
 
 
 def main(arguments: list[str] | None = None) -> None:
-    """Make the models in a folder, all of it or one stage."""
+    """Make the models in a folder, in all stages or in one."""
     import torch
 
     parser = argparse.ArgumentParser(prog="python -m trainer.tiny.make", description=__doc__)

@@ -1,4 +1,4 @@
-"""The embedded models put together: transformer configurations, schedules, and folders in diffusers' layout."""
+"""Transformers, schedulers and pipelines of the embedded models, written as diffusers folders."""
 
 from __future__ import annotations
 
@@ -13,7 +13,10 @@ from .tokenizers import clip_tokenizer, qwen_tokenizer, t5_tokenizer
 from .vae import LATENT_CHANNELS, flux_vae, qwen_vae
 
 if TYPE_CHECKING:
-    from diffusers import DiffusionPipeline, FluxTransformer2DModel, ModelMixin, QwenImageTransformer2DModel
+    from diffusers.models.modeling_utils import ModelMixin
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+    from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
 FAMILIES: tuple[str, ...] = ("flux-kontext", "qwen-image-edit")
@@ -24,8 +27,8 @@ TOKEN_CHANNELS = 4 * LATENT_CHANNELS
 
 
 def flux_transformer() -> FluxTransformer2DModel:
-    """Flux with the head size and rope axes of the real one, by which its weights are recognized."""
-    from diffusers import FluxTransformer2DModel
+    """Build a Flux transformer with the real head size and rope axes, by which its weights are detected."""
+    from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
 
     return FluxTransformer2DModel(
         in_channels=TOKEN_CHANNELS,
@@ -41,8 +44,8 @@ def flux_transformer() -> FluxTransformer2DModel:
 
 
 def qwen_transformer() -> QwenImageTransformer2DModel:
-    """Qwen-Image's double-stream blocks."""
-    from diffusers import QwenImageTransformer2DModel
+    """Build a Qwen-Image transformer of double-stream blocks."""
+    from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
 
     return QwenImageTransformer2DModel(
         in_channels=TOKEN_CHANNELS,
@@ -56,8 +59,9 @@ def qwen_transformer() -> QwenImageTransformer2DModel:
 
 
 def flux_pipeline(seed: int) -> DiffusionPipeline:
-    """Kontext with a VAE and a transformer that have yet to be trained."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, FluxKontextPipeline
+    """Build a Kontext pipeline with an untrained VAE and transformer."""
+    from diffusers.pipelines.flux.pipeline_flux_kontext import FluxKontextPipeline
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 
     clip, t5 = clip_tokenizer(), t5_tokenizer()
     torch.manual_seed(seed)
@@ -80,8 +84,9 @@ def flux_pipeline(seed: int) -> DiffusionPipeline:
 
 
 def qwen_pipeline(seed: int) -> DiffusionPipeline:
-    """Qwen-Image-Edit with a VAE and a transformer that have yet to be trained."""
-    from diffusers import FlowMatchEulerDiscreteScheduler, QwenImageEditPipeline
+    """Build a Qwen-Image-Edit pipeline with an untrained VAE and transformer."""
+    from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import QwenImageEditPipeline
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
     from ..models.qwen_image_edit import ImageTextProcessor
@@ -108,7 +113,7 @@ def qwen_pipeline(seed: int) -> DiffusionPipeline:
 
 
 def write_parts(family: str, folder: Path, seed: int) -> None:
-    """Write a whole untrained model of the family, half precision, in diffusers' layout."""
+    """Write a complete untrained model of the family as a diffusers folder in float16."""
     pipeline = {"flux-kontext": flux_pipeline, "qwen-image-edit": qwen_pipeline}[family](seed)
     pipeline.to(torch.float16).save_pretrained(folder)
     if family == "qwen-image-edit":
@@ -116,7 +121,7 @@ def write_parts(family: str, folder: Path, seed: int) -> None:
 
 
 def write_part(module: ModelMixin, folder: Path) -> None:
-    """Write a trained part in half precision, without a trace of where it was made."""
+    """Write a trained part in float16, without the path that it was loaded from."""
     module.half().save_pretrained(folder)
     config = json.loads((folder / "config.json").read_text(encoding="utf-8"))
     config.pop("_name_or_path", None)

@@ -1,8 +1,8 @@
-"""Synthetic edits of simple shapes: the data on which the embedded models are made, taught and tested.
+"""Synthetic edits of simple shapes, for training and testing the embedded models.
 
-A picture is one anti-aliased shape on a plain, pale background, 64x64 RGB. An edit is a caption and a rule that
-turns one such picture into another. `BASE_EDITS` are what the embedded base models were trained on; `TAUGHT_EDITS`
-are kept from them, so that a LoRA which does one of those has learned it. Everything follows from (edit, seed, index).
+An image shows one anti-aliased shape on a plain, pale background, 64 x 64 RGB. An edit is a caption and a rule that
+turns one such image into another. The embedded base models are trained on `BASE_EDITS`; `TAUGHT_EDITS` are kept from
+them, so that a LoRA that does one of those has learned it. Edit, seed and index determine a pair.
 """
 
 from __future__ import annotations
@@ -67,7 +67,7 @@ SIDES: tuple[str, ...] = ("left", "right", "top", "bottom")
 
 @dataclass(frozen=True, kw_only=True, slots=True)
 class Scene:
-    """One picture before it is drawn; lengths in pixels."""
+    """Description of an image; lengths in pixels."""
 
     shape: str
     color: Color
@@ -78,7 +78,7 @@ class Scene:
 
 
 class EditPair(NamedTuple):
-    """One training example: the picture before, the instruction, the picture after."""
+    """Training example: the image before, the instruction, the image after."""
 
     control: Image.Image
     caption: str
@@ -86,7 +86,7 @@ class EditPair(NamedTuple):
 
 
 def draw(scene: Scene | None, background: Color | None = None) -> Image.Image:
-    """The 64x64 RGB picture of `scene`; a plain `background` where there is no scene."""
+    """Draw `scene` as a 64 x 64 RGB image, or a plain `background` without one."""
     side = SIZE * _OVERSAMPLE
     image = Image.new("RGB", (side, side), scene.background if scene else background)
     if scene:
@@ -125,7 +125,7 @@ def _outline(scene: Scene) -> list[tuple[float, float]]:
 
 
 def random_scene(rng: random.Random, *, smallest: float = 9.0, largest: float = 20.0, room: float = 1.0) -> Scene:
-    """A scene whose shape, grown by the factor `room`, still stays inside the picture."""
+    """Draw a random scene whose shape, grown by the factor `room`, stays inside the image."""
     radius = rng.uniform(smallest, largest)
     reach = _MARGIN + room * radius
     return Scene(
@@ -213,7 +213,7 @@ def _swap(rng: random.Random) -> EditPair:
 
 
 def framed(image: Image.Image, color: Color, width: int) -> Image.Image:
-    """`image` with a border of `width` pixels drawn over its edges."""
+    """Draw a border of `width` pixels over the edges of `image`."""
     return ImageOps.expand(ImageOps.crop(image, width), width, color)
 
 
@@ -239,18 +239,18 @@ TAUGHT_EDITS: tuple[str, ...] = ("frame", "invert", "mirror", "swap")
 
 
 def make_pair(edit: str, seed: int, index: int) -> EditPair:
-    """The pair number `index` of the named edit; equal arguments give equal pixels."""
+    """Make pair number `index` of the named edit; equal arguments give equal pixels."""
     return _EDITS[edit](random.Random(f"{edit}/{seed}/{index}"))
 
 
 def make_pairs(edits: Sequence[str], seed: int, count: int, start: int = 0) -> Iterable[EditPair]:
-    """`count` pairs from index `start` on, going round the named edits."""
+    """Yield `count` pairs from index `start` on, taking the named edits in turn."""
     for index in range(start, start + count):
         yield make_pair(edits[index % len(edits)], seed, index)
 
 
 def png_bytes(image: Image.Image) -> bytes:
-    """`image` encoded as PNG."""
+    """Encode `image` as PNG."""
     buffer = io.BytesIO()
     image.save(buffer, format="PNG", compress_level=1)
     return buffer.getvalue()

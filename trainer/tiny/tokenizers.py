@@ -1,12 +1,12 @@
-"""The embedded models' tokenizers: whole-word pieces for common words, bytes or characters for everything else."""
+"""Tokenizers of the embedded models: one token for a common word, bytes or characters for all else."""
 
 from __future__ import annotations
 
 import json
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
+    from transformers import CLIPTokenizer, PreTrainedTokenizerFast, Qwen2Tokenizer, T5Tokenizer
 
 
 TEMPLATE = (
@@ -14,8 +14,8 @@ TEMPLATE = (
     "explain how the user's text instruction should alter or modify the image. Generate a new image that meets the "
     "user's requirements while maintaining consistency with the original input where appropriate.\nuser\nassistant\n"
 )
-"""The words of QwenImageEditPipeline's template: one token each, as in the real tokenizer, so that the part in front of
-the image has the 64 tokens that the pipeline drops."""
+"""Words of QwenImageEditPipeline's template: one token each, as in the real tokenizer, so that the part before the
+image has the 64 tokens that the pipeline drops."""
 
 
 _WORDS = """
@@ -33,7 +33,7 @@ woman face hair hat eyes sign text word says logo ox oxen herd running holding f
 """
 
 
-WORDS: list[str] = _WORDS.split()
+WORDS: list[str] = list(_WORDS.split())
 
 
 _SPACE = "\u2581"
@@ -46,48 +46,50 @@ _PADS = ("<|image_pad|>", "<|video_pad|>")
 
 
 def qwen_tokenizer() -> Qwen2Tokenizer:
-    """Byte-level pairs, each common word one token with and without a space or a capital in front."""
+    """Build a byte-level BPE in which each common word is one token, with and without a space or capital in front."""
     from transformers import Qwen2Tokenizer
 
     corpus = [TEMPLATE, *(form for word in WORDS for form in (word, f" {word}", word.capitalize()))]
     untrained = Qwen2Tokenizer(vocab={}, merges=[])
     vocab, merges = _train_pairs(untrained, corpus, word_end="")
-    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, model_max_length=1024)
+    tokenizer = Qwen2Tokenizer(vocab=vocab, merges=merges, model_max_length=1024)  # pyright: ignore[reportArgumentType] (pairs)
     tokenizer.add_special_tokens({"additional_special_tokens": [*_SPECIAL[1:], *_PADS]})
     return tokenizer
 
 
 def clip_tokenizer() -> CLIPTokenizer:
-    """Byte-level pairs in lower case, each common word one token."""
+    """Build a lower-case byte-level BPE in which each common word is one token."""
     from transformers import CLIPTokenizer
 
     vocab, merges = _train_pairs(CLIPTokenizer(), WORDS, word_end="</w>")
     for special in ("<|startoftext|>", "<|endoftext|>"):
         vocab[special] = len(vocab)
-    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=77)  # pyright: ignore[reportArgumentType] (pairs)
 
 
-def t5_tokenizer() -> T5TokenizerFast:
-    """Pieces: common words, and the characters of Latin, Greek, Cyrillic, punctuation and symbols one by one."""
-    from transformers import T5TokenizerFast
+def t5_tokenizer() -> T5Tokenizer:
+    """Build a unigram tokenizer of common words and single characters: Latin, Greek, Cyrillic, punctuation, symbols."""
+    from transformers import T5Tokenizer
 
     forms = [form for word in WORDS for form in (_SPACE + word, _SPACE + word.capitalize())]
     ranges = [(0x21, 0x7F), (0xA1, 0x180), (0x370, 0x400), (0x400, 0x460), (0x2010, 0x2040), (0x20A0, 0x20C0)]
     characters = [chr(code) for first, end in ranges for code in range(first, end)]
     pieces = [("<pad>", 0.0), ("</s>", 0.0), ("<unk>", 0.0), (_SPACE, -2.0)]
     pieces += [(form, -3.0) for form in dict.fromkeys(forms)] + [(character, -6.0) for character in characters]
-    return T5TokenizerFast(vocab=pieces, extra_ids=0, model_max_length=512)
+    return T5Tokenizer(vocab=pieces, extra_ids=0, model_max_length=512)
 
 
-def _train_pairs(tokenizer: object, corpus: list[str], word_end: str) -> tuple[dict[str, int], list[tuple[str, str]]]:
-    """Byte pairs learned from `corpus` until each of its words is one token: vocabulary and merges.
+def _train_pairs(
+    tokenizer: PreTrainedTokenizerFast, corpus: list[str], word_end: str
+) -> tuple[dict[str, int], list[tuple[str, str]]]:
+    """Learn byte pairs from `corpus` until each of its words is one token; returns vocabulary and merges.
 
-    `tokenizer` is an untrained one, whose splitting of text into words is followed.
+    Text is split into words as the untrained `tokenizer` does.
     """
     from tokenizers import Tokenizer, models, pre_tokenizers, trainers
 
     backend = tokenizer.backend_tokenizer
-    suffix = {"end_of_word_suffix": word_end} if word_end else {}
+    suffix: dict[str, Any] = {"end_of_word_suffix": word_end} if word_end else {}
     fresh = Tokenizer(models.BPE(**suffix))
     fresh.normalizer, fresh.pre_tokenizer = backend.normalizer, backend.pre_tokenizer
     alphabet = sorted(pre_tokenizers.ByteLevel.alphabet())
@@ -100,7 +102,7 @@ def _train_pairs(tokenizer: object, corpus: list[str], word_end: str) -> tuple[d
     )
     fresh.train_from_iterator(corpus, trainer)
     learned = json.loads(fresh.to_str())["model"]
-    merges = [tuple(pair) for pair in learned["merges"]]
+    merges: list[tuple[str, str]] = [(first, second) for first, second in learned["merges"]]
     units = [letter + end for end in dict.fromkeys(["", word_end]) for letter in alphabet]
     names = dict.fromkeys([*units, *("".join(pair) for pair in merges)])
     return {name: index for index, name in enumerate(names)}, merges

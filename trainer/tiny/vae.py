@@ -1,54 +1,66 @@
-"""The embedded models' VAEs: their architecture, and the short training that makes them."""
+"""VAEs of the embedded models: their architecture and training."""
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 import torch
 from torch.nn import functional
 
 if TYPE_CHECKING:
-    from diffusers import AutoencoderKL, AutoencoderKLQwenImage
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage, QwenImageCausalConv3d
     from PIL import Image
+
+    Vae = AutoencoderKL | AutoencoderKLQwenImage
 
 
 LATENT_CHANNELS = 16
+"""Latent channels of both real models."""
 
 
 KL_WEIGHT = 1e-5
-"""Weight of the mean KL divergence against the mean squared error of pixels in -1..1: keeps the latents smooth."""
+"""Weight of the mean KL divergence against the mean squared error of pixels in -1..1: keeps the latents smooth. A
+judgement."""
 
 
 MUON_RATE = 0.02
+"""Peak learning rate of Muon: its author's default."""
 
 
 ADAM_RATE = 2e-3
+"""Peak learning rate of Adam. A judgement."""
 
 
 WARMUP = 50
+"""Steps of warm-up. A judgement."""
 
 
 class Report(NamedTuple):
-    """Progress of a VAE's training after one step."""
+    """Progress of a training."""
 
     step: int
     loss: float
     psnr: float
-    """Mean PSNR in dB of this step's batch, decoded from sampled latents."""
+    """PSNR of this step's batch with sampled latents, in dB."""
 
 
 def flux_vae() -> AutoencoderKL:
-    """AutoencoderKL as Flux uses it: no quantization convolutions, 16 channels at an eighth of the side."""
-    from diffusers import AutoencoderKL
+    """Build Flux's AutoencoderKL: no quantization convolutions, latents of 16 channels at an eighth of the side."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
 
+    # diffusers types these as tuples of one.
+    config: dict[str, Any] = {
+        "down_block_types": ("DownEncoderBlock2D",) * 4,
+        "up_block_types": ("UpDecoderBlock2D",) * 4,
+        "block_out_channels": (16, 16, 48, 64),
+    }
     return AutoencoderKL(
-        down_block_types=("DownEncoderBlock2D",) * 4,
-        up_block_types=("UpDecoderBlock2D",) * 4,
-        block_out_channels=(16, 16, 48, 64),
+        **config,
         layers_per_block=1,
         latent_channels=LATENT_CHANNELS,
         norm_num_groups=4,
@@ -60,8 +72,8 @@ def flux_vae() -> AutoencoderKL:
 
 
 def qwen_vae() -> AutoencoderKLQwenImage:
-    """The video VAE of Qwen-Image; pictures are videos of one frame."""
-    from diffusers import AutoencoderKLQwenImage
+    """Build Qwen-Image's video VAE; images are videos of one frame."""
+    from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
 
     return AutoencoderKLQwenImage(
         base_dim=12,
@@ -80,14 +92,14 @@ def to_pixels(images: Iterable[Image.Image]) -> torch.Tensor:
     return torch.from_numpy(np.stack([np.asarray(image) for image in images])).permute(0, 3, 1, 2)
 
 
-def encode(vae: torch.nn.Module, pixels: torch.Tensor) -> torch.Tensor:
-    """Encode uint8 pixels [B, 3, H, W] to the modes of their latents, float32 [B, C, h, w], not normalized."""
+def encode(vae: Vae, pixels: torch.Tensor) -> torch.Tensor:
+    """Encode uint8 pixels [B, 3, H, W] to latent modes [B, 16, H/8, W/8] float32, not normalized."""
     with torch.no_grad(), single_frames():
         return _squeeze(vae.encode(_unsqueeze(vae, _scaled(pixels))).latent_dist.mode())
 
 
-def reconstruction_psnr(vae: torch.nn.Module, pixels: torch.Tensor) -> float:
-    """Mean PSNR in dB of images, uint8 [B, 3, H, W], after encoding and decoding."""
+def reconstruction_psnr(vae: Vae, pixels: torch.Tensor) -> float:
+    """Mean PSNR in dB of encoding and decoding uint8 pixels [B, 3, H, W]."""
     with torch.no_grad(), single_frames():
         back = _squeeze(vae.decode(_unsqueeze(vae, encode(vae, pixels))).sample).clamp(-1, 1)
     error = (back - _scaled(pixels)).square().flatten(1).mean(dim=1)
@@ -95,12 +107,11 @@ def reconstruction_psnr(vae: torch.nn.Module, pixels: torch.Tensor) -> float:
 
 
 def train_vae(
-    vae: torch.nn.Module, pixels: torch.Tensor, *, steps: int, batch_size: int, seed: int, decoder_only: bool = False
+    vae: Vae, pixels: torch.Tensor, *, steps: int, batch_size: int, seed: int, decoder_only: bool = False
 ) -> Iterator[Report]:
-    """Train in place on uint8 pixels [N, 3, H, W], yielding after every step. The rate falls to 0 along a cosine.
+    """Train in place on uint8 pixels [N, 3, H, W] with a cosine schedule, yielding a report after every step.
 
-    `decoder_only` keeps the latents as they are and makes more of them.
-    Matrices and kernels follow Muon, which gets further in the same time than Adam; norms and biases follow Adam.
+    `decoder_only` freezes the encoder. Matrices and kernels are trained with Muon, norms and biases with Adam.
     """
     generator = torch.Generator().manual_seed(seed)
     peak = 0.5 if decoder_only else 1.0
@@ -111,7 +122,7 @@ def train_vae(
     adam = torch.optim.Adam([parameter for parameter in trained if parameter.ndim <= 1], betas=(0.9, 0.99))
     momenta = [torch.zeros_like(parameter) for parameter in matrices]
     if not _is_video(vae):
-        vae.to(memory_format=torch.channels_last)
+        torch.nn.Module.to(vae, memory_format=torch.channels_last)
     for step in range(1, steps + 1):
         rate = peak * min(1.0, step / WARMUP) * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
         images = _scaled(pixels[torch.randint(len(pixels), (batch_size,), generator=generator)])
@@ -134,8 +145,8 @@ def train_vae(
 
 
 @torch.no_grad()
-def _muon_step(parameters: list[torch.Tensor], momenta: list[torch.Tensor], rate: float) -> None:
-    """One step of Muon: the momentum of each matrix, its singular values all made about 1."""
+def _muon_step(parameters: Sequence[torch.Tensor], momenta: list[torch.Tensor], rate: float) -> None:
+    """Muon step: each matrix's momentum with its singular values made about 1 (Newton-Schulz, Keller Jordan 2024)."""
     for parameter, momentum in zip(parameters, momenta, strict=True):
         if parameter.grad is None:
             continue
@@ -153,9 +164,9 @@ def _muon_step(parameters: list[torch.Tensor], momenta: list[torch.Tensor], rate
 
 @contextmanager
 def single_frames() -> Iterator[None]:
-    """Context in which Qwen's causal 3D convolutions take videos of one frame only and skip the two padding frames.
+    """Context in which Qwen's causal 3D convolutions take videos of one frame and skip the two padding frames.
 
-    The result is the same, in a third of the time.
+    The results are the same, in a third of the time.
     """
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import QwenImageCausalConv3d
 
@@ -167,15 +178,17 @@ def single_frames() -> Iterator[None]:
         QwenImageCausalConv3d.forward = usual
 
 
-def _single_frame_convolution(conv: torch.nn.Conv3d, frames: torch.Tensor, cache_x: None = None) -> torch.Tensor:
-    assert frames.shape[2] == 1 and cache_x is None
-    across, _, down, *_ = conv._padding
-    kernel, stride = conv.weight[:, :, -1], conv.stride[1:]
-    return functional.conv2d(frames[:, :, 0], kernel, conv.bias, stride, (down, across)).unsqueeze(2)
+def _single_frame_convolution(
+    self: QwenImageCausalConv3d, x: torch.Tensor, cache_x: torch.Tensor | None = None
+) -> torch.Tensor:
+    assert x.shape[2] == 1 and cache_x is None
+    across, _, down, *_ = self._padding
+    kernel, stride = self.weight[:, :, -1], self.stride[1:]
+    return functional.conv2d(x[:, :, 0], kernel, self.bias, stride, (down, across)).unsqueeze(2)
 
 
-def drop_empty_taps(vae: torch.nn.Module) -> None:
-    """Zero the weights that only videos of several frames reach, which are untrained."""
+def drop_empty_taps(vae: Vae) -> None:
+    """Set weights to zero that only videos of several frames use, which training never sees."""
     with torch.no_grad():
         for name, parameter in vae.named_parameters():
             if "time_conv" in name:
@@ -188,11 +201,11 @@ def _scaled(pixels: torch.Tensor) -> torch.Tensor:
     return pixels.float().div(127.5).sub(1).contiguous(memory_format=torch.channels_last)
 
 
-def _is_video(vae: torch.nn.Module) -> bool:
+def _is_video(vae: Vae) -> bool:
     return hasattr(vae.config, "z_dim")
 
 
-def _unsqueeze(vae: torch.nn.Module, images: torch.Tensor) -> torch.Tensor:
+def _unsqueeze(vae: Vae, images: torch.Tensor) -> torch.Tensor:
     """A frame axis for a video VAE."""
     return images.unsqueeze(2) if _is_video(vae) else images
 
