@@ -17,7 +17,7 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from .source_tree import Definition, Function, Modules, attributes, definitions, docstrings, room_of, sources
+from .source_tree import Definition, Function, Modules, attributes, definitions, docstrings, sources
 
 MODULES = {path: ast.parse(text) for path, text in sources().items()}
 
@@ -168,20 +168,10 @@ def vague_about_tensors(modules: Modules) -> list[str]:
 
 CHECKS = (missing_docstrings, poor_beginnings, vague_about_tensors)
 
-PENDING = {
-    "nodes",
-}
-"""Rooms that these tests do not hold yet."""
-
-
-def is_held(fault: str) -> bool:
-    """Tell whether a fault lies in a room that these tests hold."""
-    return room_of(PurePosixPath(fault.split(":")[0]).with_suffix("").parts) not in PENDING
-
 
 @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
 def test_docstrings_of_the_pack(check: Callable[[Modules], list[str]]) -> None:
-    assert [fault for fault in check(MODULES) if is_held(fault)] == []
+    assert check(MODULES) == []
 
 
 @pytest.mark.parametrize(
