@@ -105,9 +105,7 @@ def test_imports_of_the_pack_are_relative() -> None:
 )
 def test_a_planted_import_is_found(path: str, line: str) -> None:
     planted = PurePosixPath(path)
-    modules = sources()
-    modules[planted] = f"{modules.get(planted, '')}\n{line}\n"
-    (fault,) = faults(modules)
+    (fault,) = faults({planted: f"{sources().get(planted, '')}\n{line}\n"})
     assert fault.startswith(path)
 
 

@@ -285,6 +285,7 @@ def test_options_that_are_missing(capsys: pytest.CaptureFixture[str]) -> None:
     assert_refused(capsys, ["trian"], ("trian", "train"))
 
 
+@pytest.mark.slow
 def test_disk_full_in_the_middle_of_a_checkpoint(
     desk: Desk, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -122,6 +122,7 @@ def test_train_stop_go_on_and_edit(request_file: Path, tmp_path: Path) -> None:
     assert Image.open(edited).size == (64, 64)
 
 
+@pytest.mark.slow
 def test_a_finished_run_is_found_at_once(
     request_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:

@@ -136,6 +136,7 @@ def test_addresses(tmp_path):
         assert len(server.local_control) == 3
 
 
+@pytest.mark.slow
 def test_a_url_that_hangs_is_a_bad_row_and_fails_in_time(tmp_path):
     columns = write_files(tmp_path, 40)
     with image_server() as server:

@@ -91,6 +91,7 @@ def trickle(server: ImageServer, start: bytes, drop: bytes):
     return page
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("start", "drop"),
     [
@@ -109,6 +110,7 @@ def test_a_server_that_hangs_or_trickles_fails_in_time(server, downloads, start,
     assert time.monotonic() - began < 3
 
 
+@pytest.mark.slow
 def test_a_host_that_stays_silent_is_not_waited_for_again_and_again(server, downloads):
     for number in range(30):
         server.page(f"/{number}.png", trickle(server, b"", b""))
@@ -168,6 +170,7 @@ def test_a_full_disk_is_not_the_images_fault(server, tmp_path):
         Downloads(tmp_path / "file" / "downloads").fetch(server.serve("/a.png", b"x"), LIMIT)
 
 
+@pytest.mark.slow
 def test_no_thread_outlives_a_hanging_server_for_long(server, downloads):
     with pytest.raises(BadImage):
         downloads.fetch(server.page("/slow.png", trickle(server, b"HTTP/1.0 200 OK\r\n\r\n", b"x")), LIMIT)

@@ -41,6 +41,7 @@ def test_a_refusing_disk_is_a_failed_run(tmp_path):
         raise OSError(28, "No space left on device")
 
 
+@pytest.mark.slow
 def test_equal_tensors_and_metadata_give_equal_bytes_in_every_process(tmp_path):
     code = (
         "import sys, torch; from pathlib import Path; from trainer.tensors import write_tensors;"

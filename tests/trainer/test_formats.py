@@ -79,6 +79,7 @@ def test_a_new_row_quantizes_and_multiplies(int16: str):
         assert 0 < relative(ours, expected) < 1e-4
 
 
+@pytest.mark.slow
 def test_a_new_row_is_loaded_and_counted(int16: str, model: EditModel):
     """What the planner counts are the bytes of the loaded transformer."""
     loaded = model.load_transformer("cpu", F32, int16)

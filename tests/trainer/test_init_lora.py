@@ -149,6 +149,7 @@ def test_the_run_follows_the_files_content_not_its_place(kontext, runs, tmp_path
     assert said["init_lora"] == "ours.safetensors"
 
 
+@pytest.mark.slow
 def test_modules_that_change_no_picture_are_left_out(qwen, runs, tmp_path):
     transformer = qwen.empty_transformer()
     blocks = r"transformer_blocks\.\d+\.(attn\..*|(img|txt)_mlp\..*)"

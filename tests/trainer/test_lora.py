@@ -132,6 +132,7 @@ def test_diffusers_draws_our_final_sample_from_the_saved_file(model, runs, monke
     assert np.abs(ours - first).max() > 4
 
 
+@pytest.mark.slow
 def test_the_file_says_what_it_is(model, runs):
     runs.run(model, steps=2, lora_rank=4, lora_alpha=8)
     with safe_open(runs.folder / "run" / "run-000002.safetensors", "pt") as file:

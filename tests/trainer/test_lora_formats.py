@@ -85,6 +85,7 @@ def test_every_format_gives_the_same_tensors(model, name):
         assert torch.equal(found[key], tensor), key
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", ["ours", "kohya", "comfyui", "file's names"])
 def test_what_is_drawn_with_it_is_what_the_merged_weights_draw(model, name):
     transformer = model.load_transformer("cpu", torch.float32)

@@ -9,6 +9,7 @@ from trainer.memory.estimate import full_fine_tune_need
 from trainer.models.edit_model import open_model
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("base_model", "billions"), [("black-forest-labs/FLUX.1-Kontext-dev", 11.90), ("Qwen/Qwen-Image-Edit", 20.43)]
 )

@@ -45,6 +45,7 @@ def test_batch_size(kontext, runs, batches):
     assert [batch.clean.tokens.shape[0] for batch in batches] == [3, 3]
 
 
+@pytest.mark.slow
 def test_gradient_accumulation(kontext, runs, batches):
     events = runs.run(kontext, steps=2, gradient_accumulation=3)
     assert len(batches) == 6

@@ -63,6 +63,7 @@ def encoded(model: EditModel, dtype: torch.dtype = F32) -> dict[str, torch.Tenso
     return dict(model.load_text_encoder(CPU, dtype).encode(CAPTION, [control]))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_text_is_encoded_as_from_a_folder_with_the_same_weights(small: Small, dtype: torch.dtype):
     files = open_model(small.base_model, files=replace(small.files, transformer=None, vae=None))
@@ -94,6 +95,7 @@ def test_images_are_encoded_and_decoded_as_from_a_folder(small: Small):
     assert torch.equal(codec.decode(latents), folder.decode(latents))
 
 
+@pytest.mark.slow
 def test_a_vae_is_read_with_any_prefix_and_with_diffusers_names(small: Small, tmp_path: Path):
     kind = AutoencoderKL if small.base_model == FLUX else AutoencoderKLQwenImage
     own = kind.from_pretrained(small.folder, subfolder="vae").state_dict()
@@ -226,6 +228,7 @@ def test_what_is_no_file_comes_from_the_folder(flux: Small, tmp_path: Path):
     assert model.load_text_encoder(CPU, F32).fingerprint == model.fingerprint("text")
 
 
+@pytest.mark.slow
 def test_fingerprints_follow_the_content_of_every_file(flux: Small, tmp_path: Path):
     before = open_model(FLUX, files=flux.files)
     for part, name in (("text", "text_encoder"), ("text", "text_encoder_2"), ("vae", "vae")):

@@ -82,6 +82,7 @@ def test_settings_override():
     assert not planned(KONTEXT, 24, lora_targets="all-linear").modulation_on_host
 
 
+@pytest.mark.slow
 def test_compiled_blocks_are_computed_again_whole():
     assert "selective" not in planned(QWEN, 32, compile="on").activation_checkpointing
 
@@ -146,6 +147,7 @@ def test_on_the_cpu_everything_stays_and_nothing_is_refused(kontext):
     assert (plan.precision, plan.modulation_on_host, plan.streamed) == ("fp32", False, frozenset())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("vram", "streams"), [(80, False), (20, False), (8, True)])
 def test_drawing_takes_what_fits(vram: int, streams: bool):
     plan = inference_plan(open_model(QWEN), RunSettings(), assumed_gpu(vram, HOST))

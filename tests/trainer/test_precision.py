@@ -164,6 +164,7 @@ def test_plain_precisions_quantize_nothing(model: EditModel):
         assert not any(isinstance(layer, QuantizedLinear) for layer in layers)
 
 
+@pytest.mark.slow
 def test_what_a_file_has_quantized_stays_as_it_is(base: tuple[Family, Path], tmp_path: Path):
     family, path = base
     state = stored(FAMILY_FILES[family.info.name], load_single_file(family, path, F32))
@@ -285,6 +286,7 @@ def test_nothing_but_codes_and_the_input_is_kept(precision: Precision, dtype: to
     assert extra == 40 * 4 * dtype.itemsize, "the rank's features alone are new"
 
 
+@pytest.mark.slow
 def test_in_float32_it_trains_as_peft_does(model: EditModel):
     from peft import LoraConfig
 

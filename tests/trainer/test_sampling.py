@@ -36,6 +36,7 @@ def control_image() -> Image.Image:
     return image
 
 
+@pytest.mark.slow
 def test_an_edit_is_reproducible_and_has_the_asked_size(model: EditModel):
     events, first = run(edit(model, control_image(), "make it red", seed=7, steps=2, size=Size(80, 48)))
     again = run(edit(model, control_image(), "make it red", seed=7, steps=2, size=Size(80, 48)))[1]
@@ -87,6 +88,7 @@ def test_a_negative_prompt_without_use_is_refused(kontext: EditModel, qwen: Edit
     assert plain.tobytes() != guided.tobytes()
 
 
+@pytest.mark.slow
 def test_an_edit_wears_its_lora_at_its_strength(model: EditModel, tmp_path: Path):
     transformer = model.load_transformer(CPU, F32)
     targets = model.family.lora_targets("attention+mlp", transformer)

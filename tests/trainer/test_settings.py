@@ -102,6 +102,7 @@ def test_settings_that_do_not(model, runs, one, other):
     assert all(torch.equal(tensor, weights[name]) for name, tensor in runs.weights("one").items())
 
 
+@pytest.mark.slow
 def test_dropped_captions_are_addressed_and_as_many_as_asked_for(kontext, runs, monkeypatch):
     batches = []
     real = loop.micro_step

@@ -91,6 +91,7 @@ def test_every_format_gives_the_weights_that_were_written(
         assert error <= tolerance, f"{name} {error}"
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scaled fp8", "int8 rotated"])
 def test_a_quantized_layer_learns_like_its_plain_self(
     base_model: str, transformer: torch.nn.Module, tmp_path: Path, kind: str

@@ -81,6 +81,7 @@ def test_it_is_unknown_without_its_record() -> None:
         FAMILIES.append(info)
 
 
+@pytest.mark.slow
 def test_a_training_is_planned(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     (tmp_path / "request.json").write_text(json.dumps(REQUEST))
     assert main(["plan", str(tmp_path / "request.json"), "--vram", "8"]) == 0

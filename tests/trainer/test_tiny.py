@@ -87,6 +87,7 @@ def test_common_words_are_one_token_and_nothing_is_lost(place: tuple[str, str], 
         assert decoded.replace(" ", "") == caption.replace(" ", "")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_captions_are_told_apart(family: str) -> None:
     encoder = open_model(f"tiny/{family}").load_text_encoder("cpu", torch.float32)
@@ -111,6 +112,7 @@ def test_qwen_template_is_as_long_as_the_real_one() -> None:
     assert len(pipeline.tokenizer(prefix).input_ids) == pipeline.prompt_template_encode_start_idx == 64
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("family", FAMILIES)
 def test_vae_carries_pictures_of_every_edit(family: str) -> None:
     codec = open_model(f"tiny/{family}").load_codec("cpu", torch.float32)
