@@ -148,8 +148,12 @@ def test_models_that_cannot_be_opened_say_why(kontext: EditModel, tmp_path: Path
     shutil.rmtree(folder / "text_encoder_2")
     with pytest.raises(BadInput, match="text_encoder_2 is missing; the model is incomplete"):
         broken.load_text_encoder(CPU, F32)
-    (folder / "vae" / "config.json").unlink()
+    weights = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    weights.write_bytes(weights.read_bytes()[:1000])
     with pytest.raises(BadInput, match=r"The VAE of tiny/flux-kontext in .* cannot be loaded: "):
+        broken.load_codec(CPU, F32)
+    (folder / "vae" / "config.json").unlink()
+    with pytest.raises(BadInput, match=r"config\.json cannot be loaded: "):
         open_model("tiny/flux-kontext", folder).load_codec(CPU, F32)
 
 

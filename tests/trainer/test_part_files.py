@@ -324,7 +324,7 @@ def test_an_encoder_that_the_transformer_cannot_use_is_refused(flux: Small, tmp_
     tensors = {name: tensor.clone() for name, tensor in load_file(flux.files.transformer).items()}
     tensors["vector_in.in_layer.weight"] = tensors["vector_in.in_layer.weight"][:, :32].clone()
     save_file(tensors, tmp_path / "kontext.safetensors")
-    with pytest.raises(BadInput, match=r"has 64 channels, and .* wants 32"):
+    with pytest.raises(BadInput, match=r"output has 64 channels, but .* expects 32"):
         open_model(FLUX, files=replace(flux.files, transformer=tmp_path / "kontext.safetensors"))
 
 
