@@ -65,7 +65,7 @@ def assumed_gpu(gigabytes: float, host_gigabytes: float | None = None) -> Device
     """Describe a CUDA GPU known by its free memory alone; free host memory defaults to this machine's."""
     host = psutil.virtual_memory().available if host_gigabytes is None else int(host_gigabytes * 1e9)
     free = int(gigabytes * 1e9)
-    fast = frozenset(
+    fast: frozenset[Precision] = frozenset(
         row.precision
         for row in FORMATS.values()
         if free < CONSUMER_LIMIT and row.precision and row.capability and row.capability <= ADA

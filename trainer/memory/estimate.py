@@ -139,13 +139,13 @@ class MemoryEstimate:
         wanted = self.settings.gradient_checkpointing
         if wanted != "auto":
             modes: dict[str, ActivationCheckpointing] = {"on": "full", "off": "none", "selective": "selective"}
-            return [(modes[wanted],) * blocks]
-        ways: list[tuple[ActivationCheckpointing, ...]] = [("none",) * blocks]
+            return [_repeat(modes[wanted], blocks)]
+        ways = [_repeat("none", blocks)]
         # Compiled attention is no separate operation to save: it is recomputed with the rest.
         cheap: ActivationCheckpointing = "full" if self.settings.compile == "on" else "selective"
-        ways += [(cheap,) * count + ("none",) * (blocks - count) for count in range(1, blocks + 1)]
+        ways += [_repeat(cheap, count) + _repeat("none", blocks - count) for count in range(1, blocks + 1)]
         if cheap == "selective":
-            ways += [("full",) * count + ("selective",) * (blocks - count) for count in range(1, blocks + 1)]
+            ways += [_repeat("full", count) + _repeat("selective", blocks - count) for count in range(1, blocks + 1)]
         return ways
 
     def _streaming(self, plan: Plan, blocks: int, count: int) -> Plan:
@@ -202,6 +202,11 @@ class MemoryEstimate:
             if not (plan.inputs_on_host and mode == "full"):
                 saved += block.saved
         return at_peak
+
+
+def _repeat(mode: ActivationCheckpointing, count: int) -> tuple[ActivationCheckpointing, ...]:
+    single: tuple[ActivationCheckpointing, ...] = (mode,)
+    return single * count
 
 
 def spread_blocks(blocks: int, count: int) -> frozenset[int]:

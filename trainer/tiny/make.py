@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import argparse
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 from .parts import FAMILIES, write_part, write_parts
 from .shapes import BASE_EDITS, TAUGHT_EDITS, make_pairs, write_parquet
@@ -18,6 +18,7 @@ if TYPE_CHECKING:
     import torch
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage
+    from diffusers.models.modeling_utils import ModelMixin
 
 
 SEED = 1
@@ -96,7 +97,7 @@ def save_vae(vae: AutoencoderKL | AutoencoderKLQwenImage, folder: Path, pixels: 
 
     from .vae import drop_empty_taps, encode
 
-    torch.nn.Module.to(vae, memory_format=torch.contiguous_format)
+    vae.to(memory_format=torch.contiguous_format)  # pyright: ignore[reportCallIssue] (missing in the stubs)
     drop_empty_taps(vae.eval())
     latents = torch.cat([encode(vae, part) for part in pixels.split(100)]).transpose(0, 1).flatten(1)
     if hasattr(vae.config, "z_dim"):
@@ -147,9 +148,9 @@ def make_transformer(family: str, folder: Path, work: Path) -> None:
         for event in train(request, dataset, model, RunSettings.model_validate(SETTINGS), run_dir=work / family):
             if isinstance(event, Step) and event.step % 50 == 0:
                 print(f"{family} step {event.step}/{event.steps}  loss {event.loss:.4f}", flush=True)
-            elif isinstance(event, Finished):
+            elif isinstance(event, Finished) and event.weights is not None:
                 weights = read_weights(event.weights, "trained transformer")
-    transformer = model.load_transformer("cpu", torch.float32)
+    transformer = cast("ModelMixin", model.load_transformer("cpu", torch.float32))
     copy_values(dict(transformer.named_parameters()), weights)
     write_part(transformer, folder / "transformer")
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import numpy as np
 import torch
@@ -14,6 +14,8 @@ from torch.nn import functional
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage, QwenImageCausalConv3d
+    from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
+    from diffusers.models.modeling_outputs import AutoencoderKLOutput
     from PIL import Image
 
     Vae = AutoencoderKL | AutoencoderKLQwenImage
@@ -95,13 +97,13 @@ def to_pixels(images: Iterable[Image.Image]) -> torch.Tensor:
 def encode(vae: Vae, pixels: torch.Tensor) -> torch.Tensor:
     """Encode uint8 pixels [B, 3, H, W] to latent modes [B, 16, H/8, W/8] float32, not normalized."""
     with torch.no_grad(), single_frames():
-        return _squeeze(vae.encode(_unsqueeze(vae, _scaled(pixels))).latent_dist.mode())
+        return _squeeze(_posterior(vae, _scaled(pixels)).mode())
 
 
 def reconstruction_psnr(vae: Vae, pixels: torch.Tensor) -> float:
     """Mean PSNR in dB of encoding and decoding uint8 pixels [B, 3, H, W]."""
     with torch.no_grad(), single_frames():
-        back = _squeeze(vae.decode(_unsqueeze(vae, encode(vae, pixels))).sample).clamp(-1, 1)
+        back = _decode(vae, _unsqueeze(vae, encode(vae, pixels))).clamp(-1, 1)
     error = (back - _scaled(pixels)).square().flatten(1).mean(dim=1)
     return (10 * torch.log10(4 / error)).mean().item()
 
@@ -122,15 +124,15 @@ def train_vae(
     adam = torch.optim.Adam([parameter for parameter in trained if parameter.ndim <= 1], betas=(0.9, 0.99))
     momenta = [torch.zeros_like(parameter) for parameter in matrices]
     if not _is_video(vae):
-        torch.nn.Module.to(vae, memory_format=torch.channels_last)
+        vae.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue] (missing in the stubs)
     for step in range(1, steps + 1):
         rate = peak * min(1.0, step / WARMUP) * (1 + math.cos(math.pi * (step - 1) / steps)) / 2
         images = _scaled(pixels[torch.randint(len(pixels), (batch_size,), generator=generator)])
         with single_frames():
             with torch.set_grad_enabled(not decoder_only):
-                posterior = vae.encode(_unsqueeze(vae, images)).latent_dist
+                posterior = _posterior(vae, images)
             noise = peak * torch.randn(posterior.mean.shape, generator=generator)
-            decoded = _squeeze(vae.decode(posterior.mean + posterior.std * noise).sample)
+            decoded = _decode(vae, posterior.mean + posterior.std * noise)
         error = (decoded - images).square().mean()
         divergence = (posterior.mean.square() + posterior.var - 1 - posterior.logvar).mean() / 2
         loss = error + KL_WEIGHT * divergence
@@ -182,7 +184,7 @@ def _single_frame_convolution(
     self: QwenImageCausalConv3d, x: torch.Tensor, cache_x: torch.Tensor | None = None
 ) -> torch.Tensor:
     assert x.shape[2] == 1 and cache_x is None
-    across, _, down, *_ = self._padding
+    across, down = int(self._padding[0]), int(self._padding[2])
     kernel, stride = self.weight[:, :, -1], self.stride[1:]
     return functional.conv2d(x[:, :, 0], kernel, self.bias, stride, (down, across)).unsqueeze(2)
 
@@ -195,6 +197,17 @@ def drop_empty_taps(vae: Vae) -> None:
                 parameter.zero_()
             elif parameter.ndim == 5:
                 parameter[:, :, :-1] = 0
+
+
+def _posterior(vae: Vae, images: torch.Tensor) -> DiagonalGaussianDistribution:
+    """Encode images [B, 3, H, W] float32 in -1..1."""
+    return cast("AutoencoderKLOutput", vae.encode(_unsqueeze(vae, images))).latent_dist
+
+
+def _decode(vae: Vae, latents: torch.Tensor) -> torch.Tensor:
+    """Decode the VAE's own latents, with a frame axis for a video VAE, to images [B, 3, H, W] float32."""
+    decoded = vae.decode(latents)  # pyright: ignore[reportArgumentType] (mistyped as FloatTensor)
+    return _squeeze(cast("DecoderOutput", decoded).sample)
 
 
 def _scaled(pixels: torch.Tensor) -> torch.Tensor:
