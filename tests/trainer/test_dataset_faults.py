@@ -96,6 +96,7 @@ def test_the_first_twenty_bad_rows_are_listed_and_all_are_counted(tmp_path):
     assert report.bad_row_lines()[-1] == "and 25 rows more"
 
 
+@pytest.mark.slow
 def test_all_rows_are_checked_beyond_the_sample(tmp_path):
     columns = write_files(tmp_path, 1)
     columns = {name: values * 3000 for name, values in columns.items()}

@@ -178,6 +178,7 @@ def quantized(transformer: torch.nn.Module, kind: str) -> torch.nn.Module:
     return transformer
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["int8_tensorwise", "float8_e4m3fn"])
 def test_a_lora_on_quantized_layers_learns_as_on_their_values(model, kind):
     results = []

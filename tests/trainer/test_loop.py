@@ -201,6 +201,7 @@ def test_a_damaged_checkpoint_is_passed_over(kontext, runs):
     assert runs.losses() == runs.losses("whole")
 
 
+@pytest.mark.slow
 def test_a_loss_that_is_not_finite_names_the_last_good_checkpoint(kontext, runs, monkeypatch):
     from trainer.training import loop
 

@@ -171,6 +171,7 @@ def test_full_size_files_have_the_modules_keys_and_shapes(base_model, build, whi
         assert tuple(tensor.shape) == ((16, linear.in_features) if half == "lora_A" else (linear.out_features, 16))
 
 
+@pytest.mark.slow
 def test_strength_scales_what_is_loaded(kontext, tmp_path):
     path = tmp_path / "lora.safetensors"
     adapter_of(kontext, 4, 4).export(path, torch.float32, {})

@@ -86,6 +86,7 @@ def test_cache_text_embeddings_lets_the_encoder_go_for_the_whole_run(model, runs
     assert alive_while_training(False) == [True] * 4
 
 
+@pytest.mark.slow
 def test_learning_rate(kontext, runs):
     rates = []
     for rate in (0.001, 0.004):
@@ -115,6 +116,7 @@ def test_sample_width_and_height(model, runs):
     assert not any(isinstance(event, Notice) for event in events)
 
 
+@pytest.mark.slow
 def test_sample_sizes_that_cannot_be_made_are_rounded_and_said(kontext, runs):
     events = runs.run(kontext, steps=1, sample_width=1000, sample_height=1000, samples=[PROMPT])
     (warning,) = [event.message for event in events if isinstance(event, Notice)]

@@ -74,6 +74,7 @@ def test_text_is_encoded_as_from_a_folder_with_the_same_weights(small: Small, dt
         assert torch.equal(found[name], tensor) and tensor.dtype == dtype, name
 
 
+@pytest.mark.slow
 def test_every_tensor_of_an_encoder_is_real_and_the_folders(small: Small):
     ours = open_model(small.base_model, files=small.files).load_text_encoder(CPU, F32).module
     theirs = open_model(small.base_model, small.folder).load_text_encoder(CPU, F32).module
@@ -167,6 +168,7 @@ def test_plain_fp8_t5_has_fp8_norms_and_words(flux: Small, tmp_path: Path):
     assert torch.equal(t5.get_parameter(norm), tensors[norm].float())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("dropped", ["shared.weight", "encoder.embed_tokens.weight"])
 def test_t5s_words_under_either_name(flux: Small, tmp_path: Path, dropped: str):
     tensors = load_file(flux.files.text_encoder_2)

@@ -145,6 +145,7 @@ def within(tensor: torch.Tensor, buffer: torch.Tensor) -> bool:
     return start <= tensor.data_ptr() < start + max(1, buffer.numel())
 
 
+@pytest.mark.slow
 def test_weights_are_where_the_plan_says(model):
     components = ModelComponents(model, CPU, everything(model))
     placement = components.placement()

@@ -244,6 +244,7 @@ def test_few_rows_and_odd_shapes_are_multiplied_as_values(
     assert all(torch.equal(ours, expected) for ours, expected in zip(*results, strict=True))
 
 
+@pytest.mark.slow
 def test_rotated_codes_are_multiplied_with_rotated_inputs(base: tuple[Family, Path], tmp_path: Path):
     family, path = base
     state = stored(FAMILY_FILES[family.info.name], load_single_file(family, path, F32))
