@@ -33,7 +33,7 @@ class BaseModel(io.ComfyNode):
                     default=AUTO,
                     tooltip="The transformer's weights: a file of models/diffusion_models, or a folder of "
                     "models/diffusers. auto: a folder of this model, else the Hugging Face cache, else (with clip and "
-                    "vae) a file that is surely this model's, else the Hugging Face hub.",
+                    "vae) a file recognized as this model, else the Hugging Face hub.",
                 ),
                 io.Clip.Input(
                     "clip",

@@ -49,9 +49,11 @@ def _weights(model: EditModel, connected: bool) -> str:
     if isinstance(cached, str):
         return "in the Hugging Face cache of this machine"
     if connected:
-        instead = "no file of models/diffusion_models is surely this model's; one can be chosen under transformer"
+        instead = "no file in models/diffusion_models is recognized as this model; choose one under transformer"
     else:
-        instead = "with clip and vae connected, a file of models/diffusion_models that is surely this model's is taken"
+        instead = (
+            "with clip and vae connected, a file in models/diffusion_models that is recognized as this model is used"
+        )
     return f"downloaded from the Hugging Face hub on first use, about {model.family.variant.download_gb} GB; {instead}"
 
 

@@ -83,7 +83,7 @@ def test_comfyui_conditioning_without_ports_is_refused(server: Server) -> None:
     refused(server.run(prompt), "train", "conditioning", "Load Edit Base Model")
 
 
-def test_auto_takes_the_file_that_is_surely_the_models(server: Server, folder: Path) -> None:
+def test_auto_takes_the_file_that_is_recognized(server: Server, folder: Path) -> None:
     (folder / "a-kontext.safetensors").write_bytes(b"not a model")
     kontext_file(folder / "flux1-dev-kontext.safetensors")
     prompt = training(run_name="auto-file", params=TINY_STEPS, settings=SMALL)
@@ -147,7 +147,7 @@ def test_the_page_is_told_what_a_choice_amounts_to(server: Server, folder: Path)
 
     assert "part of the pack" in told(base_model="tiny/flux-kontext")
     assert "with clip and vae connected, a file" in told(base_model=FLUX)
-    assert "no file of models/diffusion_models is surely" in told(base_model=FLUX, connected=["clip", "vae"])
+    assert "no file in models/diffusion_models is recognized" in told(base_model=FLUX, connected=["clip", "vae"])
     kontext_file(folder / "flux1-dev-kontext.safetensors")
     found = told(base_model=FLUX, connected=["clip", "vae"])
     assert "flux1-dev-kontext.safetensors" in found
