@@ -153,7 +153,8 @@ class PipelineCodec:
 
     def to(self, device: torch.device | str) -> None:
         """Move the weights."""
-        self.module.to(device)
+        # ModelMixin decorates `to`, which hides its types.
+        torch.nn.Module.to(self.module, device)
 
     @torch.no_grad()
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:

@@ -173,7 +173,7 @@ class FluxTextEncoder(PipelineTextEncoder):
         prompt, pooled, _ = self.pipeline.encode_prompt(
             caption, device=self.device, max_sequence_length=self.text_length
         )
-        assert pooled is not None, "the pipeline has a CLIP"
+        assert prompt is not None and pooled is not None, "the pipeline has a T5 and a CLIP"
         return {"prompt_embeds": prompt, "pooled_prompt_embeds": pooled}
 
 
