@@ -78,6 +78,7 @@ def matched(family: Family, which: str, transformer: torch.nn.Module) -> set[str
     return {name for name, _ in transformer.named_modules() if pattern.fullmatch(name)}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("family", "base", "counts"),
     [

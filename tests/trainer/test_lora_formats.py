@@ -196,6 +196,7 @@ def first_pair(model) -> dict[str, torch.Tensor]:
     return kohya(launched_processes(pairs, model.family, transformer))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("suffix", "kind"),
     [
@@ -267,6 +268,7 @@ def test_the_same_module_twice_is_refused(model):
         to_portable(portable(pairs) | portable(pairs, ""), model.family, empty(model), "it")
 
 
+@pytest.mark.slow
 def test_parts_for_text_encoders_are_left_out_and_that_is_said(model, tmp_path):
     text = {"lora_te1_text_model_encoder_layers_0_mlp_fc1": (torch.ones(2, 8), torch.ones(8, 2))}
     state = first_pair(model)

@@ -159,6 +159,7 @@ def test_default_samples_fall_back_to_the_dataset_and_say_so_once(kontext, runs,
     assert np.any(np.asarray(drawn[0].control) != np.asarray(drawn[1].control))
 
 
+@pytest.mark.slow
 def test_steps(kontext, runs):
     assert sum(isinstance(event, Step) for event in runs.run(kontext, steps=5)) == 5
 

@@ -155,6 +155,7 @@ def tiny_area(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda _area, ratio: original(64**2, ratio))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [SQUARE, WIDE, TALL])
 @pytest.mark.parametrize("control", [SQUARE, WIDE, TALL])
 def test_kontext_equals_its_pipeline(kontext, kontext_pipeline, control, size):

@@ -85,6 +85,7 @@ def test_every_tensor_of_an_encoder_is_real_and_the_folders(small: Small):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
+@pytest.mark.slow
 def test_images_are_encoded_and_decoded_as_from_a_folder(small: Small):
     folder = open_model(small.base_model, small.folder).load_codec(CPU, F32)
     file = open_model(small.base_model, files=replace(small.files, text_encoder=None, text_encoder_2=None))
@@ -257,6 +258,7 @@ def test_tokenizers_are_found_in_each_place(flux: Small, monkeypatch: pytest.Mon
     assert torch.equal(encoded(open_model(FLUX, files=nowhere))["prompt_embeds"], expected)
 
 
+@pytest.mark.slow
 def test_missing_tokenizers_name_both_remedies(small: Small, tmp_path: Path):
     for place in (None, tmp_path):
         with pytest.raises(BadInput) as refusal:

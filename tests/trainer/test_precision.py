@@ -132,6 +132,7 @@ def relative(ours: torch.Tensor, expected: torch.Tensor) -> float:
     return (torch.linalg.vector_norm(ours - expected) / torch.linalg.vector_norm(expected)).item()
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("precision", PRECISIONS)
 def test_file_folder_and_shards_give_the_same_codes(model: EditModel, tmp_path: Path, precision: Precision):
     plain = model.load_transformer("cpu", F32)

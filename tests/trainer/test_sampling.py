@@ -47,6 +47,7 @@ def test_an_edit_is_reproducible_and_has_the_asked_size(model: EditModel):
     assert [event.done for event in events if event.phase == "loading"] == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 def test_defaults_are_the_familys(model: EditModel):
     events, image = run(edit(model, control_image(), "make it red"))
     assert image.size == (64, 64)

@@ -76,6 +76,7 @@ def test_our_layout_is_the_one_diffusers_reads():
     assert all(torch.equal(tensor, state[name]) for name, tensor in read.items())
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_gives_the_weights_that_were_written(
     base_model: str, transformer: torch.nn.Module, tmp_path: Path, kind: str

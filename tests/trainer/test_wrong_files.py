@@ -194,6 +194,7 @@ def test_what_is_no_transformer_of_qwen_is_refused_by_what_it_is(what: str, tmp_
     assert re.search(words, refusal(QWEN, path)), refusal(QWEN, path)
 
 
+@pytest.mark.slow
 def test_each_familys_transformer_is_refused_for_the_other(flux: Small, qwen_files: Small):
     assert "a Flux transformer" in refusal(QWEN, flux.files.transformer)
     assert "a Qwen-Image transformer" in refusal(FLUX, qwen_files.files.transformer)
