@@ -15,6 +15,8 @@ from .pil_images import to_pil, to_tensor
 from .types import EditModel
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from PIL import Image
 
     from ..trainer.data.resize import Size
@@ -103,13 +105,7 @@ class EditImage(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..trainer.inference import edit
 
-        file = find_lora(lora_name)
-        if lora and file:
-            raise BadInput(
-                f'lora_name: "{lora_name}" and a connected lora cannot both be used; choose "{NO_LORA}" here.'
-            )
-        adapter = file or lora or model.adapter
-        if adapter:
+        if adapter := _chosen_lora(lora_name, lora) or model.adapter:
             model = model.with_adapter(adapter, lora_strength)
         display = NodeDisplay(cls.hidden.unique_id)
         edited = []
@@ -128,6 +124,13 @@ class EditImage(io.ComfyNode):
                 )
                 edited.append(follow(events, display.show))
         return io.NodeOutput(to_tensor(edited))
+
+
+def _chosen_lora(name: str, connected: dict[str, torch.Tensor] | None) -> Path | dict[str, torch.Tensor] | None:
+    file = find_lora(name)
+    if connected and file:
+        raise BadInput(f'lora_name: "{name}" and a connected lora cannot both be used; choose "{NO_LORA}" here.')
+    return file or connected
 
 
 def _size(picture: Image.Image, width: int, height: int) -> Size | None:

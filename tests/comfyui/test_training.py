@@ -148,7 +148,7 @@ def test_another_training_gets_a_run_of_its_own_and_says_so(server: Server) -> N
     before = lora(server, "mine-000004")
     other = ok(server.run(training(run_name="mine", params={"lora_rank": 8})))
     assert "mine-2" in other.text("train")
-    assert "has another training" in other.text("train")
+    assert "holds another training" in other.text("train")
     assert same(before, lora(server, "mine-000004"))
     fresh = ok(server.run(training(run_name="mine", resume=False)))
     assert "mine-3-000004" in fresh.text("train")
