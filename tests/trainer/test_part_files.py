@@ -28,6 +28,8 @@ from ..part_files import Small, ldm_names, small_flux, small_qwen
 from ..single_files import FLUX, QWEN, Tensors
 from .conftest import Runs
 
+pytestmark = pytest.mark.slow
+
 CPU, F32 = "cpu", torch.float32
 CAPTION = "turn the circle red, please"
 ROOT = Path(__file__).parents[2]
@@ -63,7 +65,6 @@ def encoded(model: EditModel, dtype: torch.dtype = F32) -> dict[str, torch.Tenso
     return dict(model.load_text_encoder(CPU, dtype).encode(CAPTION, [control]))
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_text_is_encoded_as_from_a_folder_with_the_same_weights(small: Small, dtype: torch.dtype):
     files = open_model(small.base_model, files=replace(small.files, transformer=None, vae=None))
@@ -74,7 +75,6 @@ def test_text_is_encoded_as_from_a_folder_with_the_same_weights(small: Small, dt
         assert torch.equal(found[name], tensor) and tensor.dtype == dtype, name
 
 
-@pytest.mark.slow
 def test_every_tensor_of_an_encoder_is_real_and_the_folders(small: Small):
     ours = open_model(small.base_model, files=small.files).load_text_encoder(CPU, F32).module
     theirs = open_model(small.base_model, small.folder).load_text_encoder(CPU, F32).module
@@ -85,7 +85,6 @@ def test_every_tensor_of_an_encoder_is_real_and_the_folders(small: Small):
     assert all(torch.equal(tensor, expected[name]) for name, tensor in found.items())
 
 
-@pytest.mark.slow
 def test_images_are_encoded_and_decoded_as_from_a_folder(small: Small):
     folder = open_model(small.base_model, small.folder).load_codec(CPU, F32)
     file = open_model(small.base_model, files=replace(small.files, text_encoder=None, text_encoder_2=None))
@@ -97,7 +96,6 @@ def test_images_are_encoded_and_decoded_as_from_a_folder(small: Small):
     assert torch.equal(codec.decode(latents), folder.decode(latents))
 
 
-@pytest.mark.slow
 def test_a_vae_is_read_with_any_prefix_and_with_diffusers_names(small: Small, tmp_path: Path):
     kind = AutoencoderKL if small.base_model == FLUX else AutoencoderKLQwenImage
     own = kind.from_pretrained(small.folder, subfolder="vae").state_dict()
@@ -129,7 +127,6 @@ def scaled(tensors: Tensors, marking: str) -> Tensors:
     return result
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("marking", ["scale_weight", "weight_scale"])
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 def test_scaled_fp8_encoders_keep_their_codes_and_encode_as_dequantized(
@@ -169,7 +166,6 @@ def test_plain_fp8_t5_has_fp8_norms_and_words(flux: Small, tmp_path: Path):
     assert torch.equal(t5.get_parameter(norm), tensors[norm].float())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("dropped", ["shared.weight", "encoder.embed_tokens.weight"])
 def test_t5s_words_under_either_name(flux: Small, tmp_path: Path, dropped: str):
     tensors = load_file(flux.files.text_encoder_2)
@@ -231,7 +227,6 @@ def test_what_is_no_file_comes_from_the_folder(flux: Small, tmp_path: Path):
     assert model.load_text_encoder(CPU, F32).fingerprint == model.fingerprint("text")
 
 
-@pytest.mark.slow
 def test_fingerprints_follow_the_content_of_every_file(flux: Small, tmp_path: Path):
     before = open_model(FLUX, files=flux.files)
     for part, name in (("text", "text_encoder"), ("text", "text_encoder_2"), ("vae", "vae")):
@@ -258,7 +253,6 @@ def test_tokenizers_are_found_in_each_place(flux: Small, monkeypatch: pytest.Mon
     assert torch.equal(encoded(open_model(FLUX, files=nowhere))["prompt_embeds"], expected)
 
 
-@pytest.mark.slow
 def test_missing_tokenizers_name_both_remedies(small: Small, tmp_path: Path):
     for place in (None, tmp_path):
         with pytest.raises(BadInput) as refusal:
@@ -347,7 +341,6 @@ def test_another_vae_is_refused(flux: Small, tmp_path: Path):
 # from the command line
 
 
-@pytest.mark.slow
 def test_training_from_files_alone(small: Small, runs: Runs, tmp_path: Path):
     runs.write(2)
     files = replace(small.files, transformer=tmp_path / "unnamed.safetensors")

@@ -26,6 +26,8 @@ from trainer.single_file.key_mapping import to_stored
 
 from ..single_files import FLUX, FLUX_SIZES, FORMATS, QWEN, is_quantized, plain, stored, write
 
+pytestmark = pytest.mark.slow
+
 SMALL = {
     FLUX: (FluxTransformer2DModel, FLUX_SIZES),
     QWEN: (QwenImageTransformer2DModel, {"num_layers": 2, "num_attention_heads": 2, "joint_attention_dim": 64}),
@@ -59,7 +61,6 @@ def test_a_file_and_back_is_bitwise_the_same(base_model: str, transformer: torch
     assert all(torch.equal(tensor, again[name]) for name, tensor in state.items()) and again.keys() == state.keys()
 
 
-@pytest.mark.slow
 def test_our_layout_is_the_one_diffusers_reads():
     """diffusers' own converter, which knows the full width alone: one block of each kind, in whole numbers."""
     kind, _ = SMALL[FLUX]
@@ -76,7 +77,6 @@ def test_our_layout_is_the_one_diffusers_reads():
     assert all(torch.equal(tensor, state[name]) for name, tensor in read.items())
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", FORMATS)
 def test_every_format_gives_the_weights_that_were_written(
     base_model: str, transformer: torch.nn.Module, tmp_path: Path, kind: str
@@ -92,7 +92,6 @@ def test_every_format_gives_the_weights_that_were_written(
         assert error <= tolerance, f"{name} {error}"
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("kind", ["scaled fp8", "int8 rotated"])
 def test_a_quantized_layer_learns_like_its_plain_self(
     base_model: str, transformer: torch.nn.Module, tmp_path: Path, kind: str
@@ -196,7 +195,6 @@ def write_gguf(path: Path, state: dict[str, torch.Tensor], kind: gguf.GGMLQuanti
     return path
 
 
-@pytest.mark.slow
 @pytest.mark.parametrize("name", ["Q8_0", "Q5_1", "Q4_0", "Q4_K", "Q6_K", "Q2_K", "BF16"])
 def test_gguf_weights_are_what_gguf_itself_reads(
     base_model: str, transformer: torch.nn.Module, tmp_path: Path, name: str
