@@ -173,7 +173,7 @@ def open_dataset(
         report = _report(path, columns, findings)
         if report.bad_rows and (bad_rows == "stop" or not report.good_rows):
             raise BadInput(bad_rows_message(report))
-    except BaseException:
+    except BaseException:  # A generator closed half way (GeneratorExit) must close the file too.
         blocks.close()
         raise
     return EditDataset(blocks, root, downloads, bad_rows, findings.good, report)
