@@ -32,7 +32,9 @@ class DeviceInfo:
     host: int
     """Bytes of free host memory."""
     bf16: bool
-    """bf16 is supported."""
+    """bf16 is supported by the hardware, not emulated."""
+    capability: tuple[int, int] | None = None
+    """NVIDIA compute capability; None elsewhere and where it is unknown."""
     fast_precisions: frozenset[Precision] = frozenset()
     """Quantized precisions whose matmuls run faster in the storage dtype than after dequantizing."""
 
@@ -51,8 +53,15 @@ def query_device(device: torch.device) -> DeviceInfo:
         # Before free memory is read: the benchmark's memory stays in the allocator until it is emptied.
         fast = fast_precisions(device)
         torch.cuda.empty_cache()
-        free = torch.cuda.mem_get_info(device)[0]
-        return DeviceInfo(kind="cuda", free=free, host=host, bf16=torch.cuda.is_bf16_supported(), fast_precisions=fast)
+        return DeviceInfo(
+            kind="cuda",
+            free=torch.cuda.mem_get_info(device)[0],
+            host=host,
+            # Turing emulates bf16, many times slower than it computes in float32.
+            bf16=torch.cuda.is_bf16_supported(including_emulation=False),
+            capability=None if torch.version.hip else torch.cuda.get_device_capability(device),
+            fast_precisions=fast,
+        )
     if device.type == "mps":
         free = torch.mps.recommended_max_memory() - torch.mps.driver_allocated_memory()
         return DeviceInfo(kind="mps", free=free, host=host, bf16=True)
@@ -70,7 +79,8 @@ def assumed_gpu(gigabytes: float, host_gigabytes: float | None = None) -> Device
         for row in FORMATS.values()
         if free < CONSUMER_LIMIT and row.precision and row.capability and row.capability <= ADA
     )
-    return DeviceInfo(kind="cuda", free=free, host=host, bf16=True, fast_precisions=fast)
+    capability = ADA if free < CONSUMER_LIMIT else None
+    return DeviceInfo(kind="cuda", free=free, host=host, bf16=True, capability=capability, fast_precisions=fast)
 
 
 def default_device() -> torch.device:

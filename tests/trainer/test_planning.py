@@ -15,10 +15,10 @@ import torch
 from trainer.cli.main import main
 from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
-from trainer.device import DeviceInfo, assumed_gpu
+from trainer.device import DeviceInfo, assumed_gpu, query_device
 from trainer.errors import BAD_INPUT, OK, BadInput
 from trainer.events import Planned
-from trainer.memory.planner import inference_plan, make_plan
+from trainer.memory.planner import inference_plan, make_plan, precisions
 from trainer.models.edit_model import open_model
 
 from ..benchmarks.plans import MODELS, RESOLUTIONS, table, title
@@ -139,6 +139,24 @@ def test_a_full_fine_tune_of_a_large_model_is_refused_on_a_small_card():
         make_plan(model, params, RunSettings(), assumed_gpu(48))
     rounded = make_plan(model, params, RunSettings(optimizer="adafactor"), assumed_gpu(80))
     assert rounded.expected["trained weights, gradients, optimizer"] == pytest.approx(4 * 11.9e9, rel=0.01)
+
+
+def test_a_card_without_bf16_computes_in_float32(monkeypatch: pytest.MonkeyPatch):
+    """Turing emulates bf16, which torch reports as supported unless it is asked to leave the emulation out."""
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (12 * 10**9, 12 * 10**9))
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (7, 5))
+    monkeypatch.setattr(torch.cuda, "is_bf16_supported", lambda including_emulation=True: including_emulation)
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: None)
+    turing = query_device(torch.device("cuda"))
+    assert (turing.bf16, turing.capability) == (False, (7, 5))
+    assert precisions(RunSettings(), turing) == ["fp32", "int8"]
+    plan = make_plan(open_model("tiny/flux-kontext"), PARAMS, RunSettings(precision="int8"), turing)
+    assert plan.dtype == torch.float32
+
+
+def test_an_assumed_card_has_a_capability_where_its_size_tells():
+    assert assumed_gpu(24).capability == (8, 9)
+    assert assumed_gpu(80).capability is None
 
 
 def test_on_the_cpu_everything_stays_and_nothing_is_refused(kontext):

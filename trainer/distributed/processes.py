@@ -127,6 +127,7 @@ class MultiProcess(SingleProcess):
             free=min(info.free for info in infos) * (self.world_size if sharded else 1),
             host=min(info.host for info in infos),
             bf16=all(info.bf16 for info in infos),
+            capability=min((info.capability for info in infos if info.capability), default=None),
             fast_precisions=frozenset.intersection(*(info.fast_precisions for info in infos)),
         )
 

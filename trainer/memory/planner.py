@@ -98,9 +98,11 @@ def precisions(settings: RunSettings, device_info: DeviceInfo) -> list[Precision
     """List the precisions to try for the frozen base, in order of preference."""
     if settings.precision != "auto":
         return [settings.precision]
-    if not device_info.bf16:
+    if device_info.is_cpu:
         return ["fp32"]
-    return ["int8"] if "int8" in device_info.fast_precisions else ["bf16", "int8"]
+    if "int8" in device_info.fast_precisions:
+        return ["int8"]
+    return ["bf16" if device_info.bf16 else "fp32", "int8"]
 
 
 def _check(params: TrainingParams, settings: RunSettings) -> None:

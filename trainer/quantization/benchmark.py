@@ -42,10 +42,11 @@ def fast_precisions(device: torch.device) -> frozenset[Precision]:
 
 
 def _is_faster(device: torch.device, precision: Precision) -> bool:
+    dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     try:
-        weight = quantize(torch.randn(OUTPUTS, INPUTS, device=device, dtype=torch.bfloat16), precision)
-        rows = torch.randn(ROWS, INPUTS, device=device, dtype=torch.bfloat16)
-        gradient = torch.randn(ROWS, OUTPUTS, device=device, dtype=torch.bfloat16)
+        weight = quantize(torch.randn(OUTPUTS, INPUTS, device=device, dtype=dtype), precision)
+        rows = torch.randn(ROWS, INPUTS, device=device, dtype=dtype)
+        gradient = torch.randn(ROWS, OUTPUTS, device=device, dtype=dtype)
         low_precision, dequantized = (
             _seconds(_step(rows, gradient, weight, quantize_activations)) for quantize_activations in (True, False)
         )
