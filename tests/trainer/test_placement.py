@@ -17,7 +17,7 @@ from trainer.events import drain
 from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
 from trainer.memory.activation_bytes import _LiveBytes
 from trainer.memory.block_streaming import next_block
-from trainer.memory.checkpointing import _Inputs
+from trainer.memory.host_inputs import _Inputs
 from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.models.types import Grid

@@ -9,7 +9,8 @@ model_parts        loads transformer, text encoder and VAE, and moves them on an
 placement          applies a plan to a transformer
 block_streaming    streams frozen blocks from host memory
 modulation         computes modulation ahead of the steps, its weights in host memory
-checkpointing      activation checkpointing per block, with inputs offloaded to host memory
+checkpointing      activation checkpointing per block
+host_inputs        inputs of checkpointed blocks in host memory
 pinned             page-locked host buffers
 
 Must not know: the dataset, or how steps and samples are run.
