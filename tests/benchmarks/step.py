@@ -2,9 +2,9 @@
 
 Run from the repository's root: python tests/benchmarks/step.py --model qwen --cap-gb 24
 
-Prints the plan, seconds a step, TFLOP/s and what part of the device's own measured rate that is, and the peak memory
-beside the plan's estimate. `--cap-gb` plans for, and on CUDA enforces, a card of that size. `--width`, `--blocks`:
-a smaller model for a smaller machine. All run settings are options as well.
+Prints the plan, seconds a step, TFLOP/s and what part of the device's own measured rate that is, and the peak memory,
+allocated and reserved, beside the plan's estimate. `--cap-gb` plans for, and on CUDA enforces, a card of that size.
+`--width`, `--blocks`: a smaller model for a smaller machine. All run settings are options as well.
 """
 
 from __future__ import annotations
@@ -83,7 +83,8 @@ def main() -> None:
     print(f"step: {step:.3f} s (median of {len(seconds)}, {min(seconds):.3f} to {max(seconds):.3f})")
     print(f"rate: {done / step:.2f} of {rate:.2f} TFLOP/s, {done / step / rate:.2f}; {done:.2f} TFLOP a step")
     used = peak.bytes - base
-    print(f"peak: {used / 1e9:.2f} GB, planned {plan.bytes / 1e9:.2f}, {plan.bytes / used:.2f} of it")
+    reserved = f", {peak.reserved / 1e9:.2f} reserved by the allocator" if peak.reserved else ""
+    print(f"peak: {used / 1e9:.2f} GB{reserved}, planned {plan.bytes / 1e9:.2f}, {plan.bytes / used:.2f} of it")
 
 
 def parse() -> argparse.Namespace:
@@ -122,7 +123,7 @@ def capped(device_info: DeviceInfo, device: torch.device, gigabytes: float) -> D
         return device_info
     if device.type == "cuda":
         total = torch.cuda.get_device_properties(device).total_memory
-        torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / total, device)
+        torch.cuda.set_per_process_memory_fraction(gigabytes * 1e9 / total, torch.cuda.current_device())
     return replace(device_info, free=int(gigabytes * 1e9))
 
 
@@ -227,6 +228,8 @@ class PeakMemory:
     def __init__(self, device: torch.device) -> None:
         self.device = device
         self.bytes = 0
+        self.reserved = 0
+        """The most that CUDA's allocator held, given out or not."""
         self._done = threading.Event()
 
     def __enter__(self) -> PeakMemory:
@@ -240,6 +243,7 @@ class PeakMemory:
         self._done.set()
         if self.device.type == "cuda":
             self.bytes = torch.cuda.max_memory_allocated(self.device)
+            self.reserved = torch.cuda.max_memory_reserved(self.device)
 
     def _watch(self) -> None:
         while not self._done.wait(0.01):
