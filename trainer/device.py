@@ -8,7 +8,7 @@ import psutil
 import torch
 
 from .config.settings import Precision
-from .quantization.benchmark import fast_precisions
+from .quantization.benchmark import compute_capability, fast_precisions
 from .quantization.formats import FORMATS
 
 ADA = (8, 9)
@@ -59,7 +59,7 @@ def query_device(device: torch.device) -> DeviceInfo:
             host=host,
             # Turing emulates bf16, many times slower than it computes in float32.
             bf16=torch.cuda.is_bf16_supported(including_emulation=False),
-            capability=None if torch.version.hip else torch.cuda.get_device_capability(device),
+            capability=compute_capability(device),
             fast_precisions=fast,
         )
     if device.type == "mps":

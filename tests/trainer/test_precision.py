@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from importlib.util import find_spec
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from trainer.config.settings import Precision
@@ -18,7 +22,9 @@ from trainer.models.edit_model import EditModel, open_model
 from trainer.models.family import Family
 from trainer.models.transformer import load_single_file
 from trainer.models.types import PackedLatents
+from trainer.quantization import kernels
 from trainer.quantization.benchmark import fast_precisions
+from trainer.quantization.formats import FORMATS
 from trainer.quantization.linear import QuantizedLinear, dequantize_layers, set_quantize_activations
 from trainer.quantization.quantize import large_weights, quantize
 from trainer.tensors import write_tensors
@@ -369,3 +375,61 @@ def test_a_block_compiles_whole_under_checkpointing(precision: Precision | None)
     assert len(results[0]) == 7
     for ours, expected in zip(*results, strict=True):
         assert relative(ours, expected) < 1e-5
+
+
+# formats that differ from the run's precision
+
+
+@pytest.mark.parametrize(("capability", "multiplied"), [((8, 6), set()), ((8, 9), {"fp8"}), (None, {"fp8"})])
+def test_layers_of_a_format_that_the_gpu_cannot_multiply_are_dequantized(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int] | None, multiplied: set[str]
+):
+    """A stored fp8 file on an RTX 30xx, whose int8 products are fast and whose fp8 ones do not exist."""
+    layers = torch.nn.ModuleDict({name: layer_of(name, 64, 64) for name in ("int8", "fp8")})
+    set_quantize_activations(layers, True, capability)
+    called: set[str] = set()
+    for name, function in (("int8", "_int_mm"), ("fp8", "_scaled_mm")):
+        original = getattr(torch, function)
+
+        def noted(*args: object, name: str = name, original: Callable[..., torch.Tensor] = original, **kwargs: object):
+            called.add(name)
+            return original(*args, **kwargs)
+
+        monkeypatch.setattr(torch, function, noted)
+    for layer in layers.values():
+        output_and_gradient(layer, 40, 64, BF16)
+    assert called == {"int8"} | multiplied
+
+
+class Largest(TorchDispatchMode):
+    """Notes the bytes of the largest tensor that is made."""
+
+    bytes = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self.bytes = max(self.bytes, tensor.untyped_storage().nbytes())
+        return result
+
+
+def test_int8_weights_become_values_without_a_float32_copy():
+    made = quantize(torch.randn(64, 96, generator=torch.Generator().manual_seed(0)), "int8")
+    with Largest() as largest:
+        values = made.dequantize(BF16)
+    assert largest.bytes == values.nbytes
+    assert torch.equal(values, (made.quantized.float() * made.scale).to(BF16)), "ComfyUI's bits"
+
+
+@pytest.mark.parametrize("ggml_type", ["Q8_0", "Q4_K", "Q6_K", "IQ4_XS"])
+def test_ggml_blocks_become_values_some_rows_at_a_time(monkeypatch: pytest.MonkeyPatch, ggml_type: str):
+    row = FORMATS[f"gguf:{ggml_type}"]
+    blocks = torch.randint(0, 60, (64, int(512 * row.bits / 8)), dtype=torch.uint8)
+    whole = row.dequantize(blocks, None, BF16)
+    monkeypatch.setattr(kernels, "GGML_PART_BYTES", 4 * 512 * 4)
+    with Largest() as largest:
+        values = row.dequantize(blocks, None, BF16)
+    assert largest.bytes == values.nbytes == 64 * 512 * 2
+    assert values.isfinite().all()
+    assert torch.equal(values, whole)

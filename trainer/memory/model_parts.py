@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..lora.adapter import load_lora
+from ..quantization.benchmark import compute_capability
 from ..quantization.linear import set_quantize_activations
 from .placement import Placement
 from .plan import Plan
@@ -66,7 +67,7 @@ class ModelComponents:
         transformer = self.model.load_transformer(device, dtype, self.plan.precision)
         if self.model.adapter is not None:
             load_lora(transformer, self.model.family, self.model.adapter, self.model.adapter_strength)
-        set_quantize_activations(transformer, self.plan.quantize_activations)
+        set_quantize_activations(transformer, self.plan.quantize_activations, compute_capability(self.device))
         return Placement(transformer, self.model.family, self.plan, self.device)
 
     def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any]) -> Any:

@@ -25,19 +25,26 @@ ROUNDS = 5
 """Timed repetitions, of which the fastest counts. A judgement."""
 
 
+def compute_capability(device: torch.device) -> tuple[int, int] | None:
+    """Return the compute capability of an NVIDIA GPU; None for every other device."""
+    if device.type != "cuda" or torch.version.hip:
+        return None
+    return torch.cuda.get_device_capability(device)
+
+
 @lru_cache(maxsize=8)
 def fast_precisions(device: torch.device) -> frozenset[Precision]:
     """Find the precisions whose matmuls are faster in their storage dtype on this device.
 
     Takes some seconds the first time on NVIDIA GPUs, where the kernels are compiled; empty everywhere else.
     """
-    if device.type != "cuda" or torch.version.hip:
+    capability = compute_capability(device)
+    if capability is None:
         return frozenset()
-    capability = torch.cuda.get_device_capability(device)
     return frozenset(
         row.precision
         for row in FORMATS.values()
-        if row.precision and row.capability and capability >= row.capability and _is_faster(device, row.precision)
+        if row.precision and row.runs_on(capability) and _is_faster(device, row.precision)
     )
 
 

@@ -62,6 +62,13 @@ class Format:
     needs_scale: bool = False
     """A weight of a file without a scale is damaged."""
 
+    def runs_on(self, capability: tuple[int, int] | None) -> bool:
+        """Tell whether an NVIDIA GPU of this compute capability multiplies in the storage dtype; None: not known, and
+        then only whether the format can be multiplied at all."""
+        if self.matmul_multiple is None:
+            return False
+        return capability is None or self.capability is None or capability >= self.capability
+
     def weight_bytes(self, weight: torch.Tensor) -> int:
         """Bytes that `quantize` makes of a weight [out, in] of any dtype, which may be without storage."""
         scales = len(weight) * torch.float32.itemsize if self.row_scales else 0

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .formats import Quantization, QuantizedWeight, dequantize
+from .formats import FORMATS, Quantization, QuantizedWeight, dequantize
 from .matmul import linear, linear_input_grad
 
 
@@ -93,11 +93,15 @@ class _FrozenLinear(torch.autograd.Function):
         return result.view(*gradient.shape[:-1], -1), None, None, None, None, None, None
 
 
-def set_quantize_activations(module: nn.Module, on: bool) -> None:
-    """Turn low-precision matmuls on or off in all quantized layers of `module`; see `matmul.linear`."""
+def set_quantize_activations(module: nn.Module, on: bool, capability: tuple[int, int] | None = None) -> None:
+    """Turn low-precision matmuls on or off in all quantized layers of `module`; see `matmul.linear`.
+
+    A layer whose own format an NVIDIA GPU of this compute `capability` cannot multiply keeps them off; None: not known,
+    all can. A file's layers may have other formats than the run's precision: fp8 on an RTX 30xx, whose int8 is fast.
+    """
     for layer in module.modules():
         if isinstance(layer, QuantizedLinear):
-            layer.quantize_activations = on
+            layer.quantize_activations = on and FORMATS[layer.quantization.format].runs_on(capability)
 
 
 def dequantize_layers(module: nn.Module, dtype: torch.dtype) -> None:
