@@ -5,9 +5,12 @@ Dequantization repeats ComfyUI's arithmetic to the bit, so that a file gives the
 
 from __future__ import annotations
 
+from contextlib import nullcontext
 from functools import lru_cache
+from typing import Any
 
 import torch
+from torch.overrides import TorchFunctionMode
 
 NF4_BLOCK = 64
 """Consecutive values that share a scale in nf4: the default of bitsandbytes and of QLoRA (arXiv:2305.14314)."""
@@ -29,8 +32,13 @@ def quantize_rows(weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tenso
 
 def dequantize_int8(quantized: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
     """Values [out, in] in `dtype` of an int8 weight [out, in] with a float32 scale, scalar or [out, 1]; None is 1."""
-    values = quantized.view(torch.int8).float()
-    return (values if scale is None else values * scale).to(dtype)
+    values = quantized.view(torch.int8)
+    if scale is None:
+        return values.to(dtype)
+    if values.device.type == "mps":
+        return (values.float() * scale).to(dtype)
+    # One kernel on CUDA: multiplied in float32 and rounded to `dtype` as it is written.
+    return torch.mul(values, scale, out=torch.empty(values.shape, dtype=dtype, device=values.device))
 
 
 def dequantize_float8(
@@ -39,7 +47,7 @@ def dequantize_float8(
     """Values [out, in] in `dtype` of a `float8` weight [out, in] (or its bytes, int8 or uint8) with a float32 scale,
     scalar or [out, 1]; None is 1."""
     values = float8_values(quantized, float8, dtype, by_table=quantized.device.type == "mps")
-    return values if scale is None else values * scale.to(dtype)
+    return values if scale is None else values.mul_(scale.to(dtype))
 
 
 def float8_values(quantized: torch.Tensor, float8: torch.dtype, dtype: torch.dtype, by_table: bool) -> torch.Tensor:
@@ -68,18 +76,41 @@ def dequantize_nf4(quantized: torch.Tensor, scale: torch.Tensor | None, dtype: t
     return torch.ops.bitsandbytes.dequantize_4bit(quantized.view(torch.uint8), scale, NF4_BLOCK, "nf4", shape, dtype)
 
 
+GGML_PART_BYTES = 2**25
+"""Bytes of values that are dequantized at a time from a ggml type; the temporaries take about six times as much. A
+judgement: large enough for a GPU, small beside a layer's activations."""
+
+
 def dequantize_ggml(
     ggml_type: str, quantized: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype
 ) -> torch.Tensor:
     """Values [out, in] in `dtype` of rows of ggml blocks [out, bytes], int8 or uint8. The blocks carry their own
-    scales: `scale` is None."""
+    scales: `scale` is None. Converts some rows at a time, so that temporaries stay small."""
     from diffusers.quantizers.gguf.utils import dequantize_functions
     from gguf import GGML_QUANT_SIZES, GGMLQuantizationType
 
     kind = GGMLQuantizationType[ggml_type]
     block, size = GGML_QUANT_SIZES[kind]
-    values = dequantize_functions[kind](quantized.view(torch.uint8).reshape(-1, size), block, size)
-    return values.reshape(quantized.shape[0], -1).to(dtype)
+    columns = quantized.shape[1] // size * block
+    values = torch.empty(quantized.shape[0], columns, dtype=dtype, device=quantized.device)
+    rows = max(1, GGML_PART_BYTES // (columns * torch.float32.itemsize))
+    # A compiler folds the constants into its kernels.
+    with nullcontext() if torch.compiler.is_compiling() else _ConstantsWithoutWaiting():
+        for part, target in zip(quantized.view(torch.uint8).split(rows), values.split(rows), strict=True):
+            target.view(-1, block).copy_(dequantize_functions[kind](part.reshape(-1, size), block, size))
+    return values
+
+
+class _ConstantsWithoutWaiting(TorchFunctionMode):
+    """Makes `torch.tensor(list, device=GPU)` a copy that the CPU does not wait for. diffusers' dequantization has up to
+    five in each call, and each would wait for all kernels before it."""
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is torch.tensor and torch.device(kwargs.get("device", "cpu")).type == "cuda":
+            device = kwargs.pop("device")
+            return torch.tensor(*args, **kwargs).pin_memory().to(device, non_blocking=True)
+        return func(*args, **kwargs)
 
 
 def rotate(rows: torch.Tensor, size: int) -> torch.Tensor:
