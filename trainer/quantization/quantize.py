@@ -15,10 +15,10 @@ from ..modules import blocks_of
 from .formats import Quantization, QuantizedWeight, format_of
 
 
-def quantize(weight: torch.Tensor, precision: Precision) -> QuantizedWeight:
+def quantize(weight: torch.Tensor, precision: Precision, device: torch.device | str | None = None) -> QuantizedWeight:
     """Quantize a plain weight [out, in] float for a quantized `precision` setting.
 
-    Runs on the CUDA device where there is one; the result is on the weight's own device. Raises BadInput when the
+    Runs on `device`, by default the current CUDA device where there is one; the result is on the weight's own. Raises BadInput when the
     format's package is not installed, ValueError for fp32 and bf16.
     """
     row = format_of(precision)
@@ -26,11 +26,10 @@ def quantize(weight: torch.Tensor, precision: Precision) -> QuantizedWeight:
         raise ValueError(f"precision {precision} is not a quantized one")
     if row.package:
         require_package(row.package, f"precision {precision}")
-    device = weight.device
-    if torch.cuda.is_available():
-        weight = weight.to("cuda", non_blocking=True)
-    quantized, scale = row.quantize(weight)
-    return QuantizedWeight(quantized.to(device), scale.to(device), Quantization(row.name))
+    if device is None and torch.cuda.is_available():
+        device = "cuda"
+    quantized, scale = row.quantize(weight if device is None else weight.to(device, non_blocking=True))
+    return QuantizedWeight(quantized.to(weight.device), scale.to(weight.device), Quantization(row.name))
 
 
 def large_weights(transformer: nn.Module) -> set[str]:
