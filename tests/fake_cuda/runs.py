@@ -1,0 +1,209 @@
+"""The trainer's own path on a fake card: plan, load, place, adapt, checkpoint, stream, step, and sample."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Generator
+from dataclasses import dataclass
+from itertools import islice
+from typing import Any
+
+import torch
+from torch import nn
+
+from tests.benchmarks.synthetic import RandomModel, random_batches, random_model
+from trainer.config.request import TrainingParams
+from trainer.config.settings import Precision, RunSettings
+from trainer.data.resize import Size
+from trainer.device import CONSUMER_LIMIT, DeviceInfo
+from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
+from trainer.memory.activation_bytes import step_shape
+from trainer.memory.model_parts import ModelComponents
+from trainer.memory.plan import Plan
+from trainer.memory.planner import make_plan
+from trainer.models.types import Grid, PackedLatents
+from trainer.quantization.formats import FORMATS, format_of
+from trainer.quantization.linear import QuantizedLinear
+from trainer.quantization.quantize import large_weights, quantize
+from trainer.training.flow_matching import _weight_table
+from trainer.training.optim import build_optimizer
+from trainer.training.step import micro_step, with_modulation
+from trainer.training.trainable import Trainable, build_trainable
+
+from .card import Card, fake_cuda
+from .log import Log
+
+NAMES = {"kontext": "black-forest-labs/FLUX.1-Kontext-dev", "qwen": "Qwen/Qwen-Image-Edit"}
+PARAMS = TrainingParams(caption_column="c", control_image_column="b", image_column="a")
+DEVICE = torch.device("cuda", 0)
+HOST = 64_000_000_000
+"""Bytes of free host memory, as in docs/memory.md."""
+
+
+class FakeModel(RandomModel):
+    """A full-size model whose transformer has no values."""
+
+    def load_transformer(
+        self, device: torch.device | str, dtype: torch.dtype, precision: Precision | None = None
+    ) -> nn.Module:
+        """Return the transformer on the CPU; in a fake card's context its weights have no storage."""
+        transformer = self.family.bare_transformer(self.transformer_config())
+        for module in list(transformer.modules()):
+            for leaf, parameter in list(module.named_parameters(recurse=False)):
+                setattr(module, leaf, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
+        if precision is None or format_of(precision) is None:
+            return transformer.eval().requires_grad_(False)
+        for name in large_weights(transformer):
+            layer = transformer.get_submodule(name)
+            assert isinstance(layer, nn.Linear)
+            assert layer.bias is not None
+            quantized = quantize(layer.weight.detach(), precision)
+            transformer.set_submodule(name, QuantizedLinear(quantized, layer.in_features, layer.bias.detach()))
+        return transformer.eval().requires_grad_(False)
+
+
+def fake_model(which: str, **changes: int) -> FakeModel:
+    """The full-size model of a family; `changes`: to its transformer's diffusers config."""
+    model = random_model(NAMES[which], **changes)
+    return FakeModel(**{name: getattr(model, name) for name in ("base_model", "folder", "policy", "config")})
+
+
+def device_info(card: Card, host: int = HOST) -> DeviceInfo:
+    """Describe a fake card to the planner, with `host` bytes of free host memory."""
+    fast: set[Precision] = {
+        row.precision
+        for row in FORMATS.values()
+        if row.precision and row.capability and row.capability <= card.capability and card.memory < CONSUMER_LIMIT
+    }
+    return DeviceInfo(
+        kind="cuda",
+        free=card.memory,
+        host=host,
+        bf16=card.capability >= (8, 0),
+        fast_precisions=frozenset(fast),
+    )
+
+
+@dataclass(frozen=True, slots=True)
+class Phase:
+    """A training step, or the sampling of an image."""
+
+    peak: int
+    """Bytes on the card at its peak."""
+    syncs: list[str]
+    page_locked: int
+    """Bytes of host memory that were page-locked in it."""
+    flops: Counter[str]
+    bytes: Counter[str]
+    kernels: Counter[str]
+    """Work by kind: see `Traffic`."""
+
+
+@dataclass(frozen=True, slots=True)
+class Run:
+    """A training on a fake card, and what it took."""
+
+    plan: Plan
+    log: Log
+    loaded: int
+    """Bytes on the card before the first step."""
+    hosted: int
+    """Bytes of host memory then."""
+    steps: list[Phase]
+    sampling: Phase | None
+
+    @property
+    def peak(self) -> int:
+        """Bytes on the card at the peak of all steps."""
+        return max(step.peak for step in self.steps)
+
+
+def run_on(
+    card: Card,
+    model: FakeModel,
+    settings: RunSettings,
+    steps: int = 2,
+    host: int = 64_000_000_000,
+    sample: bool = False,
+) -> Run:
+    """Plan a LoRA of rank 16 for the card, train `steps` steps of it there, and where asked draw a sample."""
+    plan = make_plan(model, PARAMS, settings, device_info(card, host))
+    with fake_cuda(card) as log:
+        return _run(log, model, settings, plan, steps, sample)
+
+
+def _run(log: Log, model: FakeModel, settings: RunSettings, plan: Plan, steps: int, sample: bool) -> Run:
+    _weight_table.cache_clear()  # a cached tensor belongs to the fake card that it was made on
+    components = ModelComponents(model, DEVICE, plan)
+    trainable = build_trainable(components, PARAMS, settings)
+    optimizer = build_optimizer(trainable.parameters, settings, 1e-4)
+    log.mark("loaded")
+    loaded, hosted = log.device.now, log.host.now
+    shape = step_shape(model.family, PARAMS, settings, plan)
+    batches = islice(random_batches(model.family, model.transformer_config(), shape), steps)
+    done = [_step(log, components, trainable, optimizer, batch) for batch in batches]
+    return Run(plan, log, loaded, hosted, done, _sample(log, components, trainable) if sample else None)
+
+
+def _step(
+    log: Log, components: ModelComponents, trainable: Trainable, optimizer: torch.optim.Optimizer, batch: Any
+) -> Phase:
+    before = _Before(log)
+    (batch,) = with_modulation(components, [batch], 1.0)
+    micro_step(components, batch, 1, 1.0)
+    torch.nn.utils.clip_grad_norm_(list(trainable.parameters.values()), 1.0)
+    optimizer.step()
+    optimizer.zero_grad()
+    return before.phase("step")
+
+
+def _sample(log: Log, components: ModelComponents, trainable: Trainable) -> Phase:
+    """Draw one image of two steps from one control image; latents only."""
+    before = _Before(log)
+    with trainable.exported_values(torch.bfloat16):
+        drawing = denoise(components, *sample_inputs(components.model))
+        _result(drawing)
+    return before.phase("sampling")
+
+
+def sample_inputs(model: Any, side: int = 1024) -> tuple[DenoiseInputs, DenoiseOptions]:
+    """Random inputs of an image of `side` x `side` pixels, with a negative prompt where the family uses one."""
+    family, size = model.family, Size(side, side)
+    control = family.control_size(size, size, "inference")
+    grid = Grid(control.height // family.patch, control.width // family.patch)
+    channels = model.transformer_config()["in_channels"]
+    text = {
+        name: torch.randn(1, *shape) for name, shape in family.text_shapes(model.transformer_config(), control).items()
+    }
+    options = DenoiseOptions.for_variant(family.variant, 2, 0.0, 1)
+    negative = dict(text) if family.negative_prompt("", options.guidance) is not None else None
+    latents = PackedLatents(torch.randn(1, grid.height * grid.width, channels), grid)
+    return DenoiseInputs([latents], text, negative, size), options
+
+
+def _result(generator: Generator[Any, None, torch.Tensor]) -> torch.Tensor:
+    while True:
+        try:
+            next(generator)
+        except StopIteration as end:
+            return end.value
+
+
+class _Before:
+    """The log's counts at the beginning of a phase."""
+
+    def __init__(self, log: Log) -> None:
+        self.log = log
+        self.syncs, self.locked = len(log.syncs), len(log.page_locked)
+        self.work = [Counter(counts) for counts in self._counts()]
+
+    def _counts(self) -> list[Counter[str]]:
+        traffic = self.log.traffic
+        return [traffic.flops, traffic.bytes, traffic.kernels]
+
+    def phase(self, name: str) -> Phase:
+        """End the phase."""
+        log, peak = self.log, self.log.device.peak
+        log.mark(name)
+        work = [after - before for after, before in zip(self._counts(), self.work, strict=True)]
+        return Phase(peak, log.syncs[self.syncs :], sum(log.page_locked[self.locked :]), *work)
