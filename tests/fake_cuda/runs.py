@@ -79,6 +79,7 @@ def device_info(card: Card, host: int = HOST) -> DeviceInfo:
         kind="cuda",
         free=card.memory,
         host=host,
+        capability=card.capability,
         bf16=card.capability >= (8, 0),
         fast_precisions=frozenset(fast),
     )
