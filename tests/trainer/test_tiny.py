@@ -145,12 +145,12 @@ def test_single_frames_are_encoded_alike() -> None:
 def test_vae_training_and_that_of_the_decoder_alone(make: Callable[[], torch.nn.Module]) -> None:
     torch.manual_seed(0)
     vae = make()
-    pixels = to_pixels(pair.target for pair in make_pairs(BASE_EDITS, 779, 8))
+    pixels = to_pixels(pair.target for pair in make_pairs(BASE_EDITS, 779, 4))
     before = encode(vae, pixels)
-    reports = list(train_vae(vae, pixels, steps=4, batch_size=4, seed=1, decoder_only=True))
+    reports = list(train_vae(vae, pixels, steps=2, batch_size=2, seed=1, decoder_only=True))
     torch.testing.assert_close(encode(vae, pixels), before)
-    assert [report.step for report in reports] == [1, 2, 3, 4]
-    reports += train_vae(vae, pixels, steps=4, batch_size=4, seed=1)
+    assert [report.step for report in reports] == [1, 2]
+    reports += train_vae(vae, pixels, steps=2, batch_size=2, seed=1)
     assert (encode(vae, pixels) - before).abs().max() > 1e-3
     assert np.isfinite([report.loss for report in reports]).all()
 
