@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from pathlib import Path
 
 import gguf
@@ -259,9 +258,3 @@ def test_bundled_configs_open_the_published_parts(base_model: str):
     assert (CONFIGS / family.info.name).is_dir()
     assert model.family.vae_config["_class_name"].startswith("Autoencoder")
     assert model.load_scheduler().config.use_dynamic_shifting
-
-
-@pytest.fixture(autouse=True)
-def _two_threads() -> Iterator[None]:
-    torch.set_num_threads(2)
-    yield
