@@ -18,8 +18,8 @@ from .formats import Quantization, QuantizedWeight, format_of
 def quantize(weight: torch.Tensor, precision: Precision, device: torch.device | str | None = None) -> QuantizedWeight:
     """Quantize a plain weight [out, in] float for a quantized `precision` setting.
 
-    Runs on `device`, by default the current CUDA device where there is one; the result is on the weight's own. Raises BadInput when the
-    format's package is not installed, ValueError for fp32 and bf16.
+    Runs on `device`, by default the current CUDA device where there is one; the result is on the weight's own. Raises
+    BadInput when the format's package is not installed, ValueError for fp32 and bf16.
     """
     row = format_of(precision)
     if row is None or row.quantize is None:
