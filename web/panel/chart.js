@@ -1,7 +1,8 @@
 // @ts-check
 import { el, oncePerFrame } from "../lib/dom.js";
 import { count, loss, t } from "../lib/text.js";
-import { decimate, nearest, ticks } from "./decimate.js";
+import { decimate, nearest } from "./decimate.js";
+import { FONT, drawAxes, drawLine, drawMarks, drawTip, readColors, strokeCurve } from "./draw.js";
 import { MARGIN, fitScales } from "./scales.js";
 
 // A canvas of our own and no chart library: ComfyUI serves a pack's files as they are, so a library would have to be
@@ -10,7 +11,7 @@ import { MARGIN, fitScales } from "./scales.js";
 /**
  * @typedef {import("./scales.js").Curve} Curve
  * @typedef {import("./scales.js").Scales} Scales
- * @typedef {CanvasRenderingContext2D | OffscreenCanvasRenderingContext2D} Context
+ * @typedef {import("./draw.js").Colors} Colors
  */
 
 /**
@@ -19,8 +20,6 @@ import { MARGIN, fitScales } from "./scales.js";
  * @type {CanvasRenderingContext2DSettings}
  */
 const IN_MEMORY = { willReadFrequently: true };
-const FONT = "11px Inter, system-ui, sans-serif";
-const LINE_HEIGHT = 15;
 
 /**
  * Loss curves on a canvas, each raw (faint) and smoothed (strong), with marks for samples and checkpoints. Two curves
@@ -44,7 +43,7 @@ export class LossChart {
   #base = null;
   /** @type {Scales | null} */
   #scales = null;
-  /** @type {ReturnType<typeof readColors> | null} */
+  /** @type {Colors | null} */
   #colors = null;
   #frame = oncePerFrame(() => this.#draw());
 
@@ -188,33 +187,8 @@ export class LossChart {
       strokeCurve(context, scales, decimate(points, firstStep, lastStep, plotColumns), color, 0.5, 1);
       strokeCurve(context, scales, decimate(points, firstStep, lastStep, plotColumns, smoothed), color, 1, 2);
     });
-    this.#drawMarks(context, scales, colors, height);
+    drawMarks(context, scales, { samples: this.#samples, checkpoints: this.#checkpoints }, colors, height);
     return base;
-  }
-
-  /**
-   * @param {Context} context
-   * @param {Scales} scales
-   * @param {ReturnType<typeof readColors>} colors
-   * @param {number} height
-   */
-  #drawMarks(context, scales, colors, height) {
-    const bottom = height - MARGIN.bottom;
-    context.fillStyle = colors.sample;
-    for (const step of this.#samples) {
-      const x = scales.x(Math.max(step, scales.firstStep));
-      context.beginPath();
-      context.moveTo(x - 4, bottom + 1);
-      context.lineTo(x + 4, bottom + 1);
-      context.lineTo(x, bottom - 6);
-      context.fill();
-    }
-    context.strokeStyle = colors.checkpoint;
-    context.globalAlpha = 0.6;
-    context.setLineDash([2, 3]);
-    for (const step of this.#checkpoints) line(context, scales.x(step), MARGIN.top, scales.x(step), bottom - 8);
-    context.setLineDash([]);
-    context.globalAlpha = 1;
   }
 
   /**
@@ -231,7 +205,7 @@ export class LossChart {
     const x = scales.x(step);
     context.font = FONT;
     context.strokeStyle = colors.muted;
-    line(context, x, MARGIN.top, x, height - MARGIN.bottom);
+    drawLine(context, x, MARGIN.top, x, height - MARGIN.bottom);
     const lines = [`${t("step")} ${count(step)}`];
     hits.forEach(({ curve, index }, number) => {
       const [at, raw] = curve.points[index];
@@ -250,112 +224,4 @@ export class LossChart {
       this.value.textContent = lines.join(", ");
     }
   }
-}
-
-/**
- * @param {Context} context
- * @param {Scales} scales
- * @param {ReturnType<typeof readColors>} colors
- * @param {number} width
- * @param {number} height
- */
-function drawAxes(context, scales, colors, width, height) {
-  const right = width - MARGIN.right;
-  context.strokeStyle = colors.grid;
-  context.fillStyle = colors.muted;
-  context.textAlign = "right";
-  context.textBaseline = "middle";
-  for (const value of ticks(scales.min, scales.max, scales.log)) {
-    const y = Math.round(scales.y(value)) + 0.5;
-    line(context, MARGIN.left, y, right, y);
-    context.fillText(String(Number(value.toPrecision(3))), MARGIN.left - 6, y);
-  }
-  context.textBaseline = "alphabetic";
-  context.textAlign = "left";
-  context.fillText(count(scales.firstStep), MARGIN.left, height - 6);
-  context.textAlign = "right";
-  context.fillText(count(scales.lastStep), right, height - 6);
-  context.textAlign = "center";
-  context.fillText(t("step"), (MARGIN.left + right) / 2, height - 6);
-}
-
-/**
- * @param {Context} context
- * @param {Scales} scales
- * @param {import("./decimate.js").Stroke[]} strokes
- * @param {string} color
- * @param {number} alpha
- * @param {number} width
- */
-function strokeCurve(context, { y }, strokes, color, alpha, width) {
-  context.save();
-  context.globalAlpha = alpha;
-  context.strokeStyle = color;
-  context.lineWidth = width;
-  context.lineJoin = "round";
-  context.beginPath();
-  for (const { x, min, max, first, last } of strokes) {
-    const at = MARGIN.left + x;
-    context.lineTo(at, y(first));
-    if (min !== max) {
-      context.lineTo(at, y(max));
-      context.lineTo(at, y(min));
-      context.lineTo(at, y(last));
-    }
-  }
-  context.stroke();
-  context.restore();
-}
-
-/**
- * Draws a box of text beside a point, on its left where there is no room on its right.
- *
- * @param {CanvasRenderingContext2D} context
- * @param {string[]} lines
- * @param {ReturnType<typeof readColors>} colors
- * @param {number} x
- * @param {number} width
- */
-function drawTip(context, lines, colors, x, width) {
-  const box = Math.max(...lines.map((text) => context.measureText(text).width)) + 14;
-  const left = x + 10 + box > width ? x - 10 - box : x + 10;
-  context.fillStyle = colors.tip;
-  context.strokeStyle = colors.grid;
-  context.beginPath();
-  context.roundRect(left, MARGIN.top + 2, box, lines.length * LINE_HEIGHT + 8, 4);
-  context.fill();
-  context.stroke();
-  context.fillStyle = colors.text;
-  context.textAlign = "left";
-  context.textBaseline = "alphabetic";
-  lines.forEach((text, index) => context.fillText(text, left + 7, MARGIN.top + 17 + index * LINE_HEIGHT));
-}
-
-/**
- * @param {Context} context
- * @param {number} x0
- * @param {number} y0
- * @param {number} x1
- * @param {number} y1
- */
-function line(context, x0, y0, x1, y1) {
-  context.beginPath();
-  context.moveTo(x0, y0);
-  context.lineTo(x1, y1);
-  context.stroke();
-}
-
-/** @param {Element} element */
-function readColors(element) {
-  const style = getComputedStyle(element);
-  const read = (/** @type {string} */ name) => style.getPropertyValue(name).trim();
-  return {
-    text: read("--et-text"),
-    muted: read("--et-muted"),
-    grid: read("--et-line"),
-    tip: read("--et-raised"),
-    sample: read("--et-sample"),
-    checkpoint: read("--et-muted"),
-    curves: [read("--et-accent"), read("--et-second")],
-  };
 }
