@@ -70,6 +70,32 @@ def query_device(device: torch.device) -> DeviceInfo:
     )
 
 
+def free_memory(device: torch.device) -> int:
+    """Bytes of device memory that this process can still allocate: what the driver has free, and what torch's allocator
+    holds without using it."""
+    if device.type in ("cpu", "meta"):
+        return psutil.virtual_memory().available
+    if device.type == "mps":
+        return torch.mps.recommended_max_memory() - torch.mps.current_allocated_memory()
+    memory = torch.get_device_module(device)
+    return memory.mem_get_info(device)[0] + memory.memory_reserved(device) - memory.memory_allocated(device)
+
+
+def allocated_memory(device: torch.device) -> int:
+    """Bytes of device memory that this process's tensors take; 0 on the CPU, where torch does not count them."""
+    if device.type in ("cpu", "meta"):
+        return 0
+    if device.type == "mps":
+        return torch.mps.current_allocated_memory()
+    return torch.get_device_module(device).memory_allocated(device)
+
+
+def release_cached_memory(device: torch.device) -> None:
+    """Give the memory that torch's allocator holds without using it back to the driver."""
+    if device.type not in ("cpu", "meta"):
+        torch.get_device_module(device).empty_cache()
+
+
 def assumed_gpu(gigabytes: float, host_gigabytes: float | None = None) -> DeviceInfo:
     """Describe a CUDA GPU known by its free memory alone; free host memory defaults to this machine's."""
     host = psutil.virtual_memory().available if host_gigabytes is None else int(host_gigabytes * 1e9)

@@ -24,6 +24,7 @@ from .families.info import Variant
 from .lora.adapter import ignored_tensors_note
 from .memory.model_parts import ModelComponents
 from .memory.planner import inference_plan
+from .models.diffusers_family import VAE_SCALE
 from .models.edit_model import EditModel
 from .models.types import Grid, PackedLatents, TextConditioning
 
@@ -125,7 +126,8 @@ def decode(components: ModelComponents, latents: torch.Tensor) -> Image.Image:
 
     Post-processing is that of the diffusers pipelines (`VaeImageProcessor.postprocess`).
     """
-    pixels = components.codec().decode(components.model.family.denormalize(latents))
+    codec = components.codec(latents[:, 0].numel() * VAE_SCALE**2)
+    pixels = codec.decode(components.model.family.denormalize(latents))
     images = VaeImageProcessor.pt_to_numpy((pixels * 0.5 + 0.5).clamp(0, 1))
     return VaeImageProcessor.numpy_to_pil(images)[0]
 
@@ -197,4 +199,5 @@ def edit(
     yield Progress(phase="loading", done=3, total=3)
     inputs = DenoiseInputs([packed], text, negative_text, size)
     latents = yield from denoise(components, inputs, options)
+    components.drop("transformer")
     return decode(components, latents)

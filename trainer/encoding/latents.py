@@ -186,7 +186,8 @@ class LatentEncoder:
         pixels = [image.pixels for image in images]
         batch = torch.cat(pixels + pixels[-1:] * (count - len(pixels))) if count > 1 else pixels[0]
         with torch.no_grad():
-            latents = self.components.model.family.encode(self._batch_codec or self.components.codec(), batch)
+            codec = self.components.codec(count * _area(images[0].size))
+            latents = self.components.model.family.encode(self._batch_codec or codec, batch)
         return _Encoded([image.key for image in images], latents)
 
     def _write(self, encoded: _Encoded) -> None:

@@ -5,6 +5,7 @@ plan               what a plan holds, and its line for the user
 estimate           device and host memory of one request, plan by plan
 weight_bytes       bytes of the transformer's weights, counted without loading them
 activation_bytes   bytes of activations, measured on tensors without storage
+codec_bytes        bytes that the VAE computes with, measured on tensors without storage
 model_parts        loads transformer, text encoder and VAE, and moves them on and off the device
 placement          applies a plan to a transformer
 block_streaming    streams frozen blocks from host memory

@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Collection
+from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
+from ..device import allocated_memory, free_memory, release_cached_memory
 from ..lora.adapter import load_lora
 from ..quantization.benchmark import compute_capability
 from ..quantization.linear import set_quantize_activations
+from .codec_bytes import codec_bytes
 from .placement import Placement
 from .plan import Plan
 
@@ -17,15 +20,21 @@ if TYPE_CHECKING:
     from ..models.edit_model import EditModel
 
 
-HEADROOM_BYTES = 6 * 2**30
-"""Device memory that offload `auto` leaves free for activations when all components stay on the device. A judgement."""
+TEXT_WORK_BYTES = 1_000_000_000
+"""Device memory for a text encoder's activations. Qwen2.5-VL with an image of 1 megapixel, the largest, saves 29 hidden
+states of 1500 x 3584 values in bf16 (0.31 GB) and computes with three of 1500 x 18944 (0.17 GB); doubled."""
+
+
+CODEC_PIXELS = 2**20
+"""Pixels of the images that the VAE is expected to take where nothing else is said: the full models' resolution."""
 
 
 class ModelComponents:
     """Loads the components of a model when they are first used, and shares the device among them.
 
     With offload `phases` the component in use moves the others to host memory; with `none` they stay; with `auto` they
-    stay while the device's free memory allows it.
+    stay where the component in use fits beside them, at its peak: the transformer as planned, text encoder and VAE with
+    what they compute with.
     """
 
     def __init__(self, model: EditModel, device: torch.device, plan: Plan) -> None:
@@ -35,6 +44,9 @@ class ModelComponents:
         self.dtype = plan.dtype
         self._loaded: dict[str, Any] = {}
         self._on_device: set[str] = set()
+        self._in_use: tuple[str, int] | None = None
+        """Name of the component that room was made for last, and the bytes that it computes with."""
+        self._allocated_before = allocated_memory(device)
 
     def transformer(self) -> torch.nn.Module:
         """Return the transformer, placed by the plan."""
@@ -46,22 +58,23 @@ class ModelComponents:
 
     def text_encoder(self) -> Any:
         """Return the TextEncoder, on the device."""
-        return self._get("text_encoder", self.model.load_text_encoder)
+        return self._get("text_encoder", self.model.load_text_encoder, TEXT_WORK_BYTES)
 
-    def codec(self) -> Any:
-        """Return the ImageCodec, on the device."""
-        return self._get("codec", self.model.load_codec)
+    def codec(self, pixels: int = CODEC_PIXELS) -> Any:
+        """Return the ImageCodec, on the device, with room for images of that many pixels in all."""
+        return self._get("codec", self.model.load_codec, self._codec_work(pixels))
 
     def drop(self, name: str) -> None:
         """Free a component; it is loaded again at its next use."""
         self._on_device.discard(name)
+        self._in_use = None
         part = self._loaded.pop(name, None)
         if part is None:
             return
         if self.model.ports is not None and name != "transformer":
             part.to("cpu")  # ComfyUI keeps it.
         del part
-        self._free_device_memory()
+        release_cached_memory(self.device)
 
     def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> Placement:
         transformer = self.model.load_transformer(device, dtype, self.plan.precision)
@@ -70,37 +83,46 @@ class ModelComponents:
         set_quantize_activations(transformer, self.plan.quantize_activations, compute_capability(self.device))
         return Placement(transformer, self.model.family, self.plan, self.device)
 
-    def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any]) -> Any:
+    def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any], work: int = 0) -> Any:
+        if self._in_use == (name, work):
+            return self._loaded[name]
         if name not in self._loaded:
-            self._make_room(name)
             self._loaded[name] = load(torch.device("cpu"), self.dtype)
+        self._make_room(name, work)
         if name not in self._on_device:
-            self._make_room(name)
             self._loaded[name].to(self.device)
             self._on_device.add(name)
+        self._in_use = name, work
         return self._loaded[name]
 
-    def _make_room(self, name: str) -> None:
+    def _make_room(self, name: str, work: int) -> None:
         others = self._on_device - {name}
         if self.device.type == "cpu" or not others or self.plan.offload == "none":
             return
-        if self.plan.offload == "auto" and self._free_bytes() > HEADROOM_BYTES + self._bytes(name):
+        if self.plan.offload == "auto" and self._fits_beside(name, work, others):
             return
         for other in others:
             self._loaded[other].to("cpu")
         self._on_device -= others
-        self._free_device_memory()
+        release_cached_memory(self.device)
+
+    def _fits_beside(self, name: str, work: int, others: Collection[str]) -> bool:
+        """Tell whether a component fits with all that it needs while `others` stay."""
+        if name == "transformer":
+            allocated = allocated_memory(self.device) - self._allocated_before
+            needed = self.plan.bytes + sum(map(self._bytes, others))
+            return self.plan.bytes > 0 and needed <= free_memory(self.device) + allocated
+        missing = 0 if name in self._on_device else self._bytes(name)
+        return missing + work <= free_memory(self.device)
+
+    def _codec_work(self, pixels: int) -> int:
+        if self.device.type == "cpu" or self.plan.offload != "auto":
+            return 0
+        return codec_bytes(self.model.family, self.dtype, pixels)
 
     def _bytes(self, name: str) -> int:
-        part = self._loaded.get(name)
+        part = self._loaded[name]
         if isinstance(part, Placement):
             return part.device_bytes
-        module = part if isinstance(part, torch.nn.Module) else getattr(part, "module", None)
-        return sum(p.numel() * p.element_size() for p in module.parameters()) if module is not None else 0
-
-    def _free_bytes(self) -> int:
-        return torch.cuda.mem_get_info(self.device)[0] if self.device.type == "cuda" else 0
-
-    def _free_device_memory(self) -> None:
-        if self.device.type != "cpu":
-            torch.get_device_module(self.device).empty_cache()
+        module = getattr(part, "module", None)  # neither TextEncoder nor ImageCodec need have one
+        return 0 if module is None else sum(t.nbytes for t in chain(module.parameters(), module.buffers()))

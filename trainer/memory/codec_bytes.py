@@ -1,0 +1,44 @@
+"""Bytes that a VAE takes besides its weights to encode or decode an image, measured on tensors without storage."""
+
+from __future__ import annotations
+
+from functools import lru_cache
+from typing import TYPE_CHECKING, Any, Literal
+
+import torch
+from diffusers import ModelMixin
+
+from .activation_bytes import _LiveBytes
+
+if TYPE_CHECKING:
+    from ..models.family import Family
+
+
+MEASURED_SIDE = 512
+"""Pixels of the measured image's sides. Small, because attention without storage is measured with all its scores,
+which no kernel of a GPU stores; the bytes of all else grow with the number of pixels."""
+
+
+WORKSPACE = 1.25
+"""Factor for the workspaces of convolutions, which only a GPU has. A judgement."""
+
+
+@lru_cache(maxsize=8)
+def codec_bytes_per_pixel(family: Family, dtype: torch.dtype, way: Literal["encode", "decode"]) -> float:
+    """Peak bytes of encoding or decoding in `dtype` for each pixel of the image, without tiling."""
+    with torch.device("meta"):
+        vae: Any = family.vae_file.model.from_config(dict(family.vae_config))
+        assert isinstance(vae, ModelMixin)
+        torch.nn.Module.to(vae, dtype)  # ModelMixin decorates `to`, which hides its types.
+        codec = family.wrap_vae(vae, "meta", "")
+        pixels = torch.empty(1, 3, MEASURED_SIDE, MEASURED_SIDE)
+        latents = codec.encode(pixels)
+    live = _LiveBytes([*vae.parameters(), *vae.buffers()])
+    with live:
+        _ = codec.encode(pixels) if way == "encode" else codec.decode(latents)
+    return WORKSPACE * live.peak / MEASURED_SIDE**2
+
+
+def codec_bytes(family: Family, dtype: torch.dtype, pixels: int) -> int:
+    """Peak bytes of encoding or decoding images of that many pixels in `dtype`, whichever takes more."""
+    return int(pixels * max(codec_bytes_per_pixel(family, dtype, way) for way in ("encode", "decode")))
