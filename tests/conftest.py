@@ -1,5 +1,5 @@
-"""Markers by folder, the note about tests that `-m` left out, and one thread a test process: two run at a time, and the
-small models gain nothing from more."""
+"""Markers by folder, figures and left-out tests in the summary, and one thread a test process: two run at a time, and
+the small models gain nothing from more."""
 
 from __future__ import annotations
 
@@ -23,6 +23,8 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
         folder = item.path.relative_to(Path(__file__).parent).parts[0]
         for marker in FOLDER_MARKERS.get(folder, ()):
             item.add_marker(marker)
+        if folder == "gpu":
+            item.add_marker(pytest.mark.xdist_group("gpu"))  # One card: its tests run one after the other.
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:
@@ -47,7 +49,12 @@ def pytest_testnodedown(node: Any) -> None:
 
 
 def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
-    """Name the tests that `-m` left out."""
+    """Print the figures that tests recorded as the property `figure`, and name the tests that `-m` left out."""
+    for reports in terminalreporter.stats.values():
+        for report in reports:
+            for name, value in getattr(report, "user_properties", ()):
+                if name == "figure" and report.when == "call":
+                    terminalreporter.write_line(str(value))
     left_out = config.stash.get(LEFT_OUT, 0)
     if left_out and config.option.markexpr:
         terminalreporter.write_line(

@@ -2,9 +2,10 @@
 
 Run from the repository's root: python tests/benchmarks/step.py --model qwen --cap-gb 24
 
-Prints the plan, seconds a step, TFLOP/s and what part of the device's own measured rate that is, and the peak memory,
-allocated and reserved, beside the plan's estimate. `--cap-gb` plans for, and on CUDA enforces, a card of that size.
-`--width`, `--blocks`: a smaller model for a smaller machine. All run settings are options as well.
+Prints the plan, seconds a step, TFLOP/s and what part of the device's own measured rate that is, the peak memory,
+allocated and reserved, beside the plan's estimate, and last a row for the table in docs/speed.md. `--cap-gb` plans for,
+and on CUDA enforces, a card of that size. `--width`, `--blocks`: a smaller model for a smaller machine. All settings of
+a run are options as well.
 """
 
 from __future__ import annotations
@@ -85,6 +86,10 @@ def main() -> None:
     used = peak.bytes - base
     reserved = f", {peak.reserved / 1e9:.2f} reserved by the allocator" if peak.reserved else ""
     print(f"peak: {used / 1e9:.2f} GB{reserved}, planned {plan.bytes / 1e9:.2f}, {plan.bytes / used:.2f} of it")
+    card = device_name(device) + (f" capped at {options.cap_gb:g} GB" if options.cap_gb else "")
+    shape = f"{options.model}, {shape_line(model, params, settings, plan)}"
+    cells = f"{step:.2f} | {done / step:.0f} | {done / step / rate:.2f} | {used / 1e9:.1f} | {plan.bytes / 1e9:.1f}"
+    print(f"| {card} | {shape} | {plan.line().partition(';')[0]} | {cells} |")
 
 
 def parse() -> argparse.Namespace:

@@ -1,0 +1,111 @@
+"""The embedded models on the card: the demo learns in bf16, and samples are those of the CPU."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+
+from trainer.cli import demo
+from trainer.cli.main import main
+from trainer.events import drain
+from trainer.inference import edit
+from trainer.models.edit_model import open_model
+from trainer.tiny.shapes import TAUGHT_EDITS, make_pairs, write_parquet
+from trainer.training import loop
+
+BASES = ("tiny/flux-kontext", "tiny/qwen-image-edit")
+
+
+@pytest.mark.parametrize("precision", ["auto", "int8"])
+@pytest.mark.parametrize("base_model", BASES)
+def test_the_demo_learns(
+    base_model: str,
+    precision: str,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+    record_property: Callable[[str, object], None],
+) -> None:
+    monkeypatch.setattr(demo, "LESSONS", {base_model: demo.LESSONS[base_model]})
+    monkeypatch.setattr(demo, "HELD_OUT_PAIRS", 8)
+    assert main(["demo", "--out", str(tmp_path), "--precision", precision]) == 0
+    scores: Mapping[str, Any] = json.loads(capsys.readouterr().out.splitlines()[-1])
+    score = scores[base_model]
+    record_property("figure", f"{base_model}, precision {precision}: {score}")
+    assert score["psnr_after"] >= 26
+    assert score["psnr_after"] > max(score["psnr_before"], score["psnr_copy"]) + 10
+    run = json.loads((tmp_path / base_model.rpartition("/")[2] / "run.json").read_text(encoding="utf-8"))
+    assert run["precision"] == ("bf16" if precision == "auto" else precision)
+
+
+@pytest.mark.parametrize("base_model", BASES)
+def test_an_edit_is_that_of_the_cpu(base_model: str) -> None:
+    """Within what bf16 rounds: the same noise, prompt and schedule."""
+    pair = next(iter(make_pairs([TAUGHT_EDITS[0]], 1, 1)))
+    images = [
+        drain(edit(open_model(base_model), pair.control, pair.caption, steps=4, device=device))
+        for device in ("cpu", "cuda")
+    ]
+    cpu, cuda = (np.asarray(image, np.float64) for image in images)
+    assert np.abs(cpu - cuda).mean() < 8, "mean difference of 8-bit values"
+
+
+def test_a_step_out_of_memory_is_planned_again(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The allocator is given less than the plan believes it has."""
+    request = _large_request(tmp_path)
+    assert main(["train", str(request), "--out", str(tmp_path / "free"), "--gradient-checkpointing", "off"]) == 0
+    needed = torch.cuda.max_memory_reserved()
+    torch.cuda.empty_cache()
+    real = loop.micro_step
+    capped = False
+
+    def cap_once(*arguments: Any) -> torch.Tensor:
+        nonlocal capped
+        if not capped:
+            capped = True
+            torch.cuda.empty_cache()
+            total = torch.cuda.get_device_properties(0).total_memory
+            torch.cuda.set_per_process_memory_fraction(0.75 * needed / total)
+        return real(*arguments)
+
+    monkeypatch.setattr(loop, "micro_step", cap_once)
+    capsys.readouterr()
+    assert main(["train", str(request), "--out", str(tmp_path / "capped"), "--gradient-checkpointing", "auto"]) == 0
+    printed = capsys.readouterr()
+    assert (printed.out + printed.err).count("out of memory") == 1
+    losses = [_losses(tmp_path / name) for name in ("free", "capped")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
+
+
+def _large_request(folder: Path) -> Path:
+    """A request whose activations take most of the memory: the tiny Kontext at 1024 x 1024."""
+    parquet = write_parquet(folder / "pairs.parquet", TAUGHT_EDITS[:1], seed=0, count=4)
+    request = {
+        "resource": str(parquet),
+        "base_model": BASES[0],
+        "script_type": "image_editing",
+        "training_params": {
+            "caption_column": "caption",
+            "control_image_column": "control",
+            "image_column": "target",
+            "batch_size": 2,
+            "steps": 4,
+            "samples": [],
+        },
+    }
+    path = folder / "request.json"
+    path.write_text(json.dumps(request), encoding="utf-8")
+    return path
+
+
+def _losses(run: Path) -> list[float]:
+    lines = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
+    return [line["loss"] for line in lines if line["event"] == "step"]
