@@ -86,7 +86,7 @@ def denoise(
         velocities = []
         with torch.no_grad():
             for text in texts:
-                with placement.forward(next(modulation)):
+                with placement.forward(next(modulation)), components.autocast():
                     velocities.append(predict(step, text))
             velocity = velocities[0]
             if len(velocities) > 1:

@@ -15,9 +15,9 @@ from trainer.config.settings import RunSettings
 from trainer.data.resize import Size
 from trainer.events import drain
 from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
-from trainer.memory.activation_bytes import _LiveBytes
 from trainer.memory.block_streaming import next_block
 from trainer.memory.host_inputs import _Inputs
+from trainer.memory.live_bytes import LiveBytes
 from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.models.types import Grid
@@ -216,7 +216,7 @@ def kept_bytes(model, how: Plan) -> int:
     build_trainable(components, TrainingParams(lora_rank=4, lora_alpha=4, **COLUMNS), RunSettings())
     batch = random_batch(model, 1, (6,), Grid(8, 8))
     transformer = components.transformer()
-    counting = _LiveBytes([*transformer.parameters(), *transformer.buffers()])
+    counting = LiveBytes([*transformer.parameters(), *transformer.buffers()])
     with counting:
         result = model.family.predict(transformer, batch.clean, batch.controls, batch.texts[0].text, batch.sigmas, 1.0)
     host = sum(tensor.nbytes for kept in gc.get_objects() if isinstance(kept, _Inputs) for tensor in kept.host)

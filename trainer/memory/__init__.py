@@ -6,6 +6,7 @@ estimate           device and host memory of one request, plan by plan
 weight_bytes       bytes of the transformer's weights, counted without loading them
 activation_bytes   bytes of activations, measured on tensors without storage
 codec_bytes        bytes that the VAE computes with, measured on tensors without storage
+live_bytes         counts the bytes of living tensors while code runs
 model_parts        loads transformer, text encoder and VAE, and moves them on and off the device
 placement          applies a plan to a transformer
 block_streaming    streams frozen blocks from host memory

@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import json
 import re
-import weakref
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
-from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
 from ..config.request import TrainingParams
@@ -24,6 +21,7 @@ from ..modules import blocks_of
 from ..quantization.formats import Format, format_of
 from ..quantization.linear import QuantizedLinear, set_quantize_activations
 from ..quantization.quantize import large_weights, quantize
+from .live_bytes import CudaAutocast, LiveBytes
 from .plan import ActivationCheckpointing, Plan
 
 if TYPE_CHECKING:
@@ -47,6 +45,8 @@ class StepShape:
     """Compute dtype."""
     precision: Precision
     quantize_activations: bool
+    autocast: bool = False
+    """Weights are float32, cast to the compute dtype by autocast."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,7 +56,7 @@ class BlockFootprint:
     saved: int
     """Bytes from its forward pass to its backward pass."""
     work: int
-    """Peak of its backward pass, recomputed and saved activations included."""
+    """Peak of its backward pass, recomputed and saved activations included, gradients of weights not."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +76,15 @@ def step_shape(family: Family, params: TrainingParams, settings: RunSettings, pl
     resolution = settings.resolution or family.variant.resolution
     target = family.target_size(Size(resolution, resolution), resolution)
     control = family.control_size(target, target, settings.control_resolution)
-    return StepShape(params.batch_size, target, (control,), plan.dtype, plan.precision, plan.quantize_activations)
+    return StepShape(
+        params.batch_size,
+        target,
+        (control,),
+        plan.dtype,
+        plan.precision,
+        plan.quantize_activations,
+        plan.autocast,
+    )
 
 
 def measure(
@@ -86,7 +94,7 @@ def measure(
     settings: RunSettings,
     activation_checkpointing: ActivationCheckpointing,
 ) -> Footprint:
-    """Run two blocks of every class forward and backward without storage and count living bytes. Cached by shape."""
+    """Run some blocks of every class forward and backward without storage and count living bytes. Cached by shape."""
     config = json.dumps(dict(model.transformer_config()), sort_keys=True, default=str)
     trained = _Trained(
         rank=params.lora_rank if params.use_lora else None,
@@ -107,6 +115,11 @@ def measure(
 _FOOTPRINTS: dict[tuple, Footprint] = {}
 
 
+BLOCKS = 3
+"""Blocks of one class that are run. The first keeps less, for no gradient flows into its inputs, and the last works
+most, before anything is freed: the second is measured between them."""
+
+
 @dataclass(frozen=True, slots=True, kw_only=True)
 class _Trained:
     """The trained weights."""
@@ -121,7 +134,7 @@ class _Trained:
 
 def _measured(model: EditModel, shape: StepShape, trained: _Trained, checkpointed: bool) -> Footprint:
     blocks = {}
-    for change in model.family.two_blocks():
+    for change in model.family.few_blocks(BLOCKS):
         run = _Run(model.family, {**model.transformer_config(), **change}, shape, trained, checkpointed)
         blocks[type(blocks_of(run.transformer)[0]).__name__] = BlockFootprint(run.saved, run.work)
     return Footprint(run.around, run.tokens, blocks)
@@ -134,7 +147,7 @@ def _attention_bytes(config: Mapping[str, Any], shape: StepShape, tokens: int) -
 
 
 class _Run:
-    """A forward and backward pass of a transformer with two blocks."""
+    """A forward and backward pass of a transformer with `BLOCKS` blocks of one class."""
 
     def __init__(
         self,
@@ -181,17 +194,31 @@ class _Run:
         set_quantize_activations(self.transformer, shape.quantize_activations)
 
     def _measure(self, family: Family, inputs: tuple, shape: StepShape) -> None:
-        live = _LiveBytes([*self.transformer.parameters(), *self.transformer.buffers()])
+        live = LiveBytes([*self.transformer.parameters(), *self.transformer.buffers()])
         marks: list[int] = []
         for block in blocks_of(self.transformer):
             block.register_forward_pre_hook(lambda *_: marks.append(live.now))
-        with live, torch.autocast("cpu", shape.dtype, enabled=shape.dtype != torch.float32):
+            if shape.autocast:
+                block.forward = _as_on_cuda(block.forward)
+        for parameter in self.transformer.parameters():
+            if parameter.requires_grad:  # The plan counts gradients with the trained weights.
+                parameter.register_post_accumulate_grad_hook(lambda trained: live.forget(cast("Any", trained.grad)))
+        with live, torch.autocast("cpu", shape.dtype, enabled=shape.autocast):
             noisy, controls, text, sigma = inputs
             velocity = family.predict(self.transformer, noisy, controls, text, sigma, 1.0)
             velocity.float().square().mean().backward()
-        gradients = sum(p.numel() * FLOAT32_BYTES for p in self.transformer.parameters() if p.requires_grad)
-        self.around, self.saved = marks[0], marks[1] - marks[0]
-        self.work = live.peak - marks[1] - gradients // 2
+        self.around, self.saved = marks[0], marks[BLOCKS - 1] - marks[BLOCKS - 2]
+        self.work = live.peak - marks[BLOCKS - 1]
+
+
+def _as_on_cuda(forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a block's forward, recomputation included, cast as CUDA's autocast does."""
+
+    def cast_forward(*args: Any, **kwargs: Any) -> Any:
+        with CudaAutocast():
+            return forward(*args, **kwargs)
+
+    return cast_forward
 
 
 def _checkpointed(block: torch.nn.Module, *inputs: Any) -> Any:
@@ -211,25 +238,3 @@ def _inputs(
         for name, own in family.text_shapes(config, shape.controls[0]).items()
     }
     return image(shape.target), [image(control) for control in shape.controls], text, torch.empty(shape.batch)
-
-
-class _LiveBytes(TorchDispatchMode):
-    """Counts the bytes of living tensors, except given ones."""
-
-    def __init__(self, others: Sequence[torch.Tensor]) -> None:
-        super().__init__()
-        self.now = self.peak = 0
-        self._seen = weakref.WeakSet(tensor.untyped_storage() for tensor in others)
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor) and (storage := tensor.untyped_storage()) not in self._seen:
-                self._seen.add(storage)
-                self.now += storage.nbytes()
-                self.peak = max(self.peak, self.now)
-                weakref.finalize(storage, self._gone, storage.nbytes())
-        return result
-
-    def _gone(self, size: int) -> None:
-        self.now -= size

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Literal
 import torch
 from diffusers import ModelMixin
 
-from .activation_bytes import _LiveBytes
+from .live_bytes import LiveBytes
 
 if TYPE_CHECKING:
     from ..models.family import Family
@@ -33,7 +33,7 @@ def codec_bytes_per_pixel(family: Family, dtype: torch.dtype, way: Literal["enco
         codec = family.wrap_vae(vae, "meta", "")
         pixels = torch.empty(1, 3, MEASURED_SIDE, MEASURED_SIDE)
         latents = codec.encode(pixels)
-    live = _LiveBytes([*vae.parameters(), *vae.buffers()])
+    live = LiveBytes([*vae.parameters(), *vae.buffers()])
     with live:
         _ = codec.encode(pixels) if way == "encode" else codec.decode(latents)
     return WORKSPACE * live.peak / MEASURED_SIDE**2

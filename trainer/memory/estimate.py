@@ -126,6 +126,9 @@ class MemoryEstimate:
             dtype=self.dtype,
             offload="phases" if self.settings.offload in ("modulation", "blocks") else self.settings.offload,
             quantize_activations=self.precision in self.device_info.fast_precisions,
+            autocast=not self.params.use_lora
+            and self.settings.optimizer != "adafactor"
+            and self.dtype != torch.float32,
             compile=self.settings.compile == "on",
         )
 
@@ -201,7 +204,9 @@ class MemoryEstimate:
                 peak, at_peak = saved + block.work, (saved, block.work)
             if not (plan.inputs_on_host and mode == "full"):
                 saved += block.saved
-        return at_peak
+        # While a block is recomputed, the inputs of the one before are fetched from the host.
+        fetched = max(block.saved for block in self._footprint("full").blocks.values()) if plan.inputs_on_host else 0
+        return at_peak[0] + fetched, at_peak[1]
 
 
 def _repeat(mode: ActivationCheckpointing, count: int) -> tuple[ActivationCheckpointing, ...]:

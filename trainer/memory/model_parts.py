@@ -56,6 +56,10 @@ class ModelComponents:
         """Return the transformer's placement, on the device."""
         return self._get("transformer", self._load_transformer)
 
+    def autocast(self) -> torch.autocast:
+        """Return the context of the transformer's forward passes: autocast where the plan has mixed precision."""
+        return torch.autocast(self.device.type, self.dtype, enabled=self.plan.autocast)
+
     def text_encoder(self) -> Any:
         """Return the TextEncoder, on the device."""
         return self._get("text_encoder", self.model.load_text_encoder, TEXT_WORK_BYTES)

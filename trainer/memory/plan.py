@@ -38,6 +38,9 @@ class Plan:
     """Inputs of checkpointed blocks are offloaded to host memory."""
     quantize_activations: bool = False
     """Matmuls with quantized weights run in the storage dtype, on quantized inputs; else weights are dequantized."""
+    autocast: bool = False
+    """The weights are float32 and a step casts them to the compute dtype (mixed precision). A frozen base and a full
+    fine-tune with stochastic rounding have their weights in it: there, autocast would only add casts."""
     compile: bool = False
     """The repeated blocks are compiled with torch.compile."""
     sharded: bool = False

@@ -186,8 +186,8 @@ class Family(ABC):
         of this size, for the transformer of this diffusers config."""
 
     @abstractmethod
-    def two_blocks(self) -> list[dict[str, int]]:
-        """For each kind of block, the entries of the diffusers config that make a transformer of two such blocks."""
+    def few_blocks(self, count: int) -> list[dict[str, int]]:
+        """For each kind of block, the entries of the diffusers config that make a transformer of `count` of them."""
 
     @abstractmethod
     def modulation_layers(self) -> str:

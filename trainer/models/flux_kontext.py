@@ -140,8 +140,8 @@ class FluxKontext(PipelineFamily):
             "pooled_prompt_embeds": (config["pooled_projection_dim"],),
         }
 
-    def two_blocks(self) -> list[dict[str, int]]:
-        return [{"num_layers": 2, "num_single_layers": 0}, {"num_layers": 0, "num_single_layers": 2}]
+    def few_blocks(self, count: int) -> list[dict[str, int]]:
+        return [{"num_layers": count, "num_single_layers": 0}, {"num_layers": 0, "num_single_layers": count}]
 
     def modulation_layers(self) -> str:
         return (

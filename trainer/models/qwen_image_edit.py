@@ -194,8 +194,8 @@ class QwenImageEdit(PipelineFamily):
         image_tokens = control.width * control.height // VISION_TOKEN**2
         return {"prompt_embeds": (image_tokens + CAPTION_TOKENS, config["joint_attention_dim"])}
 
-    def two_blocks(self) -> list[dict[str, int]]:
-        return [{"num_layers": 2}]
+    def few_blocks(self, count: int) -> list[dict[str, int]]:
+        return [{"num_layers": count}]
 
     def modulation_layers(self) -> str:
         return rf"transformer_blocks\.\d+\.{any_of('img_mod', 'txt_mod')}\.1|norm_out\.linear"

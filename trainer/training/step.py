@@ -25,7 +25,7 @@ def with_modulation(components: ModelComponents, batches: Sequence[Batch], guida
         return _velocity(components, _inputs(components, batch, group), guidance)
 
     passes = [partial(forward, batch, group) for batch in batches for group in batch.texts]
-    with _autocast(components):
+    with components.autocast():
         outputs = iter(components.placement().precompute(passes))
     return [
         replace(batch, texts=tuple(replace(group, modulation_outputs=next(outputs)) for group in batch.texts))
@@ -45,7 +45,7 @@ def micro_step(components: ModelComponents, batch: Batch, step_examples: int, gu
 def _group_step(
     components: ModelComponents, batch: Batch, group: TextGroup, step_examples: int, guidance: float
 ) -> torch.Tensor:
-    with torch.enable_grad(), _autocast(components), components.placement().forward(group.modulation_outputs):
+    with torch.enable_grad(), components.autocast(), components.placement().forward(group.modulation_outputs):
         inputs = _inputs(components, batch, group)
         velocity = _velocity(components, inputs, guidance)
         losses = example_losses(velocity, inputs.clean, inputs.noise, inputs.weights)
@@ -89,7 +89,3 @@ def _inputs(components: ModelComponents, batch: Batch, group: TextGroup) -> _Inp
 def _velocity(components: ModelComponents, inputs: _Inputs, guidance: float) -> torch.Tensor:
     family = components.model.family
     return family.predict(components.transformer(), inputs.noisy, inputs.controls, inputs.text, inputs.sigmas, guidance)
-
-
-def _autocast(components: ModelComponents) -> torch.autocast:
-    return torch.autocast(components.device.type, components.dtype, enabled=components.dtype != torch.float32)

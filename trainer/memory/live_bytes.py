@@ -1,0 +1,86 @@
+"""Counting the bytes of living tensors while code runs on tensors without storage (FakeTensor) on the CPU, as a GPU
+would hold them."""
+
+from __future__ import annotations
+
+import weakref
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+from torch.utils._pytree import tree_leaves, tree_map
+
+ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
+
+
+class LiveBytes(TorchDispatchMode):
+    """Counts the bytes of living tensors, except given ones."""
+
+    def __init__(self, others: Sequence[torch.Tensor] = ()) -> None:
+        """`others`: tensors of any shape and dtype that do not count."""
+        super().__init__()
+        self.now = self.peak = 0
+        self._ends: weakref.WeakKeyDictionary[torch.UntypedStorage, weakref.finalize] = weakref.WeakKeyDictionary()
+        self._others = weakref.WeakSet(tensor.untyped_storage() for tensor in others)
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        result = function(*args, **(kwargs or {}))
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                self._count(tensor.untyped_storage())
+        if function is ATTENTION_BACKWARD:
+            # GPU kernels sum the query's gradient in a float32 buffer (FlashAttention-2, arXiv:2307.08691).
+            self.peak = max(self.peak, self.now + args[1].numel() * torch.float32.itemsize)
+        return result
+
+    def forget(self, tensor: torch.Tensor) -> None:
+        """Stop counting a tensor, of any shape and dtype, that lives on."""
+        storage = tensor.untyped_storage()
+        if (end := self._ends.pop(storage, None)) is not None and end.detach():
+            self.now -= storage.nbytes()
+        self._others.add(storage)
+
+    def _count(self, storage: torch.UntypedStorage) -> None:
+        if storage in self._ends or storage in self._others:
+            return
+        self.now += storage.nbytes()
+        self.peak = max(self.peak, self.now)
+        self._ends[storage] = weakref.finalize(storage, self._gone, storage.nbytes())
+
+    def _gone(self, size: int) -> None:
+        self.now -= size
+
+
+FLOAT32_ON_CUDA = frozenset(
+    {
+        torch.nn.functional.layer_norm,
+        torch.nn.functional.rms_norm,
+        torch.nn.functional.group_norm,
+        torch.Tensor.pow,
+        torch.Tensor.__pow__,
+        torch.Tensor.sum,
+        torch.Tensor.softmax,
+        torch.pow,
+        torch.rsqrt,
+        torch.sum,
+        torch.softmax,
+    }
+)
+"""Functions of the blocks and the loss that CUDA's autocast runs in float32 and the CPU's does not. Source: torch's
+ATen/autocast_mode.h, AT_FORALL_FP32 and AT_FORALL_FP32_SET_OPT_DTYPE."""
+
+
+class CudaAutocast(TorchFunctionMode):
+    """Within the CPU's autocast, casts as CUDA's does. Not in a backward pass that is started inside: torch suspends
+    the mode there."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        if function in FLOAT32_ON_CUDA:
+            args, kwargs = tree_map(_to_float32, (args, kwargs or {}))
+        return function(*args, **(kwargs or {}))
+
+
+def _to_float32(value: Any) -> Any:
+    return value.float() if isinstance(value, torch.Tensor) and value.is_floating_point() else value
