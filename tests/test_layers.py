@@ -11,11 +11,11 @@ import pytest
 from .source_tree import room_of, sources
 
 LADDER = (
-    ("errors", "events", "modules", "threads", "trainer"),
+    ("compiled", "errors", "events", "modules", "threads", "trainer"),
     ("families",),
     ("config", "files"),
     ("data", "quantization", "tensors"),
-    ("single_file", "device"),
+    ("single_file", "device", "blocks"),
     ("models", "distributed"),
     ("lora",),
     ("memory",),

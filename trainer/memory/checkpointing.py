@@ -3,32 +3,20 @@
 from __future__ import annotations
 
 import inspect
+from collections.abc import Callable
 from functools import partial
 from typing import TYPE_CHECKING, Any, cast
 
-import torch
 from torch import nn
-from torch.utils.checkpoint import CheckpointPolicy, checkpoint, create_selective_checkpoint_contexts
+from torch.utils.checkpoint import checkpoint, create_selective_checkpoint_contexts
 
+from ..blocks.attention import KeptAttention, keep_attention
 from ..modules import blocks_of
 from .host_inputs import HostInputs
 from .plan import Plan
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin
-
-ATTENTION = (
-    "_scaled_dot_product_flash_attention",
-    "_scaled_dot_product_efficient_attention",
-    "_scaled_dot_product_cudnn_attention",
-    "_scaled_dot_product_flash_attention_for_cpu",
-    "_scaled_dot_product_fused_attention_overrideable",
-)
-"""The fused kernels behind scaled_dot_product_attention, as torch names them."""
-
-
-SAVED_OPS = {getattr(torch.ops.aten, name).default for name in ATTENTION if hasattr(torch.ops.aten, name)}
-
 
 # From torch 2.14 on `checkpoint` asks whether saved-tensor hooks see its saved outputs; before, they never did.
 HOOKS_PASSED_BY = (
@@ -64,11 +52,15 @@ def checkpoint_blocks(transformer: nn.Module, plan: Plan) -> None:
 def run_checkpointed(block: nn.Module, *args: Any, selective: bool) -> Any:
     """Run the block and recompute it in its backward pass; `selective` saves the attention output."""
     options: dict[str, Any] = dict(HOOKS_PASSED_BY)
-    if selective:
-        options["context_fn"] = partial(create_selective_checkpoint_contexts, _keep_attention)
+    run: Callable[..., Any] = block
+    if selective and getattr(block, "calls_attend", False):
+        run = partial(_run_keeping, KeptAttention(), block)
+    elif selective:
+        options["context_fn"] = partial(create_selective_checkpoint_contexts, keep_attention)
     # No random state is restored: blocks have no dropout.
-    return checkpoint(block, *args, use_reentrant=False, preserve_rng_state=False, **options)
+    return checkpoint(run, *args, use_reentrant=False, preserve_rng_state=False, **options)
 
 
-def _keep_attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:
-    return CheckpointPolicy.MUST_SAVE if op in SAVED_OPS else CheckpointPolicy.PREFER_RECOMPUTE
+def _run_keeping(kept: KeptAttention, block: nn.Module, *args: Any) -> Any:
+    with kept.running():
+        return block(*args)

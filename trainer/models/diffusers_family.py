@@ -16,6 +16,7 @@ from diffusers.pipelines.flux.pipeline_flux_kontext import retrieve_latents
 from packaging.version import Version
 from PIL import Image
 
+from ..blocks.install import use_blocks
 from ..data.resize import Size, nearest_possible
 from .family import Family
 from .types import Grid, PackedLatents
@@ -45,6 +46,8 @@ class PipelineFamily(Family):
     unpack_latents: ClassVar[Callable[..., torch.Tensor]]
     """The pipeline's function from tokens [B, h/2 * w/2, 4 * C] to latents [B, C, h, w] of the same dtype."""
     transformer: ClassVar[type[ConfigMixin]]
+    blocks: ClassVar[Mapping[type[torch.nn.Module], type[torch.nn.Module]]]
+    """Classes of the repeated blocks, diffusers' -> ours."""
 
     def empty_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
         with torch.device("meta"):
@@ -53,6 +56,7 @@ class PipelineFamily(Family):
     def bare_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
         transformer = self.transformer.from_config(dict(config))
         assert isinstance(transformer, torch.nn.Module)
+        use_blocks(transformer, self.blocks)
         return transformer
 
     def load_codec(

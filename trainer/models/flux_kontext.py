@@ -8,8 +8,10 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import FluxKontextPipeline, FluxTransformer2DModel
+from diffusers.models.transformers import transformer_flux
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 
+from ..blocks.flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from ..data.resize import Size, at_area_of, nearest_aspect, scaled
 from ..families.records import FLUX_KONTEXT
 from ..single_file.key_mapping import Layout, Shapes
@@ -36,6 +38,10 @@ class FluxKontext(PipelineFamily):
     pack_latents = staticmethod(FluxKontextPipeline._pack_latents)
     unpack_latents = staticmethod(FluxKontextPipeline._unpack_latents)
     transformer = FluxTransformer2DModel
+    blocks: ClassVar = {
+        transformer_flux.FluxTransformerBlock: FluxTransformerBlock,
+        transformer_flux.FluxSingleTransformerBlock: FluxSingleTransformerBlock,
+    }
     aspect_step: ClassVar[int] = PipelineFamily.patch
     """Pixels to whose multiples an image's sides are cut before its aspect ratio is compared with the preferred
     ones."""

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import ModelMixin, QwenImageEditPipeline, QwenImageTransformer2DModel
+from diffusers.models.transformers import transformer_qwenimage
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 from torch.nn.utils.rnn import pad_sequence
@@ -20,6 +21,7 @@ from transformers import (
     Qwen2VLProcessor,
 )
 
+from ..blocks.qwen_image import QwenImageTransformerBlock
 from ..data.resize import Size
 from ..families.records import QWEN_IMAGE_EDIT
 from ..single_file.key_mapping import Layout, Shapes, count_blocks, same_names
@@ -60,6 +62,7 @@ class QwenImageEdit(PipelineFamily):
     pack_latents = staticmethod(QwenImageEditPipeline._pack_latents)
     unpack_latents = staticmethod(QwenImageEditPipeline._unpack_latents)
     transformer = QwenImageTransformer2DModel
+    blocks: ClassVar = {transformer_qwenimage.QwenImageTransformerBlock: QwenImageTransformerBlock}
     rope_class: ClassVar[type[QwenEmbedRope]] = QwenEmbedRope
     empty_prompt: ClassVar[str] = " "
     """Negative prompt where none is given."""

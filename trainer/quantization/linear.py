@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..compiled import fuses
 from .formats import FORMATS, Quantization, QuantizedWeight, dequantize
 from .matmul import linear, linear_input_grad
 
@@ -53,6 +55,18 @@ class QuantizedLinear(nn.Linear):
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, format={self.quantization.format}"
+
+
+def project(layers: Sequence[nn.Module], input: torch.Tensor) -> list[torch.Tensor]:
+    """Call Linears that have one input: `input` [..., in] of any float dtype gives a [..., out] of each.
+
+    Layers of one class with a method `together` share the work on their common input on a GPU.
+    """
+    kind = type(layers[0])
+    together = getattr(kind, "together", None)
+    if together is None or any(type(layer) is not kind for layer in layers) or not fuses(input):
+        return [layer(input) for layer in layers]
+    return together(layers, input)
 
 
 def computation_dtype(input: torch.Tensor) -> torch.dtype:

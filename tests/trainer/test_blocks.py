@@ -1,0 +1,164 @@
+"""The blocks' own forward passes: that they compute what diffusers' compute, and what checkpointing keeps of them."""
+
+from __future__ import annotations
+
+from collections import Counter
+from collections.abc import Callable
+from functools import partial
+from typing import Any
+
+import pytest
+import torch
+from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
+from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
+
+from trainer.blocks.install import use_blocks
+from trainer.compiled import assume_compiler
+from trainer.memory.checkpointing import run_checkpointed
+from trainer.models.flux_kontext import FluxKontext
+from trainer.models.qwen_image_edit import QwenImageEdit
+
+HEADS, HEAD, IMAGE, TEXT = 2, 16, 12, 5
+OURS = FluxKontext.blocks | QwenImageEdit.blocks
+CASES = {
+    "flux double": (FluxTransformerBlock, 1, False),
+    "flux single": (FluxSingleTransformerBlock, 2, False),
+    "qwen": (QwenImageTransformerBlock, 1, False),
+    "qwen, padded texts": (QwenImageTransformerBlock, 2, True),
+}
+Case = tuple[type[nn.Module], int, bool]
+
+
+@pytest.fixture(params=CASES.values(), ids=CASES)
+def case(request: pytest.FixtureRequest) -> Case:
+    return request.param
+
+
+def block_of(kind: type[nn.Module], own: bool) -> nn.Module:
+    torch.manual_seed(3)
+    block = kind(dim=HEADS * HEAD, num_attention_heads=HEADS, attention_head_dim=HEAD)
+    for name, parameter in block.named_parameters():
+        if "norm_" in name:
+            nn.init.uniform_(parameter, 0.5, 2)
+    if own:
+        use_blocks(block, OURS)
+        assert type(block) is OURS[kind]
+        assert type(block).__name__ == kind.__name__
+    return block
+
+
+def inputs_of(kind: type[nn.Module], batch: int, masked: bool, dtype: torch.dtype = torch.float32) -> list[Any]:
+    """Positional inputs in the order in which the transformers give them."""
+    draw = torch.Generator().manual_seed(4)
+    image, text, time = (
+        torch.randn(batch, *size, HEADS * HEAD, generator=draw).to(dtype).requires_grad_()
+        for size in ((IMAGE,), (TEXT,), ())
+    )
+    angles = torch.randn(TEXT + IMAGE, HEAD // 2, generator=draw)
+    if kind is not QwenImageTransformerBlock:
+        angles = angles.repeat_interleave(2, dim=1)
+        return [image, text, time, (angles.cos(), angles.sin())]
+    rotary = torch.polar(torch.ones_like(angles), angles).split([IMAGE, TEXT])
+    mask = torch.arange(TEXT).expand(batch, -1) < torch.tensor([[TEXT], [TEXT - 2]]) if masked else None
+    return [image, text, mask, time, rotary]
+
+
+def results(block: nn.Module, inputs: list[Any], run: Callable[..., Any] | None = None) -> list[torch.Tensor]:
+    """Outputs, and the gradients of the inputs and of all weights that are trained."""
+    outputs = run(block, *inputs) if run else block(*inputs)
+    draw = torch.Generator().manual_seed(5)
+    loss = sum((part.float() * torch.randn(part.shape, generator=draw)).sum() for part in outputs)
+    loss.backward()
+    given = [tensor for tensor in inputs if isinstance(tensor, torch.Tensor) and tensor.requires_grad]
+    trained = [parameter for parameter in block.parameters() if parameter.requires_grad]
+    return [*(part.detach() for part in outputs), *(tensor.grad for tensor in [*given, *trained])]
+
+
+def test_without_a_compiler_values_and_gradients_are_those_of_diffusers(case: Case):
+    kind, batch, masked = case
+    expected, ours = (results(block_of(kind, own), inputs_of(kind, batch, masked)) for own in (False, True))
+    assert len(ours) > 10
+    assert all(map(torch.equal, ours, expected))
+
+
+def frozen(kind: type[nn.Module]) -> nn.Module:
+    return block_of(kind, own=True).requires_grad_(False)
+
+
+def without_modulation_gradient(inputs: list[Any]) -> list[Any]:
+    """The time embedding has no gradient where the modulation is frozen."""
+    return [x.detach() if isinstance(x, torch.Tensor) and x.ndim == 2 and x.is_floating_point() else x for x in inputs]
+
+
+@pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 0.02)])
+def test_with_a_compiler_they_differ_by_rounding(case: Case, dtype: torch.dtype, error: float):
+    kind, batch, masked = case
+    expected = results(frozen(kind), without_modulation_gradient(inputs_of(kind, batch, masked)))
+    called: Counter[str] = Counter()
+
+    def run(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        called[function.__name__] += 1
+        return function(*args)
+
+    with assume_compiler(run):
+        ours = results(frozen(kind).to(dtype), without_modulation_gradient(inputs_of(kind, batch, masked, dtype)))
+    assert called["_norm_modulate"] and called["_rotate_into"] and called["_rotate_grad"]
+    assert len(ours) == 4
+    for found, exact in zip(ours, expected, strict=True):
+        assert found.dtype == dtype
+        assert torch.linalg.vector_norm(found.float() - exact) < error * torch.linalg.vector_norm(exact)
+
+
+def test_blocks_that_another_diffusers_computes_otherwise_stay_as_they_are():
+    class Changed(FluxTransformerBlock):
+        def forward(self, *args: Any, **kwargs: Any) -> Any:
+            text, image = super().forward(*args, **kwargs)
+            return text, image * 1.01
+
+    class Renamed(FluxTransformerBlock):
+        def forward(self, tokens: torch.Tensor, *args: Any) -> Any:
+            return super().forward(tokens, *args)
+
+    for kind in (Changed, Renamed):
+        block = kind(dim=HEADS * HEAD, num_attention_heads=HEADS, attention_head_dim=HEAD)
+        use_blocks(block, {kind: OURS[FluxTransformerBlock]})
+        assert type(block) is kind
+
+
+# selective checkpointing
+
+
+class Attentions(TorchDispatchMode):
+    """Counts the attention kernels that run."""
+
+    count = 0
+
+    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        self.count += "scaled_dot_product" in str(function) and "backward" not in str(function)
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("own", [True, False], ids=["own forward pass", "diffusers' forward pass"])
+def test_selective_checkpointing_keeps_attention_and_changes_no_gradient(case: Case, own: bool):
+    kind, batch, masked = case
+    found = []
+    for run in (None, partial(run_checkpointed, selective=False), partial(run_checkpointed, selective=True)):
+        with Attentions() as attentions:
+            found.append((attentions, results(block_of(kind, own), inputs_of(kind, batch, masked), run)))
+    assert [attentions.count for attentions, _ in found] == [1, 2, 1]
+    for _, ours in found[1:]:
+        assert all(map(torch.equal, ours, found[0][1]))
+
+
+def test_selective_checkpointing_looks_at_attention_alone(case: Case):
+    """torch's own calls Python code at every operation of a block, which takes as long as the operations."""
+    kind, batch, masked = case
+    block, modes = block_of(kind, own=True), []
+    for layer in block.modules():
+        if isinstance(layer, nn.Linear):
+            layer.register_forward_hook(lambda *_: modes.append(_get_current_dispatch_mode()))
+    results(block, inputs_of(kind, batch, masked), partial(run_checkpointed, selective=True))
+    assert len(modes) > 6
+    assert set(modes) == {None}
