@@ -26,7 +26,7 @@ from .memory.model_parts import ModelComponents
 from .memory.planner import inference_plan
 from .models.diffusers_family import VAE_SCALE
 from .models.edit_model import EditModel
-from .models.types import Grid, PackedLatents, TextConditioning
+from .models.types import Grid, PackedLatents, TextConditioning, has_mask
 
 
 @dataclass(frozen=True, slots=True)
@@ -86,7 +86,7 @@ def denoise(
         velocities = []
         with torch.no_grad():
             for text in texts:
-                with placement.forward(next(modulation)), components.autocast():
+                with placement.forward(next(modulation), masked=has_mask(text)), components.autocast():
                     velocities.append(predict(step, text))
             velocity = velocities[0]
             if len(velocities) > 1:

@@ -5,16 +5,19 @@ from __future__ import annotations
 import gc
 import json
 import re
+from contextlib import nullcontext
 
 import pytest
 import torch
 from torch import nn
+from torch.nn.attention import SDPBackend
 
 from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
 from trainer.data.resize import Size
 from trainer.events import drain
 from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
+from trainer.memory import placement as placement_module
 from trainer.memory.block_streaming import next_block
 from trainer.memory.host_inputs import _Inputs
 from trainer.memory.live_bytes import LiveBytes
@@ -260,6 +263,61 @@ def test_a_run_is_the_same_run_under_every_setting(kontext, qwen, runs):
         for losses, pictures, fingerprint, weights in outcomes[1:]:
             assert (losses, pictures, fingerprint) == outcomes[0][:3]
             assert all(torch.equal(weights[key], value) for key, value in outcomes[0][3].items())
+
+
+CUDNN = SDPBackend.CUDNN_ATTENTION
+
+
+@pytest.fixture
+def chosen(monkeypatch):
+    """The attention backends that a CUDA device of a capability gets, in their order; torch's own: none."""
+
+    def choose(capability: tuple[int, int], masked: bool = False) -> list[SDPBackend]:
+        monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+        asked: list[SDPBackend] = []
+        monkeypatch.setattr(
+            placement_module, "sdpa_kernel", lambda order, set_priority: asked.extend(order) or nullcontext()
+        )
+        with placement_module.attention_backend(torch.device("cuda", 0), masked):
+            return asked
+
+    return choose
+
+
+@pytest.mark.parametrize("capability", [(9, 0), (10, 0)])
+def test_cudnn_attention_comes_first_where_it_is_right(chosen, capability):
+    assert chosen(capability)[0] == CUDNN
+    masked = chosen(capability, masked=True)
+    assert masked
+    assert CUDNN not in masked
+
+
+@pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (10, 3), (12, 0), (12, 1)])
+def test_other_cards_keep_torchs_own_attention(chosen, capability):
+    assert chosen(capability) == []
+
+
+@pytest.mark.parametrize("disabled", ["cudnn", "flash", "mem_efficient", "math"])
+def test_attention_that_torch_has_turned_off_stays_off(chosen, disabled):
+    every = chosen((9, 0))
+    enable = getattr(torch.backends.cuda, f"enable_{disabled}_sdp")
+    enable(False)
+    try:
+        rest = chosen((9, 0))
+    finally:
+        enable(True)
+    assert len(rest) == len(every) - 1
+    assert not any(disabled.removeprefix("mem_") in backend.name.lower() for backend in rest)
+
+
+@pytest.mark.slow
+def test_a_pass_with_masked_padding_says_so(qwen, monkeypatch):
+    """Captions of unequal lengths share a pass, their padding masked."""
+    seen = []
+    real = placement_module.attention_backend
+    monkeypatch.setattr(placement_module, "attention_backend", lambda *args: seen.append(args[1]) or real(*args))
+    trained(qwen, plan(), [random_batch(qwen, 1, (6, 6)), random_batch(qwen, 2, (6, 4))])
+    assert seen == [False, True]
 
 
 @pytest.mark.parametrize(("count", "order"), [(1, "0000"), (2, "01100110"), (4, "0123321001233210")])

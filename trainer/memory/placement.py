@@ -25,6 +25,11 @@ MAX_COMPILED_VARIANTS = 32
 """Most compiled variants of one class of blocks. A judgement: batch sizes, inputs and LoRAs of one run stay below."""
 
 
+CUDNN_CAPABILITIES = ((9, 0), (10, 0))
+"""Compute capabilities on which cuDNN's attention is the fastest. On others, such as 12.0, and with a mask its
+gradients have been reported wrong or NaN (https://github.com/pytorch/pytorch/issues/162073, 171627, 196678)."""
+
+
 class Placement:
     """A transformer placed by a plan.
 
@@ -91,10 +96,10 @@ class Placement:
         return self.modulation.precompute(passes)
 
     @contextmanager
-    def forward(self, outputs: ModulationOutputs | None = None) -> Iterator[None]:
-        """Context for one forward pass and its backward pass."""
+    def forward(self, outputs: ModulationOutputs | None = None, masked: bool = False) -> Iterator[None]:
+        """Context for one forward pass and its backward pass; `masked`: attention has a mask."""
         modulation = self.modulation.using(outputs) if self.modulation is not None and outputs is not None else None
-        with attention_backend(self.device), modulation or nullcontext():
+        with attention_backend(self.device, masked), modulation or nullcontext():
             yield
 
     def _modulation_tensors(self) -> list[torch.Tensor]:
@@ -105,17 +110,19 @@ class Placement:
         return [tensor for block in blocks for tensor in block.tensors]
 
 
-def attention_backend(device: torch.device) -> AbstractContextManager[Any]:
-    """Context in which attention prefers the fastest kernel with a backward pass: cuDNN's from Hopper on."""
-    if device.type != "cuda" or torch.cuda.get_device_capability(device)[0] < 9:
+def attention_backend(device: torch.device, masked: bool = False) -> AbstractContextManager[Any]:
+    """Context in which attention prefers the fastest kernel with a backward pass, among those that torch has enabled:
+    cuDNN's on the GPUs of `CUDNN_CAPABILITIES`, and never `masked`."""
+    if device.type != "cuda" or torch.cuda.get_device_capability(device) not in CUDNN_CAPABILITIES:
         return nullcontext()
-    order = [
-        SDPBackend.CUDNN_ATTENTION,
-        SDPBackend.FLASH_ATTENTION,
-        SDPBackend.EFFICIENT_ATTENTION,
-        SDPBackend.MATH,
-    ]
-    return sdpa_kernel(order, set_priority=True)
+    enabled = torch.backends.cuda
+    order = {
+        SDPBackend.CUDNN_ATTENTION: enabled.cudnn_sdp_enabled() and not masked,
+        SDPBackend.FLASH_ATTENTION: enabled.flash_sdp_enabled(),
+        SDPBackend.EFFICIENT_ATTENTION: enabled.mem_efficient_sdp_enabled(),
+        SDPBackend.MATH: enabled.math_sdp_enabled(),
+    }
+    return sdpa_kernel([backend for backend, allowed in order.items() if allowed], set_priority=True)
 
 
 def compile_blocks(transformer: nn.Module) -> None:

@@ -14,6 +14,11 @@ TextConditioning = Mapping[str, "torch.Tensor"]
 """A text encoder's output for one caption: named tensors with a leading batch dimension, ready for safetensors."""
 
 
+def has_mask(text: TextConditioning) -> bool:
+    """Tell whether padding of conditioning `[B, ...]` is masked: the mask alone is not of a float dtype."""
+    return any(not tensor.is_floating_point() for tensor in text.values())
+
+
 class Grid(NamedTuple):
     """Token rows and columns of packed latents."""
 

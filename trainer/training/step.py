@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..inference import place
-from ..models.types import PackedLatents, TextConditioning
+from ..models.types import PackedLatents, TextConditioning, has_mask
 from .batch import Batch, TextGroup
 from .flow_matching import add_noise, example_losses
 
@@ -45,7 +45,8 @@ def micro_step(components: ModelComponents, batch: Batch, step_examples: int, gu
 def _group_step(
     components: ModelComponents, batch: Batch, group: TextGroup, step_examples: int, guidance: float
 ) -> torch.Tensor:
-    with torch.enable_grad(), components.autocast(), components.placement().forward(group.modulation_outputs):
+    forward = components.placement().forward(group.modulation_outputs, masked=has_mask(group.text))
+    with torch.enable_grad(), components.autocast(), forward:
         inputs = _inputs(components, batch, group)
         velocity = _velocity(components, inputs, guidance)
         losses = example_losses(velocity, inputs.clean, inputs.noise, inputs.weights)
