@@ -14,14 +14,14 @@ import numpy as np
 from ..config.request import FineTuneRequest, parse_request
 from ..config.settings import RunSettings
 from ..data.load_request import load_request
-from ..errors import INTERRUPTED, OK
+from ..errors import OK
 from ..events import Progress, drain
 from ..files import atomic_write, write_text
 from ..tiny.shapes import EditPair, make_pairs, write_parquet
 from .console import Console
 from .contact_sheet import Panel, draw_contact_sheet
 from .parser import read_settings
-from .runner import check_folder, consume, edit_command, load_model, run_training
+from .runner import Stopped, check_folder, consume, edit_command, load_model, run_training
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -71,8 +71,9 @@ def demo(options: argparse.Namespace) -> int:
             request, parquet = _request(folder, base_model, edit)
             run_dir = folder / base_model.rpartition("/")[2]
             finished = run_training(console, request, parquet, settings, run_dir, None, {}, options.command_line)
-            if finished is None or finished.weights is None:
-                return INTERRUPTED
+            if isinstance(finished, Stopped):
+                return finished.exit_code
+            assert finished.weights is not None
             console.line(f"Editing {HELD_OUT_PAIRS} images that were not trained on, without and with the LoRA ...")
             before, after = consume(console, _evaluate(base_model, finished.weights, pairs, settings))
             scores[base_model] = score = _scores(pairs, before, after)

@@ -13,7 +13,10 @@ from ..families.registry import FAMILIES, base_model_names
 
 PROG = "python -m trainer"
 
-_EXIT_CODES = "Exit codes: 0 success, 1 the run failed, 2 invalid input, 130 interrupted (progress is saved)."
+_EXIT_CODES = (
+    "Exit codes: 0 success, 1 the run failed, 2 invalid input; stopped with progress saved: 130 by Ctrl-C, "
+    "143 by SIGTERM, 129 by a closed terminal."
+)
 
 
 class _Parser(argparse.ArgumentParser):

@@ -4,22 +4,22 @@ from __future__ import annotations
 
 import os
 import shlex
-import signal
 import subprocess
-from collections.abc import Generator, Iterator, Mapping, Sequence
-from contextlib import closing, contextmanager
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
 from typing import TYPE_CHECKING, Literal, TypeVar
 
 from ..config.request import Columns, FineTuneRequest
 from ..config.settings import RunSettings
 from ..data.dataset import EditDataset, open_dataset
 from ..data.downloads import Downloads
-from ..errors import INTERRUPTED, BadInput
-from ..events import Event, Finished, Progress, RunControl, Started, Step
+from ..errors import BadInput
+from ..events import Event, Finished, Progress, Started, Step
 from .console import Console
 from .parser import model_file_options
+from .stopping import stop_signals
 
 if TYPE_CHECKING:
     from ..distributed.processes import SingleProcess
@@ -31,6 +31,13 @@ Result = TypeVar("Result")
 
 CACHE_FOLDER = "edit_trainer_cache"
 """Name of the default cache folder, beside the run folder."""
+
+
+@dataclass(frozen=True, slots=True)
+class Stopped:
+    """The end of a run that a signal has stopped."""
+
+    exit_code: int
 
 
 def load_model(base_model: str, options: Mapping[str, Path], conditioning: str = "auto") -> EditModel:
@@ -58,8 +65,8 @@ def run_training(
     model_options: Mapping[str, Path],
     command_line: Sequence[str],
     processes: SingleProcess | None = None,
-) -> Finished | None:
-    """Train and show the events; returns None when Ctrl-C has stopped the run.
+) -> Finished | Stopped:
+    """Train and show the events; a signal stops the run.
 
     Says what is saved then and how to resume. `command_line` is the command to resume with; each of several
     `processes` calls this function. Raises BadInput and RunFailed.
@@ -69,36 +76,38 @@ def run_training(
     processes = processes or SingleProcess()
     check_folder(run_dir)
     cache_dir = cache_dir or run_dir.parent / CACHE_FOLDER
-    downloads = Downloads(cache_dir / "downloads")
-    columns = request.training_params.columns
-    with processes.main_process_first():
-        dataset = load_dataset(console, columns, parquet, settings.images_root, settings.bad_rows, downloads)
-    console.line(str(dataset.report))
-    console.line(f"Loading {request.base_model} ...")
-    with processes.main_process_first():
-        model = load_model(request.base_model, model_options, settings.conditioning)
-    from ..training.loop import train
+    with stop_signals(processes.local_control, processes.is_main, processes.world_size) as stop:
+        downloads = Downloads(cache_dir / "downloads")
+        columns = request.training_params.columns
+        with processes.main_process_first():
+            dataset = load_dataset(console, columns, parquet, settings.images_root, settings.bad_rows, downloads)
+        console.line(str(dataset.report))
+        console.line(f"Loading {request.base_model} ...")
+        with processes.main_process_first():
+            model = load_model(request.base_model, model_options, settings.conditioning)
+        from ..training.loop import train
 
-    control = processes.local_control
-    step = 0
-    training = train(request, dataset, model, settings, run_dir=run_dir, cache_dir=cache_dir, processes=processes)
-    with _stopping_on_interrupt(control, processes.is_main), closing(training):
-        for event in training:
-            console.show(event)
-            if isinstance(event, Started):
-                step = event.first_step
-            if isinstance(event, Step):
-                step = event.step
-            if isinstance(event, Finished) and not event.stopped:
-                return event
-            at_once = control.stopping and processes.world_size == 1
-            if at_once and isinstance(event, Progress) and event.phase not in ("training", "saving"):
-                break
+        control = processes.local_control
+        step = 0
+        training = train(request, dataset, model, settings, run_dir=run_dir, cache_dir=cache_dir, processes=processes)
+        stop.opening = False
+        with closing(training):
+            for event in training:
+                console.show(event)
+                if isinstance(event, Started):
+                    step = event.first_step
+                if isinstance(event, Step):
+                    step, stop.saves = event.step, True
+                if isinstance(event, Finished) and not event.stopped:
+                    return event
+                at_once = control.stopping and processes.world_size == 1
+                if at_once and isinstance(event, Progress) and event.phase not in ("training", "saving"):
+                    break
     steps = request.training_params.steps
     stopped = f"after step {step} of {steps}, which is saved" if step else "before the first step"
     command = " run the same command again." if processes.world_size > 1 else f"\n  {_quoted(command_line)}"
     console.line(f"Stopped {stopped}. To resume:{command}")
-    return None
+    return Stopped(stop.exit_code)
 
 
 def check_folder(folder: Path) -> None:
@@ -150,28 +159,6 @@ def _hide_library_bars() -> None:
     diffusers.utils.logging.disable_progress_bar()
     transformers.utils.logging.disable_progress_bar()
     huggingface_hub.utils.enable_progress_bars()
-
-
-@contextmanager
-def _stopping_on_interrupt(control: RunControl, prints: bool) -> Iterator[None]:
-    """Context in which the first Ctrl-C stops and saves the run and a second one exits at once.
-
-    `prints`: says so on stderr.
-    """
-
-    def interrupted(number: int, frame: FrameType | None) -> None:
-        if control.stopping:
-            os._exit(INTERRUPTED)
-        control.stop()
-        # Not print(): the signal may have interrupted one.
-        if prints:
-            os.write(2, b"\nStopping after this step and saving. Press Ctrl-C again to exit at once without saving.\n")
-
-    before = signal.signal(signal.SIGINT, interrupted)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGINT, before)
 
 
 def _quoted(command: Sequence[str]) -> str:

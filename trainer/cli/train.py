@@ -6,10 +6,10 @@ import argparse
 from pathlib import Path
 
 from ..data.load_request import load_request
-from ..errors import INTERRUPTED, OK
+from ..errors import OK
 from .console import Console
 from .parser import model_options, read_settings
-from .runner import edit_command, run_training
+from .runner import Stopped, edit_command, run_training
 
 
 def train(options: argparse.Namespace) -> int:
@@ -25,8 +25,8 @@ def train(options: argparse.Namespace) -> int:
         finished = run_training(
             console, request, parquet, settings, run_dir, options.cache, model, options.command_line, processes
         )
-        if finished is None:
-            return INTERRUPTED
+        if isinstance(finished, Stopped):
+            return finished.exit_code
         console.line(f"Done after {finished.step} steps: {finished.weights}")
         if request.training_params.use_lora:
             console.line(f"To use it:\n  {edit_command(request.base_model, finished.weights, model)}")

@@ -1,0 +1,86 @@
+"""Signals that end a command: a training saves what it has, everything else ends within seconds."""
+
+from __future__ import annotations
+
+import os
+import signal
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from types import FrameType
+
+from ..errors import INTERRUPTED
+from ..events import RunControl
+
+SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP", "SIGBREAK") if hasattr(signal, name))
+"""Ctrl-C, a container's stop, a closed terminal, and Ctrl-Break or a closed window on Windows."""
+
+
+SECONDS_TO_END = 3.0
+"""Longest life of a process without anything to save after a signal: threads may wait for a silent server."""
+
+
+SECONDS_TO_AGREE = 20.0
+"""Longest wait for the other processes to reach the same step. torchrun signals the survivors of a crash, which would
+wait for the dead one, and kills them after 30 seconds."""
+
+
+STOPPING = b"\nStopping after this step and saving. Press Ctrl-C again to exit at once without saving.\n"
+
+
+ENDED = b"\nStopped; the run goes on from its last checkpoint, if it has one, when the same command is run again.\n"
+
+
+class StopSignals:
+    """Turns the first signal into a request to stop, and the second into an exit."""
+
+    def __init__(self, control: RunControl, prints: bool, world_size: int) -> None:
+        self.control = control
+        self.prints = prints
+        self.world_size = world_size
+        self.exit_code = INTERRUPTED
+        """Exit code of a stopped command, 128 and the signal's number."""
+        self.opening = True
+        """True while nothing asks `control`: a signal raises KeyboardInterrupt or SystemExit then."""
+        self.saves = False
+        """True once there are finished steps to save."""
+
+    def handle(self, number: int, frame: FrameType | None) -> None:
+        """Handle a signal."""
+        self.exit_code = 128 + number
+        if self.control.stopping:
+            os._exit(self.exit_code)
+        self.control.stop()
+        if not self.saves:
+            self._end_after(SECONDS_TO_END)
+        elif self.world_size > 1:
+            self._end_after(SECONDS_TO_AGREE)
+        if self.opening:
+            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(self.exit_code)
+        # Not print(): the signal may have interrupted one.
+        if self.prints and self.saves:
+            os.write(2, STOPPING)
+
+    def _end_after(self, seconds: float) -> None:
+        timer = threading.Timer(seconds, self._end)
+        timer.daemon = True
+        timer.start()
+
+    def _end(self) -> None:
+        if self.prints:
+            os.write(2, ENDED)
+        os._exit(self.exit_code)
+
+
+@contextmanager
+def stop_signals(control: RunControl, prints: bool, world_size: int) -> Iterator[StopSignals]:
+    """Context in which signals stop the run that obeys `control`; `prints`: says so on stderr."""
+    stop = StopSignals(control, prints, world_size)
+    # nohup and launchers ignore a signal on purpose; Ctrl-C is the user's, also in a shell's background job.
+    ours = [n for n in SIGNALS if n == signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN]
+    before = {number: signal.signal(number, stop.handle) for number in ours}
+    try:
+        yield stop
+    finally:
+        for number, handler in before.items():
+            signal.signal(number, handler)
