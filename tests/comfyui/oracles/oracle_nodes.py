@@ -188,7 +188,9 @@ class OurEdit(io.ComfyNode):
             inference.denoise = denoise
         noise = randn_tensor(seen["latents"].shape, generator=torch.Generator("cpu").manual_seed(seed))
         control = seen["family"].unpack(seen["controls"][0])
-        frames = (lambda latents: latents.unsqueeze(2)) if seen["family"].name == "qwen-image-edit" else lambda x: x
+        frames = (
+            (lambda latents: latents.unsqueeze(2)) if seen["family"].info.name == "qwen-image-edit" else lambda x: x
+        )
         to_comfy = model.model.process_latent_out
         extra = {"reference_latents": [to_comfy(frames(control))], "guidance": seen["guidance"]}
         if "pooled_prompt_embeds" in seen["text"]:
