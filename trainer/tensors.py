@@ -56,10 +56,13 @@ DTYPES = {"fp32": torch.float32, "bf16": torch.bfloat16, "fp16": torch.float16}
 
 
 @contextmanager
-def swapped_values(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[str, torch.Tensor]) -> Iterator[None]:
-    """Context in which the parameters have `values`, of any shape and dtype; restores them on exit, bit for bit."""
+def rounded_values(parameters: Mapping[str, torch.nn.Parameter], dtype: torch.dtype) -> Iterator[None]:
+    """Context in which parameters of any shape have values that `dtype` can hold, in their own dtype; restores them on
+    exit, bit for bit."""
     original = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-    copy_values(parameters, values)
+    with torch.no_grad():
+        for parameter in parameters.values():
+            parameter.copy_(parameter.to(dtype))
     try:
         yield
     finally:

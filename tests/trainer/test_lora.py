@@ -9,9 +9,11 @@ from diffusers import FluxKontextPipeline, FluxTransformer2DModel, QwenImageEdit
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit
 from PIL import Image
 from safetensors import safe_open
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.errors import BadInput
 from trainer.lora.adapter import LoraAdapter, load_lora
+from trainer.lora.layer import LoraLinear
 from trainer.models.family import family_class
 from trainer.models.qwen_image_edit import load_processor
 from trainer.tensors import write_tensors
@@ -57,6 +59,43 @@ def test_alpha_scales_the_saved_file(model):
     assert plain
     for name, delta in plain.items():
         assert torch.allclose(doubled[name], 2 * delta)
+
+
+class CountedOperations(TorchDispatchMode):
+    """Counts operations on tensors."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.count = 0
+
+    def __torch_dispatch__(self, function, types, args=(), kwargs=None):
+        self.count += 1
+        return function(*args, **(kwargs or {}))
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float32])
+def test_samples_are_drawn_with_the_values_of_the_file(model, dtype):
+    """As a layer without alpha computes with them; the trained values come back bit for bit."""
+    transformer = model.load_transformer("cpu", torch.float32)
+    targets = model.family.lora_targets("attention+mlp", transformer)
+    adapter = randomized(LoraAdapter(transformer, targets, rank=16, alpha=24, seed=0))
+    name, layer = next((name, found) for name, found in transformer.named_modules() if isinstance(found, LoraLinear))
+    input = torch.randn(3, layer.base_layer.in_features)
+    trained = {name: parameter.detach().clone() for name, parameter in adapter.parameters.items()}
+    before, file = layer(input), adapter.exported(dtype)
+    a, b = (file[f"transformer.{name}.lora_{half}.weight"].float() for half in "AB")
+    with adapter.exported_values(dtype):
+        assert torch.equal(layer(input), layer.base_layer(input).addmm(input @ a.t(), b.t()))
+        assert all(parameter.dtype == dtype for parameter in adapter.parameters.values())
+    assert all(torch.equal(adapter.parameters[name], values) for name, values in trained.items())
+    assert torch.equal(layer(input), before)
+
+
+def test_exported_values_cost_a_few_operations_a_tensor(model):
+    adapter = adapter_of(model, rank=4, alpha=6)
+    with CountedOperations() as operations, adapter.exported_values(torch.bfloat16):
+        pass
+    assert operations.count <= 8 * len(adapter.parameters)
 
 
 @pytest.mark.slow

@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..single_file.header import open_weights
-from ..tensors import read_weights, swapped_values, write_tensors
+from ..tensors import read_weights, write_tensors
 from .formats import PREFIX, count_text_encoder_tensors, to_portable
 from .layer import LoraLinear
 
@@ -51,9 +51,11 @@ class LoraAdapter:
         """
         transformer.requires_grad_(False)
         self.scale = alpha / rank
+        self._layers: list[LoraLinear] = []
         for name, layer in list(transformer.named_modules()):
             if isinstance(layer, torch.nn.Linear) and re.fullmatch(targets, name):
-                transformer.set_submodule(name, LoraLinear(layer, rank, self.scale))
+                self._layers.append(LoraLinear(layer, rank, self.scale))
+                transformer.set_submodule(name, self._layers[-1])
         self.parameters: dict[str, torch.nn.Parameter] = {}
         generator = torch.Generator().manual_seed(seed)
         for name, parameter in transformer.named_parameters():
@@ -64,10 +66,11 @@ class LoraAdapter:
 
     def exported(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The portable state dict in `dtype`: A [rank, in features] and B [out features, rank]."""
-        return {
-            PREFIX + name: (parameter.detach() * self._fold(name)).to(dtype)
-            for name, parameter in self.parameters.items()
-        }
+        return {PREFIX + name: self._exported(name, dtype) for name in self.parameters}
+
+    def _exported(self, name: str, dtype: torch.dtype) -> torch.Tensor:
+        values, fold = self.parameters[name].detach(), self._fold(name)
+        return (values if fold == 1.0 else values * fold).to(dtype)
 
     def export(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Write the portable file. Raises RunFailed if writing fails."""
@@ -75,13 +78,22 @@ class LoraAdapter:
 
     @contextmanager
     def exported_values(self, dtype: torch.dtype) -> Iterator[None]:
-        """Context in which the adapter has the rounded values of the exported file, so that samples match the file."""
-        values = {
-            name: self.exported(dtype)[PREFIX + name].to(parameter.dtype) / self._fold(name)
-            for name, parameter in self.parameters.items()
-        }
-        with swapped_values(self.parameters, values):
+        """Context in which the adapter has the values of the exported file, so that samples match the file.
+
+        The layers point at them as they are stored, in `dtype` and with the scale in B; the trained values wait.
+        """
+        trained = {name: parameter.detach() for name, parameter in self.parameters.items()}
+        for name, parameter in self.parameters.items():
+            parameter.data = self._exported(name, dtype)
+        for layer in self._layers:
+            layer.scale = 1.0
+        try:
             yield
+        finally:
+            for name, parameter in self.parameters.items():
+                parameter.data = trained[name].to(parameter.device)  # offloading may have moved the transformer
+            for layer in self._layers:
+                layer.scale = self.scale
 
     def _first_values(
         self, name: str, shape: torch.Size, generator: torch.Generator, start: torch.Tensor | None

@@ -20,7 +20,7 @@ from ..memory.model_parts import ModelComponents
 from ..memory.placement import compile_blocks
 from ..quantization.linear import dequantize_layers
 from ..single_file.key_mapping import Layout, to_stored
-from ..tensors import swapped_values, write_tensors
+from ..tensors import rounded_values, write_tensors
 from .rng import example_generator
 
 if TYPE_CHECKING:
@@ -129,5 +129,5 @@ class FullTransformer:
     @contextmanager
     def exported_values(self, dtype: torch.dtype) -> Iterator[None]:
         """Context in which the transformer has the values of the exported file."""
-        with swapped_values(self.parameters, {name: p.detach().to(dtype) for name, p in self.parameters.items()}):
+        with rounded_values(self.parameters, dtype):
             yield
