@@ -90,6 +90,16 @@ def allocated_memory(device: torch.device) -> int:
     return torch.get_device_module(device).memory_allocated(device)
 
 
+def usable_memory(device: torch.device) -> int:
+    """Bytes of device memory that this process has and can still get, by the driver and by the limit that torch was
+    given."""
+    usable = free_memory(device) + allocated_memory(device)
+    if device.type != "cuda" or not hasattr(torch.cuda, "get_per_process_memory_fraction"):  # torch 2.7 has it
+        return usable
+    total = torch.cuda.get_device_properties(device).total_memory
+    return min(usable, int(torch.cuda.get_per_process_memory_fraction(device) * total))
+
+
 def release_cached_memory(device: torch.device) -> None:
     """Give the memory that torch's allocator holds without using it back to the driver."""
     if device.type not in ("cpu", "meta"):

@@ -2,6 +2,7 @@
 
 setup           open_run: checks, run folder, plan, cache, gathered in a RunContext
 loop            train: the steps, as a generator of events
+retry           a smaller plan after the device ran out of memory
 state           training state: weights, optimizer, step and data position
 trainable       the trained weights: a LoRA, or all of the transformer
 step            forward and backward pass of a micro-batch

@@ -22,6 +22,7 @@ from .batch_sampler import Position
 from .dataloader import BatchLoader
 from .metadata import export_metadata
 from .optim import build_optimizer, learning_rate_at
+from .retry import OUT_OF_MEMORY, MemoryRetry
 from .setup import RunContext, open_run
 from .state import TrainState
 from .step import micro_step
@@ -30,12 +31,6 @@ from .trainable import build_trainable
 if TYPE_CHECKING:
     from ..data.dataset import EditDataset
     from ..models.edit_model import EditModel
-
-
-OUT_OF_MEMORY = (
-    "The device is out of memory. Lower batch_size (and raise gradient_accumulation instead), resolution or the sample "
-    "size, set offload to blocks, or close other programs that use the device."
-)
 
 
 def train(
@@ -111,6 +106,7 @@ class Training:
         self.params, self.settings = context.params, context.settings
         self.components, self.processes = context.components, context.processes
         self.loader, self.state = loader, state
+        self._retry = MemoryRetry(context, state)
 
     @property
     def step(self) -> int:
@@ -122,19 +118,11 @@ class Training:
 
         A single process that is closed or interrupted on the way saves its last finished step first.
         """
-        control = self.processes.shared_control
-        if control.stopping:
+        if self.processes.shared_control.stopping:
             return
         try:
-            with closing(self.loader.batches(self.state.position)) as batches:
-                if self._sampling_due():
-                    yield from self._draw_samples()
-                while self.step < self.params.steps and not control.stopping:
-                    yield from self._one_step(batches)
-                    if self._checkpoint_due() or control.stopping:
-                        yield self.state.save()
-                    if self._sampling_due() or control.take_sample_request():
-                        yield from self._draw_samples()
+            while not (yield from self._train_to_end()):
+                yield from self._retry.plan_again()
             if self.step == self.params.steps:
                 yield from self._finish()
         except RunFailed as error:
@@ -145,6 +133,28 @@ class Training:
             if isinstance(error, torch.OutOfMemoryError):
                 raise RunFailed(f"{OUT_OF_MEMORY}\n{self.state.resume_hint()}") from error
             raise
+
+    def _train_to_end(self) -> Generator[Event, None, bool]:
+        """Step, save and sample to the last step or until stopped.
+
+        Returns False when the device ran out of memory and a smaller plan may help. Nothing of the failed step is left.
+        """
+        control = self.processes.shared_control
+        try:
+            with closing(self.loader.batches(self.state.position)) as batches:
+                if self._sampling_due():
+                    yield from self._draw_samples()
+                while self.step < self.params.steps and not control.stopping:
+                    yield from self._one_step(batches)
+                    if self._checkpoint_due() or control.stopping:
+                        yield self.state.save()
+                    if self._sampling_due() or control.take_sample_request():
+                        yield from self._draw_samples()
+        except torch.OutOfMemoryError:
+            if not self._retry.is_possible:
+                raise
+            return False
+        return True
 
     def _one_step(self, batches: Iterator[Batch | Progress]) -> Generator[Event, None, None]:
         """Run one optimizer step: load its micro-batches, accumulate their gradients, update, log."""

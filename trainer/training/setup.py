@@ -82,7 +82,7 @@ def open_run(
     if not params.use_lora:
         yield from _notices([full_fine_tune_need(model, settings, processes.world_size)])
     device = device or processes.device()
-    plan = joint_plan(model, params, _resumed_settings(run, settings), processes, device)
+    plan = joint_plan(model, params, resumed_settings(run, settings), processes, device)
     yield Planned(line=plan.line())
     run.begin(request, settings, fingerprint, plan.precision)
     return RunContext(
@@ -125,7 +125,7 @@ def _check_optimizer(params: TrainingParams, settings: RunSettings, processes: S
         raise BadInput(f"optimizer: a full fine-tune in several processes needs adamw, not {settings.optimizer}.")
 
 
-def _resumed_settings(run: RunFolder, settings: RunSettings) -> RunSettings:
+def resumed_settings(run: RunFolder, settings: RunSettings) -> RunSettings:
     """Replace precision "auto" by the precision that the run started in, however much memory is free now."""
     if settings.precision != "auto":
         return settings

@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -63,12 +64,32 @@ class TrainState:
     def _load(self, path: Path, data: CheckpointData | None) -> None:
         if data is None:
             raise RunFailed(f"Cannot read {path}: the run folder must be on a disk that all processes share.")
+        self._set_values(data)
+        self.step = self.saved_step = data.step
+        self.position = data.position
+
+    def _set_values(self, data: CheckpointData) -> None:
         parameters = self.trainable.parameters
         copy_values(parameters, shard_like(data.weights, parameters))
         owners = {name: parameters[name.rpartition(".")[0]] for name in data.optimizer}
         load_optimizer_tensors(self.optimizer, parameters, shard_like(data.optimizer, owners))
-        self.step = self.saved_step = data.step
-        self.position = data.position
+
+    def rebuild(self, build: Callable[[], tuple[Trainable, torch.optim.Optimizer]]) -> None:
+        """Replace trained weights and optimizer by those that `build` returns, with the values of the present ones.
+
+        The values wait in host memory, so that the present ones are free by then; the gradients are dropped. If `build`
+        fails, the values become a checkpoint. For a single process.
+        """
+        self.optimizer.zero_grad()
+        data = self._checkpoint_data()
+        data = replace(data, weights=_in_host_memory(data.weights), optimizer=_in_host_memory(data.optimizer))
+        del self.trainable, self.optimizer
+        try:
+            self.trainable, self.optimizer = build()
+        except BaseException:
+            self._save(data)
+            raise
+        self._set_values(data)
 
     @contextmanager
     def optimizer_step(self, next_position: Position) -> Iterator[None]:
@@ -81,11 +102,14 @@ class TrainState:
     def save(self) -> Checkpoint:
         """Save the current step, unless it is saved already or is step 0; collective with sharded weights."""
         if self.step > self.saved_step:
-            data = self._checkpoint_data()
+            self._save(self._checkpoint_data())
+        return Checkpoint(step=self.step, path=self.run.checkpoints / f"step-{self.step:06d}")
+
+    def _save(self, data: CheckpointData) -> None:
+        if data.step > self.saved_step:
             if self.run.writes:
                 save_checkpoint(self.run.checkpoints, data, self.keep_checkpoints)
-            self.saved_step = self.step
-        return Checkpoint(step=self.step, path=self.run.checkpoints / f"step-{self.step:06d}")
+            self.saved_step = data.step
 
     def _checkpoint_data(self) -> CheckpointData:
         parameters, is_main = self.trainable.parameters, self.processes.is_main
@@ -103,3 +127,7 @@ class TrainState:
         if not folders:
             return "No step was saved yet."
         return f"The last good checkpoint is {folders[-1]}; the same request resumes from there."
+
+
+def _in_host_memory(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    return {name: tensor.detach().cpu() for name, tensor in tensors.items()}
