@@ -186,6 +186,7 @@ class FluxTextEncoder(PipelineTextEncoder):
 def _image_ids(image: PackedLatents, index: int) -> torch.Tensor:
     """Position ids [tokens, 3] in the tokens' dtype: image index (0 is the target), row, column."""
     tokens = image.tokens
-    ids = FluxKontextPipeline._prepare_latent_image_ids(1, *image.grid, tokens.device, tokens.dtype)
+    with tokens.device:  # the pipeline makes them on the CPU, and the host would wait for the copy in every pass
+        ids = FluxKontextPipeline._prepare_latent_image_ids(1, *image.grid, tokens.device, tokens.dtype)
     ids[..., 0] = index
     return ids
