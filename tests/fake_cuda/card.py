@@ -30,6 +30,8 @@ import torch.utils._device
 from torch._subclasses.fake_tensor import FakeTensor, FakeTensorMode
 from torch.nn.attention import SDPBackend, _cur_sdpa_kernel_backends
 
+from trainer.compiled import assume_compiler
+
 from .log import Log
 from .streams import Event, Runtime, Stream, current_stream, stream
 
@@ -86,6 +88,7 @@ def fake_cuda(card: Card, limit: int | None = None, compiler: bool = True) -> It
                 stack.enter_context(patch.object(owner, name, new))
         if compiler:
             stack.enter_context(patch.dict(sys.modules, triton=_triton()))
+            stack.enter_context(assume_compiler(lambda function, args: _fused(function, *args)))
         stack.enter_context(FakeTensorMode(allow_non_fake_inputs=True))
         # The dispatch modes are those of this thread; a backward pass must not leave it.
         stack.enter_context(torch.autograd.set_multithreading_enabled(False))
@@ -118,6 +121,7 @@ def _replacements(card: Card, log: Log) -> list[tuple[Any, dict[str, Any]]]:
         "memory_allocated": lambda *_: log.device.now,
         "memory_reserved": lambda *_: log.device.now,
         "max_memory_allocated": lambda *_: log.device.peak,
+        "get_per_process_memory_fraction": lambda *_: (log.limit or card.memory) / card.memory,
     }
     return [
         (torch.cuda, cuda),
@@ -160,16 +164,17 @@ def _compile(function: Callable[..., Any] | None = None, **_: Any) -> Callable[.
     if isinstance(getattr(function, "__self__", None), torch.nn.Module):
         return function
 
-    @wraps(function)
-    def call(*args: Any, **kwargs: Any) -> Any:
-        log = Log.current()
-        with log.fused():
-            result = function(*args, **kwargs)
-        log.traffic.count_compiled(function.__name__, (args, kwargs), result)
-        log.note(result)
-        return result
+    return wraps(function)(partial(_fused, function))
 
-    return call
+
+def _fused(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
+    """Run a function as one kernel that reads its arguments and writes its results."""
+    log = Log.current()
+    with log.fused():
+        result = function(*args, **kwargs)
+    log.traffic.count_compiled(function.__name__, (args, kwargs), result)
+    log.note(result)
+    return result
 
 
 def _attention(

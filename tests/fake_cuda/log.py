@@ -11,9 +11,16 @@ from typing import Any, ClassVar, Literal, NamedTuple
 import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves
 
-from .traffic import Traffic
+from .traffic import Traffic, tensors_in
+
+ATTENTION_BACKWARD = (
+    "_scaled_dot_product_flash_attention_backward",
+    "_scaled_dot_product_cudnn_attention_backward",
+    "_scaled_dot_product_efficient_attention_backward",
+)
+"""Kernels that sum the query's gradient in a float32 buffer (FlashAttention-2, arXiv:2307.08691), which their meta
+functions do not allocate."""
 
 
 class MemoryEvent(NamedTuple):
@@ -111,11 +118,13 @@ class Log(TorchDispatchMode):
         if not self._fused:
             self.traffic.count(function, args, kwargs, result)
             self.note(result)
+            if name in ATTENTION_BACKWARD:
+                self._pass_through(args[1].numel() * torch.float32.itemsize)
         return result
 
     def note(self, result: Any) -> None:
         """Count the tensors of a result, of any shape and dtype, that are new. Raises torch.OutOfMemoryError."""
-        for tensor in tree_leaves(result):
+        for tensor in tensors_in(result):
             if not isinstance(tensor, FakeTensor) or tensor.device.type not in ("cuda", "cpu"):
                 continue
             storage = tensor.untyped_storage()
@@ -134,6 +143,13 @@ class Log(TorchDispatchMode):
             if on_device:
                 self.memory.append(MemoryEvent("allocate", self._allocations, size))
             weakref.finalize(storage, self._free, living, self._allocations, size)
+
+    def _pass_through(self, size: int) -> None:
+        """Count a buffer that lives within a kernel's call."""
+        self._allocations += 1
+        self.memory.append(MemoryEvent("allocate", self._allocations, size))
+        self.device.add(size)
+        self._free(self.device, self._allocations, size)
 
     def record_stream(self, tensor: torch.Tensor) -> None:
         """Note that another stream uses a tensor, of any shape and dtype."""

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections import Counter
 from collections.abc import Generator
 from dataclasses import dataclass
-from itertools import islice
+from itertools import islice, pairwise
 from typing import Any
 
 import torch
@@ -22,7 +22,8 @@ from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.memory.planner import make_plan
 from trainer.models.types import Grid, PackedLatents
-from trainer.quantization.formats import FORMATS, format_of
+from trainer.modules import blocks_of
+from trainer.quantization.formats import FORMATS, Quantization, QuantizedWeight, format_of
 from trainer.quantization.linear import QuantizedLinear
 from trainer.quantization.quantize import large_weights, quantize
 from trainer.training.flow_matching import _weight_table
@@ -40,8 +41,12 @@ HOST = 64_000_000_000
 """Bytes of free host memory, as in docs/memory.md."""
 
 
+@dataclass(frozen=True)
 class FakeModel(RandomModel):
     """A full-size model whose transformer has no values."""
+
+    stored: str | None = None
+    """Format that the file holds the large weights in, whatever the run's precision; None for a plain file."""
 
     def load_transformer(
         self, device: torch.device | str, dtype: torch.dtype, precision: Precision | None = None
@@ -51,21 +56,27 @@ class FakeModel(RandomModel):
         for module in list(transformer.modules()):
             for leaf, parameter in list(module.named_parameters(recurse=False)):
                 setattr(module, leaf, nn.Parameter(parameter.detach().to(dtype), requires_grad=False))
-        if precision is None or format_of(precision) is None:
-            return transformer.eval().requires_grad_(False)
-        for name in large_weights(transformer):
+        for name in large_weights(transformer) if self.stored or format_of(precision) else ():
             layer = transformer.get_submodule(name)
             assert isinstance(layer, nn.Linear)
             assert layer.bias is not None
-            quantized = quantize(layer.weight.detach(), precision)
+            quantized = self._quantized(layer.weight.detach(), precision)
             transformer.set_submodule(name, QuantizedLinear(quantized, layer.in_features, layer.bias.detach()))
         return transformer.eval().requires_grad_(False)
 
+    def _quantized(self, weight: torch.Tensor, precision: Precision | None) -> QuantizedWeight:
+        if self.stored is None:
+            assert precision is not None
+            return quantize(weight, precision)
+        values = weight.to(FORMATS[self.stored].storage_dtype)
+        return QuantizedWeight(values, torch.ones(()), Quantization(self.stored))
 
-def fake_model(which: str, **changes: int) -> FakeModel:
+
+def fake_model(which: str, stored: str | None = None, **changes: int) -> FakeModel:
     """The full-size model of a family; `changes`: to its transformer's diffusers config."""
     model = random_model(NAMES[which], **changes)
-    return FakeModel(**{name: getattr(model, name) for name in ("base_model", "folder", "policy", "config")})
+    fields = {name: getattr(model, name) for name in ("base_model", "folder", "policy", "config")}
+    return FakeModel(**fields, stored=stored)
 
 
 def device_info(card: Card, host: int = HOST) -> DeviceInfo:
@@ -107,9 +118,11 @@ class Run:
     plan: Plan
     log: Log
     loaded: int
-    """Bytes on the card before the first step."""
+    """Bytes on the card before the first step, optimizer state included."""
     hosted: int
     """Bytes of host memory then."""
+    saved: list[int]
+    """Bytes on the card that the forward pass of each block but the last left there, in the last step."""
     steps: list[Phase]
     sampling: Phase | None
 
@@ -137,13 +150,31 @@ def _run(log: Log, model: FakeModel, settings: RunSettings, plan: Plan, steps: i
     _weight_table.cache_clear()  # a cached tensor belongs to the fake card that it was made on
     components = ModelComponents(model, DEVICE, plan)
     trainable = build_trainable(components, PARAMS, settings)
-    optimizer = build_optimizer(trainable.parameters, settings, 1e-4)
+    optimizer = _with_state(build_optimizer(trainable.parameters, settings, 1e-4))
+    marks: list[int] = []
+    for block in blocks_of(components.transformer()):
+        block.register_forward_pre_hook(lambda *_: marks.append(log.device.now), prepend=True)
     log.mark("loaded")
     loaded, hosted = log.device.now, log.host.now
     shape = step_shape(model.family, PARAMS, settings, plan)
     batches = islice(random_batches(model.family, model.transformer_config(), shape), steps)
-    done = [_step(log, components, trainable, optimizer, batch) for batch in batches]
-    return Run(plan, log, loaded, hosted, done, _sample(log, components, trainable) if sample else None)
+    done = []
+    for batch in batches:
+        marks.clear()
+        done.append(_step(log, components, trainable, optimizer, batch))
+    forward = marks[: len(blocks_of(components.transformer()))]  # a checkpointed block runs again later
+    saved = [after - before for before, after in pairwise(forward)]
+    return Run(plan, log, loaded, hosted, saved, done, _sample(log, components, trainable) if sample else None)
+
+
+def _with_state(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
+    """Let the optimizer make its state, as a first step does, so that the next one is as large as any."""
+    for group in optimizer.param_groups:
+        for parameter in group["params"]:
+            parameter.grad = torch.zeros_like(parameter)
+    optimizer.step()
+    optimizer.zero_grad()
+    return optimizer
 
 
 def _step(
@@ -159,7 +190,7 @@ def _step(
 
 
 def _sample(log: Log, components: ModelComponents, trainable: Trainable) -> Phase:
-    """Draw one image of two steps from one control image; latents only."""
+    """Draw one image of one step from one control image; latents only."""
     before = _Before(log)
     with trainable.exported_values(torch.bfloat16):
         drawing = denoise(components, *sample_inputs(components.model))
@@ -167,7 +198,7 @@ def _sample(log: Log, components: ModelComponents, trainable: Trainable) -> Phas
     return before.phase("sampling")
 
 
-def sample_inputs(model: Any, side: int = 1024) -> tuple[DenoiseInputs, DenoiseOptions]:
+def sample_inputs(model: Any, side: int = 1024, steps: int = 1) -> tuple[DenoiseInputs, DenoiseOptions]:
     """Random inputs of an image of `side` x `side` pixels, with a negative prompt where the family uses one."""
     family, size = model.family, Size(side, side)
     control = family.control_size(size, size, "inference")
@@ -176,7 +207,7 @@ def sample_inputs(model: Any, side: int = 1024) -> tuple[DenoiseInputs, DenoiseO
     text = {
         name: torch.randn(1, *shape) for name, shape in family.text_shapes(model.transformer_config(), control).items()
     }
-    options = DenoiseOptions.for_variant(family.variant, 2, 0.0, 1)
+    options = DenoiseOptions.for_variant(family.variant, steps, 0.0, 1)
     negative = dict(text) if family.negative_prompt("", options.guidance) is not None else None
     latents = PackedLatents(torch.randn(1, grid.height * grid.width, channels), grid)
     return DenoiseInputs([latents], text, negative, size), options
