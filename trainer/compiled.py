@@ -6,6 +6,7 @@ compiler, and a new image size compiles little.
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import lru_cache, wraps
@@ -21,9 +22,14 @@ Runner = Callable[[Callable[..., Any], tuple[Any, ...]], Any]
 _assumed: list[Runner] = []
 
 
+def has_compiler(kind: str) -> bool:
+    """Tell whether functions are compiled on devices of this kind, torch's device type."""
+    return kind == "cuda" and ("triton" in sys.modules or _is_installed("triton"))
+
+
 @lru_cache(maxsize=1)
-def _has_triton() -> bool:
-    return find_spec("triton") is not None
+def _is_installed(package: str) -> bool:
+    return find_spec(package) is not None
 
 
 def fuses(tensor: torch.Tensor) -> bool:
@@ -34,7 +40,7 @@ def fuses(tensor: torch.Tensor) -> bool:
     """
     if torch.compiler.is_compiling() or torch.is_autocast_enabled(tensor.device.type):
         return False
-    return bool(_assumed) or (tensor.is_cuda and _has_triton())
+    return bool(_assumed) or has_compiler(tensor.device.type)
 
 
 @contextmanager

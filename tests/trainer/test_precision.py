@@ -15,6 +15,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 from torch.utils.checkpoint import checkpoint
 
+from trainer.compiled import assume_compiler
 from trainer.config.settings import Precision
 from trainer.errors import BadInput
 from trainer.lora.adapter import LoraAdapter, load_lora
@@ -25,7 +26,7 @@ from trainer.models.types import PackedLatents
 from trainer.quantization import kernels
 from trainer.quantization.benchmark import fast_precisions
 from trainer.quantization.formats import FORMATS
-from trainer.quantization.linear import QuantizedLinear, dequantize_layers, set_quantize_activations
+from trainer.quantization.linear import QuantizedLinear, dequantize_layers, project, set_quantize_activations
 from trainer.quantization.quantize import large_weights, quantize
 from trainer.tensors import write_tensors
 
@@ -432,3 +433,63 @@ def test_ggml_blocks_become_values_some_rows_at_a_time(monkeypatch: pytest.Monke
     assert largest.bytes == values.nbytes == 64 * 512 * 2
     assert values.isfinite().all()
     assert torch.equal(values, whole)
+
+
+# layers that share an input
+
+
+def as_written(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    return function(*args)
+
+
+def lora_layers(precision: Precision | None, rank: int, count: int) -> torch.nn.Module:
+    """LoRA layers of one input, without a bias in the last."""
+    layers = torch.nn.ModuleList(layer_of(precision or "int8", 64, 96) for _ in range(count))
+    layers[-1].bias = None
+    if precision is None:
+        dequantize_layers(layers, F32)
+        layers.to(BF16)
+    for parameter in LoraAdapter(layers, r"\d", rank, 2 * rank, seed=1).parameters.values():
+        torch.nn.init.normal_(parameter, std=0.1, generator=torch.Generator().manual_seed(len(parameter)))
+    return layers
+
+
+def projected(layers: torch.nn.Module, dtype: torch.dtype, used: int, trains_input: bool = True) -> list[torch.Tensor]:
+    """Outputs, and gradients of input and matrices, when only the first `used` outputs are."""
+    draw = torch.Generator().manual_seed(3)
+    input = torch.randn(2, 20, 96, generator=draw).to(dtype).requires_grad_(trains_input)
+    outputs = project(list(layers), input)
+    sum((part * torch.randn(part.shape, generator=draw).to(dtype)).sum() for part in outputs[:used]).backward()
+    matrices = [parameter.grad for parameter in layers.parameters() if parameter.grad is not None]
+    return [*(part.detach() for part in outputs), *([input.grad] if trains_input else []), *matrices]
+
+
+@pytest.mark.parametrize(("precision", "error"), [(None, 0.01), ("int8", 0.02), ("fp8", 0.06)])
+@pytest.mark.parametrize(("rank", "count", "used"), [(4, 1, 1), (4, 3, 3), (40, 3, 3), (4, 3, 2), (40, 1, 1)])
+def test_layers_that_share_an_input_compute_what_each_does(
+    precision: Precision | None, error: float, rank: int, count: int, used: int
+):
+    expected = projected(lora_layers(precision, rank, count), BF16, used)
+    with assume_compiler(as_written):
+        ours = projected(lora_layers(precision, rank, count), BF16, used)
+        frozen_input = projected(lora_layers(precision, rank, count), BF16, used, trains_input=False)
+    assert len(ours) == len(expected) == count + 1 + 2 * used
+    for found, exact in zip(ours, expected, strict=True):
+        assert found.dtype == exact.dtype
+        assert relative(found.float(), exact.float()) < error
+    del ours[count]
+    assert all(map(torch.equal, frozen_input, ours))
+
+
+def test_an_input_is_quantized_once_for_all_layers_that_share_it(monkeypatch: pytest.MonkeyPatch):
+    called: list[str] = []
+
+    def run(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        called.append(function.__name__)
+        return function(*args)
+
+    with assume_compiler(run):
+        projected(lora_layers("int8", 4, 3), BF16, 3)
+    forward, backward = called[:4], called[4:]
+    assert forward == ["_quantize", *["_rescale_low_rank"] * 3]
+    assert backward == [*["_quantize"] * 3, "_rescale_sum"]

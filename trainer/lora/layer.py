@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
 from torch import nn
 
+from ..compiled import fuses
 from ..quantization.formats import Quantization
 from ..quantization.linear import QuantizedLinear, computation_dtype
-from ..quantization.matmul import linear, linear_input_grad
+from ..quantization.matmul import FrozenWeight, linear, linear_input_grad
+from .shared import shared_lora
 
 
 class LoraLinear(nn.Module):
@@ -29,20 +32,33 @@ class LoraLinear(nn.Module):
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         """Map [..., in features] of any float dtype to [..., out features] in the computation's dtype."""
-        base = self.base_layer
-        quantized = isinstance(base, QuantizedLinear)
+        if fuses(input):
+            return self.together((self,), input)[0]
+        frozen = self.frozen
         return _LoraLinearFunction.apply(
             input,
             computation_dtype(input),
             self.lora_A.weight,
             self.lora_B.weight,
             self.scale,
-            base.weight,
-            base.scale if quantized else None,
-            base.quantization if quantized else None,
-            quantized and base.quantize_activations,
-            base.bias,
+            frozen.weight,
+            frozen.scale,
+            frozen.quantization,
+            frozen.quantize_activations,
+            self.base_layer.bias,
         )
+
+    @property
+    def frozen(self) -> FrozenWeight:
+        """The base's weight and how to multiply it."""
+        base = self.base_layer
+        return base.frozen if isinstance(base, QuantizedLinear) else FrozenWeight(base.weight, None, None, False)
+
+    @staticmethod
+    def together(layers: Sequence[LoraLinear], input: torch.Tensor) -> list[torch.Tensor]:
+        """Map one input [..., in features] by several layers, to [..., out features] of each in the same float dtype.
+        They share one quantization of the input, and one product for all A matrices."""
+        return list(shared_lora(layers, input))
 
 
 def _matrix(inputs: int, outputs: int, device: torch.device) -> nn.Linear:
@@ -71,9 +87,8 @@ class _LoraLinearFunction(torch.autograd.Function):
     ) -> torch.Tensor:
         rows = input.reshape(-1, input.shape[-1]).to(dtype)
         features = rows @ a.to(dtype).t()
-        result = linear(
-            rows, weight, scale, quantization, quantize_activations, None if bias is None else bias.to(dtype)
-        )
+        frozen = FrozenWeight(weight, scale, quantization, quantize_activations)
+        result = linear(frozen, rows, None if bias is None else bias.to(dtype))
         result.addmm_(features, (lora_scale * b).to(dtype).t())
         ctx.save_for_backward(input, features, a, b, weight, scale)
         ctx.lora_scale, ctx.quantization, ctx.quantize_activations = lora_scale, quantization, quantize_activations
@@ -89,7 +104,8 @@ class _LoraLinearFunction(torch.autograd.Function):
         b_gradient = out_rows.t() @ features
         input_grad = None
         if ctx.needs_input_grad[0]:
-            rows = linear_input_grad(out_rows, weight, scale, ctx.quantization, ctx.quantize_activations)
+            frozen = FrozenWeight(weight, scale, ctx.quantization, ctx.quantize_activations)
+            rows = linear_input_grad(frozen, out_rows)
             input_grad = rows.addmm_(feature_gradient, a.to(dtype)).view(input.shape).to(input.dtype)
         b_gradient = b_gradient.float().mul_(ctx.lora_scale)
         return input_grad, None, a_gradient.float(), b_gradient, None, None, None, None, None, None

@@ -10,7 +10,7 @@ import torch
 
 from ..config.settings import Precision
 from .formats import FORMATS, QuantizedWeight
-from .matmul import linear, linear_input_grad
+from .matmul import FrozenWeight, linear, linear_input_grad
 from .quantize import quantize
 
 ROWS, INPUTS, OUTPUTS = 4096, 3072, 12288
@@ -65,11 +65,11 @@ def _is_faster(device: torch.device, precision: Precision) -> bool:
 def _step(
     rows: torch.Tensor, gradient: torch.Tensor, weight: QuantizedWeight, quantize_activations: bool
 ) -> Callable[[], torch.Tensor]:
-    quantized, scale, how = weight.quantized.view(torch.int8), weight.scale, weight.quantization
+    frozen = FrozenWeight(weight.quantized.view(torch.int8), weight.scale, weight.quantization, quantize_activations)
 
     def step() -> torch.Tensor:
-        linear(rows, quantized, scale, how, quantize_activations, None)
-        return linear_input_grad(gradient, quantized, scale, how, quantize_activations)
+        linear(frozen, rows, None)
+        return linear_input_grad(frozen, gradient)
 
     return step
 

@@ -10,7 +10,7 @@ from torch import nn
 
 from ..compiled import fuses
 from .formats import FORMATS, Quantization, QuantizedWeight, dequantize
-from .matmul import linear, linear_input_grad
+from .matmul import FrozenWeight, linear, linear_input_grad
 
 
 class QuantizedLinear(nn.Linear):
@@ -36,6 +36,11 @@ class QuantizedLinear(nn.Linear):
         self.register_buffer("scale", weight.scale)
         if bias is not None:
             self.bias = nn.Parameter(bias, requires_grad=False)
+
+    @property
+    def frozen(self) -> FrozenWeight:
+        """The weight and how to multiply it."""
+        return FrozenWeight(self.weight, self.scale, self.quantization, self.quantize_activations)
 
     def dequantized(self, dtype: torch.dtype) -> torch.Tensor:
         """Dequantize the weight: values [out, in] in `dtype`."""
@@ -92,18 +97,16 @@ class _FrozenLinear(torch.autograd.Function):
         ctx.save_for_backward(quantized, scale)
         ctx.input_dtype, ctx.quantization, ctx.quantize_activations = input.dtype, quantization, quantize_activations
         rows = input.reshape(-1, input.shape[-1]).to(dtype)
-        result = linear(
-            rows, quantized, scale, quantization, quantize_activations, None if bias is None else bias.to(dtype)
-        )
+        frozen = FrozenWeight(quantized, scale, quantization, quantize_activations)
+        result = linear(frozen, rows, None if bias is None else bias.to(dtype))
         return result.view(*input.shape[:-1], -1)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, None, None, None, None, None]:
         quantized, scale = ctx.saved_tensors
         rows = gradient.reshape(-1, gradient.shape[-1])
-        result = linear_input_grad(rows, quantized, scale, ctx.quantization, ctx.quantize_activations).to(
-            ctx.input_dtype
-        )
+        frozen = FrozenWeight(quantized, scale, ctx.quantization, ctx.quantize_activations)
+        result = linear_input_grad(frozen, rows).to(ctx.input_dtype)
         return result.view(*gradient.shape[:-1], -1), None, None, None, None, None, None
 
 
