@@ -11,8 +11,8 @@ from torch.utils.flop_counter import bmm_flop, flop_registry, mm_flop
 
 MATMULS = ("mm", "addmm", "bmm", "baddbmm", "_int_mm", "_scaled_mm")
 LOW_PRECISION = ("_int_mm", "_scaled_mm")
-SMALL = 32
-"""Matmuls with a side of at most this many are a LoRA's: its rank."""
+SMALL = 64
+"""Matmuls with a side of at most this many are a LoRA's: the rank of up to four layers of one input."""
 COPIES = ("_unsafe_view", "empty", "empty_like", "empty_strided", "new_empty", "new_empty_strided", "lift_fresh")
 """Operations that are no views by their schema and yet launch no kernel."""
 
@@ -32,6 +32,8 @@ class Traffic:
     def count(self, function: Any, args: tuple, kwargs: dict[str, Any], result: Any) -> None:
         """Count one operation, if it launches a kernel."""
         packet, name = function.overloadpacket, function.overloadpacket.__name__
+        if name == "addmm_":
+            packet, name = torch.ops.aten.addmm, "addmm"
         if name in COPIES or function.namespace == "prim" or _is_view(function) or not _on_card((args, result)):
             return
         kind = "elementwise"

@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class _Layer:
-    """What a layer's backward pass needs beside tensors."""
+    """Facts of a layer that its backward pass needs beside tensors."""
 
     lora_scale: float
     quantization: Quantization | None

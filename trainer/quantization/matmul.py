@@ -32,7 +32,7 @@ class FrozenWeight:
     weight: torch.Tensor
     """Plain [out, in] float, or the int8 bytes of a QuantizedLinear."""
     scale: torch.Tensor | None
-    """float32, as in `QuantizedWeight`; None for a plain weight."""
+    """float32: scalar, [out, 1], or flat with one for each block; None: 1, or a plain weight."""
     quantization: Quantization | None
     """None: the weight is plain."""
     quantize_activations: bool
