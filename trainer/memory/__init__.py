@@ -8,12 +8,13 @@ activation_bytes   bytes of activations, measured on tensors without storage
 codec_bytes        bytes that the VAE computes with, measured on tensors without storage
 live_bytes         counts the bytes of living tensors while code runs
 model_parts        loads transformer, text encoder and VAE, and moves them on and off the device
+hosted_weights     takes weights as they are loaded: to the device, or to host buffers
 placement          applies a plan to a transformer
 block_streaming    streams frozen blocks from host memory
 modulation         computes modulation ahead of the steps, its weights in host memory
 checkpointing      activation checkpointing per block
 host_inputs        inputs of checkpointed blocks in host memory
-pinned             page-locked host buffers
+pinned             host buffers, page-locked within a budget
 
 Must not know: the dataset, or how steps and samples are run.
 """

@@ -47,12 +47,10 @@ class _Slot:
 class BlockStreamer:
     """Streams frozen tensors of blocks, in the order in which the blocks run, through two slots on the device."""
 
-    def __init__(
-        self, blocks: Sequence[nn.Module], tensors: Sequence[Sequence[torch.Tensor]], device: torch.device
-    ) -> None:
-        """Move `tensors`, those to stream of each block (any shape and dtype), to host memory."""
+    def __init__(self, blocks: Sequence[nn.Module], tensors: Sequence[PinnedTensors], device: torch.device) -> None:
+        """`tensors`: those to stream of each block, in host memory."""
         self.device = device
-        self.blocks = [PinnedTensors(own, device) for own in tensors]
+        self.blocks = list(tensors)
         self._slots: list[_Slot] = []
         self._previous = -1
         self._copies = torch.cuda.Stream(device) if device.type == "cuda" else None

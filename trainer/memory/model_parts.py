@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection
+from collections.abc import Callable, Collection, Iterator
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
 import torch
 
 from ..device import allocated_memory, free_memory, release_cached_memory
+from ..events import Notice
 from ..lora.adapter import load_lora
 from ..quantization.benchmark import compute_capability
 from ..quantization.linear import set_quantize_activations
 from .codec_bytes import codec_bytes
+from .hosted_weights import HostedWeights
+from .pinned import PAGE_LOCKS
 from .placement import Placement
 from .plan import Plan
 
@@ -68,6 +71,11 @@ class ModelComponents:
         """Return the ImageCodec, on the device, with room for images of that many pixels in all."""
         return self._get("codec", self.model.load_codec, self._codec_work(pixels))
 
+    def notices(self) -> Iterator[Notice]:
+        """Yield what the user should know about the memory of the run, each thing once."""
+        if short := PAGE_LOCKS.take_notice():
+            yield Notice(message=short)
+
     def drop(self, name: str) -> None:
         """Free a component; it is loaded again at its next use."""
         self._on_device.discard(name)
@@ -81,16 +89,19 @@ class ModelComponents:
         release_cached_memory(self.device)
 
     def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> Placement:
+        hosted = HostedWeights(self.model.family, self.plan, self.device)
         transformer = self.model.load_transformer(device, dtype, self.plan.precision)
         if self.model.adapter is not None:
             load_lora(transformer, self.model.family, self.model.adapter, self.model.adapter_strength)
         set_quantize_activations(transformer, self.plan.quantize_activations, compute_capability(self.device))
-        return Placement(transformer, self.model.family, self.plan, self.device)
+        return Placement(transformer, self.model.family, self.plan, self.device, hosted)
 
     def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any], work: int = 0) -> Any:
         if self._in_use == (name, work):
             return self._loaded[name]
         if name not in self._loaded:
+            if name == "transformer":
+                self._make_room(name, work)  # Its weights go to the device one by one.
             self._loaded[name] = load(torch.device("cpu"), self.dtype)
         self._make_room(name, work)
         if name not in self._on_device:

@@ -9,7 +9,7 @@ autocast.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
@@ -17,7 +17,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from .pinned import PinnedTensors
+from .pinned import BufferPool, PinnedTensors
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,11 +32,12 @@ class ModulationOutputs:
 class HostLinear(nn.Module):
     """Stands for a Linear whose weights stay in host memory."""
 
-    def __init__(self, linear: nn.Linear, device: torch.device) -> None:
+    def __init__(self, linear: nn.Linear, weights: PinnedTensors, device: torch.device) -> None:
+        """`weights`: all tensors of `linear`."""
         super().__init__()
         self.linear = linear
         self.device = device
-        self.weights = PinnedTensors([*linear.parameters(), *linear.buffers()], device)
+        self.weights = weights
         self.output: torch.Tensor | None = None
         """Output [B, out] in the compute dtype, precomputed for the running forward pass, on the device; or None."""
 
@@ -61,18 +62,29 @@ class HostLinear(nn.Module):
             self.weights.point_at_host()
 
 
+def modulation_linears(transformer: nn.Module, layers: str) -> dict[str, nn.Linear]:
+    """Find the Linears named by the pattern `layers`, `Family.modulation_layers()`, without those that have a LoRA."""
+    return {
+        name: layer
+        for name, layer in transformer.named_modules()
+        if re.fullmatch(layers, name) and isinstance(layer, nn.Linear)
+    }
+
+
 class Modulation:
     """Modulation layers of a transformer, with their weights in host memory."""
 
-    def __init__(self, transformer: nn.Module, layers: str, device: torch.device) -> None:
-        """Move the Linears named by the pattern `layers`, `Family.modulation_layers()`; those with a LoRA stay."""
+    def __init__(
+        self, transformer: nn.Module, layers: Mapping[str, tuple[nn.Linear, PinnedTensors]], device: torch.device
+    ) -> None:
+        """Replace the Linears `layers`, by name, as `modulation_linears` finds them, each with all of its tensors."""
         self.transformer = transformer
         self.device = device
+        self._buffers = BufferPool(device)
         self.layers: list[HostLinear] = []
-        for name, layer in list(transformer.named_modules()):
-            if re.fullmatch(layers, name) and isinstance(layer, nn.Linear):
-                self.layers.append(HostLinear(layer, device))
-                transformer.set_submodule(name, self.layers[-1])
+        for name, (layer, weights) in layers.items():
+            self.layers.append(HostLinear(layer, weights, device))
+            transformer.set_submodule(name, self.layers[-1])
 
     @property
     def tensors(self) -> list[torch.Tensor]:
@@ -95,7 +107,8 @@ class Modulation:
                 for number, input in enumerate(inputs):
                     output, batch = layer.linear(input), input.shape[0]
                     if number == len(results):
-                        results.append(ModulationOutputs(_host_buffer(batch * width, output), batch))
+                        flat_outputs = self._buffers.take([batch * width], output.dtype)
+                        results.append(ModulationOutputs(flat_outputs, batch))
                     part = results[number].outputs[batch * start : batch * end]
                     part.copy_(output.flatten(), non_blocking=True)
             start = end
@@ -135,7 +148,3 @@ class _Reached(Exception):
     def __init__(self, embedding: torch.Tensor) -> None:
         super().__init__()
         self.embedding = embedding
-
-
-def _host_buffer(size: int, like: torch.Tensor) -> torch.Tensor:
-    return torch.empty(size, dtype=like.dtype, pin_memory=like.device.type == "cuda")

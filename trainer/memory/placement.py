@@ -14,7 +14,9 @@ from torch.nn.attention import SDPBackend, sdpa_kernel
 from ..distributed.fsdp import shard_transformer
 from ..modules import blocks_of
 from .block_streaming import BlockStreamer
-from .modulation import Modulation, ModulationOutputs
+from .hosted_weights import HostedWeights
+from .modulation import Modulation, ModulationOutputs, modulation_linears
+from .pinned import BATCH_BYTES
 
 if TYPE_CHECKING:
     from ..models.family import Family
@@ -37,29 +39,40 @@ class Placement:
     example, whose own tensors are resident.
     """
 
-    def __init__(self, transformer: nn.Module, family: Family, plan: Plan, device: torch.device) -> None:
-        """`transformer` is on the CPU; what stays in host memory moves to buffers that the device copies from. Under a
-        sharded plan all of it stays there until `shard` is called."""
+    def __init__(
+        self,
+        transformer: nn.Module,
+        family: Family,
+        plan: Plan,
+        device: torch.device,
+        loaded: HostedWeights | None = None,
+    ) -> None:
+        """Weights that the plan keeps in host memory are there already, in buffers of `loaded`, or are moved to buffers
+        now. Under a sharded plan all of the transformer is on the CPU until `shard` is called."""
         self.transformer = transformer
         self._waits = plan.sharded
         self.device = device
         self.modulation: Modulation | None = None
         self.streamer: BlockStreamer | None = None
-        if plan.modulation_on_host:
-            modulation = Modulation(transformer, family.modulation_layers(), device)
-            self.modulation = modulation if modulation.layers else None
-        hosted = {id(tensor) for tensor in self._modulation_tensors()}
-        blocks = blocks_of(transformer)
-        if streamed := [blocks[index] for index in sorted(plan.streamed)]:
-            frozen = [
-                [
-                    tensor
-                    for tensor in chain(block.parameters(), block.buffers())
-                    if not tensor.requires_grad and id(tensor) not in hosted
-                ]
-                for block in streamed
+        loaded = loaded or HostedWeights(family, plan, device)
+        layers = modulation_linears(transformer, family.modulation_layers()) if plan.modulation_on_host else {}
+        hosted = {id(tensor) for layer in layers.values() for tensor in _tensors(layer)}
+        # Page-locked in this order: what is copied more often first.
+        leave = plan.inputs_host_bytes + BATCH_BYTES
+        all_blocks = blocks_of(transformer)
+        if blocks := [all_blocks[index] for index in sorted(plan.streamed)]:
+            buffers = [
+                loaded.buffer_of(
+                    [tensor for tensor in _tensors(block) if not tensor.requires_grad and id(tensor) not in hosted]
+                )
+                for block in blocks
             ]
-            self.streamer = BlockStreamer(streamed, frozen, device)
+            self.streamer = BlockStreamer(blocks, [buffer.lock(device, leave) for buffer in buffers], device)
+        if layers:
+            weights = {name: (layer, loaded.buffer_of(_tensors(layer))) for name, layer in layers.items()}
+            for _, buffer in weights.values():
+                buffer.lock(device, leave)
+            self.modulation = Modulation(transformer, weights, device)
         self._hosted = hosted | {id(tensor) for tensor in self._streamed_tensors()}
 
     def to(self, device: torch.device | str) -> None:
@@ -102,12 +115,13 @@ class Placement:
         with attention_backend(self.device, masked), modulation or nullcontext():
             yield
 
-    def _modulation_tensors(self) -> list[torch.Tensor]:
-        return self.modulation.tensors if self.modulation is not None else []
-
     def _streamed_tensors(self) -> list[torch.Tensor]:
         blocks = self.streamer.blocks if self.streamer is not None else []
         return [tensor for block in blocks for tensor in block.tensors]
+
+
+def _tensors(module: nn.Module) -> list[torch.Tensor]:
+    return [*module.parameters(), *module.buffers()]
 
 
 def attention_backend(device: torch.device, masked: bool = False) -> AbstractContextManager[Any]:

@@ -36,6 +36,8 @@ class Plan:
     """Mode of each block; blocks beyond its end have none."""
     inputs_on_host: bool = False
     """Inputs of checkpointed blocks are offloaded to host memory."""
+    inputs_host_bytes: int = 0
+    """Bytes that they take there, for which page-locked memory is left; 0 where they were not estimated."""
     quantize_activations: bool = False
     """Matmuls with quantized weights run in the storage dtype, on quantized inputs; else weights are dequantized."""
     autocast: bool = False

@@ -13,6 +13,7 @@ from ..encoding.encoder import Encoder
 from ..encoding.example import Example
 from ..encoding.text import TextEmbeddings
 from ..memory.modulation import ModulationOutputs
+from ..memory.pinned import page_locked_copy
 from ..models.types import PackedLatents, TextConditioning
 from .batch_sampler import BatchPlan, Position
 from .flow_matching import draw_sigmas, loss_weights
@@ -89,22 +90,22 @@ def collate(
 
 
 def _pinned(batch: Batch) -> Batch:
-    """Copy the tensors to pinned memory, from which copies to a CUDA device are asynchronous."""
+    """Copy the tensors to page-locked memory, from which copies to a CUDA device are asynchronous."""
 
     def packed(latents: PackedLatents) -> PackedLatents:
-        return PackedLatents(latents.tokens.pin_memory(), latents.grid)
+        return PackedLatents(page_locked_copy(latents.tokens), latents.grid)
 
     return replace(
         batch,
         clean=packed(batch.clean),
-        noise=batch.noise.pin_memory(),
+        noise=page_locked_copy(batch.noise),
         controls=tuple(map(packed, batch.controls)),
         texts=tuple(
-            TextGroup(group.rows, {name: tensor.pin_memory() for name, tensor in group.text.items()})
+            TextGroup(group.rows, {name: page_locked_copy(tensor) for name, tensor in group.text.items()})
             for group in batch.texts
         ),
-        sigmas=batch.sigmas.pin_memory(),
-        weights=batch.weights.pin_memory(),
+        sigmas=page_locked_copy(batch.sigmas),
+        weights=page_locked_copy(batch.weights),
     )
 
 

@@ -186,6 +186,7 @@ class Training:
             }
         )
         yield event
+        yield from self.components.notices()
 
     def _next_batches(self, batches: Iterator[Batch | Progress]) -> Generator[Progress, None, list[Batch]]:
         """Return the micro-batches of the next optimizer step."""
