@@ -21,6 +21,7 @@ from trainer.models.types import Grid, PackedLatents
 from trainer.quantization.formats import format_of
 from trainer.quantization.linear import QuantizedLinear
 from trainer.quantization.quantize import large_weights, quantize
+from trainer.single_file.load_module import WeightSink
 from trainer.training.batch import Batch, TextGroup
 from trainer.training.batch_sampler import Position
 from trainer.training.flow_matching import draw_sigmas, loss_weights
@@ -40,7 +41,11 @@ class RandomModel(EditModel):
         return self.config
 
     def load_transformer(
-        self, device: torch.device | str, dtype: torch.dtype, precision: Precision | None = None
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        precision: Precision | None = None,
+        sink: WeightSink | None = None,
     ) -> nn.Module:
         """Weight by weight, so that no more than one is there unquantized."""
         pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)) * 0.02

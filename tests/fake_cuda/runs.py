@@ -26,6 +26,7 @@ from trainer.modules import blocks_of
 from trainer.quantization.formats import FORMATS, Quantization, QuantizedWeight, format_of
 from trainer.quantization.linear import QuantizedLinear
 from trainer.quantization.quantize import large_weights, quantize
+from trainer.single_file.load_module import WeightSink
 from trainer.training.flow_matching import _weight_table
 from trainer.training.optim import build_optimizer
 from trainer.training.step import micro_step, with_modulation
@@ -49,7 +50,11 @@ class FakeModel(RandomModel):
     """Format that the file holds the large weights in, whatever the run's precision; None for a plain file."""
 
     def load_transformer(
-        self, device: torch.device | str, dtype: torch.dtype, precision: Precision | None = None
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        precision: Precision | None = None,
+        sink: WeightSink | None = None,
     ) -> nn.Module:
         """Return the transformer on the CPU; in a fake card's context its weights have no storage."""
         transformer = self.family.bare_transformer(self.transformer_config())

@@ -17,6 +17,7 @@ from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.models.edit_model import EditModel, open_model
 from trainer.models.types import Grid, PackedLatents
+from trainer.single_file.load_module import WeightSink
 from trainer.training.batch import Batch, TextGroup
 from trainer.training.batch_sampler import Position
 from trainer.training.step import micro_step, with_modulation
@@ -123,7 +124,9 @@ class Changed:
         self.adapter = None
         self._model, self._change = model, change
 
-    def load_transformer(self, device: torch.device, dtype: torch.dtype, precision: Precision) -> nn.Module:
+    def load_transformer(
+        self, device: torch.device, dtype: torch.dtype, precision: Precision, sink: WeightSink | None = None
+    ) -> nn.Module:
         transformer = self._model.load_transformer(device, dtype, precision)
         self._change(transformer)
         return transformer

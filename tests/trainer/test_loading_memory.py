@@ -76,3 +76,17 @@ def test_quantizing_takes_little_more_memory_than_the_codes(tmp_path: Path):
     taken = taken_by_loading(file, "bf16", "int8")
     assert size / 2 < taken["held"] < 0.56 * size, "all but what lies outside of the blocks"
     assert taken["peak"] - taken["before"] < 1.25 * (taken["held"] + LARGEST * torch.bfloat16.itemsize), taken
+
+
+@reads_proc
+@pytest.mark.parametrize("precision", ["bf16", "int8"])
+def test_resident_weights_pass_through_the_host_one_by_one(tmp_path: Path, precision: str):
+    """`meta` stands for the card. By hand, 4 GB: `python loading_memory.py FILE bf16 int8 placed`."""
+    file = tmp_path / "kontext.safetensors"
+    write_random(file, torch.bfloat16, num_layers=1, num_single_layers=5)
+    taken = taken_by_loading(file, "bf16", precision, "placed")
+    assert 0.4 * taken["total"] < taken["held"] < 0.8 * taken["total"], "modulation and every second block"
+    block = LARGEST * (2 if precision == "bf16" else 1)
+    # A block on its way to its buffer, and a tensor: as stored and, while it is quantized, twice in float32.
+    allowed = 1.5 * block + LARGEST * (2 if precision == "bf16" else 8)
+    assert taken["peak"] - taken["before"] < taken["held"] + allowed, taken

@@ -90,7 +90,7 @@ class ModelComponents:
 
     def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> Placement:
         hosted = HostedWeights(self.model.family, self.plan, self.device)
-        transformer = self.model.load_transformer(device, dtype, self.plan.precision)
+        transformer = self.model.load_transformer(device, dtype, self.plan.precision, hosted)
         if self.model.adapter is not None:
             load_lora(transformer, self.model.family, self.model.adapter, self.model.adapter_strength)
         set_quantize_activations(transformer, self.plan.quantize_activations, compute_capability(self.device))

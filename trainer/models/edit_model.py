@@ -22,6 +22,7 @@ from ..errors import BadInput, RunFailed
 from ..families.info import Component, Policy
 from ..families.registry import find_variant
 from ..single_file.fingerprint import files_in, fingerprint_files
+from ..single_file.load_module import OneDevice, WeightSink
 from ..single_file.text_encoder import load_encoder
 from ..single_file.tokenizer import find_tokenizers, load_tokenizers
 from ..single_file.vae import load_vae
@@ -110,24 +111,29 @@ class EditModel:
         return self.adapter is not None or self.weights is not None
 
     def load_transformer(
-        self, device: torch.device | str, dtype: torch.dtype, precision: Precision | None = None
+        self,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        precision: Precision | None = None,
+        sink: WeightSink | None = None,
     ) -> torch.nn.Module:
-        """Load the transformer in eval mode without gradients; the adapter is not applied.
+        """Load the transformer to the device, or where `sink` says, in eval mode without gradients; the adapter is not
+        applied.
 
         With a quantized `precision` the large weights are quantized while they are read; those of a quantized file stay
         as they are stored.
         """
+        sink = sink or OneDevice(device)
         if file := self.weights or self.files.transformer:
             with _readable(f"The transformer {file}"):
                 config = self.transformer_config() if self.weights else None
-                transformer = load_single_file(self.family, file, dtype, config, precision)
+                transformer = load_single_file(self.family, file, dtype, config, precision, sink)
         else:
             folder = self._component_folder("transformer")
             with _readable(f"The transformer of {self.base_model} in {folder}"):
                 config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
-                transformer = load_folder(self.family, folder / "transformer", dtype, config, precision)
-        transformer.eval().requires_grad_(False).to(device)
-        return transformer
+                transformer = load_folder(self.family, folder / "transformer", dtype, config, precision, sink)
+        return transformer.eval().requires_grad_(False)
 
     def load_text_encoder(self, device: torch.device | str, dtype: torch.dtype) -> TextEncoder:
         """Load the text encoder with its tokenizers; a host's port ignores `device` and `dtype`."""

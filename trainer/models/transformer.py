@@ -15,7 +15,15 @@ from ..families.registry import find_family
 from ..single_file.detect import describe_other, file_name_warnings
 from ..single_file.header import open_shards, open_weights
 from ..single_file.key_mapping import Layout, same_names
-from ..single_file.load_module import ModuleFile, check_keys, fill_module, open_module, select_module
+from ..single_file.load_module import (
+    ON_CPU,
+    ModuleFile,
+    WeightSink,
+    check_keys,
+    fill_module,
+    open_module,
+    select_module,
+)
 
 if TYPE_CHECKING:
     from .family import Family
@@ -53,27 +61,34 @@ def load_single_file(
     dtype: torch.dtype,
     config: Mapping[str, Any] | None = None,
     precision: Precision | None = None,
+    sink: WeightSink = ON_CPU,
 ) -> nn.Module:
-    """Load the transformer to the CPU: plain weights in `dtype`, or the large ones in `precision` if that is a
-    quantized one; quantized weights as they are stored.
+    """Load the transformer: plain weights in `dtype`, or the large ones in `precision` if that is a quantized one;
+    quantized weights as they are stored.
 
-    Tensors are read one at a time, so host memory exceeds the model's by one tensor. `config` is the diffusers config;
-    None: it follows from the shapes. Raises BadInput, with every key checked, if the file is not this family's.
+    Tensors are read one at a time and go where `sink` says, so host memory exceeds what stays there by one tensor.
+    `config` is the diffusers config; None: it follows from the shapes. Raises BadInput, with every key checked, if the
+    file is not this family's.
     """
     source = open_transformer(path)
     transformer, layout = _empty_for(family, source, config)
-    fill_module(transformer, layout, source, dtype, precision)
+    fill_module(transformer, layout, source, dtype, precision, sink)
     return transformer
 
 
 def load_folder(
-    family: Family, folder: Path, dtype: torch.dtype, config: Mapping[str, Any], precision: Precision | None = None
+    family: Family,
+    folder: Path,
+    dtype: torch.dtype,
+    config: Mapping[str, Any],
+    precision: Precision | None = None,
+    sink: WeightSink = ON_CPU,
 ) -> nn.Module:
     """Load the transformer as `load_single_file` does, from a folder with diffusers' names and this config."""
     transformer = family.empty_transformer(config)
     layout, source = same_names(transformer), select_module(open_shards(folder, WEIGHTS, "transformer"), "transformer")
     check_keys(transformer, layout, source, f"transformer of {family.info.name}")
-    fill_module(transformer, layout, source, dtype, precision)
+    fill_module(transformer, layout, source, dtype, precision, sink)
     return transformer
 
 

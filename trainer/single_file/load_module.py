@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Protocol
 
 import torch
 from torch import nn
@@ -18,6 +19,9 @@ from ..quantization.quantize import large_weights, quantize
 from .header import Reader, StoredTensor, WeightFile, open_weights
 from .key_mapping import FusedModule, Layout, Shapes, swapped_halves
 from .quantization_metadata import read_markers
+
+QUANTIZING = ("cuda", "xpu")
+"""Types of the devices that quantize weights while they are loaded; the CPU does it for the others."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -37,6 +41,45 @@ class ModuleFile:
     def shapes(self) -> Shapes:
         """Shapes of the weights and biases by name, without prefix."""
         return {name: tensor.shape for name, tensor in self.tensors.items()}
+
+
+class WeightSink(Protocol):
+    """Port: takes a module's weights as they are loaded."""
+
+    device: torch.device
+    """The device of the run, which quantizes."""
+
+    def begin(self, module: nn.Module) -> None:
+        """Take the module, still without storage, before its weights are loaded."""
+        ...
+
+    def device_of(self, name: str) -> torch.device:
+        """Choose the device of the weights of a submodule."""
+        ...
+
+    def filled(self, name: str) -> None:
+        """Take note that all weights of a submodule are loaded."""
+        ...
+
+
+class OneDevice:
+    """WeightSink that loads all weights to one device."""
+
+    def __init__(self, device: torch.device | str) -> None:
+        self.device = torch.device(device)
+
+    def begin(self, module: nn.Module) -> None:
+        """Do nothing."""
+
+    def device_of(self, name: str) -> torch.device:
+        """Return the device."""
+        return self.device
+
+    def filled(self, name: str) -> None:
+        """Do nothing."""
+
+
+ON_CPU = OneDevice("cpu")
 
 
 def open_module(path: Path, what: str, prefixes: Collection[str]) -> ModuleFile:
@@ -76,27 +119,28 @@ def check_keys(module: nn.Module, layout: Layout, source: ModuleFile, what: str,
 
 
 def fill_module(
-    module: nn.Module, layout: Layout, source: ModuleFile, dtype: torch.dtype, precision: Precision | None = None
+    module: nn.Module,
+    layout: Layout,
+    source: ModuleFile,
+    dtype: torch.dtype,
+    precision: Precision | None = None,
+    sink: WeightSink = ON_CPU,
 ) -> None:
     """Load a file's weights into a module whose keys have been checked.
 
     Quantized weights of Linears stay as they are stored; plain ones become `dtype`, or `precision` for the Linears of
-    the repeated blocks if it is a quantized one. Host memory exceeds the module's by one tensor. Raises BadInput for a
-    `precision` that needs a missing package.
+    the repeated blocks if it is a quantized one. `sink` says where they go; host memory exceeds what it keeps there by
+    one tensor. Raises BadInput for a `precision` that needs a missing package.
     """
+    sink.begin(module)
     modules = dict(own_parameters(module))
     made = large_weights(module) if format_of(precision) else ()
     with source.file.opened() as reader:
         for fused in layout:
-            _fill(
-                module,
-                modules,
-                source,
-                reader,
-                fused,
-                dtype,
-                precision if fused.modules[0] in made else None,
-            )
+            wanted = precision if fused.modules[0] in made else None
+            _fill(module, modules, source, reader, fused, dtype, wanted, sink)
+            for name in fused.modules:
+                sink.filled(name)
 
 
 def _expected_shapes(module: nn.Module, layout: Layout) -> dict[str, tuple[int, ...]]:
@@ -126,6 +170,7 @@ def _fill(
     fused: FusedModule,
     dtype: torch.dtype,
     precision: Precision | None,
+    sink: WeightSink,
 ) -> None:
     """Load the weights of one fused module; with a `precision` its plain `weight` is quantized."""
     rows = [next(iter(modules[name].values())).shape[0] for name in fused.modules]
@@ -142,15 +187,17 @@ def _fill(
         # Copied, as below, because the reader may return the file's memory.
         quantized = [weight.clone() for weight in stored]
     elif precision:
-        quantized = [quantize(part, precision) for part in read("weight")]
+        worker = sink.device if sink.device.type in QUANTIZING else torch.device("cpu")
+        quantized = [quantize(part.to(worker), precision, worker) for part in read("weight")]
     for leaf in modules[fused.modules[0]]:
         if leaf == "weight" and quantized:
             continue
         for name, values in zip(fused.modules, read(leaf), strict=True):
-            own = values.to(dtype, copy=True)
+            own = values.to(sink.device_of(name), dtype, copy=True)
             setattr(root.get_submodule(name), leaf, nn.Parameter(own, requires_grad=False))
     for name, weight in zip(fused.modules, quantized or (), strict=quantized is not None):
         _set_quantized(root, name, weight, dtype)
+        root.get_submodule(name).to(sink.device_of(name))
 
 
 def _read_quantized(
