@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainer.data.columns import column_kinds, guess_columns
+from trainer.data.columns import MAX_CHARACTERS, column_kinds, first_texts, guess_columns
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 PATHS = ["a/1.jpg", "a/2.png"]
@@ -112,3 +112,23 @@ def test_image_columns_are_told_from_text_columns(tmp_path: Path) -> None:
 
 def test_what_nothing_tells_is_left_open(tmp_path: Path) -> None:
     assert guess_columns(write(tmp_path / "data.parquet", {"x": PATHS, "y": PATHS, "z": 1})) == {}
+
+
+@pytest.mark.parametrize(
+    "text", [".png?" * 60_000 + "\n", "a" * 50_000_000, "\u00e9." * 100_000], ids=["query", "long", "dots"]
+)
+def test_a_hostile_caption_is_looked_at_in_no_time(tmp_path: Path, text: str) -> None:
+    """Bounded by what is looked at of a text, not by how it is made: the process would hang here."""
+    path = write(tmp_path / "data.parquet", {"a": text, "b": PATHS})
+    assert column_kinds(path)["b"] == "image"
+    assert max(map(len, first_texts(path, ["a"])["a"])) <= MAX_CHARACTERS
+
+
+@pytest.mark.parametrize("text", ["a/b.PNG", "x.jpeg?size=3", "HTTPS://a.b/c", "data:image/png;base64,AA", "a?b.webp"])
+def test_texts_that_name_images(tmp_path: Path, text: str) -> None:
+    assert column_kinds(write(tmp_path / "data.parquet", {"a": text})) == {"a": "image"}
+
+
+@pytest.mark.parametrize("text", ["make it png", "is this a.png? yes or no", "png", "a.pngx", "what.png is\nshown"])
+def test_texts_that_do_not(tmp_path: Path, text: str) -> None:
+    assert column_kinds(write(tmp_path / "data.parquet", {"a": text})) == {"a": "text"}

@@ -13,7 +13,7 @@ from trainer.errors import BadInput
 from trainer.events import Notice
 from trainer.inference import edit
 from trainer.lora.adapter import ignored_tensors_note, load_lora
-from trainer.lora.formats import linear_targets, to_portable
+from trainer.lora.formats import file_scales, linear_targets, to_portable
 from trainer.models.types import Grid, PackedLatents
 from trainer.tensors import write_tensors
 
@@ -300,3 +300,17 @@ def test_a_header_whose_length_begins_like_a_pickle_is_read(model, tmp_path):
         save_file(state, file, {"padding": "x" * padding})
     assert ignored_tensors_note(file) is None
     load_lora(model.load_transformer("cpu", torch.float32), model.family, file)
+
+
+@pytest.mark.parametrize(
+    ("pattern", "read"),
+    [("to_q", True), ("blocks\\.\\d+\\.attn.to_q", True), ("^blocks.0$", True), ("(a+)+b", False), (".*.*.*x", False)],
+)
+def test_patterns_of_alphas_cannot_backtrack(pattern: str, read: bool) -> None:
+    """A header comes from a stranger, and PEFT's patterns are regular expressions."""
+    header = {"lora_adapter_metadata": json.dumps({"lora_alpha": 8, "alpha_pattern": {pattern: 2}})}
+    if read:
+        assert file_scales(header, "lora").patterns == {pattern: 2.0}
+    else:
+        with pytest.raises(BadInput, match="alpha_pattern"):
+            file_scales(header, "lora")

@@ -241,6 +241,10 @@ HEADER_KEY = "lora_adapter_metadata"
 """Header key under which diffusers' `save_lora_weights` and `save_lora_adapter` write PEFT's LoraConfig as JSON."""
 
 
+_PLAIN_PATTERN = re.compile(r"\^?(?:\w|\\?\.|\\d\+?)+\$?")
+"""Patterns that are read: PEFT takes any regular expression, and a hostile one backtracks for hours."""
+
+
 @dataclass(frozen=True, slots=True)
 class Scales:
     """Scales of B·A by module, as PEFT's LoraConfig defines them."""
@@ -268,9 +272,16 @@ def file_scales(metadata: Mapping[str, str], what: str) -> Scales:
         config = _transformer_part(json.loads(metadata[HEADER_KEY]))
         if "lora_alpha" not in config:
             return Scales()
-        patterns = {re.compile(key).pattern: float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
+        patterns = {str(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
+        if unusual := [pattern for pattern in patterns if not _PLAIN_PATTERN.fullmatch(pattern)]:
+            raise BadInput(
+                f"{what}: alpha_pattern in its header has {unusual[0][:80]!r}, which is not read: only module names "
+                r"with \d+ for numbers are. Write the names out, or save the LoRA with one alpha."
+            )
         return Scales(float(config["lora_alpha"]), patterns, bool(config.get("use_rslora")))
-    except (ValueError, TypeError, AttributeError, re.error):
+    except BadInput:
+        raise
+    except (ValueError, TypeError, AttributeError):
         raise BadInput(f"{what} is damaged: {HEADER_KEY} in its header cannot be read.") from None
 
 
