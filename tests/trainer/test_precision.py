@@ -24,7 +24,7 @@ from trainer.models.family import Family
 from trainer.models.transformer import load_single_file
 from trainer.models.types import PackedLatents
 from trainer.quantization import kernels
-from trainer.quantization.benchmark import fast_precisions
+from trainer.quantization.benchmark import FastPrecisions, fast_precisions
 from trainer.quantization.formats import FORMATS
 from trainer.quantization.linear import QuantizedLinear, dequantize_layers, project, set_quantize_activations
 from trainer.quantization.quantize import large_weights, quantize
@@ -267,7 +267,7 @@ def test_rotated_codes_are_multiplied_with_rotated_inputs(base: tuple[Family, Pa
 
 
 def test_the_cpu_multiplies_values():
-    assert not fast_precisions(torch.device("cpu"))
+    assert fast_precisions(torch.device("cpu")) == FastPrecisions()
 
 
 # the LoRA's layer

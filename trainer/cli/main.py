@@ -8,6 +8,7 @@ import sys
 from collections.abc import Sequence
 from importlib import import_module
 
+from ..config.cuda_allocator import use_expandable_segments
 from ..errors import FAILED, OK, BadInput, outcome
 from .parser import PROG, build_parser
 
@@ -16,6 +17,7 @@ def main(argv: Sequence[str] | None = None) -> int:
     """Run one command and return its exit code; error messages go to stderr."""
     _never_fail_to_print()
     _quiet_libraries()
+    use_expandable_segments()
     arguments = sys.argv[1:] if argv is None else list(argv)
     try:
         options, unknown = build_parser().parse_known_args(arguments)

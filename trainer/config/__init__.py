@@ -1,9 +1,10 @@
 """Requests and run settings: pydantic models of what a user asks for, and messages about what is wrong with it.
 
-request     the fine-tune request, its training parameters and columns
-settings    the run settings
-recorded    fields that enter run fingerprints and weights files
-validation  decoding of JSON and wording of faults
+request         the fine-tune request, its training parameters and columns
+settings        the run settings
+recorded        fields that enter run fingerprints and weights files
+cuda_allocator  settings of torch's CUDA allocator, in the environment
+validation      decoding of JSON and wording of faults
 
 Knows no torch, no parquet and no model.
 """

@@ -134,6 +134,11 @@ class RunSettings(RecordedModel):
         description="LoRA file to continue training from. Empty: start a new LoRA.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
+    quantize_activations: Literal["auto", "on", "off"] = Field(
+        default="auto",
+        description="Round the inputs of int8 and fp8 weights too, and multiply in int8 and fp8. off: only weights are "
+        "rounded. auto: where the GPU is faster so.",
+    )
 
 
 def parse_settings(data: Any) -> RunSettings:

@@ -129,6 +129,9 @@ class MultiProcess(SingleProcess):
             bf16=all(info.bf16 for info in infos),
             capability=min((info.capability for info in infos if info.capability), default=None),
             fast_precisions=frozenset.intersection(*(info.fast_precisions for info in infos)),
+            preferred_precisions=frozenset.intersection(*(info.preferred_precisions for info in infos)),
+            expandable_segments=all(info.expandable_segments for info in infos),
+            spills=any(info.spills for info in infos),
         )
 
     def barrier(self) -> None:

@@ -48,15 +48,18 @@ SMALL_MODEL_BYTES = 100_000_000
 """Bytes of weights. Activations of smaller models are not measured on the CPU: it takes seconds. A judgement."""
 
 
-RESERVE_BYTES = 500_000_000
-"""Bytes for the driver's context and the allocator's fragmentation. A judgement, not yet measured on a GPU."""
-
-
 def computation_dtype(precision: Precision, device_info: DeviceInfo) -> torch.dtype:
     """Choose the compute dtype, which weights that are not quantized have too."""
     if format_of(precision):
         return torch.bfloat16 if device_info.bf16 else torch.float32
     return torch.bfloat16 if precision == "bf16" else torch.float32
+
+
+def quantizes_activations(precision: Precision, settings: RunSettings, device_info: DeviceInfo) -> bool:
+    """Tell whether matmuls with weights quantized to `precision`, or so stored, run in the storage dtype."""
+    if settings.quantize_activations != "auto":
+        return settings.quantize_activations == "on"
+    return precision in device_info.fast_precisions
 
 
 def full_fine_tune_bytes(optimizer: str, dtype: torch.dtype = torch.bfloat16) -> int:
@@ -125,7 +128,7 @@ class MemoryEstimate:
             precision=self.precision,
             dtype=self.dtype,
             offload="phases" if self.settings.offload in ("modulation", "blocks") else self.settings.offload,
-            quantize_activations=self.precision in self.device_info.fast_precisions,
+            quantize_activations=quantizes_activations(self.precision, self.settings, self.device_info),
             autocast=not self.params.use_lora
             and self.settings.optimizer != "adafactor"
             and self.dtype != torch.float32,
@@ -177,7 +180,7 @@ class MemoryEstimate:
             "trained weights, gradients, optimizer": self.trainable * each,
             ACTIVATIONS: saved,
             "workspace of the largest block": work,
-            "driver and allocator": 0 if self.device_info.is_cpu else RESERVE_BYTES,
+            "driver and allocator": self.device_info.reserve(saved + work),
         }
         return {name: size for name, size in components.items() if size}
 

@@ -14,7 +14,7 @@ from ..device import DeviceInfo
 from ..distributed.processes import SingleProcess
 from ..errors import BadInput
 from ..quantization.formats import format_of
-from .estimate import MemoryEstimate, computation_dtype, spread_blocks
+from .estimate import MemoryEstimate, computation_dtype, quantizes_activations, spread_blocks
 from .plan import Plan
 from .weight_bytes import weight_bytes
 
@@ -100,7 +100,7 @@ def precisions(settings: RunSettings, device_info: DeviceInfo) -> list[Precision
         return [settings.precision]
     if device_info.is_cpu:
         return ["fp32"]
-    if "int8" in device_info.fast_precisions:
+    if "int8" in device_info.preferred_precisions and settings.quantize_activations != "off":
         return ["int8"]
     return ["bf16" if device_info.bf16 else "fp32", "int8"]
 
@@ -133,7 +133,7 @@ def inference_plan(model: EditModel, settings: RunSettings, device_info: DeviceI
             precision=precision,
             dtype=dtype,
             offload="phases",
-            quantize_activations=precision in device_info.fast_precisions,
+            quantize_activations=quantizes_activations(precision, settings, device_info),
         )
         if device_info.is_cpu or weights.total + DRAWING_BYTES <= device_info.free:
             return plan

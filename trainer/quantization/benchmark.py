@@ -1,9 +1,10 @@
-"""Benchmark of low-precision matmuls: which precisions a GPU multiplies faster in their storage dtype."""
+"""Benchmark of matmuls: which quantized precisions a GPU multiplies faster in their storage dtype."""
 
 from __future__ import annotations
 
 import time
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import lru_cache
 
 import torch
@@ -18,7 +19,7 @@ ROWS, INPUTS, OUTPUTS = 4096, 3072, 12288
 
 
 MIN_SPEEDUP = 1.15
-"""Least speed-up over dequantizing that justifies rounding the activations too. A judgement."""
+"""Least speed-up that justifies rounding the activations too. A judgement."""
 
 
 ROUNDS = 5
@@ -32,40 +33,60 @@ def compute_capability(device: torch.device) -> tuple[int, int] | None:
     return torch.cuda.get_device_capability(device)
 
 
-@lru_cache(maxsize=8)
-def fast_precisions(device: torch.device) -> frozenset[Precision]:
-    """Find the precisions whose matmuls are faster in their storage dtype on this device.
+@dataclass(frozen=True, slots=True)
+class FastPrecisions:
+    """Quantized precisions whose matmuls are faster in their storage dtype, activations rounded, by `MIN_SPEEDUP`."""
 
-    Takes some seconds the first time on NVIDIA GPUs, where the kernels are compiled; empty everywhere else.
+    than_dequantized: frozenset[Precision] = frozenset()
+    """Faster than dequantizing the weight for each matmul."""
+    than_plain: frozenset[Precision] = frozenset()
+    """Faster than a matmul with a weight in the compute dtype too."""
+
+
+@lru_cache(maxsize=8)
+def fast_precisions(device: torch.device) -> FastPrecisions:
+    """Time the matmuls of this device.
+
+    Takes some seconds the first time on NVIDIA GPUs, where the kernels are compiled; nothing is fast everywhere else.
     """
     capability = compute_capability(device)
     if capability is None:
-        return frozenset()
-    return frozenset(
-        row.precision
+        return FastPrecisions()
+    speedups = {
+        row.precision: _speedups(device, row.precision)
         for row in FORMATS.values()
-        if row.precision and row.runs_on(capability) and _is_faster(device, row.precision)
+        if row.precision and row.runs_on(capability)
+    }
+    return FastPrecisions(
+        frozenset(precision for precision, (dequantized, _) in speedups.items() if dequantized > MIN_SPEEDUP),
+        frozenset(precision for precision, both in speedups.items() if min(both) > MIN_SPEEDUP),
     )
 
 
-def _is_faster(device: torch.device, precision: Precision) -> bool:
+def _speedups(device: torch.device, precision: Precision) -> tuple[float, float]:
+    """Time that a dequantized and a plain matmul take, as multiples of that in the storage dtype."""
     dtype = torch.bfloat16 if torch.cuda.is_bf16_supported(including_emulation=False) else torch.float32
     try:
-        weight = quantize(torch.randn(OUTPUTS, INPUTS, device=device, dtype=dtype), precision)
+        plain = torch.randn(OUTPUTS, INPUTS, device=device, dtype=dtype)
+        weight = quantize(plain, precision)
         rows = torch.randn(ROWS, INPUTS, device=device, dtype=dtype)
         gradient = torch.randn(ROWS, OUTPUTS, device=device, dtype=dtype)
-        low_precision, dequantized = (
-            _seconds(_step(rows, gradient, weight, quantize_activations)) for quantize_activations in (True, False)
-        )
+        low_precision = _seconds(_step(rows, gradient, weight, True))
+        dequantized = _seconds(_step(rows, gradient, weight, False))
+        unquantized = _seconds(_step(rows, gradient, plain, False))
     except Exception:  # A driver, compiler or library without support raises errors of its own: dequantize then.
-        return False
-    return dequantized > MIN_SPEEDUP * low_precision
+        return 0.0, 0.0
+    return dequantized / low_precision, unquantized / low_precision
 
 
 def _step(
-    rows: torch.Tensor, gradient: torch.Tensor, weight: QuantizedWeight, quantize_activations: bool
+    rows: torch.Tensor, gradient: torch.Tensor, weight: QuantizedWeight | torch.Tensor, quantize_activations: bool
 ) -> Callable[[], torch.Tensor]:
-    frozen = FrozenWeight(weight.quantized.view(torch.int8), weight.scale, weight.quantization, quantize_activations)
+    if isinstance(weight, torch.Tensor):
+        frozen = FrozenWeight(weight, None, None, False)
+    else:
+        quantized = weight.quantized.view(torch.int8)
+        frozen = FrozenWeight(quantized, weight.scale, weight.quantization, quantize_activations)
 
     def step() -> torch.Tensor:
         linear(frozen, rows, None)

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -61,7 +61,8 @@ class RunFolder:
         return self.path / "log.jsonl"
 
     def state(self) -> dict[str, Any]:
-        """Read run.json: fingerprint, precision, finished_step, weights; empty for a folder without a run.
+        """Read run.json: fingerprint, finished_step, weights, and how the run computes (precision, dtype,
+        quantize_activations, compile; old runs have precision alone). Empty for a folder without a run.
 
         Raises RunFailed when it is damaged.
         """
@@ -84,8 +85,10 @@ class RunFolder:
             return False
         return self.finished_weights(steps) is not None or last_step(self.checkpoints) <= steps
 
-    def begin(self, request: FineTuneRequest, settings: RunSettings, fingerprint: str, precision: str) -> None:
-        """Create the folder, or reuse it, for this request and precision.
+    def begin(
+        self, request: FineTuneRequest, settings: RunSettings, fingerprint: str, arithmetic: Mapping[str, str]
+    ) -> None:
+        """Create the folder, or reuse it, for this request; `arithmetic` is how it computes, see `setup.arithmetic_of`.
 
         Raises BadInput when it cannot be created and RunFailed when it cannot be written.
         """
@@ -99,7 +102,7 @@ class RunFolder:
             remove_unfinished(folder)
         write_json(self.path / "request.json", request.model_dump())
         write_json(self.path / "settings.json", settings.model_dump())
-        write_json(self.path / "run.json", {**self.state(), "fingerprint": fingerprint, "precision": precision})
+        write_json(self.path / "run.json", {**self.state(), "fingerprint": fingerprint, **arithmetic})
 
     def control_path(self, index: int) -> Path:
         """Return the file of a sample's control image."""

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator
+from collections.abc import Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -20,6 +20,8 @@ from ..memory.estimate import full_fine_tune_need
 from ..memory.model_parts import ModelComponents
 from ..memory.plan import Plan
 from ..memory.planner import joint_plan
+from ..quantization.benchmark import compute_capability
+from ..quantization.formats import format_of
 from .optim import check_optimizer
 from .run_folder import RunFolder, open_run_folder, run_fingerprint
 
@@ -82,9 +84,12 @@ def open_run(
     if not params.use_lora:
         yield from _notices([full_fine_tune_need(model, settings, processes.world_size)])
     device = device or processes.device()
+    began = run.state()
     plan = joint_plan(model, params, resumed_settings(run, settings), processes, device)
     yield Planned(line=plan.line())
-    run.begin(request, settings, fingerprint, plan.precision)
+    arithmetic = arithmetic_of(plan, device)
+    yield from _notices([_changed_arithmetic(began, arithmetic)])
+    run.begin(request, settings, fingerprint, arithmetic)
     return RunContext(
         request=request,
         settings=settings,
@@ -125,8 +130,32 @@ def _check_optimizer(params: TrainingParams, settings: RunSettings, processes: S
         raise BadInput(f"optimizer: a full fine-tune in several processes needs adamw, not {settings.optimizer}.")
 
 
+def arithmetic_of(plan: Plan, device: torch.device) -> dict[str, str]:
+    """Describe how a run computes, which decides its rounding: kept with the run, and kept up when it resumes."""
+    made = format_of(plan.precision)
+    multiplies = made is None or made.runs_on(compute_capability(device))
+    return {
+        "precision": plan.precision,
+        "dtype": str(plan.dtype).removeprefix("torch."),
+        "quantize_activations": "on" if plan.quantize_activations and multiplies else "off",
+        "compile": "on" if plan.compile else "off",
+    }
+
+
 def resumed_settings(run: RunFolder, settings: RunSettings) -> RunSettings:
-    """Replace precision "auto" by the precision that the run started in, however much memory is free now."""
-    if settings.precision != "auto":
-        return settings
-    return settings.model_copy(update={"precision": run.state().get("precision", "auto")})
+    """Replace "auto" by what the run started with, however much memory is free and whatever is fast now."""
+    began = run.state()
+    names = [name for name in ("precision", "quantize_activations", "compile") if getattr(settings, name) == "auto"]
+    return settings.model_copy(update={name: began[name] for name in names if name in began})
+
+
+def _changed_arithmetic(began: Mapping[str, str], arithmetic: Mapping[str, str]) -> str | None:
+    """Say what a resumed run computes differently from before; None for nothing."""
+    changes = [
+        f"{name} {began[name]} before, {value} now"
+        for name, value in arithmetic.items()
+        if began.get(name, value) != value
+    ]
+    if not changes:
+        return None
+    return f"On this device the run goes on with other rounding than it began with: {'; '.join(changes)}."
