@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import psutil
 import torch
 
+from .compiled import has_compiler
 from .config.cuda_allocator import has_expandable_segments
 from .config.settings import Precision
 from .quantization.benchmark import compute_capability, fast_precisions
@@ -56,6 +57,8 @@ class DeviceInfo:
     """Quantized precisions whose matmuls run faster in the storage dtype than after dequantizing."""
     preferred_precisions: frozenset[Precision] = frozenset()
     """Those of them whose matmuls run faster than with weights in the compute dtype too."""
+    compiler: bool = False
+    """torch compiles elementwise functions for it: see `compiled.fuses`."""
     expandable_segments: bool = False
     """torch's allocator grows its segments instead of adding new ones, and so wastes less."""
     spills: bool = False
@@ -92,6 +95,7 @@ def query_device(device: torch.device) -> DeviceInfo:
             capability=compute_capability(device),
             fast_precisions=fast.than_dequantized,
             preferred_precisions=fast.than_plain,
+            compiler=has_compiler(device.type),
             expandable_segments=torch.version.hip is None and has_expandable_segments(),
             spills=sys.platform == "win32",
         )
@@ -156,6 +160,7 @@ def assumed_gpu(gigabytes: float, host_gigabytes: float | None = None) -> Device
         capability=ADA if free < CONSUMER_LIMIT else None,
         fast_precisions=fast,
         preferred_precisions=fast,
+        compiler=sys.platform == "linux",  # whose builds of torch bring triton along
         expandable_segments=has_expandable_segments(),
         spills=sys.platform == "win32",
     )

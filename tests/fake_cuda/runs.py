@@ -99,6 +99,7 @@ def device_info(card: Card, host: int = HOST) -> DeviceInfo:
         bf16=card.capability >= (8, 0),
         fast_precisions=frozenset(fast),
         preferred_precisions=frozenset(fast),
+        compiler=True,
     )
 
 

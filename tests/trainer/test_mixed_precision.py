@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 
@@ -57,7 +59,8 @@ def test_float32_weights_are_cast_in_steps_and_samples(model: EditModel, runs: R
 
 def estimate(model: EditModel, **how: object) -> MemoryEstimate:
     params = TrainingParams(**COLUMNS, use_lora=bool(how.pop("use_lora", True)))
-    return MemoryEstimate(model, params, RunSettings(**how), assumed_gpu(24, 64), "bf16")
+    card = replace(assumed_gpu(24, 64), compiler=bool(how.pop("compiler", False)))
+    return MemoryEstimate(model, params, RunSettings(**how), card, "bf16")
 
 
 @pytest.mark.parametrize(
@@ -84,6 +87,18 @@ def test_a_block_keeps_what_a_middle_one_does(monkeypatch: pytest.MonkeyPatch):
     assert own == deeper
     (kind,) = own
     assert first[kind].saved < own[kind].saved
+
+
+def test_what_a_compiler_fuses_has_no_temporaries():
+    model, footprints = open_model("tiny/flux-kontext"), []
+    for compiler in (False, True):
+        own = estimate(model, compiler=compiler)
+        assert own.shape.compiler == compiler
+        footprints.append(activation_bytes.measure(model, own.shape, own.params, own.settings, "full"))
+    eager, fused = footprints
+    for kind, block in fused.blocks.items():
+        assert block.work < 0.95 * eager.blocks[kind].work
+        assert block.saved <= eager.blocks[kind].saved
 
 
 def test_cuda_casts_more_to_float32_than_the_cpu():

@@ -130,6 +130,7 @@ class MultiProcess(SingleProcess):
             capability=min((info.capability for info in infos if info.capability), default=None),
             fast_precisions=frozenset.intersection(*(info.fast_precisions for info in infos)),
             preferred_precisions=frozenset.intersection(*(info.preferred_precisions for info in infos)),
+            compiler=all(info.compiler for info in infos),
             expandable_segments=all(info.expandable_segments for info in infos),
             spills=any(info.spills for info in infos),
         )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -12,6 +13,7 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.utils.checkpoint import checkpoint
 
+from ..compiled import assume_compiler
 from ..config.request import TrainingParams
 from ..config.settings import Precision, RunSettings
 from ..data.resize import Size
@@ -47,6 +49,8 @@ class StepShape:
     quantize_activations: bool
     autocast: bool = False
     """Weights are float32, cast to the compute dtype by autocast."""
+    compiler: bool = False
+    """The device has a compiler: see `compiled.fuses`."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,8 +75,10 @@ class Footprint:
     """Footprints by the block's class name."""
 
 
-def step_shape(family: Family, params: TrainingParams, settings: RunSettings, plan: Plan) -> StepShape:
-    """Shape of the forward pass for square images, whose area all buckets have."""
+def step_shape(
+    family: Family, params: TrainingParams, settings: RunSettings, plan: Plan, compiler: bool = False
+) -> StepShape:
+    """Shape of the forward pass for square images, whose area all buckets have. `compiler`: the device has one."""
     resolution = settings.resolution or family.variant.resolution
     target = family.target_size(Size(resolution, resolution), resolution)
     control = family.control_size(target, target, settings.control_resolution)
@@ -84,6 +90,7 @@ def step_shape(family: Family, params: TrainingParams, settings: RunSettings, pl
         plan.precision,
         plan.quantize_activations,
         plan.autocast,
+        compiler,
     )
 
 
@@ -203,7 +210,8 @@ class _Run:
         for parameter in self.transformer.parameters():
             if parameter.requires_grad:  # The plan counts gradients with the trained weights.
                 parameter.register_post_accumulate_grad_hook(lambda trained: live.forget(cast("Any", trained.grad)))
-        with live, torch.autocast("cpu", shape.dtype, enabled=shape.autocast):
+        fused = assume_compiler(live.as_one_kernel) if shape.compiler else nullcontext()
+        with live, fused, torch.autocast("cpu", shape.dtype, enabled=shape.autocast):
             noisy, controls, text, sigma = inputs
             velocity = family.predict(self.transformer, noisy, controls, text, sigma, 1.0)
             velocity.float().square().mean().backward()

@@ -86,7 +86,7 @@ class MemoryEstimate:
         self.trainable = _trainable(model, transformer, params, settings)
         self.weights = weight_bytes(model, transformer, precision, self.dtype)
         self._measured: dict[ActivationCheckpointing, Footprint] = {}
-        self.model, self.shape = model, step_shape(model.family, params, settings, self._plan())
+        self.model, self.shape = model, step_shape(model.family, params, settings, self._plan(), device_info.compiler)
 
     def _footprint(self, activation_checkpointing: ActivationCheckpointing) -> Footprint:
         if activation_checkpointing not in self._measured:

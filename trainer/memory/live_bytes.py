@@ -4,7 +4,7 @@ would hold them."""
 from __future__ import annotations
 
 import weakref
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -22,14 +22,14 @@ class LiveBytes(TorchDispatchMode):
         """`others`: tensors of any shape and dtype that do not count."""
         super().__init__()
         self.now = self.peak = 0
+        self._paused = False
         self._ends: weakref.WeakKeyDictionary[torch.UntypedStorage, weakref.finalize] = weakref.WeakKeyDictionary()
         self._others = weakref.WeakSet(tensor.untyped_storage() for tensor in others)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         result = function(*args, **(kwargs or {}))
-        for tensor in tree_leaves(result):
-            if isinstance(tensor, torch.Tensor):
-                self._count(tensor.untyped_storage())
+        if not self._paused:
+            self._count(result)
         if function is ATTENTION_BACKWARD:
             # GPU kernels sum the query's gradient in a float32 buffer (FlashAttention-2, arXiv:2307.08691).
             self.peak = max(self.peak, self.now + args[1].numel() * torch.float32.itemsize)
@@ -42,12 +42,24 @@ class LiveBytes(TorchDispatchMode):
             self.now -= storage.nbytes()
         self._others.add(storage)
 
-    def _count(self, storage: torch.UntypedStorage) -> None:
-        if storage in self._ends or storage in self._others:
-            return
-        self.now += storage.nbytes()
-        self.peak = max(self.peak, self.now)
-        self._ends[storage] = weakref.finalize(storage, self._gone, storage.nbytes())
+    def as_one_kernel(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+        """Call a function as compiled to one kernel, whose results alone take memory: for `assume_compiler`."""
+        self._paused = True
+        try:
+            result = function(*args)
+        finally:
+            self._paused = False
+        self._count(result)
+        return result
+
+    def _count(self, result: Any) -> None:
+        for tensor in tree_leaves(result):
+            if isinstance(tensor, torch.Tensor):
+                storage = tensor.untyped_storage()
+                if storage not in self._ends and storage not in self._others:
+                    self.now += storage.nbytes()
+                    self.peak = max(self.peak, self.now)
+                    self._ends[storage] = weakref.finalize(storage, self._gone, storage.nbytes())
 
     def _gone(self, size: int) -> None:
         self.now -= size
