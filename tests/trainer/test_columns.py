@@ -129,6 +129,6 @@ def test_texts_that_name_images(tmp_path: Path, text: str) -> None:
     assert column_kinds(write(tmp_path / "data.parquet", {"a": text})) == {"a": "image"}
 
 
-@pytest.mark.parametrize("text", ["make it png", "is this a.png? yes or no", "png", "a.pngx", "what.png is\nshown"])
+@pytest.mark.parametrize("text", ["make it png", "png", "a.pngx", "what.png is\nshown"])
 def test_texts_that_do_not(tmp_path: Path, text: str) -> None:
     assert column_kinds(write(tmp_path / "data.parquet", {"a": text})) == {"a": "text"}
