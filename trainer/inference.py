@@ -200,4 +200,6 @@ def edit(
     inputs = DenoiseInputs([packed], text, negative_text, size)
     latents = yield from denoise(components, inputs, options)
     components.drop("transformer")
-    return decode(components, latents)
+    edited = decode(components, latents)
+    yield from components.notices()
+    return edited

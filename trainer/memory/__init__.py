@@ -7,10 +7,12 @@ weight_bytes       bytes of the transformer's weights, counted without loading t
 activation_bytes   bytes of activations, measured on tensors without storage
 codec_bytes        bytes that the VAE computes with, measured on tensors without storage
 live_bytes         counts the bytes of living tensors while code runs
+encoder_bytes      bytes of the text encoders, counted without loading them
 model_parts        loads transformer, text encoder and VAE, and moves them on and off the device
 hosted_weights     takes weights as they are loaded: to the device, or to host buffers
 placement          applies a plan to a transformer
 block_streaming    streams frozen blocks from host memory
+streamed_module    streams the layers of a text encoder that the device cannot hold
 modulation         computes modulation ahead of the steps, its weights in host memory
 checkpointing      activation checkpointing per block
 host_inputs        inputs of checkpointed blocks in host memory

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterator
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any
 
@@ -11,6 +12,7 @@ import torch
 from ..device import allocated_memory, free_memory, release_cached_memory
 from ..events import Notice
 from ..lora.adapter import load_lora
+from ..models.diffusers_family import PipelineCodec, PipelineTextEncoder
 from ..quantization.benchmark import compute_capability
 from ..quantization.linear import set_quantize_activations
 from .codec_bytes import codec_bytes
@@ -18,6 +20,7 @@ from .hosted_weights import HostedWeights
 from .pinned import PAGE_LOCKS
 from .placement import Placement
 from .plan import Plan
+from .streamed_module import StreamedModule, repeated_layers
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
@@ -26,6 +29,12 @@ if TYPE_CHECKING:
 TEXT_WORK_BYTES = 1_000_000_000
 """Device memory for a text encoder's activations. Qwen2.5-VL with an image of 1 megapixel, the largest, saves 29 hidden
 states of 1500 x 3584 values in bf16 (0.31 GB) and computes with three of 1500 x 18944 (0.17 GB); doubled."""
+
+
+TILES = (
+    "The GPU's memory does not hold what the VAE needs for whole images of this size, so it works in tiles, blended "
+    "where they meet. The result differs slightly from that of whole images."
+)
 
 
 CODEC_PIXELS = 2**20
@@ -49,6 +58,7 @@ class ModelComponents:
         self._on_device: set[str] = set()
         self._in_use: tuple[str, int] | None = None
         """Name of the component that room was made for last, and the bytes that it computes with."""
+        self._said_tiles = False
         self._allocated_before = allocated_memory(device)
 
     def transformer(self) -> torch.nn.Module:
@@ -65,14 +75,23 @@ class ModelComponents:
 
     def text_encoder(self) -> Any:
         """Return the TextEncoder, on the device."""
-        return self._get("text_encoder", self.model.load_text_encoder, TEXT_WORK_BYTES)
+        return self._get("text_encoder", self._load_text_encoder, TEXT_WORK_BYTES)
 
     def codec(self, pixels: int = CODEC_PIXELS) -> Any:
-        """Return the ImageCodec, on the device, with room for images of that many pixels in all."""
-        return self._get("codec", self.model.load_codec, self._codec_work(pixels))
+        """Return the ImageCodec, on the device, with room for images of that many pixels in all; it works in tiles if
+        there is not that much."""
+        work = 0 if self.device.type == "cpu" else codec_bytes(self.model.family, self.dtype, pixels)
+        codec = self._get("codec", self._load_codec, work)
+        if isinstance(codec, PipelineCodec) and work:
+            codec.use_tiles(work > free_memory(self.device))
+        return codec
 
     def notices(self) -> Iterator[Notice]:
         """Yield what the user should know about the memory of the run, each thing once."""
+        codec = self._loaded.get("codec")
+        if isinstance(codec, PipelineCodec) and codec.has_tiled and not self._said_tiles:
+            self._said_tiles = True
+            yield Notice(message=TILES)
         if short := PAGE_LOCKS.take_notice():
             yield Notice(message=short)
 
@@ -87,6 +106,22 @@ class ModelComponents:
             part.to("cpu")  # ComfyUI keeps it.
         del part
         release_cached_memory(self.device)
+
+    def _load_text_encoder(self, device: torch.device, dtype: torch.dtype) -> Any:
+        """Load the text encoder; its layers are streamed if the device cannot hold it even alone."""
+        encoder = self.model.load_text_encoder(device, dtype)
+        if not isinstance(encoder, PipelineTextEncoder) or self.device.type == "cpu" or self.plan.offload == "none":
+            return encoder
+        most = free_memory(self.device) + sum(map(self._bytes, self._on_device))
+        if _module_bytes(encoder.module) + TEXT_WORK_BYTES > most and repeated_layers(encoder.module):
+            encoder.mover = StreamedModule(encoder.module, self.device)
+        return encoder
+
+    def _load_codec(self, device: torch.device, dtype: torch.dtype) -> Any:
+        codec = self.model.load_codec(device, dtype)
+        if isinstance(codec, PipelineCodec):
+            codec.make_room = partial(self._send_others_away, "codec")
+        return codec
 
     def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> Placement:
         hosted = HostedWeights(self.model.family, self.plan, self.device)
@@ -112,14 +147,21 @@ class ModelComponents:
 
     def _make_room(self, name: str, work: int) -> None:
         others = self._on_device - {name}
-        if self.device.type == "cpu" or not others or self.plan.offload == "none":
+        if self.device.type == "cpu" or not others:
             return
-        if self.plan.offload == "auto" and self._fits_beside(name, work, others):
-            return
+        if self.plan.offload != "auto" or not self._fits_beside(name, work, others):
+            self._send_others_away(name)
+
+    def _send_others_away(self, name: str) -> bool:
+        """Move the other components to the host unless offload is `none`; returns False if there is nothing to move."""
+        others = self._on_device - {name}
+        if self.plan.offload == "none" or not others:
+            return False
         for other in others:
             self._loaded[other].to("cpu")
         self._on_device -= others
         release_cached_memory(self.device)
+        return True
 
     def _fits_beside(self, name: str, work: int, others: Collection[str]) -> bool:
         """Tell whether a component fits with all that it needs while `others` stay."""
@@ -130,14 +172,16 @@ class ModelComponents:
         missing = 0 if name in self._on_device else self._bytes(name)
         return missing + work <= free_memory(self.device)
 
-    def _codec_work(self, pixels: int) -> int:
-        if self.device.type == "cpu" or self.plan.offload != "auto":
-            return 0
-        return codec_bytes(self.model.family, self.dtype, pixels)
-
     def _bytes(self, name: str) -> int:
         part = self._loaded[name]
+        mover = getattr(part, "mover", None)
         if isinstance(part, Placement):
             return part.device_bytes
+        if isinstance(mover, StreamedModule):
+            return mover.device_bytes
         module = getattr(part, "module", None)  # neither TextEncoder nor ImageCodec need have one
-        return 0 if module is None else sum(t.nbytes for t in chain(module.parameters(), module.buffers()))
+        return 0 if module is None else _module_bytes(module)
+
+
+def _module_bytes(module: torch.nn.Module) -> int:
+    return sum(tensor.nbytes for tensor in chain(module.parameters(), module.buffers()))

@@ -4,13 +4,13 @@ text encoder and VAE."""
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from functools import cache
+from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, runtime_checkable
 
 import diffusers
 import torch
-from diffusers import ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers import AutoencoderKL, ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.pipelines.flux.pipeline_flux_kontext import retrieve_latents
 from packaging.version import Version
@@ -27,6 +27,10 @@ DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch
 
 VAE_SCALE = 8
 """Side of a latent pixel in pixels."""
+
+
+TILE = 512
+"""Side of the VAE's tiles in pixels. A judgement: a quarter of the memory of 1024 x 1024, with few seams."""
 
 
 HEAD_SIZE = 128
@@ -113,6 +117,14 @@ def to_pil(image: torch.Tensor) -> Image.Image:
     return VaeImageProcessor.numpy_to_pil(VaeImageProcessor.pt_to_numpy(image))[0]
 
 
+class Mover(Protocol):
+    """Something that can be moved to a device."""
+
+    def to(self, device: torch.device) -> Any:
+        """Move the weights."""
+        ...
+
+
 class PipelineTextEncoder:
     """Base of a family's TextEncoder: a diffusers pipeline without its transformer and VAE."""
 
@@ -123,12 +135,14 @@ class PipelineTextEncoder:
             for part in pipeline.components.values()
             if isinstance(part, torch.nn.Module)
         )
+        self.mover: Mover = self.module
+        """Moves the weights to a device; something else than the module where they are streamed."""
         self.to(device)
 
     def to(self, device: torch.device | str) -> None:
         """Move the weights."""
         self.device = torch.device(device)
-        self.module.to(self.device)
+        self.mover.to(self.device)
 
 
 @runtime_checkable
@@ -153,6 +167,12 @@ class PipelineCodec:
         self.module.eval().requires_grad_(False)
         assert isinstance(vae, LatentCoder)
         self._coder: LatentCoder = vae
+        self.make_room: Callable[[], bool] = lambda: False
+        """Frees device memory for another try; False if there is none to free."""
+        self.has_tiled = False
+        """It has worked in tiles."""
+        self._is_too_large = False
+        """Whole images have run out of memory."""
         self.to(device)
 
     def to(self, device: torch.device | str) -> None:
@@ -164,12 +184,39 @@ class PipelineCodec:
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
         """Encode [B, 3, H, W] float32 in -1..1 to the mode of the latent distribution, [B, C, H/8, W/8] in the VAE's
         dtype."""
-        return retrieve_latents(self._coder.encode(self._place(pixels)), sample_mode="argmax")
+        return retrieve_latents(self._run(self._coder.encode, self._place(pixels)), sample_mode="argmax")
 
     @torch.no_grad()
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
         """Decode [B, C, h, w] of any float dtype to [B, 3, 8h, 8w] in -1..1 in the VAE's dtype."""
-        return self._coder.decode(self._place(latents), return_dict=False)[0]
+        return self._run(partial(self._coder.decode, return_dict=False), self._place(latents))[0]
+
+    def use_tiles(self, wanted: bool) -> None:
+        """Work in tiles of `TILE` pixels from now on, or on whole images again."""
+        wanted = wanted or self._is_too_large
+        vae: Any = self.module
+        if not wanted:
+            vae.disable_tiling()
+        elif isinstance(vae, AutoencoderKL):
+            vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // VAE_SCALE
+            vae.enable_tiling()
+        else:
+            vae.enable_tiling(TILE, TILE, 3 * TILE // 4, 3 * TILE // 4)
+        self.has_tiled |= wanted
+
+    def _run(self, call: Callable[[torch.Tensor], Any], images: torch.Tensor) -> Any:
+        """Run the VAE on `images` or latents [B, ...] in its dtype. Where memory does not suffice for a single one, the
+        other components leave the device, then it works in tiles. Raises OutOfMemoryError."""
+        while True:
+            try:
+                return call(images)
+            except torch.OutOfMemoryError:
+                if len(images) > 1 or self._is_too_large:
+                    raise
+            # Outside of the handler, whose traceback keeps tensors alive.
+            if not self.make_room():
+                self._is_too_large = True
+                self.use_tiles(True)
 
     def for_batches(self) -> PipelineCodec | None:
         """The codec to encode many images with; None if they must be encoded one at a time."""

@@ -218,6 +218,8 @@ class QwenTextEncoder(PipelineTextEncoder):
     """Qwen2.5-VL with the pipeline's prompt template, which includes the control image."""
 
     def __init__(self, pipeline: QwenImageEditPipeline, device: torch.device | str, fingerprint: str) -> None:
+        # Encoding takes hidden states; the words that would follow are not computed.
+        pipeline.text_encoder.lm_head = torch.nn.Identity()
         super().__init__(pipeline, device, fingerprint)
         self.pipeline = pipeline
 

@@ -15,6 +15,7 @@ from transformers import PreTrainedModel, PreTrainedTokenizerBase
 from ..errors import BadInput
 from ..families.info import TextEncoderInfo
 from ..modules import own_parameters
+from ..quantization.formats import FORMATS
 from .detect import describe_other
 from .key_mapping import FusedModule, Layout, Shapes
 from .load_module import ModuleFile, check_keys, fill_module, open_module
@@ -62,6 +63,24 @@ def check_encoder(encoder: EncoderFile, path: Path, published: Path) -> ModuleFi
     return source
 
 
+def empty_encoder(encoder: EncoderFile, path: Path | None, published: Path) -> tuple[PreTrainedModel, dict[str, float]]:
+    """Build the encoder of a file, or for None that of the config in the folder `published`, without weights.
+
+    Returns it with the bits a value of the weights that the file stores quantized, by module. Raises BadInput as
+    `check_encoder` does.
+    """
+    if path is not None:
+        source = open_encoder(encoder, path)
+        model, layout = _empty_for(encoder, source, published, {})
+        stored = {fused.modules[0]: source.quantizations.get(fused.stored) for fused in layout}
+        return model, {name: FORMATS[how.format].bits for name, how in stored.items() if how is not None}
+    config_class = encoder.model.config_class
+    assert config_class is not None
+    config = json.loads((published / "config.json").read_text(encoding="utf-8"))
+    with _EmptyIsMeta():
+        return _without_unused(encoder, encoder.model._from_config(config_class.from_dict(config))), {}
+
+
 def load_encoder(
     encoder: EncoderFile, path: Path, published: Path, dtype: torch.dtype, tokenizer: PreTrainedTokenizerBase | None
 ) -> PreTrainedModel:
@@ -103,13 +122,18 @@ def _empty_for(
             f"{source.file.path} is not a {encoder.info.title}: it has {len(source.file.tensors)} tensors such as "
             f"{next(iter(source.file.tensors), 'none')!r}."
         ) from None
+    model = _without_unused(encoder, model)
+    layout = [FusedModule(encoder.stored_name(name, shapes), (name,)) for name, _ in own_parameters(model)]
+    check_keys(model, layout, source, encoder.info.title, encoder.ignored_tensors)
+    return model, layout
+
+
+def _without_unused(encoder: EncoderFile, model: PreTrainedModel) -> PreTrainedModel:
     # One module in place of two that share a weight.
     model.set_input_embeddings(model.get_input_embeddings())
     for name in encoder.unused_modules:
         model.set_submodule(name, torch.nn.Identity())
-    layout = [FusedModule(encoder.stored_name(name, shapes), (name,)) for name, _ in own_parameters(model)]
-    check_keys(model, layout, source, encoder.info.title, encoder.ignored_tensors)
-    return model, layout
+    return model
 
 
 def _merged(config: Mapping[str, Any], over: Mapping[str, Any]) -> dict[str, Any]:

@@ -62,6 +62,7 @@ class BatchLoader:
             processes.sync_controls()
             yield from self.texts.encode(captions, control)
             self.components.drop("text_encoder")
+        yield from self.components.notices()
         self.components.drop("codec")
         processes.sync_controls()
 

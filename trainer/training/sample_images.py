@@ -105,7 +105,7 @@ class SampleImages:
         """Tell whether samples of this step are still to be drawn."""
         return not all(self.run.sample_path(step, index).is_file() for index in range(len(self.prepared)))
 
-    def draw(self, step: int) -> Generator[Progress | Sample, None, None]:
+    def draw(self, step: int) -> Generator[Progress | Notice | Sample, None, None]:
         """Draw all samples and save them; a process that does not write only takes part in the drawing."""
         drawn = []
         for sample in self.prepared:
@@ -116,6 +116,7 @@ class SampleImages:
             return
         for index, (sample, latents) in enumerate(zip(self.prepared, drawn, strict=True)):
             yield self._save(step, index, sample, decode(self.components, latents))
+        yield from self.components.notices()
 
     def _save(self, step: int, index: int, sample: SampleInputs, image: Image.Image) -> Sample:
         path = self.run.sample_path(step, index)
