@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import re
 from pathlib import Path
 
 import gguf
@@ -15,13 +16,18 @@ from safetensors.torch import save_file
 from trainer.errors import BadInput
 from trainer.families.records import CONFIGS
 from trainer.lora.adapter import LoraAdapter
+from trainer.memory.hosted_weights import HostedWeights
+from trainer.memory.modulation import modulation_linears
+from trainer.memory.plan import Plan
 from trainer.models.edit_model import open_model
 from trainer.models.family import family_class
 from trainer.models.model_files import ModelFiles
-from trainer.models.transformer import load_single_file
+from trainer.models.transformer import load_folder, load_single_file
+from trainer.modules import blocks_of
 from trainer.quantization.kernels import float8_values
 from trainer.quantization.linear import QuantizedLinear, dequantize_layers
 from trainer.single_file.key_mapping import to_stored
+from trainer.single_file.load_module import ON_CPU, WeightSink
 
 from ..single_files import FLUX, FLUX_SIZES, FORMATS, QWEN, is_quantized, plain, stored, write
 
@@ -258,3 +264,39 @@ def test_bundled_configs_open_the_published_parts(base_model: str):
     assert (CONFIGS / family.info.name).is_dir()
     assert model.family.vae_config["_class_name"].startswith("Autoencoder")
     assert model.load_scheduler().config.use_dynamic_shifting
+
+
+@pytest.mark.parametrize("precision", ["fp32", "int8"])
+@pytest.mark.parametrize("source", ["fp32", "scaled fp8", "int8 rotated", "gguf", "shards"])
+def test_the_host_gets_its_part_of_every_source(
+    base_model: str, transformer: torch.nn.Module, tmp_path: Path, source: str, precision: str
+):
+    """It is what a plain load gives, in the buffers of the plan; the rest is on the device, for which `meta` stands."""
+    family, state = family_of(base_model), stored(base_model, transformer)
+
+    def load(sink: WeightSink) -> torch.nn.Module:
+        if source == "shards":
+            return load_folder(family, tmp_path, F32, transformer.config, precision, sink)
+        return load_single_file(family, tmp_path / "file", F32, None, precision, sink)
+
+    if source == "shards":
+        transformer.save_pretrained(tmp_path, max_shard_size="40KB")
+    elif source == "gguf":
+        write_gguf(tmp_path / "file", state, gguf.GGMLQuantizationType.Q8_0)
+    else:
+        write(tmp_path / "file", source, state)
+    plan = Plan(precision=precision, dtype=F32, offload="auto", modulation_on_host=True, streamed=frozenset([0]))
+    hosted = HostedWeights(family, plan, torch.device("meta"))
+    ours, plainly = load(hosted), load(ON_CPU)
+    first = next(name for name, module in plainly.named_modules() if module is blocks_of(plainly)[0])
+    modulation = re.compile(family.modulation_layers())
+    expected = {
+        name: tensor
+        for name, tensor in plainly.state_dict().items()
+        if name.startswith(f"{first}.") or modulation.fullmatch(name.rpartition(".")[0])
+    }
+    on_host = {name: tensor for name, tensor in ours.state_dict().items() if tensor.device.type == "cpu"}
+    assert on_host.keys() == expected.keys()
+    assert all(torch.equal(tensor, expected[name]) for name, tensor in on_host.items())
+    layers = len(modulation_linears(ours, family.modulation_layers()))
+    assert len({tensor.untyped_storage().data_ptr() for tensor in on_host.values()}) == layers + 1

@@ -6,7 +6,7 @@
 from __future__ import annotations
 
 import copy
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
@@ -102,6 +102,13 @@ def test_only_a_text_encoder_that_does_not_fit_is_streamed(deeper, monkeypatch):
         on_host = [tensor for tensor in module.parameters() if tensor.device == CPU]
         assert bytes_of(on_host) == (bytes_of(layers) if missing else 0)
         assert (components._bytes("text_encoder") < size) == bool(missing)
+
+
+def test_a_plan_can_ask_for_a_streamed_text_encoder(deeper, monkeypatch):
+    monkeypatch.setattr(model_parts, "free_memory", lambda _: 10**12)
+    for wanted in (False, True):
+        components = ModelComponents(deeper, META, replace(PLAN, stream_text_encoder=wanted))
+        assert isinstance(components.text_encoder().mover, StreamedModule) == wanted
 
 
 def test_bytes_of_text_encoders_are_counted_without_loading_them(model):

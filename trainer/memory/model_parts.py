@@ -108,12 +108,13 @@ class ModelComponents:
         release_cached_memory(self.device)
 
     def _load_text_encoder(self, device: torch.device, dtype: torch.dtype) -> Any:
-        """Load the text encoder; its layers are streamed if the device cannot hold it even alone."""
+        """Load the text encoder; its layers are streamed if the plan says so, or the device cannot hold it alone."""
         encoder = self.model.load_text_encoder(device, dtype)
         if not isinstance(encoder, PipelineTextEncoder) or self.device.type == "cpu" or self.plan.offload == "none":
             return encoder
         most = free_memory(self.device) + sum(map(self._bytes, self._on_device))
-        if _module_bytes(encoder.module) + TEXT_WORK_BYTES > most and repeated_layers(encoder.module):
+        is_too_large = _module_bytes(encoder.module) + TEXT_WORK_BYTES > most
+        if (is_too_large or self.plan.stream_text_encoder) and repeated_layers(encoder.module):
             encoder.mover = StreamedModule(encoder.module, self.device)
         return encoder
 

@@ -27,6 +27,9 @@ class Plan:
     """Compute dtype, and dtype of the weights that are not quantized."""
     offload: Literal["auto", "none", "phases"]
     """Sharing of the device by text encoder, VAE and transformer: see `ModelComponents`."""
+    stream_text_encoder: bool = False
+    """The text encoder's layers stay in host memory and are streamed, although it would fit the device alone: it comes
+    back between steps, and the host cannot hold the transformer meanwhile."""
     modulation_on_host: bool = False
     """Modulation layers, which see only the timestep (and the pooled text), run ahead of the steps; their weights stay
     in host memory."""

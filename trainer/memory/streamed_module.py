@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from .block_streaming import BlockStreamer
-from .pinned import PinnedTensors
+from .pinned import PAGE_LOCKS, PinnedTensors
 
 
 def repeated_layers(module: nn.Module) -> list[nn.Module]:
@@ -28,7 +28,9 @@ class StreamedModule:
         self.module = module
         self.device = device
         layers = repeated_layers(module)
-        buffers = [PinnedTensors([*layer.parameters(), *layer.buffers()]).lock(device) for layer in layers]
+        # What the training itself streams comes more often: half of the page-locked memory is left to it.
+        leave = PAGE_LOCKS.limit // 2
+        buffers = [PinnedTensors([*layer.parameters(), *layer.buffers()]).lock(device, leave) for layer in layers]
         self.streamer = BlockStreamer(layers, buffers, device)
         self._hosted = {id(tensor) for buffer in buffers for tensor in buffer.tensors}
 
