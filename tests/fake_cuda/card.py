@@ -63,12 +63,13 @@ class Card:
 
     def attention_backend(self, query: torch.Tensor, mask: torch.Tensor | None) -> SDPBackend:
         """Choose the attention kernel as torch does for `query` and `mask`, [B, H, L, D] and broadcastable, of a float
-        dtype: the first by priority that is on and can do it. Raises RuntimeError for cuDNN's with a mask."""
+        dtype: the first by priority that is on and can do it. Raises RuntimeError for cuDNN's where it is known to be
+        wrong."""
         flash = mask is None and query.dtype != torch.float32 and query.shape[-1] <= 256 and self.capability >= (8, 0)
         for backend in map(SDPBackend, _cur_sdpa_kernel_backends(with_priority=True)):
             if backend == SDPBackend.CUDNN_ATTENTION and query.dtype != torch.float32:
-                if mask is not None:
-                    raise RuntimeError("cuDNN attention gives NaN with some masks")
+                if mask is not None or query.shape[1] == 1:
+                    raise RuntimeError("cuDNN attention gives NaN with some masks, and wrong gradients with one head")
                 return backend
             if backend in (SDPBackend.EFFICIENT_ATTENTION, SDPBackend.MATH):
                 return backend
@@ -126,7 +127,7 @@ def _replacements(card: Card, log: Log) -> list[tuple[Any, dict[str, Any]]]:
     return [
         (torch.cuda, cuda),
         (torch, {"empty": partial(_empty, torch.empty), "compile": _compile}),
-        (torch.nn.functional, {"scaled_dot_product_attention": partial(_attention, card)}),
+        (torch.nn.functional, {"scaled_dot_product_attention": _attention_of(card)}),
         (
             torch.Tensor,
             {
@@ -177,34 +178,37 @@ def _fused(function: Callable[..., Any], *args: Any, **kwargs: Any) -> Any:
     return result
 
 
-def _attention(
-    card: Card,
-    query: torch.Tensor,
-    key: torch.Tensor,
-    value: torch.Tensor,
-    attn_mask: torch.Tensor | None = None,
-    dropout_p: float = 0.0,
-    is_causal: bool = False,
-    scale: float | None = None,
-    enable_gqa: bool = False,
-) -> torch.Tensor:
+def _attention_of(card: Card) -> Callable[..., torch.Tensor]:
     """scaled_dot_product_attention by the kernel that the card takes; torch's own dispatch knows no card here."""
-    if torch.is_autocast_enabled("cuda"):
-        query, key, value = (part.to(torch.get_autocast_dtype("cuda")) for part in (query, key, value))
-    plain = query.device.type == "cpu" or enable_gqa
-    backend = SDPBackend.MATH if plain else card.attention_backend(query, attn_mask)
-    aten, inputs = torch.ops.aten, (query, key, value)
-    if backend == SDPBackend.FLASH_ATTENTION:
-        return aten._scaled_dot_product_flash_attention(*inputs, dropout_p, is_causal, scale=scale)[0]
-    if backend == SDPBackend.CUDNN_ATTENTION:
-        return aten._scaled_dot_product_cudnn_attention(*inputs, None, True, dropout_p, is_causal, scale=scale)[0]
-    if backend == SDPBackend.EFFICIENT_ATTENTION:
-        return aten._scaled_dot_product_efficient_attention(
-            *inputs, attn_mask, True, dropout_p, is_causal, scale=scale
-        )[0]
-    return aten._scaled_dot_product_attention_math(
-        *inputs, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa
-    )[0]
+    on_cpu, aten = torch.nn.functional.scaled_dot_product_attention, torch.ops.aten
+
+    def attention(
+        query: torch.Tensor,
+        key: torch.Tensor,
+        value: torch.Tensor,
+        attn_mask: torch.Tensor | None = None,
+        dropout_p: float = 0.0,
+        is_causal: bool = False,
+        scale: float | None = None,
+        enable_gqa: bool = False,
+    ) -> torch.Tensor:
+        if query.device.type == "cpu":
+            return on_cpu(query, key, value, attn_mask, dropout_p, is_causal, scale=scale, enable_gqa=enable_gqa)
+        if torch.is_autocast_enabled("cuda"):
+            query, key, value = (part.to(torch.get_autocast_dtype("cuda")) for part in (query, key, value))
+        if enable_gqa:  # as torch's math kernel does it; its fused kernels index instead
+            key, value = (part.repeat_interleave(query.shape[1] // part.shape[1], 1) for part in (key, value))
+        inputs, rest = (query, key, value), (dropout_p, is_causal)
+        backend = card.attention_backend(query, attn_mask)
+        if backend == SDPBackend.FLASH_ATTENTION:
+            return aten._scaled_dot_product_flash_attention(*inputs, *rest, scale=scale)[0]
+        if backend == SDPBackend.CUDNN_ATTENTION:
+            return aten._scaled_dot_product_cudnn_attention(*inputs, None, True, *rest, scale=scale)[0]
+        if backend == SDPBackend.EFFICIENT_ATTENTION:
+            return aten._scaled_dot_product_efficient_attention(*inputs, attn_mask, True, *rest, scale=scale)[0]
+        return aten._scaled_dot_product_attention_math(*inputs, attn_mask, *rest, scale=scale)[0]
+
+    return attention
 
 
 def _set_data(self: Any, data: Any) -> None:

@@ -64,6 +64,8 @@ def test_attention_takes_the_kernel_that_the_card_has(capability: tuple[int, int
             else:
                 with pytest.raises(RuntimeError, match="not trusted"):
                     F.scaled_dot_product_attention(query, query, query)
+            with pytest.raises(RuntimeError, match="wrong gradients with one head"):
+                F.scaled_dot_product_attention(query[:, :1], query[:, :1], query[:, :1])
             with pytest.raises(RuntimeError, match="NaN with some masks"):
                 F.scaled_dot_product_attention(query, query, query, attn_mask=torch.ones(1, 1, 1, 32, device=CUDA))
 

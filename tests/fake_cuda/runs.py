@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Generator
 from dataclasses import dataclass
 from itertools import islice, pairwise
 from typing import Any
 
 import torch
+from diffusers import ModelMixin
 from torch import nn
 
 from tests.benchmarks.synthetic import RandomModel, random_batches, random_model
@@ -16,12 +16,13 @@ from trainer.config.request import TrainingParams
 from trainer.config.settings import Precision, RunSettings
 from trainer.data.resize import Size
 from trainer.device import CONSUMER_LIMIT, DeviceInfo
+from trainer.events import drain
 from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
 from trainer.memory.activation_bytes import step_shape
 from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.memory.planner import make_plan
-from trainer.models.types import Grid, PackedLatents
+from trainer.models.types import Grid, ImageCodec, PackedLatents
 from trainer.modules import blocks_of
 from trainer.quantization.formats import FORMATS, Quantization, QuantizedWeight, format_of
 from trainer.quantization.linear import QuantizedLinear
@@ -68,6 +69,13 @@ class FakeModel(RandomModel):
             quantized = self._quantized(layer.weight.detach(), precision)
             transformer.set_submodule(name, QuantizedLinear(quantized, layer.in_features, layer.bias.detach()))
         return transformer.eval().requires_grad_(False)
+
+    def load_codec(self, device: torch.device | str, dtype: torch.dtype) -> ImageCodec:
+        """Return the VAE on the CPU; in a fake card's context its weights have no storage."""
+        vae = self.family.vae_file.model.from_config(dict(self.family.vae_config))
+        assert isinstance(vae, ModelMixin)
+        nn.Module.to(vae, dtype)  # ModelMixin decorates `to`, which hides its types
+        return self.family.wrap_vae(vae.eval().requires_grad_(False), device, "")
 
     def _quantized(self, weight: torch.Tensor, precision: Precision | None) -> QuantizedWeight:
         if self.stored is None:
@@ -132,6 +140,9 @@ class Run:
     """Bytes on the card that the forward pass of each block but the last left there, in the last step."""
     steps: list[Phase]
     sampling: Phase | None
+    """The denoising of an image."""
+    decoding: Phase | None
+    """The VAE's part in it, where the transformer need not leave the card for it."""
 
     @property
     def peak(self) -> int:
@@ -171,7 +182,8 @@ def _run(log: Log, model: FakeModel, settings: RunSettings, plan: Plan, steps: i
         done.append(_step(log, components, trainable, optimizer, batch))
     forward = marks[: len(blocks_of(components.transformer()))]  # a checkpointed block runs again later
     saved = [after - before for before, after in pairwise(forward)]
-    return Run(plan, log, loaded, hosted, saved, done, _sample(log, components, trainable) if sample else None)
+    drawn = _sample(log, components, trainable) if sample else (None, None)
+    return Run(plan, log, loaded, hosted, saved, done, *drawn)
 
 
 def _with_state(optimizer: torch.optim.Optimizer) -> torch.optim.Optimizer:
@@ -196,13 +208,19 @@ def _step(
     return before.phase("step")
 
 
-def _sample(log: Log, components: ModelComponents, trainable: Trainable) -> Phase:
-    """Draw one image of one step from one control image; latents only."""
+def _sample(log: Log, components: ModelComponents, trainable: Trainable) -> tuple[Phase, Phase | None]:
+    """Draw one image of one step from one control image: the denoising and, where parts share the card, the
+    decoding."""
     before = _Before(log)
     with trainable.exported_values(torch.bfloat16):
-        drawing = denoise(components, *sample_inputs(components.model))
-        _result(drawing)
-    return before.phase("sampling")
+        latents = drain(denoise(components, *sample_inputs(components.model)))
+        sampling = before.phase("sampling")
+        if components.plan.offload != "auto":
+            return sampling, None  # the transformer leaves the card first
+        before = _Before(log)
+        with torch.no_grad():
+            components.codec().decode(components.model.family.denormalize(latents))
+    return sampling, before.phase("decoding")
 
 
 def sample_inputs(model: Any, side: int = 1024, steps: int = 1) -> tuple[DenoiseInputs, DenoiseOptions]:
@@ -218,14 +236,6 @@ def sample_inputs(model: Any, side: int = 1024, steps: int = 1) -> tuple[Denoise
     negative = dict(text) if family.negative_prompt("", options.guidance) is not None else None
     latents = PackedLatents(torch.randn(1, grid.height * grid.width, channels), grid)
     return DenoiseInputs([latents], text, negative, size), options
-
-
-def _result(generator: Generator[Any, None, torch.Tensor]) -> torch.Tensor:
-    while True:
-        try:
-            next(generator)
-        except StopIteration as end:
-            return end.value
 
 
 class _Before:
