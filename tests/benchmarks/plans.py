@@ -1,6 +1,9 @@
 """The plans of both models for cards of all sizes, as the table in docs/memory.md has them.
 
 Run from the repository's root: python tests/benchmarks/plans.py
+
+With --fake-cuda every row is trained and sampled at full depth on a fake card, and printed beside its plan. That takes
+minutes a row; --rows TEXT takes the rows whose name has the text, such as "qwen 1024 on 24".
 """
 
 from __future__ import annotations
@@ -9,6 +12,11 @@ import sys
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
+
+if __name__ == "__main__" and "--fake-cuda" in sys.argv:
+    from tests.fake_cuda import shim
+
+    shim.load()  # before torch
 
 from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
@@ -66,7 +74,21 @@ def row(gb: int, plan: Plan) -> str:
     return f"| {' | '.join(cells)} |"
 
 
-if __name__ == "__main__":
+def on_fake_cuda(text: str) -> None:
+    """Train and sample the rows whose name has this text."""
+    from tests.fake_cuda.rows import Row
+
+    for family in ("qwen", "kontext"):
+        for resolution in RESOLUTIONS:
+            for gb in CARDS:
+                lines = Row(family, resolution, gb, HOST).lines()
+                if text in (name := next(lines)):
+                    print("\n".join([name, *lines]), flush=True)
+
+
+if __name__ == "__main__" and "--fake-cuda" in sys.argv:
+    on_fake_cuda(sys.argv[sys.argv.index("--rows") + 1] if "--rows" in sys.argv else "")
+elif __name__ == "__main__":
     for name, base_model in MODELS.items():
         for resolution in RESOLUTIONS:
             print(f"\n{title(name, resolution)}\n")
