@@ -53,10 +53,12 @@ def readable_errors() -> Iterator[None]:
 
 @contextmanager
 def borrowed_device() -> Iterator[torch.device]:
-    """Context with ComfyUI's device, free of ComfyUI's models.
+    """Context with ComfyUI's device, free of ComfyUI's models, whose page-locked memory ComfyUI gives back with them.
 
     Releases on exit what was loaded inside, also on an error, whose traceback would otherwise keep tensors alive.
     """
+    from ..trainer.device import release_host_cache
+
     memory.unload_all_models()
     memory.soft_empty_cache()
     try:
@@ -67,6 +69,7 @@ def borrowed_device() -> Iterator[torch.device]:
     finally:
         gc.collect()
         memory.soft_empty_cache()
+        release_host_cache()
 
 
 def device_memory() -> list[int] | None:

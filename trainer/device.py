@@ -143,6 +143,13 @@ def release_cached_memory(device: torch.device) -> None:
         torch.get_device_module(device).empty_cache()
 
 
+def release_host_cache() -> None:
+    """Give the page-locked host memory that torch's allocator holds without using it back to the system, where this
+    release of torch can."""
+    if torch.accelerator.is_available() and hasattr(torch.accelerator, "empty_host_cache"):
+        torch.accelerator.empty_host_cache()
+
+
 def assumed_gpu(gigabytes: float, host_gigabytes: float | None = None) -> DeviceInfo:
     """Describe a CUDA GPU known by its free memory alone; free host memory defaults to this machine's."""
     host = psutil.virtual_memory().available if host_gigabytes is None else int(host_gigabytes * 1e9)

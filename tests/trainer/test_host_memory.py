@@ -16,6 +16,7 @@ import pytest
 import torch
 from torch import nn
 
+from trainer.device import release_host_cache
 from trainer.memory import pinned
 from trainer.memory.host_inputs import HostInputs, _Transfers
 from trainer.memory.pinned import STEP, BufferPool, HostBuffer, PageLocks, PinnedTensors, page_locked_copy
@@ -125,6 +126,18 @@ def test_buffers_are_used_again_for_other_lengths(system):
     assert max(runtime.locked.values()) == -(-5000 * 600 // STEP) * STEP
 
 
+def test_page_locked_memory_of_batches_is_given_back_after_a_run(monkeypatch):
+    """Batches lie in torch's own buffers, which it keeps for later ones."""
+    released = []
+    monkeypatch.setattr(torch.accelerator, "is_available", lambda: True)
+    monkeypatch.setattr(torch.accelerator, "empty_host_cache", lambda: released.append(1), raising=False)
+    release_host_cache()
+    assert released
+    monkeypatch.delattr(torch.accelerator, "empty_host_cache")
+    release_host_cache()  # an older torch
+    assert len(released) == 1
+
+
 class Stream:
     """Notes what it waits for."""
 
@@ -185,6 +198,7 @@ def test_an_interpreter_that_ends_with_locked_pages_says_nothing():
     """Not even where CUDA fails by then."""
     script = """
 import torch
+from trainer.device import release_host_cache
 from trainer.memory import pinned
 class Runtime:
     def cudaHostRegister(self, *args): return 0
