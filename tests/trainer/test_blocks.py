@@ -14,6 +14,7 @@ from diffusers.models.transformers.transformer_qwenimage import QwenImageTransfo
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
+from trainer import compiled
 from trainer.blocks.install import use_blocks
 from trainer.compiled import assume_compiler
 from trainer.memory.checkpointing import run_checkpointed
@@ -104,7 +105,7 @@ def test_with_a_compiler_they_differ_by_rounding(case: Case, dtype: torch.dtype,
 
     with assume_compiler(run):
         ours = results(frozen(kind).to(dtype), without_modulation_gradient(inputs_of(kind, batch, masked, dtype)))
-    assert called["_norm_modulate"] and called["_rotate_into"] and called["_rotate_grad"]
+    assert called["_norm_modulate"] and called["_join_rotated"] and called["_join_rotated_grad"]
     assert len(ours) == 4
     for found, exact in zip(ours, expected, strict=True):
         assert found.dtype == dtype
@@ -162,3 +163,70 @@ def test_selective_checkpointing_looks_at_attention_alone(case: Case):
     results(block, inputs_of(kind, batch, masked), partial(run_checkpointed, selective=True))
     assert len(modes) > 6
     assert set(modes) == {None}
+
+
+# the compiler
+
+
+@pytest.fixture
+def compiles_on_the_cpu(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Functions of any size are compiled on the CPU, as far as dynamo, which decides on variants, goes."""
+    monkeypatch.setattr(compiled, "_failed", [])
+    monkeypatch.setattr(compiled, "MIN_ELEMENTS", 0)
+    monkeypatch.setattr(compiled, "has_compiler", lambda kind: not compiled._failed)
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="eager"))
+
+
+@pytest.mark.slow
+def test_images_and_texts_of_any_size_share_compiled_variants(compiles_on_the_cpu: None):
+    from torch._dynamo.utils import counters
+
+    @compiled.compiled
+    def function(tokens: torch.Tensor, gates: list[torch.Tensor]) -> torch.Tensor:
+        return tokens * gates[0][:, None]
+
+    gate, before = torch.randn(2, 1, 8), counters["stats"]["unique_graphs"]
+    for batch in (1, 2):
+        for length in (40, 64, 100, 333):
+            whole = torch.randn(batch, length + 7, 8)
+            for tokens in (whole[:, 7:], whole[:, :length], whole[:, 7:].contiguous()):
+                found = function(tokens, [gate[:batch, 0]])
+                assert torch.equal(found, tokens * gate[:batch, 0][:, None])
+    made = counters["stats"]["unique_graphs"] - before
+    assert made <= 4, "for each batch size at most one for whole tensors and one for parts of others"
+    assert not compiled._failed
+
+
+def test_a_compiler_that_fails_is_given_up_once(compiles_on_the_cpu: None, monkeypatch: pytest.MonkeyPatch):
+    calls = []
+
+    def compile(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def fail(*args: Any) -> Any:
+            calls.append(function.__name__)
+            raise RuntimeError("Compiler: cl is not found.\nmore")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile)
+    double, triple = compiled.compiled(lambda x: 2 * x), compiled.compiled(lambda x: 3 * x)
+    with pytest.warns(UserWarning, match=r"cl is not found\.\)\. Training goes on"):
+        assert double(torch.ones(3)).tolist() == [2, 2, 2]
+    assert double(torch.ones(3)).tolist() == [2, 2, 2]
+    assert triple(torch.ones(3)).tolist() == [3, 3, 3]
+    assert len(calls) == 1
+    assert not compiled.fuses(torch.ones(3))
+
+
+def test_memory_that_runs_out_in_a_compiled_function_is_no_fault_of_the_compiler(
+    compiles_on_the_cpu: None, monkeypatch: pytest.MonkeyPatch
+):
+    def compile(function: Callable[..., Any], **_: Any) -> Callable[..., Any]:
+        def fail(*args: Any) -> Any:
+            raise torch.OutOfMemoryError("no memory")
+
+        return fail
+
+    monkeypatch.setattr(torch, "compile", compile)
+    with pytest.raises(torch.OutOfMemoryError):
+        compiled.compiled(lambda x: 2 * x)(torch.ones(3))
+    assert not compiled._failed

@@ -131,27 +131,23 @@ class _JoinGelu(torch.autograd.Function):
     def forward(ctx: Any, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
         ctx.save_for_backward(second)
         ctx.width = first.shape[-1]
-        joined = torch.empty((*first.shape[:-1], ctx.width + second.shape[-1]), dtype=first.dtype, device=first.device)
-        _join_gelu_into(first, second, *joined.split([ctx.width, second.shape[-1]], dim=-1))
-        return joined
+        return _join_gelu(first, second)
 
     @staticmethod
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         (second,) = ctx.saved_tensors
-        return gradient[..., : ctx.width], _gelu_grad(gradient[..., ctx.width :], second)
+        return gradient[..., : ctx.width], _join_gelu_grad(gradient, second)
 
 
 @compiled
-def _join_gelu_into(
-    first: torch.Tensor, second: torch.Tensor, first_target: torch.Tensor, second_target: torch.Tensor
-) -> None:
-    first_target.copy_(first)
-    second_target.copy_(F.gelu(second, approximate="tanh"))
+def _join_gelu(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    return torch.cat([first, F.gelu(second, approximate="tanh")], dim=2)
 
 
 @compiled
-def _gelu_grad(gradient: torch.Tensor, values: torch.Tensor) -> torch.Tensor:
-    return torch.ops.aten.gelu_backward(gradient, values, approximate="tanh")
+def _join_gelu_grad(gradient: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
+    own = gradient[..., gradient.shape[-1] - second.shape[-1] :]
+    return torch.ops.aten.gelu_backward(own, second, approximate="tanh")
 
 
 @compiled

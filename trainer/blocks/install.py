@@ -10,6 +10,8 @@ import torch
 from torch import nn
 from torch._subclasses.fake_tensor import unset_fake_temporarily
 
+from ..compiled import assume_compiler
+
 HEADS, HEAD_SIZE, TOKENS, TEXT_TOKENS = 2, 32, 4, 3
 """Sizes of the block that is tried out: the smallest with several heads and two lengths."""
 
@@ -26,8 +28,14 @@ def use_blocks(transformer: nn.Module, blocks: Mapping[type[nn.Module], type[nn.
 
 @lru_cache(maxsize=16)
 def _same_outputs(theirs: type[nn.Module], ours: type[nn.Module]) -> bool:
-    """Run a small random block of both classes on the CPU."""
-    with unset_fake_temporarily(), torch.device("cpu"), torch.random.fork_rng(devices=[]), torch.no_grad():
+    """Run a small random block of both classes on the CPU, in plain torch."""
+    with (
+        assume_compiler(None),
+        unset_fake_temporarily(),
+        torch.device("cpu"),
+        torch.random.fork_rng(devices=[]),
+        torch.no_grad(),
+    ):
         torch.manual_seed(0)
         try:
             block = theirs(dim=HEADS * HEAD_SIZE, num_attention_heads=HEADS, attention_head_dim=HEAD_SIZE)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -30,7 +31,7 @@ def join_rotated(
 
 
 class _JoinRotated(torch.autograd.Function):
-    """`join_rotated` in one kernel for each stream, with gradients for queries and keys."""
+    """`join_rotated` as one function, with gradients for queries and keys."""
 
     @staticmethod
     def forward(
@@ -38,66 +39,60 @@ class _JoinRotated(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(table, *tensors)
         ctx.eps, ctx.streams = eps, streams
-        batch, _, heads, width = tensors[0].shape
-        shape = (batch, table.shape[1], heads, width)
-        joined = tuple(torch.empty(shape, dtype=tensors[0].dtype, device=tensors[0].device) for _ in range(2))
-        for start, end, query, key, *weights in _streams(streams, tensors):
-            targets = (part[:, start:end] for part in joined)
-            _rotate_into(query, key, *weights, table[:, start:end], *targets, eps)
-        return joined
+        return _join_rotated(*_groups(tensors, streams), table, eps)
 
     @staticmethod
     def backward(ctx: Any, query_grad: torch.Tensor, key_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         table, *tensors = ctx.saved_tensors
-        queries, keys = [], []
-        for start, end, query, key, *weights in _streams(ctx.streams, tensors):
-            own = query_grad[:, start:end], key_grad[:, start:end]
-            results = _rotate_grad(query, key, *weights, table[:, start:end], *own, ctx.eps)
-            queries.append(results[0])
-            keys.append(results[1])
-        return (None, None, None, *queries, *keys, *[None] * (2 * ctx.streams))
+        gradients = _join_rotated_grad(*_groups(tensors, ctx.streams), table, query_grad, key_grad, ctx.eps)
+        return (None, None, None, *gradients, *[None] * (2 * ctx.streams))
 
 
-def _streams(count: int, tensors: Any) -> list[tuple[int, int, torch.Tensor, torch.Tensor, torch.Tensor, torch.Tensor]]:
-    """Start and end of each stream in the joined tensors, its query, key, and their weights."""
-    groups = zip(*(tensors[index * count : (index + 1) * count] for index in range(4)), strict=True)
-    found, start = [], 0
-    for group in groups:
-        found.append((start, start + group[0].shape[1], *group))
-        start += group[0].shape[1]
-    return found
+def _groups(tensors: Sequence[torch.Tensor], streams: int) -> list[list[torch.Tensor]]:
+    """Queries, keys, and the weights of both, each a list with one of each stream."""
+    return [list(tensors[index * streams : (index + 1) * streams]) for index in range(4)]
 
 
 @compiled
-def _rotate_into(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    query_weight: torch.Tensor,
-    key_weight: torch.Tensor,
+def _join_rotated(
+    queries: list[torch.Tensor],
+    keys: list[torch.Tensor],
+    query_weights: list[torch.Tensor],
+    key_weights: list[torch.Tensor],
     table: torch.Tensor,
-    query_target: torch.Tensor,
-    key_target: torch.Tensor,
     eps: float,
-) -> None:
-    query_target.copy_(_rotated(query, query_weight, table, eps))
-    key_target.copy_(_rotated(key, key_weight, table, eps))
+) -> tuple[torch.Tensor, torch.Tensor]:
+    results: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    start = 0
+    for index, query in enumerate(queries):
+        own = table[:, start : start + query.shape[1]]
+        results[0].append(_rotated(query, query_weights[index], own, eps).to(query.dtype))
+        results[1].append(_rotated(keys[index], key_weights[index], own, eps).to(query.dtype))
+        start += query.shape[1]
+    return (results[0][0], results[1][0]) if len(queries) == 1 else (torch.cat(results[0], 1), torch.cat(results[1], 1))
 
 
 @compiled
-def _rotate_grad(
-    query: torch.Tensor,
-    key: torch.Tensor,
-    query_weight: torch.Tensor,
-    key_weight: torch.Tensor,
+def _join_rotated_grad(
+    queries: list[torch.Tensor],
+    keys: list[torch.Tensor],
+    query_weights: list[torch.Tensor],
+    key_weights: list[torch.Tensor],
     table: torch.Tensor,
     query_grad: torch.Tensor,
     key_grad: torch.Tensor,
     eps: float,
-) -> tuple[torch.Tensor, torch.Tensor]:
-    return (
-        _rotated_grad(query, query_weight, table, query_grad, eps),
-        _rotated_grad(key, key_weight, table, key_grad, eps),
-    )
+) -> list[torch.Tensor]:
+    """Gradients of all queries, then of all keys."""
+    results: tuple[list[torch.Tensor], list[torch.Tensor]] = ([], [])
+    start = 0
+    for index, query in enumerate(queries):
+        end = start + query.shape[1]
+        own = table[:, start:end]
+        results[0].append(_rotated_grad(query, query_weights[index], own, query_grad[:, start:end], eps))
+        results[1].append(_rotated_grad(keys[index], key_weights[index], own, key_grad[:, start:end], eps))
+        start = end
+    return results[0] + results[1]
 
 
 def _rotated(values: torch.Tensor, weight: torch.Tensor, table: torch.Tensor, eps: float) -> torch.Tensor:

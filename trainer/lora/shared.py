@@ -30,8 +30,8 @@ class _Layer:
         return FrozenWeight(weight, scale, self.quantization, self.quantize_activations)
 
     def scaled(self, b: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
-        """B [out, rank] float32 times the LoRA's scale, in `dtype`."""
-        return torch.mul(b, self.lora_scale, out=torch.empty(b.shape, dtype=dtype, device=b.device))
+        """The transpose of B [out, rank] float32 times the LoRA's scale, [rank, out] in `dtype`."""
+        return torch.mul(b.t(), self.lora_scale, out=torch.empty(b.t().shape, dtype=dtype, device=b.device))
 
 
 def shared_lora(layers: Sequence[LoraLinear], input: torch.Tensor) -> tuple[torch.Tensor, ...]:
@@ -59,7 +59,7 @@ class _SharedLora(torch.autograd.Function):
         features = rows @ torch.cat(a).to(dtype).t()
         frozen = [layer.frozen(*each) for layer, *each in zip(layers, weights, scales, strict=True)]
         products = [
-            (own, layer.scaled(matrix, dtype).t())
+            (own, layer.scaled(matrix, dtype))
             for layer, matrix, own in zip(layers, b, features.split(ctx.ranks, dim=1), strict=True)
         ]
         biases = [None if bias is None else bias.to(dtype) for bias in biases]
@@ -76,7 +76,7 @@ class _SharedLora(torch.autograd.Function):
         used = [index for index, output in enumerate(outputs) if output is not None]
         rows, dtype = input.reshape(-1, input.shape[-1]), input.dtype
         own = features.split(ctx.ranks, dim=1)
-        left = torch.cat([outputs[i] @ ctx.layers[i].scaled(b[i], dtype) for i in used], dim=1)
+        left = torch.cat([outputs[i] @ ctx.layers[i].scaled(b[i], dtype).t() for i in used], dim=1)
         a_grads = (left.t() @ rows).float().split([ctx.ranks[i] for i in used])
         result: list[torch.Tensor | None] = [None] * (5 * len(ctx.layers))
         for i, a_grad in zip(used, a_grads, strict=True):

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from ..compiled import compiled
+from ..compiled import compiled, fuses
 from .formats import FORMATS, Quantization, dequantize
 from .kernels import rotate, row_scale
 
@@ -96,7 +96,7 @@ def linears_with_low_rank(
             quantized[key] = _quantize(rotate(input, key[0]), None, kind)
         rows, row_scales = quantized[key]
         sums = _multiply(rows, frozen.weight.view(kind).t(), input.dtype)
-        if len(right) <= MAX_FOLDED_RANK:
+        if len(right) <= MAX_FOLDED_RANK and fuses(sums):
             results.append(_rescale_low_rank(sums, row_scales, _columns(frozen), bias, left, right, input.dtype))
         else:
             results.append(_rescale(sums, row_scales, _columns(frozen), bias, input.dtype).addmm_(left, right))
@@ -110,14 +110,13 @@ def input_grad_with_low_rank(
     outputs, plus a low-rank product: [rows, in] in the gradients' dtype."""
     dtype, (left, right) = gradients[0].dtype, product
     kinds = [frozen.low_precision(len(gradients[0])) for frozen in weights]
-    if None not in kinds and len(right) <= MAX_FOLDED_RANK and len(weights) == 1 and not _rotation(weights[0]):
-        sums, row_scales = _grad_sums(weights[0], gradients[0], kinds[0])
-        return _rescale_low_rank(sums, row_scales, None, None, left, right, dtype)
     if None not in kinds and len({_rotation(frozen) for frozen in weights}) == 1:
+        rotation = _rotation(weights[0])
         every = [_grad_sums(*each) for each in zip(weights, gradients, kinds, strict=True)]
-        (first, *sums), row_scales = zip(*every, strict=True)
-        total = rotate(_rescale_sum(first, sums, list(row_scales), dtype), _rotation(weights[0]))
-        return total.addmm_(left, right)
+        (first, *others), row_scales = zip(*every, strict=True)
+        if not others and not rotation and len(right) <= MAX_FOLDED_RANK and fuses(first):
+            return _rescale_low_rank(first, row_scales[0], None, None, left, right, dtype)
+        return rotate(_rescale_sum(first, others, list(row_scales), dtype), rotation).addmm_(left, right)
     total = left @ right
     for frozen, gradient, kind in zip(weights, gradients, kinds, strict=True):
         if kind is None:
