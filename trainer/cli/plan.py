@@ -33,4 +33,8 @@ def plan(options: argparse.Namespace) -> int:
     for name, size in memory_plan.expected.items():
         print(f"  {name:<{width}}  {size / 1e9:7.2f} GB")
     print(f"  {'total':<{width}}  {memory_plan.bytes / 1e9:7.2f} GB")
+    if memory_plan.phases:
+        print(f"\n  {'phase':<{width}}   device     host, GB")
+    for phase in memory_plan.phases:
+        print(f"  {phase.name:<{width}}  {phase.device / 1e9:7.2f}  {phase.host / 1e9:7.2f}")
     return OK

@@ -3,6 +3,7 @@
 planner            the plan for a request, a model and a device
 plan               what a plan holds, and its line for the user
 estimate           device and host memory of one request, plan by plan
+phases             memory of encoding, loading and sampling besides the training
 weight_bytes       bytes of the transformer's weights, counted without loading them
 activation_bytes   bytes of activations, measured on tensors without storage
 codec_bytes        bytes that the VAE computes with, measured on tensors without storage

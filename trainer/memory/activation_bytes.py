@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Callable, Mapping
-from contextlib import nullcontext
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -102,13 +102,8 @@ def measure(
     activation_checkpointing: ActivationCheckpointing,
 ) -> Footprint:
     """Run some blocks of every class forward and backward without storage and count living bytes. Cached by shape."""
-    config = json.dumps(dict(model.transformer_config()), sort_keys=True, default=str)
-    trained = _Trained(
-        rank=params.lora_rank if params.use_lora else None,
-        targets=settings.lora_targets,
-        rounded=settings.optimizer == "adafactor",
-    )
-    key = (type(model.family), model.policy, config, shape, trained, activation_checkpointing != "none")
+    trained = _trained(params, settings)
+    key = (*_key(model, shape, trained), activation_checkpointing != "none")
     if key not in _FOOTPRINTS:
         _FOOTPRINTS[key] = _measured(model, shape, trained, activation_checkpointing != "none")
     found = _FOOTPRINTS[key]
@@ -119,7 +114,26 @@ def measure(
     return replace(found, blocks=blocks)
 
 
+def forward_bytes(model: EditModel, shape: StepShape, params: TrainingParams, settings: RunSettings) -> int:
+    """Peak bytes of activations of a forward pass without gradients, counted as in `measure`. Cached by shape."""
+    trained = _trained(params, settings)
+    key = _key(model, shape, trained)
+    if key not in _FORWARDS:
+        config = model.transformer_config()
+        _FORWARDS[key] = max(
+            _Run(model.family, {**config, **change}, shape, trained, checkpointed=False).forward_peak()
+            for change in model.family.few_blocks(1)
+        )
+    return _FORWARDS[key]
+
+
 _FOOTPRINTS: dict[tuple, Footprint] = {}
+_FORWARDS: dict[tuple, int] = {}
+
+
+def _key(model: EditModel, shape: StepShape, trained: _Trained) -> tuple:
+    config = json.dumps(dict(model.transformer_config()), sort_keys=True, default=str)
+    return type(model.family), model.policy, config, shape, trained
 
 
 BLOCKS = 3
@@ -139,10 +153,19 @@ class _Trained:
     """A full fine-tune's weights are in the compute dtype, updated with stochastic rounding."""
 
 
+def _trained(params: TrainingParams, settings: RunSettings) -> _Trained:
+    return _Trained(
+        rank=params.lora_rank if params.use_lora else None,
+        targets=settings.lora_targets,
+        rounded=settings.optimizer == "adafactor",
+    )
+
+
 def _measured(model: EditModel, shape: StepShape, trained: _Trained, checkpointed: bool) -> Footprint:
     blocks = {}
     for change in model.family.few_blocks(BLOCKS):
         run = _Run(model.family, {**model.transformer_config(), **change}, shape, trained, checkpointed)
+        run.measure()
         blocks[type(blocks_of(run.transformer)[0]).__name__] = BlockFootprint(run.saved, run.work)
     return Footprint(run.around, run.tokens, blocks)
 
@@ -164,16 +187,16 @@ class _Run:
         trained: _Trained,
         checkpointed: bool,
     ) -> None:
-        with FakeTensorMode():
+        self.family, self.shape, self.mode = family, shape, FakeTensorMode()
+        with self.mode:
             self.transformer = family.bare_transformer(config)
             self._train(family, trained, shape)
             if checkpointed:
                 cast("ModelMixin", self.transformer).enable_gradient_checkpointing(_checkpointed)
-            inputs = _inputs(family, config, shape)
-            noisy, controls, text, _ = inputs
+            self.inputs = _inputs(family, config, shape)
+            noisy, controls, text, _ = self.inputs
             images = sum(image.tokens.shape[1] for image in (noisy, *controls))
             self.tokens = images + text["prompt_embeds"].shape[1]
-            self._measure(family, inputs, shape)
 
     def _train(self, family: Family, trained: _Trained, shape: StepShape) -> None:
         full = trained.rank is None
@@ -200,7 +223,16 @@ class _Run:
             self.transformer.set_submodule(name, QuantizedLinear(quantized, layer.in_features, layer.bias.detach()))
         set_quantize_activations(self.transformer, shape.quantize_activations)
 
-    def _measure(self, family: Family, inputs: tuple, shape: StepShape) -> None:
+    def forward_peak(self) -> int:
+        """Peak bytes of a forward pass without gradients."""
+        live = LiveBytes([*self.transformer.parameters(), *self.transformer.buffers()])
+        with self.mode, torch.no_grad(), live, self._computing(live):
+            self._predict()
+        return live.peak
+
+    def measure(self) -> None:
+        """Run forward and backward; sets `around`, `saved` and `work`, as in Footprint and BlockFootprint."""
+        shape = self.shape
         live = LiveBytes([*self.transformer.parameters(), *self.transformer.buffers()])
         marks: list[int] = []
         for block in blocks_of(self.transformer):
@@ -210,13 +242,21 @@ class _Run:
         for parameter in self.transformer.parameters():
             if parameter.requires_grad:  # The plan counts gradients with the trained weights.
                 parameter.register_post_accumulate_grad_hook(lambda trained: live.forget(cast("Any", trained.grad)))
-        fused = assume_compiler(live.as_one_kernel) if shape.compiler else nullcontext()
-        with live, fused, torch.autocast("cpu", shape.dtype, enabled=shape.autocast):
-            noisy, controls, text, sigma = inputs
-            velocity = family.predict(self.transformer, noisy, controls, text, sigma, 1.0)
-            velocity.float().square().mean().backward()
+        with self.mode, live, self._computing(live):
+            self._predict().float().square().mean().backward()
         self.around, self.saved = marks[0], marks[BLOCKS - 1] - marks[BLOCKS - 2]
         self.work = live.peak - marks[BLOCKS - 1]
+
+    @contextmanager
+    def _computing(self, live: LiveBytes) -> Iterator[None]:
+        """Context of a pass as the device computes it."""
+        fused = assume_compiler(live.as_one_kernel) if self.shape.compiler else nullcontext()
+        with fused, torch.autocast("cpu", self.shape.dtype, enabled=self.shape.autocast):
+            yield
+
+    def _predict(self) -> torch.Tensor:
+        noisy, controls, text, sigma = self.inputs
+        return self.family.predict(self.transformer, noisy, controls, text, sigma, 1.0)
 
 
 def _as_on_cuda(forward: Callable[..., Any]) -> Callable[..., Any]:

@@ -42,3 +42,12 @@ def codec_bytes_per_pixel(family: Family, dtype: torch.dtype, way: Literal["enco
 def codec_bytes(family: Family, dtype: torch.dtype, pixels: int) -> int:
     """Peak bytes of encoding or decoding images of that many pixels in `dtype`, whichever takes more."""
     return int(pixels * max(codec_bytes_per_pixel(family, dtype, way) for way in ("encode", "decode")))
+
+
+@lru_cache(maxsize=8)
+def codec_weights(family: Family, dtype: torch.dtype) -> int:
+    """Bytes of the weights of the VAE in `dtype`."""
+    with torch.device("meta"):
+        vae = family.vae_file.model.from_config(dict(family.vae_config))
+    assert isinstance(vae, torch.nn.Module)
+    return sum(parameter.numel() for parameter in vae.parameters()) * dtype.itemsize

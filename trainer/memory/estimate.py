@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import replace
@@ -14,7 +15,7 @@ from ..config.settings import Precision, RunSettings
 from ..device import DeviceInfo
 from ..quantization.formats import format_of
 from .activation_bytes import Footprint, measure, step_shape
-from .plan import ACTIVATIONS, ActivationCheckpointing, Plan
+from .plan import ACTIVATIONS, FROZEN, SLOTS, TRAINED, ActivationCheckpointing, Plan
 from .weight_bytes import weight_bytes
 
 if TYPE_CHECKING:
@@ -46,6 +47,10 @@ factored state is negligible."""
 
 SMALL_MODEL_BYTES = 100_000_000
 """Bytes of weights. Activations of smaller models are not measured on the CPU: it takes seconds. A judgement."""
+
+
+MODULATION_EXAMPLES = 64
+"""Examples whose modulation outputs wait in host memory at most: two groups of the 32 that are computed at a time."""
 
 
 def computation_dtype(precision: Precision, device_info: DeviceInfo) -> torch.dtype:
@@ -82,8 +87,9 @@ class MemoryEstimate:
         self.params, self.settings, self.device_info = params, settings, device_info
         self.precision: Precision = precision
         self.dtype = computation_dtype(precision, device_info)
-        transformer = model.empty_transformer()
+        transformer = _empty_transformer(model)
         self.trainable = _trainable(model, transformer, params, settings)
+        self._modulation_outputs = _outputs(transformer, model.family.modulation_layers())
         self.weights = weight_bytes(model, transformer, precision, self.dtype)
         self._measured: dict[ActivationCheckpointing, Footprint] = {}
         self.model, self.shape = model, step_shape(model.family, params, settings, self._plan(), device_info.compiler)
@@ -98,7 +104,7 @@ class MemoryEstimate:
     def plans(self) -> Iterator[Plan]:
         """Yield the plans that the settings allow, from the fastest to the smallest."""
         for plan in self._levers():
-            yield replace(plan, expected=self.expected(plan))
+            yield replace(plan, expected=self.expected(plan), inputs_host_bytes=self._inputs_on_host(plan))
 
     def _levers(self) -> Iterator[Plan]:
         settings, blocks = self.settings, len(self.weights.blocks)
@@ -175,9 +181,9 @@ class MemoryEstimate:
         each = TRAINED_BYTES[optimizer] if self.params.use_lora else full_fine_tune_bytes(optimizer, self.dtype)
         saved, work = self._activations(plan)
         components = {
-            "frozen weights": resident + modulation,
-            "slots for streamed blocks": 2 * max(streamed, default=0),
-            "trained weights, gradients, optimizer": self.trainable * each,
+            FROZEN: resident + modulation,
+            SLOTS: 2 * max(streamed, default=0),
+            TRAINED: self.trainable * each,
             ACTIVATIONS: saved,
             "workspace of the largest block": work,
             "driver and allocator": self.device_info.reserve(saved + work),
@@ -188,12 +194,18 @@ class MemoryEstimate:
         """Estimate the bytes of host memory that training takes besides; 0 on the CPU, where it is the device's."""
         if self.device_info.is_cpu:
             return 0
-        modulation = sum(self.weights.modulation) if plan.modulation_on_host else 0
-        inputs = 0
-        if plan.inputs_on_host:
-            inputs = sum(self._footprint("full").blocks[kind].saved for kind in self.weights.block_kinds)
+        modulation = 0
+        if plan.modulation_on_host:
+            outputs = MODULATION_EXAMPLES * self._modulation_outputs * self.dtype.itemsize
+            modulation = sum(self.weights.modulation) + outputs
         streamed = sum(self.weights.blocks[index] for index in plan.streamed)
-        return modulation + streamed + inputs
+        return modulation + streamed + plan.inputs_host_bytes
+
+    def _inputs_on_host(self, plan: Plan) -> int:
+        """Bytes of the inputs of checkpointed blocks that wait in host memory."""
+        if not plan.inputs_on_host:
+            return 0
+        return sum(self._footprint("full").blocks[kind].saved for kind in self.weights.block_kinds)
 
     def _activations(self, plan: Plan) -> tuple[int, int]:
         """Bytes of saved activations, and of the workspace of the block, at the peak of the backward pass."""
@@ -212,6 +224,23 @@ class MemoryEstimate:
         return at_peak[0] + fetched, at_peak[1]
 
 
+def _empty_transformer(model: EditModel) -> torch.nn.Module:
+    """The model's transformer without storage, of which the last are kept: building one takes seconds."""
+    key = type(model.family), json.dumps(dict(model.transformer_config()), sort_keys=True, default=str)
+    if key not in _EMPTY:
+        if len(_EMPTY) == KEPT_TRANSFORMERS:
+            del _EMPTY[next(iter(_EMPTY))]
+        _EMPTY[key] = model.empty_transformer()
+    return _EMPTY[key]
+
+
+KEPT_TRANSFORMERS = 4
+"""Empty transformers that are kept. A judgement: programs plan for one or two models."""
+
+
+_EMPTY: dict[tuple, torch.nn.Module] = {}
+
+
 def _repeat(mode: ActivationCheckpointing, count: int) -> tuple[ActivationCheckpointing, ...]:
     single: tuple[ActivationCheckpointing, ...] = (mode,)
     return single * count
@@ -220,6 +249,16 @@ def _repeat(mode: ActivationCheckpointing, count: int) -> tuple[ActivationCheckp
 def spread_blocks(blocks: int, count: int) -> frozenset[int]:
     """Choose `count` of the blocks, evenly spread, so that copies overlap with the other blocks' compute."""
     return frozenset(index * blocks // count for index in range(count))
+
+
+def _outputs(transformer: torch.nn.Module, layers: str) -> int:
+    """Values that the Linears named by the pattern `layers` compute for one example."""
+    named = re.compile(layers)
+    return sum(
+        module.out_features
+        for name, module in transformer.named_modules()
+        if isinstance(module, torch.nn.Linear) and named.fullmatch(name)
+    )
 
 
 def _trainable(model: EditModel, transformer: torch.nn.Module, params: TrainingParams, settings: RunSettings) -> int:

@@ -5,12 +5,13 @@ from __future__ import annotations
 
 import weakref
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_leaves, tree_map
+from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
 
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
@@ -43,13 +44,23 @@ class LiveBytes(TorchDispatchMode):
         self._others.add(storage)
 
     def as_one_kernel(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Call a function as compiled to one kernel, whose results alone take memory: for `assume_compiler`."""
+        """Call a function as compiled to one kernel, whose results alone take memory: for `assume_compiler`.
+
+        Its results' shapes are remembered for the next call with inputs of the same: of all operations, those in such
+        functions are most.
+        """
+        leaves, structure = tree_flatten(args)
+        key = function, str(structure), *map(_layout, leaves)
+        if key in _RESULTS:
+            return tree_map(_empty, _RESULTS[key])
         self._paused = True
         try:
             result = function(*args)
         finally:
             self._paused = False
         self._count(result)
+        if not _storages(result) & _storages(args):
+            _RESULTS[key] = tree_map(_layout, result)
         return result
 
     def _count(self, result: Any) -> None:
@@ -63,6 +74,30 @@ class LiveBytes(TorchDispatchMode):
 
     def _gone(self, size: int) -> None:
         self.now -= size
+
+
+@dataclass(frozen=True, slots=True)
+class _Layout:
+    """Shape, strides and dtype of a tensor without storage."""
+
+    shape: torch.Size
+    stride: tuple[int, ...]
+    dtype: torch.dtype
+
+
+def _layout(value: Any) -> Any:
+    return _Layout(value.shape, value.stride(), value.dtype) if isinstance(value, torch.Tensor) else value
+
+
+def _storages(tensors: Any) -> set[torch.UntypedStorage]:
+    return {tensor.untyped_storage() for tensor in tree_leaves(tensors) if isinstance(tensor, torch.Tensor)}
+
+
+def _empty(value: Any) -> Any:
+    return torch.empty_strided(value.shape, value.stride, dtype=value.dtype) if isinstance(value, _Layout) else value
+
+
+_RESULTS: dict[tuple, Any] = {}
 
 
 FLOAT32_ON_CUDA = frozenset(

@@ -10,12 +10,27 @@ import torch
 
 from ..config.settings import Precision
 
+FROZEN, SLOTS, TRAINED = "frozen weights", "slots for streamed blocks", "trained weights, gradients, optimizer"
+"""Keys of `Plan.expected`: what lies on the device between steps."""
+
+
 ACTIVATIONS = "activations"
 """Key of `Plan.expected`: activations saved for the backward pass. Missing where they were not estimated."""
 
 
 ActivationCheckpointing = Literal["none", "selective", "full"]
 """Activation checkpointing of a block: none; selective, which saves the attention output; or full."""
+
+
+@dataclass(frozen=True, slots=True)
+class PhaseMemory:
+    """Memory that one phase of a run takes at its peak."""
+
+    name: Literal["encoding texts", "encoding images", "loading", "training", "sampling"]
+    device: int
+    """Bytes of the device."""
+    host: int
+    """Bytes of host memory."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -51,7 +66,9 @@ class Plan:
     sharded: bool = False
     """The transformer's weights are sharded over the processes of the run."""
     expected: Mapping[str, int] = field(default_factory=dict)
-    """Bytes of device memory by use."""
+    """Bytes of device memory by use, at the peak of a training step."""
+    phases: tuple[PhaseMemory, ...] = ()
+    """All phases of the run, the training step included; empty on the CPU."""
 
     def activation_checkpointing_of(self, block: int) -> ActivationCheckpointing:
         """Return the mode of this block."""

@@ -15,7 +15,8 @@ from ..distributed.processes import SingleProcess
 from ..errors import BadInput
 from ..quantization.formats import format_of
 from .estimate import MemoryEstimate, computation_dtype, quantizes_activations, spread_blocks
-from .plan import Plan
+from .phases import Phases
+from .plan import PhaseMemory, Plan
 from .weight_bytes import weight_bytes
 
 if TYPE_CHECKING:
@@ -33,11 +34,13 @@ def make_plan(model: EditModel, params: TrainingParams, settings: RunSettings, d
     says what would.
     """
     _check(params, settings)
-    plans = list(_plans(model, params, settings, device_info))
-    for plan, fits in plans:
+    smallest = None
+    for plan, fits in _plans(model, params, settings, device_info):
         if fits:
             return plan
-    smallest = min((plan for plan, _ in plans), key=lambda plan: plan.bytes)
+        if smallest is None or _missing(plan, device_info) < _missing(smallest, device_info):
+            smallest = plan
+    assert smallest is not None
     if device_info.is_cpu:
         return smallest
     raise BadInput(_refusal(model, params, settings, device_info, smallest))
@@ -46,24 +49,68 @@ def make_plan(model: EditModel, params: TrainingParams, settings: RunSettings, d
 def _plans(
     model: EditModel, params: TrainingParams, settings: RunSettings, device_info: DeviceInfo
 ) -> Iterator[tuple[Plan, bool]]:
-    """Yield the plans that the settings allow, in order of preference, each with whether it fits."""
+    """Yield the plans that the settings allow, in order of preference, each with whether all of its phases fit.
+
+    Phases are counted only where the training itself fits, and not on the CPU, which has one memory.
+    """
     for precision in precisions(settings, device_info):
         needs = MemoryEstimate(model, params, settings, device_info, precision)
+        phases = Phases(needs)
         for plan in needs.plans():
-            yield plan, plan.bytes <= device_info.free and needs.host_bytes(plan) <= device_info.host
+            fits = plan.bytes <= device_info.free and needs.host_bytes(plan) <= device_info.host
+            if fits and not device_info.is_cpu:
+                plan = replace(plan, phases=phases.of(plan))
+                if _too_large(plan, device_info) and not params.cache_text_embeddings:
+                    plan = replace(plan, stream_text_encoder=True)
+                    plan = replace(plan, phases=phases.of(plan))
+                fits = not _too_large(plan, device_info)
+            yield plan, fits
+
+
+def _too_large(plan: Plan, device_info: DeviceInfo) -> list[PhaseMemory]:
+    return [phase for phase in plan.phases if phase.device > device_info.free or phase.host > device_info.host]
+
+
+def _missing(plan: Plan, device_info: DeviceInfo) -> tuple[int, int]:
+    """Measure how far a plan is from fitting: first whether the training fits, then the missing bytes."""
+    phases = [max(phase.device - device_info.free, 0) + max(phase.host - device_info.host, 0) for phase in plan.phases]
+    return (0, max(phases)) if phases else (1, plan.bytes)
 
 
 def _refusal(
     model: EditModel, params: TrainingParams, settings: RunSettings, device_info: DeviceInfo, smallest: Plan
 ) -> str:
+    """Say what does not fit, and what would make it fit."""
+    free = f"{device_info.free / 1e9:.1f} GB are free, besides {device_info.host / 1e9:.0f} GB of host memory"
+    if too_large := _too_large(smallest, device_info):
+        phases = ", and ".join(
+            f"{phase.name} takes {phase.device / 1e9:.1f} GB of device and {phase.host / 1e9:.1f} GB of host memory"
+            for phase in too_large
+        )
+        fault = f"with these settings, {phases}; {free}."
+    else:
+        fault = (
+            f"with these settings it takes at least {smallest.bytes / 1e9:.1f} GB of device memory "
+            f"({smallest.sum_line()}), and {free}."
+        )
+    advice = _advice(model, params, settings, device_info)
+    if advice is None and any(phase.name == "encoding texts" for phase in too_large) and model.ports is None:
+        advice = "A smaller text encoder helps: give one in fp8 as a file."
+    return f"The training does not fit: {fault} {advice or 'No setting makes it fit.'}"
+
+
+def _advice(model: EditModel, params: TrainingParams, settings: RunSettings, device_info: DeviceInfo) -> str | None:
+    """Name the changes of the request and the settings that make it fit, each alone or some together; None: none do."""
     changes: dict[str, tuple[dict[str, object], dict[str, object]]] = {
         'offload "auto"': ({}, {"offload": "auto"}),
         'gradient_checkpointing "auto"': ({}, {"gradient_checkpointing": "auto"}),
+        "cache_text_embeddings true": ({"cache_text_embeddings": True}, {}),
         'precision "int8"': ({}, {"precision": "int8"}),
         'precision "nf4"': ({}, {"precision": "nf4"}),
         "batch_size 1": ({"batch_size": 1}, {}),
         "resolution 768": ({}, {"resolution": 768}),
         "resolution 512": ({}, {"resolution": 512}),
+        "sample_width and sample_height 512": ({"sample_width": 512, "sample_height": 512}, {}),
         "use_lora true": ({"use_lora": True}, {}),
     }
 
@@ -71,6 +118,8 @@ def _refusal(
         others = [changes[name] for name in names]
         new = params.model_copy(update={key: value for change, _ in others for key, value in change.items()})
         how = settings.model_copy(update={key: value for _, change in others for key, value in change.items()})
+        if (new, how) == (params, settings):
+            return False
         try:
             _check(new, how)
         except BadInput:
@@ -79,19 +128,17 @@ def _refusal(
 
     resolution = settings.resolution or model.family.variant.resolution
     possible = [name for name in changes if not (name.startswith("resolution") and int(name.split()[1]) >= resolution)]
-    helpful = [name for name in possible if fits(name)]
-    together = ('precision "nf4"', "batch_size 1", "resolution 512", 'offload "auto"', 'gradient_checkpointing "auto"')
-    if helpful:
-        advice = "It fits with " + ", or ".join(helpful) + "."
-    elif fits(*together):
-        advice = "It fits with " + ", ".join(together) + " together."
-    else:
-        advice = "No setting makes it fit."
-    return (
-        f"The training does not fit: with these settings it takes at least {smallest.bytes / 1e9:.1f} GB of device "
-        f"memory ({smallest.sum_line()}), and {device_info.free / 1e9:.1f} GB are free, besides "
-        f"{device_info.host / 1e9:.0f} GB of host memory. {advice}"
+    if helpful := [name for name in possible if fits(name)]:
+        return "It fits with " + ", or ".join(helpful) + "."
+    together = (
+        "cache_text_embeddings true",
+        'precision "nf4"',
+        "batch_size 1",
+        "resolution 512",
+        'offload "auto"',
+        'gradient_checkpointing "auto"',
     )
+    return "It fits with " + ", ".join(together) + " together." if fits(*together) else None
 
 
 def precisions(settings: RunSettings, device_info: DeviceInfo) -> list[Precision]:
