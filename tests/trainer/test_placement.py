@@ -273,13 +273,13 @@ CUDNN = SDPBackend.CUDNN_ATTENTION
 def chosen(monkeypatch):
     """The attention backends that a CUDA device of a capability gets, in their order; torch's own: none."""
 
-    def choose(capability: tuple[int, int], masked: bool = False) -> list[SDPBackend]:
+    def choose(capability: tuple[int, int], masked: bool = False, heads: int = 24) -> list[SDPBackend]:
         monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
         asked: list[SDPBackend] = []
         monkeypatch.setattr(
             placement_module, "sdpa_kernel", lambda order, set_priority: asked.extend(order) or nullcontext()
         )
-        with placement_module.attention_backend(torch.device("cuda", 0), masked):
+        with placement_module.attention_backend(torch.device("cuda", 0), masked, heads):
             return asked
 
     return choose
@@ -288,9 +288,9 @@ def chosen(monkeypatch):
 @pytest.mark.parametrize("capability", [(9, 0), (10, 0)])
 def test_cudnn_attention_comes_first_where_it_is_right(chosen, capability):
     assert chosen(capability)[0] == CUDNN
-    masked = chosen(capability, masked=True)
-    assert masked
-    assert CUDNN not in masked
+    for wrong in (chosen(capability, masked=True), chosen(capability, heads=1)):
+        assert wrong
+        assert CUDNN not in wrong
 
 
 @pytest.mark.parametrize("capability", [(7, 5), (8, 0), (8, 9), (10, 3), (12, 0), (12, 1)])

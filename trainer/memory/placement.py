@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
 from itertools import chain
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import nn
@@ -19,6 +19,8 @@ from .modulation import Modulation, ModulationOutputs, modulation_linears
 from .pinned import BATCH_BYTES
 
 if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
+
     from ..models.family import Family
     from .plan import Plan
 
@@ -29,7 +31,9 @@ MAX_COMPILED_VARIANTS = 32
 
 CUDNN_CAPABILITIES = ((9, 0), (10, 0))
 """Compute capabilities on which cuDNN's attention is the fastest. On others, such as 12.0, and with a mask its
-gradients have been reported wrong or NaN (https://github.com/pytorch/pytorch/issues/162073, 171627, 196678)."""
+gradients have been reported wrong or NaN (https://github.com/pytorch/pytorch/issues/162073, 171627, 196678). With a
+single head they are wrong too, as measured on 9.0 with torch 2.11: the strides of heads and positions are equal there,
+and the backward pass takes one dimension for the other."""
 
 
 class Placement:
@@ -112,7 +116,8 @@ class Placement:
     def forward(self, outputs: ModulationOutputs | None = None, masked: bool = False) -> Iterator[None]:
         """Context for one forward pass and its backward pass; `masked`: attention has a mask."""
         modulation = self.modulation.using(outputs) if self.modulation is not None and outputs is not None else None
-        with attention_backend(self.device, masked), modulation or nullcontext():
+        heads = cast("ModelMixin", self.transformer).config["num_attention_heads"]
+        with attention_backend(self.device, masked, heads), modulation or nullcontext():
             yield
 
     def _streamed_tensors(self) -> list[torch.Tensor]:
@@ -124,14 +129,14 @@ def _tensors(module: nn.Module) -> list[torch.Tensor]:
     return [*module.parameters(), *module.buffers()]
 
 
-def attention_backend(device: torch.device, masked: bool = False) -> AbstractContextManager[Any]:
-    """Context in which attention prefers the fastest kernel with a backward pass, among those that torch has enabled:
-    cuDNN's on the GPUs of `CUDNN_CAPABILITIES`, and never `masked`."""
+def attention_backend(device: torch.device, masked: bool, heads: int) -> AbstractContextManager[Any]:
+    """Context in which attention of `heads` heads prefers the fastest kernel with a backward pass, among those that
+    torch has enabled: cuDNN's on the GPUs of `CUDNN_CAPABILITIES`, never `masked` or with one head."""
     if device.type != "cuda" or torch.cuda.get_device_capability(device) not in CUDNN_CAPABILITIES:
         return nullcontext()
     enabled = torch.backends.cuda
     order = {
-        SDPBackend.CUDNN_ATTENTION: enabled.cudnn_sdp_enabled() and not masked,
+        SDPBackend.CUDNN_ATTENTION: enabled.cudnn_sdp_enabled() and not masked and heads > 1,
         SDPBackend.FLASH_ATTENTION: enabled.flash_sdp_enabled(),
         SDPBackend.EFFICIENT_ATTENTION: enabled.mem_efficient_sdp_enabled(),
         SDPBackend.MATH: enabled.math_sdp_enabled(),
