@@ -29,6 +29,11 @@ MIN_DYNAMIC = 32
 """Sizes above it are compiled for any size. Below lie batch sizes and ranks, which do not change in a run."""
 
 
+MAX_VARIANTS = 32
+"""Most compiled variants of one function or class of blocks. A judgement: widths, batch sizes and optional inputs of
+one run stay below."""
+
+
 _assumed: list[Runner | None] = []
 _failed: list[str] = []
 
@@ -86,6 +91,7 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
         if _assumed and (run := _assumed[-1]) is not None:
             return run(function, args)
         if not variant:
+            allow_variants()
             variant.append(torch.compile(function, dynamic=False))  # not before: importing the compiler takes seconds
         try:
             return variant[0](*map(_prepared, args), **kwargs)
@@ -96,6 +102,13 @@ def compiled(function: Callable[P, T]) -> Callable[P, T]:
             return function(*args, **kwargs)
 
     return call
+
+
+def allow_variants() -> None:
+    """Let torch compile `MAX_VARIANTS` variants of a function or block; its own limit is 8."""
+    config = torch._dynamo.config
+    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
+    setattr(config, limit, max(MAX_VARIANTS, getattr(config, limit)))
 
 
 def _prepared(value: Any) -> Any:

@@ -45,7 +45,11 @@ def attend(
     else:
         with around():
             output = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=backend)
-    return output.flatten(2, 3).to(query.dtype)
+    output = output.flatten(2, 3).to(query.dtype)
+    if output.is_cuda and output.requires_grad and not torch.compiler.is_compiling():
+        # cuDNN's backward kernel must not see a part of a wider tensor, as the gradient of a concatenation is.
+        output.register_hook(torch.Tensor.contiguous)
+    return output
 
 
 def keep_attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

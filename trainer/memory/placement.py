@@ -11,6 +11,7 @@ import torch
 from torch import nn
 from torch.nn.attention import SDPBackend, sdpa_kernel
 
+from ..compiled import allow_variants
 from ..distributed.fsdp import shard_transformer
 from ..modules import blocks_of
 from .block_streaming import BlockStreamer
@@ -23,10 +24,6 @@ if TYPE_CHECKING:
 
     from ..models.family import Family
     from .plan import Plan
-
-
-MAX_COMPILED_VARIANTS = 32
-"""Most compiled variants of one class of blocks. A judgement: batch sizes, inputs and LoRAs of one run stay below."""
 
 
 CUDNN_CAPABILITIES = ((9, 0), (10, 0))
@@ -146,10 +143,8 @@ def attention_backend(device: torch.device, masked: bool, heads: int) -> Abstrac
 
 def compile_blocks(transformer: nn.Module) -> None:
     """Compile the forward of each repeated block. Hooks and checkpointing stay outside."""
-    config = torch._dynamo.config
-    # Blocks of one class share their compiled variants: one, then one for any shape, for each batch size and set of
-    # inputs and LoRAs. torch's own limit is 8.
-    limit = "recompile_limit" if hasattr(config, "recompile_limit") else "cache_size_limit"
-    setattr(config, limit, max(MAX_COMPILED_VARIANTS, getattr(config, limit)))
+    # Blocks of one class share their variants: for each batch size and set of inputs and LoRAs one, and one for any
+    # shape.
+    allow_variants()
     for block in blocks_of(transformer):
         block.forward = torch.compile(block.forward)
