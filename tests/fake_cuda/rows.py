@@ -50,6 +50,7 @@ class Row:
 def _findings(run: Run, free: int) -> Iterator[str]:
     reserve = run.plan.expected["driver and allocator"]
     _, *marks = replay(run.log.memory)
+    planned = {phase.name: phase for phase in run.plan.phases}
     reserved = max(mark.peak_reserved for mark in marks)
     yield _line("allocated in a step", run.peak, "planned beside the reserve", run.plan.bytes - reserve)
     yield f"planned is {(run.plan.bytes - reserve) / run.peak - 1:+.1%} of allocated"
@@ -57,10 +58,11 @@ def _findings(run: Run, free: int) -> Iterator[str]:
     yield _line("planned", run.plan.bytes, "free", free)
     yield _line("refused allocations on the card", _refused(run, free), "allowed", 0)
     if run.sampling is not None:
-        yield _line(
-            "allocated in a sampling", run.sampling.peak, "planned beside the reserve", run.plan.bytes - reserve
-        )
-    yield f"in host memory {gigabytes(run.hosted)} GB, {gigabytes(run.steps[0].page_locked)} page-locked in a step"
+        drawing = max(phase.peak for phase in (run.sampling, run.decoding) if phase is not None)
+        yield _line("allocated in a sampling", drawing, "planned", planned["sampling"].device)
+    for phase in run.plan.phases:
+        yield f"planned for {phase.name}: {gigabytes(phase.device)} GB on the card, {gigabytes(phase.host)} on the host"
+    yield _line("in host memory", run.hosted + run.steps[0].page_locked, "planned", planned["training"].host)
 
 
 def _refused(run: Run, free: int) -> int:

@@ -37,7 +37,7 @@ from .card import Card, fake_cuda
 from .log import Log
 
 NAMES = {"kontext": "black-forest-labs/FLUX.1-Kontext-dev", "qwen": "Qwen/Qwen-Image-Edit"}
-PARAMS = TrainingParams(caption_column="c", control_image_column="b", image_column="a")
+PARAMS = TrainingParams(caption_column="c", control_image_column="b", image_column="a", cache_text_embeddings=True)
 DEVICE = torch.device("cuda", 0)
 HOST = 64_000_000_000
 """Bytes of free host memory, as in docs/memory.md."""
