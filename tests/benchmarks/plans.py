@@ -3,7 +3,7 @@
 Run from the repository's root: python tests/benchmarks/plans.py
 
 With --fake-cuda every row is trained and sampled at full depth on a fake card, and printed beside its plan. That takes
-minutes a row; --rows TEXT takes the rows whose name has the text, such as "qwen 1024 on 24".
+minutes a row; --rows TEXT takes the rows whose name has the text, such as "qwen 1024 on 24 GB with 64".
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ if __name__ == "__main__" and "--fake-cuda" in sys.argv:
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
+from itertools import product
 
 from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
@@ -177,8 +178,8 @@ def on_fake_cuda(text: str) -> None:
 
     for family in ("qwen", "kontext"):
         for resolution in RESOLUTIONS:
-            for gb in CARDS:
-                lines = Row(family, resolution, gb, HOST).lines()
+            for gb, host in product(CARDS, (HOST, *SMALLER_HOSTS)):
+                lines = Row(family, resolution, gb, host).lines()
                 if text in (name := next(lines)):
                     print("\n".join([name, *lines]), flush=True)
 
