@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from typing import TYPE_CHECKING
+from weakref import WeakKeyDictionary
+
+import torch
 
 from ..data.resize import Size
 from .activation_bytes import forward_bytes
@@ -14,6 +17,8 @@ from .model_parts import TEXT_WORK_BYTES
 from .plan import FROZEN, SLOTS, TRAINED, PhaseMemory, Plan
 
 if TYPE_CHECKING:
+    from ..models.edit_model import EditModel
+    from ..models.family import Family
     from .estimate import MemoryEstimate
 
 
@@ -90,11 +95,10 @@ class Phases:
         return PhaseMemory("encoding texts", alone, host + plan.expected.get(FROZEN, 0))
 
     def _loading(self, plan: Plan, hosted: int) -> PhaseMemory:
-        weights, placed = self.estimate.weights, self._placed(plan)
-        if plan.sharded:
-            return PhaseMemory("loading", placed, weights.total + LOADING_BYTES + hosted)
-        packed = max((weights.blocks[index] for index in plan.streamed), default=0)
-        return PhaseMemory("loading", placed + LOADING_BYTES, hosted - plan.inputs_host_bytes + packed + LOADING_BYTES)
+        blocks = self.estimate.weights.blocks
+        packed = max((blocks[index] for index in plan.streamed), default=0)
+        host = hosted - plan.inputs_host_bytes + packed + LOADING_BYTES
+        return PhaseMemory("loading", self._placed(plan) + LOADING_BYTES, host)
 
     def _sampling(self, plan: Plan, parts: _Parts, hosted: int) -> PhaseMemory:
         """The transformer draws, then the VAE decodes: beside it, or in its place where both do not fit."""
@@ -113,13 +117,24 @@ class Phases:
         return sum(plan.expected.get(name, 0) for name in (FROZEN, SLOTS, TRAINED))
 
 
+_ENCODERS: WeakKeyDictionary[Family, dict[torch.dtype, EncoderBytes | None]] = WeakKeyDictionary()
+
+
+def _encoder(model: EditModel, dtype: torch.dtype) -> EncoderBytes | None:
+    """Return `encoder_bytes`, counted once for a model: building the encoders without storage takes a second."""
+    counted = _ENCODERS.setdefault(model.family, {})
+    if dtype not in counted:
+        counted[dtype] = encoder_bytes(model, dtype)
+    return counted[dtype]
+
+
 def _parts(estimate: MemoryEstimate) -> _Parts:
     model, params, dtype, shape = estimate.model, estimate.params, estimate.dtype, estimate.shape
     family = model.family
     size = family.sample_size(Size(params.sample_width, params.sample_height))
     control = family.control_size(size, size, "inference")
     sample = forward_bytes(model, replace(shape, batch=1, target=size, controls=(control,)), params, estimate.settings)
-    encoder = encoder_bytes(model, dtype)
+    encoder = _encoder(model, dtype)
     if model.ports is not None or encoder is None:
         return _Parts(EncoderBytes(0, ()), 0, 0, 0, 0, 0, sample)
     largest = max(image.width * image.height for image in (shape.target, *shape.controls))

@@ -68,7 +68,7 @@ class Plan:
     expected: Mapping[str, int] = field(default_factory=dict)
     """Bytes of device memory by use, at the peak of a training step."""
     phases: tuple[PhaseMemory, ...] = ()
-    """All phases of the run, the training step included; empty on the CPU."""
+    """All phases of the run, the training step included; empty on the CPU, and for weights sharded over devices."""
 
     def activation_checkpointing_of(self, block: int) -> ActivationCheckpointing:
         """Return the mode of this block."""

@@ -205,7 +205,7 @@ def joint_plan(
     sharded = processes.world_size > 1 and not params.use_lora
     plan = make_plan(model, params, settings, processes.query_device(device, sharded))
     if sharded:
-        return replace(plan, sharded=True)
+        return replace(plan, sharded=True, phases=())
     if processes.world_size == 1 or format_of(plan.precision) or not plan.streamed or settings.offload != "auto":
         return plan
     resident = settings.model_copy(update={"offload": "phases"})
@@ -213,4 +213,4 @@ def joint_plan(
         plan = make_plan(model, params, resident, processes.query_device(device, sharded=True))
     except BadInput:
         return plan
-    return replace(plan, sharded=True)
+    return replace(plan, sharded=True, phases=())
