@@ -16,6 +16,7 @@ from trainer.config.settings import RunSettings
 from trainer.device import DeviceInfo, assumed_gpu
 from trainer.errors import BadInput
 from trainer.memory.encoder_bytes import encoder_bytes
+from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import PhaseMemory, Plan
 from trainer.memory.planner import make_plan
 from trainer.models.edit_model import EditModel, open_model
@@ -119,6 +120,20 @@ def test_what_a_host_program_loads_is_not_counted(monkeypatch: pytest.MonkeyPatc
     assert theirs["encoding texts"].device == theirs["encoding images"].device == 0
     assert own["encoding images"].device > 0
     assert theirs["training"].device == own["training"].device
+
+
+def test_parts_that_wait_on_the_host_are_known(kontext: EditModel):
+    components = ModelComponents(
+        kontext, torch.device("cpu"), Plan(precision="fp32", dtype=torch.float32, offload="auto")
+    )
+    encoder = encoder_bytes(kontext, torch.float32)
+    assert encoder is not None
+    components.text_encoder()
+    assert components.waiting_bytes == 0
+    components._on_device.clear()
+    assert components.waiting_bytes == pytest.approx(encoder.resident, rel=0.01)
+    components.drop("text_encoder")
+    assert components.waiting_bytes == 0
 
 
 def test_the_cpu_has_no_phases(kontext: EditModel):

@@ -86,6 +86,16 @@ class ModelComponents:
             codec.use_tiles(work > free_memory(self.device))
         return codec
 
+    @property
+    def waiting_bytes(self) -> int:
+        """Bytes of text encoder and VAE in host memory, where they wait or are streamed from."""
+        waiting = 0
+        for name, part in self._loaded.items():
+            module, streamed = getattr(part, "module", None), isinstance(getattr(part, "mover", None), StreamedModule)
+            if module is not None and (streamed or name not in self._on_device):
+                waiting += _module_bytes(module)
+        return waiting
+
     def notices(self) -> Iterator[Notice]:
         """Yield what the user should know about the memory of the run, each thing once."""
         codec = self._loaded.get("codec")

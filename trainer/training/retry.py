@@ -79,9 +79,14 @@ class MemoryRetry:
         context = self.context
         self._memory = int(SMALLER * min(self._memory, usable_memory(context.components.device)))
         settings = resumed_settings(context.run, context.settings)
+        # The plan counts the parts that wait in host memory; these have theirs already.
+        host = device_info.host + context.components.waiting_bytes
         try:
             return make_plan(
-                context.components.model, context.params, settings, replace(device_info, free=self._memory)
+                context.components.model,
+                context.params,
+                settings,
+                replace(device_info, free=self._memory, host=host),
             )
         except BadInput as error:
             raise RunFailed(f"{OUT_OF_MEMORY}\n{error}") from None
