@@ -31,9 +31,9 @@ LOADING_BYTES = 600_000_000
 Kontext's of 7 x 3072 x 3072 values in bf16, and its values in float32 while they are quantized. Rounded up."""
 
 
-EXPORTED_LORA, EXPORTED_TRANSFORMER = 2, 6
-"""Bytes a trained weight while samples are drawn: a LoRA's values as exported; of a full fine-tune those and the
-float32 values that return afterwards."""
+EXPORTED_LORA = 2
+"""Bytes a weight of a LoRA's values as exported, which samples are drawn with. The second copy of a full fine-tune's
+weights takes the place of its gradients, which are freed by then."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -103,7 +103,7 @@ class Phases:
     def _sampling(self, plan: Plan, parts: _Parts, hosted: int) -> PhaseMemory:
         """The transformer draws, then the VAE decodes: beside it, or in its place where both do not fit."""
         estimate = self.estimate
-        exported = EXPORTED_LORA if estimate.params.use_lora else EXPORTED_TRANSFORMER
+        exported = EXPORTED_LORA if estimate.params.use_lora else 0
         placed = self._placed(plan) + estimate.trainable * exported
         drawing = placed + parts.sample_work + estimate.device_info.reserve(parts.sample_work)
         beside = placed + parts.codec + parts.decode_work
