@@ -222,7 +222,7 @@ def kept_bytes(model, how: Plan) -> int:
     counting = LiveBytes([*transformer.parameters(), *transformer.buffers()])
     with counting:
         result = model.family.predict(transformer, batch.clean, batch.controls, batch.texts[0].text, batch.sigmas, 1.0)
-    inputs = [tensor for kept in gc.get_objects() if isinstance(kept, _Inputs) for tensor in kept.host]
+    inputs = [tensor for kept in gc.get_objects() if type(kept) is _Inputs for tensor in kept.host]
     host = sum(tensor.untyped_storage().nbytes() for tensor in inputs)  # of whole buffers
     assert (host > 0) == how.inputs_on_host
     assert result.requires_grad
