@@ -6,10 +6,11 @@ python -m tests.benchmarks.traffic [--plain] [--side 1024]
 from __future__ import annotations
 
 import argparse
+from typing import Any
 
 from tests.fake_cuda import shim
 
-PLANS = {
+PLANS: dict[str, dict[str, Any]] = {
     "int8 products, selective": {"precision": "int8", "gradient_checkpointing": "selective"},
     "int8 products, full": {"precision": "int8", "gradient_checkpointing": "on"},
     "bf16, nothing recomputed": {"precision": "bf16", "gradient_checkpointing": "off"},

@@ -7,7 +7,7 @@ are not counted. Compiled functions count by what they read and write.
 
 from __future__ import annotations
 
-from collections import Counter
+from collections import Counter, defaultdict
 from dataclasses import dataclass, replace
 
 from tests.benchmarks.synthetic import random_batches
@@ -67,7 +67,7 @@ class Work:
     def table(self) -> dict[str, float]:
         """Gigabytes by name in the table, and kernels."""
         named = {kind: name for name, kinds in KINDS.items() for kind in kinds}
-        sums: Counter[str] = Counter()
+        sums: defaultdict[str, float] = defaultdict(float)
         for kind, size in self.bytes.items():
             sums[named.get(kind, "elementwise")] += size / 1e9
         return {**{name: sums[name] for name in ("elementwise", "quantize", "lora")}, "kernels": self.kernels.total()}
@@ -87,7 +87,7 @@ class Work:
 
 def step_work(which: str, settings: RunSettings, compiler: bool, **layers: int) -> Work:
     """Count the forward and backward pass of a model of that many blocks."""
-    model = fake_model(which, **layers)
+    model = fake_model(which, None, **layers)
     plan = make_plan(model, PARAMS, settings, device_info(CARD))
     plan = replace(plan, modulation_on_host=True)
     with fake_cuda(CARD, compiler=compiler) as log:
@@ -116,7 +116,7 @@ def full_depth(which: str, settings: RunSettings, compiler: bool) -> Work:
     kinds = Counter(type(block).__name__ for block in blocks_of(whole.empty_transformer()))
     counts: list[Counter[str]] = [Counter(), Counter(), Counter()]
     for changes in zip(whole.family.few_blocks(2), whole.family.few_blocks(3), strict=True):
-        kind = type(blocks_of(fake_model(which, **changes[0]).empty_transformer())[0]).__name__
+        kind = type(blocks_of(fake_model(which, None, **changes[0]).empty_transformer())[0]).__name__
         works = [step_work(which, settings, compiler, **change) for change in changes]
         for total, few, many in zip(counts, *([w.flops, w.bytes, w.kernels] for w in works), strict=True):
             for name in many:

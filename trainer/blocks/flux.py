@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.embeddings import apply_rotary_emb
@@ -23,6 +23,14 @@ class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
     """diffusers' block, of whose class name and modules nothing changes, with a forward pass of fewer kernels."""
 
     calls_attend = True
+    # Modules, whose attributes nn.Module types as Tensor | Module.
+    attn: Any
+    norm1: Any
+    norm1_context: Any
+    norm2: Any
+    norm2_context: Any
+    ff: Any
+    ff_context: Any
 
     def forward(
         self,
@@ -71,7 +79,7 @@ class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
             query, key = attn.norm_q(query), attn.norm_k(key)
             txt_query, txt_key = attn.norm_added_q(txt_query), attn.norm_added_k(txt_key)
             query, key = torch.cat([txt_query, query], dim=1), torch.cat([txt_key, key], dim=1)
-            query, key = (apply_rotary_emb(part, rotary, sequence_dim=1) for part in (query, key))
+            query, key = (_rotated(part, rotary) for part in (query, key))
         value = torch.cat([txt_value, value], dim=1)
         output = attend(query, key, value, None, attn.processor._attention_backend)
         text_output, image_output = output.split([text.shape[1], image.shape[1]], dim=1)
@@ -82,6 +90,11 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
     """diffusers' block, of whose class name and modules nothing changes, with a forward pass of fewer kernels."""
 
     calls_attend = True
+    # Modules, whose attributes nn.Module types as Tensor | Module.
+    attn: Any
+    norm: Any
+    proj_mlp: Any
+    proj_out: Any
 
     def forward(
         self,
@@ -109,7 +122,7 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
             query, key = join_rotated([query], [key], *weights, _table(image_rotary_emb), attn.norm_q.eps)
         else:
             query, key = attn.norm_q(query), attn.norm_k(key)
-            query, key = (apply_rotary_emb(part, image_rotary_emb, sequence_dim=1) for part in (query, key))
+            query, key = (_rotated(part, image_rotary_emb) for part in (query, key))
         output = attend(query, key, value, None, attn.processor._attention_backend)
         tokens = gated_residual(tokens, gate, self.proj_out(join_gelu(output, wide)))
         if tokens.dtype == torch.float16:
@@ -118,11 +131,16 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
         return text, image
 
 
-def _heads(projected: list[torch.Tensor], attn: transformer_flux.FluxAttention) -> list[torch.Tensor]:
+def _heads(projected: list[torch.Tensor], attn: Any) -> list[torch.Tensor]:
     return [part.unflatten(-1, (-1, attn.head_dim)) for part in projected]
 
 
-def _rotates(query: torch.Tensor, attn: transformer_flux.FluxAttention) -> bool:
+def _rotated(values: torch.Tensor, rotary: Pair) -> torch.Tensor:
+    pair: Any = rotary  # diffusers annotates a tuple of one, and the result as a pair
+    return cast("torch.Tensor", apply_rotary_emb(values, pair, sequence_dim=1))
+
+
+def _rotates(query: torch.Tensor, attn: Any) -> bool:
     """Tell whether norm and rotation are one kernel; the norms' weights get no gradient there."""
     weight = attn.norm_q.weight
     return fuses(query) and isinstance(weight, nn.Parameter) and not weight.requires_grad

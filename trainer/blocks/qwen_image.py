@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, cast
 
 import torch
 from diffusers.models.transformers import transformer_qwenimage
@@ -22,6 +22,16 @@ class QwenImageTransformerBlock(transformer_qwenimage.QwenImageTransformerBlock)
     """diffusers' block, of whose class name and modules nothing changes, with a forward pass of fewer kernels."""
 
     calls_attend = True
+    # Modules, whose attributes nn.Module types as Tensor | Module.
+    attn: Any
+    img_mod: Any
+    txt_mod: Any
+    img_norm1: Any
+    img_norm2: Any
+    txt_norm1: Any
+    txt_norm2: Any
+    img_mlp: Any
+    txt_mlp: Any
 
     def forward(
         self,
@@ -42,7 +52,7 @@ class QwenImageTransformerBlock(transformer_qwenimage.QwenImageTransformerBlock)
             return super().forward(
                 hidden_states,
                 encoder_hidden_states,
-                encoder_hidden_states_mask,
+                cast("torch.Tensor", encoder_hidden_states_mask),  # diffusers takes None too
                 temb,
                 image_rotary_emb,
                 joint_attention_kwargs,
@@ -83,15 +93,18 @@ class QwenImageTransformerBlock(transformer_qwenimage.QwenImageTransformerBlock)
         else:
             query, key = attn.norm_q(query), attn.norm_k(key)
             txt_query, txt_key = attn.norm_added_q(txt_query), attn.norm_added_k(txt_key)
-            query, key = (apply_rotary_emb_qwen(part, rotary[0], use_real=False) for part in (query, key))
-            txt_query, txt_key = (
-                apply_rotary_emb_qwen(part, rotary[1], use_real=False) for part in (txt_query, txt_key)
-            )
+            query, key = (_rotated(part, rotary[0]) for part in (query, key))
+            txt_query, txt_key = (_rotated(part, rotary[1]) for part in (txt_query, txt_key))
             query, key = torch.cat([txt_query, query], dim=1), torch.cat([txt_key, key], dim=1)
         value = torch.cat([txt_value, value], dim=1)
         output = attend(query, key, value, _joint_mask(mask, image), attn.processor._attention_backend)
         text_output, image_output = output.split([text.shape[1], image.shape[1]], dim=1)
         return attn.to_out[0](image_output.contiguous()), attn.to_add_out(text_output.contiguous())
+
+
+def _rotated(values: torch.Tensor, frequencies: torch.Tensor) -> torch.Tensor:
+    # diffusers annotates a pair, and returns one tensor.
+    return cast("torch.Tensor", apply_rotary_emb_qwen(values, frequencies, use_real=False))
 
 
 def _joint_mask(mask: torch.Tensor | None, image: torch.Tensor) -> torch.Tensor | None:

@@ -39,12 +39,14 @@ class _JoinRotated(torch.autograd.Function):
     ) -> tuple[torch.Tensor, torch.Tensor]:
         ctx.save_for_backward(table, *tensors)
         ctx.eps, ctx.streams = eps, streams
-        return _join_rotated(*_groups(tensors, streams), table, eps)
+        queries, keys, query_weights, key_weights = _groups(tensors, streams)
+        return _join_rotated(queries, keys, query_weights, key_weights, table, eps)
 
     @staticmethod
     def backward(ctx: Any, query_grad: torch.Tensor, key_grad: torch.Tensor) -> tuple[torch.Tensor | None, ...]:
         table, *tensors = ctx.saved_tensors
-        gradients = _join_rotated_grad(*_groups(tensors, ctx.streams), table, query_grad, key_grad, ctx.eps)
+        queries, keys, *weights = _groups(tensors, ctx.streams)
+        gradients = _join_rotated_grad(queries, keys, weights[0], weights[1], table, query_grad, key_grad, ctx.eps)
         return (None, None, None, *gradients, *[None] * (2 * ctx.streams))
 
 

@@ -72,21 +72,20 @@ class _SharedLora(torch.autograd.Function):
     def backward(ctx: Any, *gradients: torch.Tensor | None) -> tuple[Any, ...]:
         input, features, *tensors = ctx.saved_tensors
         a, b, weights, scales = (tensors[i * len(ctx.layers) : (i + 1) * len(ctx.layers)] for i in range(4))
-        outputs = [None if gradient is None else gradient.reshape(-1, gradient.shape[-1]) for gradient in gradients]
-        used = [index for index, output in enumerate(outputs) if output is not None]
+        outputs = {i: each.reshape(-1, each.shape[-1]) for i, each in enumerate(gradients) if each is not None}
         rows, dtype = input.reshape(-1, input.shape[-1]), input.dtype
         own = features.split(ctx.ranks, dim=1)
-        left = torch.cat([outputs[i] @ ctx.layers[i].scaled(b[i], dtype).t() for i in used], dim=1)
-        a_grads = (left.t() @ rows).float().split([ctx.ranks[i] for i in used])
+        left = torch.cat([outputs[i] @ ctx.layers[i].scaled(b[i], dtype).t() for i in outputs], dim=1)
+        a_grads = (left.t() @ rows).float().split([ctx.ranks[i] for i in outputs])
         result: list[torch.Tensor | None] = [None] * (5 * len(ctx.layers))
-        for i, a_grad in zip(used, a_grads, strict=True):
+        for i, a_grad in zip(outputs, a_grads, strict=True):
             result[5 * i] = a_grad
             result[5 * i + 1] = (outputs[i].t() @ own[i]).float().mul_(ctx.layers[i].lora_scale)
         input_grad = None
         if ctx.needs_input_grad[1]:
-            frozen = [ctx.layers[i].frozen(weights[i], scales[i]) for i in used]
-            right = torch.cat([a[i] for i in used]).to(dtype)
-            input_grad = input_grad_with_low_rank(frozen, [outputs[i] for i in used], (left, right)).view(input.shape)
+            frozen = [ctx.layers[i].frozen(weights[i], scales[i]) for i in outputs]
+            right = torch.cat([a[i] for i in outputs]).to(dtype)
+            input_grad = input_grad_with_low_rank(frozen, list(outputs.values()), (left, right)).view(input.shape)
         return None, input_grad, *result
 
 
