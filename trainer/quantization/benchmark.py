@@ -52,7 +52,7 @@ def fast_precisions(device: torch.device) -> FastPrecisions:
     capability = compute_capability(device)
     if capability is None:
         return FastPrecisions()
-    speedups = {
+    speedups: dict[Precision, tuple[float, float]] = {
         row.precision: _speedups(device, row.precision)
         for row in FORMATS.values()
         if row.precision and row.runs_on(capability)
