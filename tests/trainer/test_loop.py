@@ -10,6 +10,7 @@ import torch
 
 from trainer.errors import RunFailed
 from trainer.events import Checkpoint, Finished, Notice, Progress, RunControl, Sample, Started, Step
+from trainer.training import loop
 from trainer.training.checkpoint import last_step
 
 
@@ -230,3 +231,12 @@ def test_no_autograd_context_stays_open_across_a_yield(kontext, runs):
             for _ in runs.events(kontext, mode.__name__, steps=1, samples=samples):
                 assert torch.is_grad_enabled() == wanted
                 assert not torch.is_inference_mode_enabled()
+
+
+@pytest.mark.parametrize(("compiler", "size", "said"), [(True, 0, 1), (True, 10**9, 0), (False, 0, 0)])
+def test_a_long_first_step_is_announced(kontext, runs, monkeypatch, compiler, size, said):
+    """Where a compiler for the device is, and for models whose functions it compiles."""
+    monkeypatch.setattr(loop, "has_compiler", lambda kind: compiler)
+    monkeypatch.setattr(loop, "FULL_SIZE_PARAMETERS", size)
+    events = runs.run(kontext, steps=1)
+    assert sum(isinstance(event, Notice) and event.message == loop.COMPILING for event in events) == said

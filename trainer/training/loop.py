@@ -10,12 +10,14 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..compiled import has_compiler
 from ..config.request import FineTuneRequest
 from ..config.settings import RunSettings
 from ..distributed.fsdp import full_tensor
 from ..distributed.processes import SingleProcess
 from ..errors import RunFailed
-from ..events import Event, Finished, Progress, RunControl, Started, Step
+from ..events import Event, Finished, Notice, Progress, RunControl, Started, Step
+from ..memory.estimate import FULL_SIZE_PARAMETERS
 from ..tensors import DTYPES
 from .batch import Batch, idle_batch
 from .batch_sampler import Position
@@ -31,6 +33,9 @@ from .trainable import build_trainable
 if TYPE_CHECKING:
     from ..data.dataset import EditDataset
     from ..models.edit_model import EditModel
+
+
+COMPILING = "The first step takes up to a minute longer: functions are compiled for this GPU."
 
 
 def train(
@@ -84,6 +89,8 @@ def prepare(context: RunContext) -> Generator[Event, None, Training | None]:
     )
     optimizer = build_optimizer(trainable.parameters, context.settings, context.params.learning_rate)
     yield Progress(phase="loading", done=1, total=1, note="transformer")
+    if _compiles(context):
+        yield Notice(message=COMPILING)
     state = TrainState(context, trainable, optimizer)
     resumed_from = yield from state.restore()
     context.run.cut_log(state.step)
@@ -96,6 +103,13 @@ def prepare(context: RunContext) -> Generator[Event, None, Training | None]:
         resumed_from=resumed_from,
     )
     return Training(context, loader, state)
+
+
+def _compiles(context: RunContext) -> bool:
+    """Tell whether the first step waits for a compiler; functions of small models are not compiled."""
+    transformer = context.components.transformer()
+    parameters = sum(parameter.numel() for parameter in transformer.parameters())
+    return has_compiler(context.components.device.type) and parameters >= FULL_SIZE_PARAMETERS
 
 
 class Training:
