@@ -8,11 +8,11 @@ import os
 import shutil
 import subprocess
 import sys
-import tempfile
 from importlib.util import find_spec
 from pathlib import Path
 
 SOURCE = Path(__file__).with_name("shim.cpp")
+LIBRARIES = Path(__file__).parents[2] / ".pytest_cache" / "fake_cuda"
 
 
 def missing() -> str | None:
@@ -27,10 +27,10 @@ def missing() -> str | None:
 
 
 def load() -> None:
-    """Compile the shim, once for each version of torch, and load it into this process."""
+    """Compile the shim, once for each installation of torch, which it is linked to, and load it into this process."""
     assert "torch" not in sys.modules, "the shim comes before torch"
-    name = hashlib.sha256(SOURCE.read_bytes() + _torch_version().encode()).hexdigest()[:16]
-    library = Path(tempfile.gettempdir()) / f"fake_cuda_{os.getuid()}_{name}.so"
+    installation = f"{_torch_folder()}\n{_torch_version()}".encode()
+    library = LIBRARIES / f"{hashlib.sha256(SOURCE.read_bytes() + installation).hexdigest()[:16]}.so"
     if not library.exists():
         _compile(library)
     ctypes.CDLL(str(library), mode=ctypes.RTLD_GLOBAL)
@@ -38,6 +38,7 @@ def load() -> None:
 
 def _compile(library: Path) -> None:
     """Compile to a file of this process's own first: several may need the library at once."""
+    library.parent.mkdir(parents=True, exist_ok=True)
     torch, own = _torch_folder(), library.with_suffix(f".{os.getpid()}.so")
     subprocess.run(
         [
