@@ -7,6 +7,7 @@ signalled; a last one runs to the end. Prints the exit codes as JSON.
 
 import json
 import os
+import signal
 import sys
 import time
 from pathlib import Path
@@ -24,6 +25,7 @@ def run(request: Path, folder: Path) -> int:
     child = os.fork()
     if child == 0:
         torch.set_num_threads(1)
+        signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Under nohup it is ignored, and `train` leaves it so.
         os._exit(main(["train", str(request), "--out", str(folder), "--sample-steps", "2"]))
     return child
 

@@ -20,7 +20,7 @@ from trainer.cli import stopping
 from trainer.events import RunControl
 
 REPO = Path(__file__).parents[2]
-STEPS = 40
+STEPS = 12
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals between processes")
 
@@ -49,7 +49,7 @@ def test_nothing_finished_is_lost(request_file: Path, runs) -> None:
     codes, printed = signalled(request_file, runs.folder / "stopped", signal.SIGTERM, signal.SIGHUP, signal.SIGINT)
     assert codes == [143, 129, 130, 0], printed
     assert "Traceback" not in printed
-    saved = [int(step) for step in re.findall(r"Stopped after step (\d+) of 40, which is saved", printed)]
+    saved = [int(step) for step in re.findall(r"Stopped after step (\d+) of 12, which is saved", printed)]
     assert len(saved) == 3 and saved == sorted(set(saved)), printed
     assert [int(step) for step in re.findall(r"Continuing from step (\d+) ", printed)] == saved
     codes, printed = signalled(request_file, runs.folder / "undisturbed")
