@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from functools import lru_cache
+import json
 from typing import TYPE_CHECKING, Any, Literal
 
 import torch
@@ -23,13 +23,27 @@ WORKSPACE = 1.25
 """Factor for the workspaces of convolutions, which only a GPU has. A judgement."""
 
 
-@lru_cache(maxsize=8)
 def codec_bytes_per_pixel(family: Family, dtype: torch.dtype, way: Literal["encode", "decode"]) -> float:
-    """Peak bytes of encoding or decoding in `dtype` for each pixel of the image, without tiling."""
+    """Peak bytes of encoding or decoding in `dtype` for each pixel of the image, without tiling. Measured once for each
+    kind of VAE."""
+    key = (*_kind(family), dtype, way)
+    if key not in _MEASURED:
+        _MEASURED[key] = _measured(family, dtype, way)
+    return _MEASURED[key]
+
+
+_MEASURED: dict[tuple[object, ...], float] = {}
+
+
+def _kind(family: Family) -> tuple[object, ...]:
+    """What VAEs of one kind share; every opened model has a family object of its own."""
+    return type(family), json.dumps(dict(family.vae_config), sort_keys=True, default=str)
+
+
+def _measured(family: Family, dtype: torch.dtype, way: Literal["encode", "decode"]) -> float:
+    vae = _empty_vae(family)
+    torch.nn.Module.to(vae, dtype)  # ModelMixin decorates `to`, which hides its types.
     with torch.device("meta"):
-        vae: Any = family.vae_file.model.from_config(dict(family.vae_config))
-        assert isinstance(vae, ModelMixin)
-        torch.nn.Module.to(vae, dtype)  # ModelMixin decorates `to`, which hides its types.
         codec = family.wrap_vae(vae, "meta", "")
         pixels = torch.empty(1, 3, MEASURED_SIDE, MEASURED_SIDE)
         latents = codec.encode(pixels)
@@ -39,15 +53,18 @@ def codec_bytes_per_pixel(family: Family, dtype: torch.dtype, way: Literal["enco
     return WORKSPACE * live.peak / MEASURED_SIDE**2
 
 
+def _empty_vae(family: Family) -> ModelMixin:
+    with torch.device("meta"):
+        vae: Any = family.vae_file.model.from_config(dict(family.vae_config))
+    assert isinstance(vae, ModelMixin)
+    return vae
+
+
 def codec_bytes(family: Family, dtype: torch.dtype, pixels: int) -> int:
     """Peak bytes of encoding or decoding images of that many pixels in `dtype`, whichever takes more."""
     return int(pixels * max(codec_bytes_per_pixel(family, dtype, way) for way in ("encode", "decode")))
 
 
-@lru_cache(maxsize=8)
 def codec_weights(family: Family, dtype: torch.dtype) -> int:
     """Bytes of the weights of the VAE in `dtype`."""
-    with torch.device("meta"):
-        vae = family.vae_file.model.from_config(dict(family.vae_config))
-    assert isinstance(vae, torch.nn.Module)
-    return sum(parameter.numel() for parameter in vae.parameters()) * dtype.itemsize
+    return sum(parameter.numel() for parameter in _empty_vae(family).parameters()) * dtype.itemsize

@@ -117,12 +117,20 @@ class Phases:
         return sum(plan.expected.get(name, 0) for name in (FROZEN, SLOTS, TRAINED))
 
 
-_ENCODERS: WeakKeyDictionary[Family, dict[torch.dtype, EncoderBytes | None]] = WeakKeyDictionary()
+_PUBLISHED: dict[tuple[str, torch.dtype], EncoderBytes | None] = {}
+_GIVEN: WeakKeyDictionary[Family, dict[torch.dtype, EncoderBytes | None]] = WeakKeyDictionary()
+"""Of encoders in a folder or in files, which may be replaced while the program runs."""
 
 
 def _encoder(model: EditModel, dtype: torch.dtype) -> EncoderBytes | None:
-    """Return `encoder_bytes`, counted once for a model: building the encoders without storage takes a second."""
-    counted = _ENCODERS.setdefault(model.family, {})
+    """Return `encoder_bytes`, counted once for a model or for all that have the published encoders: building the
+    encoders without storage takes seconds."""
+    if model.ports is None and model.folder is None and not model.files.of("text"):
+        key = model.family.info.name, dtype
+        if key not in _PUBLISHED:
+            _PUBLISHED[key] = encoder_bytes(model, dtype)
+        return _PUBLISHED[key]
+    counted = _GIVEN.setdefault(model.family, {})
     if dtype not in counted:
         counted[dtype] = encoder_bytes(model, dtype)
     return counted[dtype]
