@@ -17,6 +17,7 @@ sys.argv[1:] = []
 sys.path[:0] = [comfyui, folder]
 from comfy.cli_args import args
 args.cpu = True
+import utils.extra_config  # before other modules of that name, as ComfyUI's own start does
 params = importlib.import_module(f"{pack}.nodes.params")
 class Extended(params.RunSettings):
     made_up: int = params.RunSettings.model_fields["keep_checkpoints"]
