@@ -94,7 +94,8 @@ def _texts(array: pa.Array | None) -> list[str]:
     if array is None:
         return []
     try:
-        cut = pc.utf8_slice_codeunits(array[:FIRST_ROWS].cast(pa.large_string()), 0, MAX_CHARACTERS)
+        first = array[:FIRST_ROWS].cast(pa.large_string())
+        cut = pc.call_function("utf8_slice_codeunits", [first], pc.SliceOptions(0, MAX_CHARACTERS))
         return [text for text in cut.to_pylist() if text]
     except (UnicodeDecodeError, pa.ArrowInvalid):
         raise BadInput("The first rows hold text that is not UTF-8.") from None
