@@ -36,7 +36,7 @@ _MEASURED: dict[tuple[object, ...], float] = {}
 
 
 def _kind(family: Family) -> tuple[object, ...]:
-    """What VAEs of one kind share; every opened model has a family object of its own."""
+    """Key that VAEs of one kind share; every opened model has a family object of its own."""
     return type(family), json.dumps(dict(family.vae_config), sort_keys=True, default=str)
 
 

@@ -119,7 +119,7 @@ class Phases:
 
 _PUBLISHED: dict[tuple[str, torch.dtype], EncoderBytes | None] = {}
 _GIVEN: WeakKeyDictionary[Family, dict[torch.dtype, EncoderBytes | None]] = WeakKeyDictionary()
-"""Of encoders in a folder or in files, which may be replaced while the program runs."""
+"""Bytes of encoders in a folder or in files, which may be replaced while the program runs."""
 
 
 def _encoder(model: EditModel, dtype: torch.dtype) -> EncoderBytes | None:
