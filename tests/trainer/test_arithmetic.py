@@ -35,6 +35,7 @@ def chosen(device_info: DeviceInfo, **settings: str) -> tuple[str, bool]:
     return plan.precision, plan.quantize_activations
 
 
+@pytest.mark.slow
 def test_int8_has_to_beat_plain_bf16_where_that_fits():
     assert precisions(RunSettings(), HOPPER) == ["bf16", "int8"]
     assert chosen(HOPPER) == ("bf16", False)
@@ -42,6 +43,7 @@ def test_int8_has_to_beat_plain_bf16_where_that_fits():
     assert chosen(assumed_gpu(24, 64)) == ("int8", True)
 
 
+@pytest.mark.slow
 def test_the_setting_decides_whether_activations_are_rounded():
     assert chosen(assumed_gpu(24, 64), quantize_activations="off") == ("bf16", False)
     assert chosen(assumed_gpu(24, 64), quantize_activations="off", precision="int8") == ("int8", False)

@@ -80,6 +80,7 @@ def footprint(model: EditModel, blocks: int, monkeypatch: pytest.MonkeyPatch, **
     return activation_bytes.measure(model, own.shape, own.params, own.settings, "none")
 
 
+@pytest.mark.slow
 def test_a_block_keeps_what_a_middle_one_does(monkeypatch: pytest.MonkeyPatch):
     """The first block's input has no gradient, so that it keeps less than the others."""
     model = open_model("tiny/qwen-image-edit")
@@ -89,6 +90,7 @@ def test_a_block_keeps_what_a_middle_one_does(monkeypatch: pytest.MonkeyPatch):
     assert first[kind].saved < own[kind].saved
 
 
+@pytest.mark.slow
 def test_what_a_compiler_fuses_has_no_temporaries():
     model, footprints = open_model("tiny/flux-kontext"), []
     for compiler in (False, True):

@@ -110,6 +110,7 @@ def test_samples_count_where_there_are_some():
     assert large["sampling"].device > found["sampling"].device
 
 
+@pytest.mark.slow
 def test_what_a_host_program_loads_is_not_counted(monkeypatch: pytest.MonkeyPatch):
     model = opened("tiny/flux-kontext")
     ported = replace(model, ports=SimpleNamespace())

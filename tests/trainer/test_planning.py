@@ -141,6 +141,7 @@ def test_a_full_fine_tune_of_a_large_model_is_refused_on_a_small_card():
     assert rounded.expected["trained weights, gradients, optimizer"] == pytest.approx(4 * 11.9e9, rel=0.01)
 
 
+@pytest.mark.slow
 def test_a_card_without_bf16_computes_in_float32(monkeypatch: pytest.MonkeyPatch):
     """Turing emulates bf16, which torch reports as supported unless it is asked to leave the emulation out."""
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (12 * 10**9, 12 * 10**9))
