@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import os
 import subprocess
 import sys
@@ -12,36 +11,15 @@ import pytest
 import torch
 
 from trainer.cli.main import main
-from trainer.tiny.shapes import TAUGHT_EDITS, write_parquet
 
-pytestmark = pytest.mark.skipif(not torch.cuda.is_available(), reason="torch sees no CUDA device")
+from .runs import losses, write_request
 
 ROOT = Path(__file__).resolve().parents[2]
 
 
-def losses(run: Path) -> list[float]:
-    """The losses of a run's log, in order."""
-    lines = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    return [line["loss"] for line in lines if line["event"] == "step"]
-
-
 @pytest.mark.parametrize("base_model", ["tiny/flux-kontext", "tiny/qwen-image-edit"])
 def test_two_steps_on_cuda_lose_what_they_lose_on_the_cpu(base_model: str, tmp_path: Path) -> None:
-    request = {
-        "resource": str(write_parquet(tmp_path / "pairs.parquet", TAUGHT_EDITS[:1], seed=0, count=4)),
-        "base_model": base_model,
-        "script_type": "image_editing",
-        "training_params": {
-            "caption_column": "caption",
-            "control_image_column": "control",
-            "image_column": "target",
-            "batch_size": 2,
-            "steps": 2,
-            "samples": [],
-        },
-    }
-    file = tmp_path / "request.json"
-    file.write_text(json.dumps(request), encoding="utf-8")
+    file = write_request(tmp_path, base_model, steps=2)
 
     def arguments(name: str) -> list[str]:
         """The command of a run with caches of its own."""

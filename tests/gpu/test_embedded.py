@@ -16,8 +16,10 @@ from trainer.cli.main import main
 from trainer.events import drain
 from trainer.inference import edit
 from trainer.models.edit_model import open_model
-from trainer.tiny.shapes import TAUGHT_EDITS, make_pairs, write_parquet
+from trainer.tiny.shapes import TAUGHT_EDITS, make_pairs
 from trainer.training import loop
+
+from .runs import losses, write_request
 
 BASES = ("tiny/flux-kontext", "tiny/qwen-image-edit")
 
@@ -41,7 +43,8 @@ def test_the_demo_learns(
     assert score["psnr_after"] >= 26
     assert score["psnr_after"] > max(score["psnr_before"], score["psnr_copy"]) + 10
     run = json.loads((tmp_path / base_model.rpartition("/")[2] / "run.json").read_text(encoding="utf-8"))
-    assert run["precision"] == ("bf16" if precision == "auto" else precision)
+    # Where int8 is faster than bf16, on a consumer card, it is chosen.
+    assert run["precision"] in (("bf16", "int8") if precision == "auto" else (precision,))
 
 
 @pytest.mark.parametrize("base_model", BASES)
@@ -60,8 +63,10 @@ def test_a_step_out_of_memory_is_planned_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The allocator is given less than the plan believes it has."""
-    request = _large_request(tmp_path)
-    assert main(["train", str(request), "--out", str(tmp_path / "free"), "--gradient-checkpointing", "off"]) == 0
+    request = write_request(tmp_path, BASES[0], steps=4)
+    # Of so small a model the activations are nearly all of the memory.
+    command = ["train", str(request), "--resolution", "1024"]
+    assert main([*command, "--out", str(tmp_path / "free"), "--gradient-checkpointing", "off"]) == 0
     needed = torch.cuda.max_memory_reserved()
     torch.cuda.empty_cache()
     real = loop.micro_step
@@ -78,34 +83,7 @@ def test_a_step_out_of_memory_is_planned_again(
 
     monkeypatch.setattr(loop, "micro_step", cap_once)
     capsys.readouterr()
-    assert main(["train", str(request), "--out", str(tmp_path / "capped"), "--gradient-checkpointing", "auto"]) == 0
+    assert main([*command, "--out", str(tmp_path / "capped")]) == 0
     printed = capsys.readouterr()
     assert (printed.out + printed.err).count("The device ran out of memory after step") == 1
-    losses = [_losses(tmp_path / name) for name in ("free", "capped")]
-    assert losses[0] == pytest.approx(losses[1], rel=1e-2)
-
-
-def _large_request(folder: Path) -> Path:
-    """A request whose activations take most of the memory: the tiny Kontext at 1024 x 1024."""
-    parquet = write_parquet(folder / "pairs.parquet", TAUGHT_EDITS[:1], seed=0, count=4)
-    request = {
-        "resource": str(parquet),
-        "base_model": BASES[0],
-        "script_type": "image_editing",
-        "training_params": {
-            "caption_column": "caption",
-            "control_image_column": "control",
-            "image_column": "target",
-            "batch_size": 2,
-            "steps": 4,
-            "samples": [],
-        },
-    }
-    path = folder / "request.json"
-    path.write_text(json.dumps(request), encoding="utf-8")
-    return path
-
-
-def _losses(run: Path) -> list[float]:
-    lines = map(json.loads, (run / "log.jsonl").read_text(encoding="utf-8").splitlines())
-    return [line["loss"] for line in lines if line["event"] == "step"]
+    assert losses(tmp_path / "free") == pytest.approx(losses(tmp_path / "capped"), rel=1e-2)

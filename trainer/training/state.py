@@ -86,7 +86,7 @@ class TrainState:
         del self.trainable, self.optimizer
         try:
             self.trainable, self.optimizer = build()
-        except BaseException:
+        except BaseException:  # A signal or Ctrl-C while the transformer loads must not lose the values either.
             self._save(data)
             raise
         self._set_values(data)
