@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from ..trainer.config.request import COLUMN_FIELDS, Columns, FineTuneRequest, TrainingParams
 from ..trainer.config.settings import RunSettings
 from ..trainer.errors import BadInput
-from .folders import cache_folder, file_state, find_parquet
+from .folders import cache_folder, dataset_state, find_parquet
 from .host import NodeDisplay, follow, readable_errors
 from .pil_images import grid, shrink, to_tensor
 from .types import EditDataset
@@ -44,11 +44,14 @@ class LoadDataset(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, resource: str | None = None, **others: object) -> str | float:
-        if resource is None:
-            return float("nan")
+    def fingerprint_inputs(
+        cls, resource: str | None = None, images_root: str | None = None, **others: str
+    ) -> str | float:
+        columns = {field: name for field in COLUMN_FIELDS if (name := others.get(field)) is not None}
+        if resource is None or images_root is None or len(columns) < len(COLUMN_FIELDS):
+            return float("nan")  # of linked inputs the values are not known yet
         try:
-            return file_state(find_parquet(resource))
+            return dataset_state(find_parquet(resource), Columns.from_fields(columns), images_root)
         except (BadInput, OSError):
             return "not there"
 

@@ -11,6 +11,7 @@ from pathlib import Path
 import folder_paths
 from PIL import Image
 
+from ..trainer.config.request import Columns
 from ..trainer.errors import BadInput
 from ..trainer.files import atomic_write
 
@@ -145,6 +146,17 @@ def file_state(path: Path) -> str:
     """Path, size and modification time of a file, for `fingerprint_inputs`."""
     state = path.stat()
     return f"{path.absolute()} {state.st_size} {state.st_mtime_ns}"
+
+
+def dataset_state(parquet: Path, columns: Columns, images_root: str = "") -> str:
+    """Value that changes with a parquet and with the image files that it names, for `fingerprint_inputs`.
+
+    Raises BadInput.
+    """
+    from ..trainer.data.dataset import find_images_root
+    from ..trainer.data.digests import pictures_state
+
+    return f"{file_state(parquet)} {pictures_state(parquet, columns, find_images_root(images_root, parquet))}"
 
 
 def save_control(picture: Image.Image) -> Path:

@@ -13,7 +13,16 @@ from ..trainer.config.request import FineTuneRequest, SamplePrompt, parse_reques
 from ..trainer.errors import BadInput
 from ..trainer.families.registry import base_model_names
 from ..trainer.files import write_text
-from .folders import EXAMPLES, cache_folder, file_state, find_request, input_folder, is_saved_control, output_folder
+from .folders import (
+    EXAMPLES,
+    cache_folder,
+    dataset_state,
+    file_state,
+    find_request,
+    input_folder,
+    is_saved_control,
+    output_folder,
+)
 from .host import NodeDisplay, follow, readable_errors
 from .params import PARAMS
 from .types import EditDataset, EditModel, EditParams, EditSamples
@@ -78,7 +87,8 @@ class LoadRequest(io.ComfyNode):
         try:
             source = find_request(request)
             states = [file_state(source)] if isinstance(source, Path) else []
-            return " ".join([*states, file_state(load_request(source, input_folder(), EXAMPLES)[1])])
+            parsed, parquet = load_request(source, input_folder(), EXAMPLES)
+            return " ".join([*states, dataset_state(parquet, parsed.training_params.columns)])
         except (BadInput, OSError):
             return "not there"
 

@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import json
+import os
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 import torch
 from PIL import Image
@@ -111,6 +114,28 @@ def test_a_finished_graph_executes_nothing(server: Server) -> None:
     again = ok(server.run(prompt))
     assert not again.executed()
     assert not again.events()
+
+
+def test_replaced_pictures_train_anew_and_touched_ones_do_not(server: Server) -> None:
+    folder = server.base / "input" / "pairs"
+    folder.mkdir()
+    for name, color in (("before", "red"), ("after", "blue")):
+        Image.new("RGB", (64, 64), color).save(folder / f"{name}.png")
+    pq.write_table(
+        pa.table({"caption": ["x"], "control": ["before.png"], "target": ["after.png"]}), folder / "pairs.parquet"
+    )
+    prompt = training(run_name="pairs", dataset={"resource": "pairs/pairs.parquet"})
+    ok(server.run(prompt))
+    assert not ok(server.run(prompt)).executed()
+    first = lora(server, "pairs-000004")
+    os.utime(folder / "after.png", (9, 9))
+    ok(server.run(prompt))
+    assert not (server.output / "edit_trainer" / "pairs-2").exists()
+    Image.new("RGB", (64, 64), "green").save(folder / "after.png")
+    os.utime(folder / "after.png", (9, 9))
+    assert "pairs-2" in ok(server.run(prompt)).text("train")
+    assert not same(lora(server, "pairs-2-000004"), first)
+    assert same(lora(server, "pairs-000004"), first)
 
 
 def test_a_finished_run_is_found_again_when_the_cache_is_gone(server: Server) -> None:

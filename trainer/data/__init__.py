@@ -9,6 +9,7 @@ columns       a guess at the columns of an unknown parquet
 column_words  words in names that the guess and the check go by
 image_refs    references to images and reading their bytes
 images        decoding to RGB
+digests       digests of image files, which identify a dataset
 downloads     images behind URLs
 resize        arithmetic of image sizes
 load_request  a request read together with its parquet

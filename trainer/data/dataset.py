@@ -6,8 +6,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
-import os
-from collections.abc import Generator, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any, Literal
@@ -17,10 +16,11 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config.request import Columns
-from ..errors import BadInput
-from ..events import Progress
+from ..errors import BadInput, RunFailed
+from ..events import Progress, drain
+from .digests import MISSING, FileDigests, file_states, named_files
 from .downloads import Downloads
-from .image_refs import ImageRef, image_ref, read_bytes
+from .image_refs import ImageRef, image_ref, read_bytes, shorten
 from .parquet import column_faults
 from .report import BadRow, DatasetReport, SizeStats, bad_rows_message, first_bad_rows
 from .row_blocks import Block, Cells, RowBlocks
@@ -66,6 +66,7 @@ class EditDataset:
         self._checked_rows = np.flatnonzero(good)
         self._rows = self._checked_rows
         self._fingerprint: str | None = None
+        self._digests: dict[str, str] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -114,29 +115,67 @@ class EditDataset:
             raise BadInput(bad_rows_message(self.report))
 
     def fingerprint(self) -> str:
-        """Hexadecimal SHA-256 of captions and image cells, and of size and modification time of the image files.
+        """Hexadecimal SHA-256 of captions and image cells, and of the content of the image files.
 
-        Covers the rows that were good on opening. Encoding and location of the parquet and `exclude` make no
-        difference. Computed once.
+        Covers the rows that were good on opening. Encoding and location of the parquet, the files' names and dates
+        outside of the cells, and `exclude` make no difference. A picture behind a URL counts by its address.
+        """
+        return drain(self.compute_fingerprint())
+
+    def compute_fingerprint(self, kept: Path | None = None) -> Generator[Progress, None, str]:
+        """Compute the fingerprint once, with Progress; `kept` is a folder that keeps digests of files between runs.
+
+        From then on `check_unchanged` knows the files.
         """
         if self._fingerprint is None:
-            self._fingerprint = self._compute_fingerprint()
+            files = FileDigests(kept, self.images_root)
+            try:
+                self._fingerprint = yield from self._hash(files.read)
+            finally:
+                files.keep()
+            self._digests = files.digests
         return self._fingerprint
+
+    def former_fingerprint(self) -> str:
+        """Compute the fingerprint of earlier versions, which counted a file by its size and modification time."""
+
+        def states(names: Sequence[str]) -> Generator[None, None, list[str]]:
+            yield from ()
+            return ["missing" if s is None else f"{s[0]} {s[1]}" for s in file_states(names, self.images_root)]
+
+        return drain(self._hash(states))
+
+    def check_unchanged(self, reference: ImageRef, digest: str) -> None:
+        """Raise RunFailed for an image file whose bytes, with this SHA-256, are not those in the fingerprint."""
+        known = self._digests.get(reference.value) if isinstance(reference.value, str) else None
+        if known not in (None, MISSING, digest):
+            raise RunFailed(
+                f"{shorten(str(reference))} was replaced while the run was starting. Start the run again; it takes the "
+                "new picture."
+            )
 
     def close(self) -> None:
         """Close the parquet."""
         self._blocks.close()
 
-    def _compute_fingerprint(self) -> str:
+    def _hash(
+        self, of_files: Callable[[Sequence[str]], Generator[None, None, list[str]]]
+    ) -> Generator[Progress, None, str]:
+        """Hash the good rows; `of_files` says what stands for each of some files."""
         cells_digests = [[hashlib.sha256() for _ in range(4)] for _ in range(3)]
         files_digests = [hashlib.sha256() for _ in range(2)]
         for block in self._blocks:
             first, end = np.searchsorted(self._checked_rows, (block.first, block.first + block.rows))
-            good = self._checked_rows[first:end] - block.first
+            good = np.zeros(block.rows, dtype=bool)
+            good[self._checked_rows[first:end] - block.first] = True
+            progress = Progress(phase="checking", done=block.first, total=self._blocks.rows, note="files")
             for cells, digests in zip(block.columns, cells_digests, strict=True):
                 _hash_cells(cells, digests)
             for cells, digest in zip(block.columns[1:], files_digests, strict=True):
-                digest.update(_file_states(cells, good, self.images_root))
+                names, indices = named_files(cells, good)
+                files = [name for name in names if "://" not in name]
+                found = dict(zip(files, (yield from _with_progress(of_files(files), progress)), strict=True))
+                digest.update("".join([f"{found.get(names[index], '')}\n" for index in indices]).encode())
         every = [*(digest for digests in cells_digests for digest in digests), *files_digests]
         return hashlib.sha256(b"".join(digest.digest() for digest in every)).hexdigest()
 
@@ -161,7 +200,7 @@ def open_dataset(
     faults += column_faults(fields, path)
     if faults:
         raise BadInput(f"{path} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
-    root = _images_root(images_root, path)
+    root = find_images_root(images_root, path)
     downloads = downloads or Downloads()
     blocks = RowBlocks(path, columns.names)
     try:
@@ -179,7 +218,8 @@ def open_dataset(
     return EditDataset(blocks, root, downloads, bad_rows, findings.good, report)
 
 
-def _images_root(images_root: str, parquet: Path) -> Path:
+def find_images_root(images_root: str, parquet: Path) -> Path:
+    """Folder that a parquet's relative image paths start from. Raises BadInput when there is none."""
     if not images_root:
         return parquet.parent
     for folder in (Path(images_root), parquet.parent / images_root):
@@ -224,6 +264,18 @@ def _warnings(columns: Columns, findings: Findings) -> Iterator[str]:
         yield f"{findings.empty_captions} of {rows} captions are empty"
 
 
+def _with_progress(
+    reading: Generator[None, None, list[str]], progress: Progress
+) -> Generator[Progress, None, list[str]]:
+    """Yield the progress for each item of a generator and return its result."""
+    while True:
+        try:
+            next(reading)
+        except StopIteration as end:
+            return end.value
+        yield progress
+
+
 def _hash_cells(cells: Cells, digests: list[Any]) -> None:
     """Hash lengths (-1 for null) and content of the cells' text and data, each into a digest of its own.
 
@@ -241,24 +293,3 @@ def _hash_cells(cells: Cells, digests: list[Any]) -> None:
             ends = np.frombuffer(offsets, dtype=np.int64)[present.offset : present.offset + len(present) + 1]
             if buffer is not None:
                 content.update(memoryview(buffer)[ends[0] : ends[-1]])
-
-
-def _file_states(cells: Cells, good: np.ndarray, root: Path) -> bytes:
-    """Size and modification time of the local files in the given rows of a column."""
-    if cells.text is None:
-        return b""
-    used = np.zeros(len(cells), dtype=bool)
-    used[good] = True
-    paths = cells.text.filter(pa.array(used & ~cells.has_data)).dictionary_encode()
-    start = os.path.join(root, "")  # noqa: PTH118
-    names = paths.dictionary.to_pylist()
-    states = ["" if "://" in name else _file_state(start + name.replace("\\", "/")) for name in names]
-    return "".join([f"{states[index]}\n" for index in paths.indices.to_pylist()]).encode()
-
-
-def _file_state(path: str) -> str:
-    try:
-        state = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return "missing"
-    return f"{state.st_size} {state.st_mtime_ns}"

@@ -26,6 +26,7 @@ if TYPE_CHECKING:
 
     from ..config.settings import RunSettings
     from ..data.dataset import EditDataset, EditRow
+    from ..data.image_refs import ImageRef
     from ..memory.model_parts import ModelComponents
 
 
@@ -56,7 +57,7 @@ class _ReadRow:
 
 
 class _Source(NamedTuple):
-    """An image file."""
+    """An image and what identifies it."""
 
     digest: str
     """sha256 of its bytes."""
@@ -65,6 +66,14 @@ class _Source(NamedTuple):
     @classmethod
     def of(cls, data: bytes) -> _Source:
         return cls(hashlib.sha256(data).hexdigest(), EncodedImage(data))
+
+    @classmethod
+    def read(cls, dataset: EditDataset, reference: ImageRef) -> _Source:
+        """Read an image of the dataset. Raises BadImage, and RunFailed when it is not the one that the run is for."""
+        data = dataset.fetch(reference)
+        digest = hashlib.sha256(data).hexdigest()
+        dataset.check_unchanged(reference, digest)
+        return cls(digest, EncodedImage(data))
 
 
 class Encoder:
@@ -117,12 +126,12 @@ class Encoder:
         images: list[PreparedImage] = []
         column = dataset.columns.image
         try:
-            target = _Source.of(dataset.fetch(row.target))
+            target = _Source.read(dataset, row.target)
             target_size = self.family.target_size(target.image.size, self.resolution)
             column = dataset.columns.control_image
             controls = []
             for reference in row.controls:
-                source = _Source.of(dataset.fetch(reference))
+                source = _Source.read(dataset, reference)
                 control = self._control(source, target_size)
                 prepare = self.family.prepare_control
                 images += self._prepared(pending, control.latents, source, prepare, control.size)

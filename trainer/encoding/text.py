@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Generator, Iterable, Mapping, Sequence
 from contextlib import closing
 from typing import TYPE_CHECKING
 
 import torch
 
+from ..data.image_refs import ImageRef, shorten
 from ..data.images import decode_image
 from ..errors import RunFailed
 from ..events import Progress, RunControl
@@ -94,6 +96,16 @@ class TextEmbeddings:
             return []
         references = self.dataset.read_row(example.row).controls
         return [
-            family.prepare_control(decode_image(self.dataset.fetch(reference)), control.size)
+            family.prepare_control(decode_image(self._fetch_again(reference, control)), control.size)
             for reference, control in zip(references, example.controls, strict=True)
         ]
+
+    def _fetch_again(self, reference: ImageRef, control: ControlImage) -> bytes:
+        """Read a control image whose latents are cached. Raises RunFailed when it is another one by now."""
+        data = self.dataset.fetch(reference)
+        if hashlib.sha256(data).hexdigest() != control.digest:
+            raise RunFailed(
+                f"{shorten(str(reference))} was replaced during the run, after its latents were encoded. Start the run "
+                "again; it takes the new picture."
+            )
+        return data

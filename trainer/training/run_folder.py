@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import hashlib
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -84,6 +84,12 @@ class RunFolder:
         if state["fingerprint"] != fingerprint:
             return False
         return self.finished_weights(steps) is not None or last_step(self.checkpoints) <= steps
+
+    def adopt(self, fingerprint: str) -> None:
+        """Rewrite the fingerprint of a run here that an earlier version has recorded by another rule."""
+        state = self.state()
+        if self.writes and state and state["fingerprint"] != fingerprint:
+            write_json(self.path / "run.json", {**state, "fingerprint": fingerprint})
 
     def begin(
         self, request: FineTuneRequest, settings: RunSettings, fingerprint: str, arithmetic: Mapping[str, str]
@@ -171,16 +177,23 @@ class RunFolder:
         return lines
 
 
-def open_run_folder(wanted: Path, fingerprint: str, steps: int) -> tuple[RunFolder, str | None]:
+def open_run_folder(
+    wanted: Path, fingerprint: str, steps: int, former: Callable[[], str] | None = None
+) -> tuple[RunFolder, str | None]:
     """Return the folder of a run, and a notice when it is not the one that was named.
 
     A folder of another training, or of one that is past `steps`, stays as it is: the run gets the first of `<name>-2`,
-    `<name>-3`, ... that is free or has the same training. Raises BadInput when `wanted` is a file.
+    `<name>-3`, ... that is free or has the same training. `former` computes the fingerprint of earlier versions,
+    which a run may still have. Raises BadInput when `wanted` is a file.
     """
     if wanted.exists() and not wanted.is_dir():
         raise BadInput(f"The run folder {wanted} is a file; name a folder.")
     number, run = 1, RunFolder(wanted)
+    former_fingerprint = ""
     while not run.accepts(fingerprint, steps):
+        former_fingerprint = former_fingerprint or (former() if former else "")
+        if run.accepts(former_fingerprint, steps):
+            break
         number += 1
         run = RunFolder(wanted.with_name(f"{wanted.name}-{number}"))
     if run.path == wanted:

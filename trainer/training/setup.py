@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Mapping
+from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -14,7 +14,7 @@ from ..config.settings import RunSettings
 from ..distributed.processes import SingleProcess
 from ..encoding.cache import TensorCache
 from ..errors import BadInput
-from ..events import Event, Finished, Notice, Planned
+from ..events import Event, Finished, Notice, Planned, Progress
 from ..lora.init_lora import InitLora, open_init_lora
 from ..memory.estimate import full_fine_tune_need
 from ..memory.model_parts import ModelComponents
@@ -74,9 +74,16 @@ def open_run(
     weights = [model.fingerprint("transformer"), model.fingerprint("vae"), model.fingerprint("text")]
     if init_lora is not None:
         weights.append(init_lora.fingerprint)
-    fingerprint = run_fingerprint(request, settings, dataset.fingerprint(), weights, processes.world_size)
+    cache_dir = cache_dir or run_dir.parent / "edit_trainer_cache"
     yield from _notices(model.warnings())
-    run = yield from _open_folder(run_dir, fingerprint, params.steps, processes)
+
+    def identity(data: str) -> str:
+        return run_fingerprint(request, settings, data, weights, processes.world_size)
+
+    fingerprint = identity((yield from _data_fingerprint(dataset, cache_dir / "digests", processes)))
+    run = yield from _open_folder(
+        run_dir, fingerprint, lambda: identity(dataset.former_fingerprint()), params.steps, processes
+    )
     if finished := _finished(run, params.steps, processes):
         return finished
     yield from _notices(init_lora.notices if init_lora else [])
@@ -96,7 +103,7 @@ def open_run(
         dataset=dataset,
         components=ModelComponents(model, device, plan),
         run=run,
-        cache=TensorCache(cache_dir or run.path.parent / "edit_trainer_cache"),
+        cache=TensorCache(cache_dir),
         processes=processes,
         init_lora=init_lora,
     )
@@ -106,14 +113,22 @@ def _notices(messages: Iterable[str | None]) -> Iterator[Notice]:
     return (Notice(message=message) for message in messages if message)
 
 
+def _data_fingerprint(dataset: EditDataset, digests: Path, processes: SingleProcess) -> Generator[Progress, None, str]:
+    """Return the dataset's fingerprint. The main process reads the files, for all of them."""
+    own = (yield from dataset.compute_fingerprint(digests)) if processes.is_main else ""
+    return processes.all_gather_object(own)[0]
+
+
 def _open_folder(
-    run_dir: Path, fingerprint: str, steps: int, processes: SingleProcess
+    run_dir: Path, fingerprint: str, former: Callable[[], str], steps: int, processes: SingleProcess
 ) -> Generator[Notice, None, RunFolder]:
     """Return the run folder that the main process has chosen; it alone writes there."""
-    run, notice = open_run_folder(run_dir, fingerprint, steps)
+    run, notice = open_run_folder(run_dir, fingerprint, steps, former)
     path, notice = processes.all_gather_object((run.path, notice))[0]
     yield from _notices([notice])
-    return RunFolder(path, writes=processes.is_main)
+    run = RunFolder(path, writes=processes.is_main)
+    run.adopt(fingerprint)
+    return run
 
 
 def _finished(run: RunFolder, steps: int, processes: SingleProcess) -> Finished | None:
