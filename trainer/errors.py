@@ -14,6 +14,11 @@ class RunFailed(RuntimeError):
     """Failure of a valid run (disk full, loss not finite). Saved checkpoints and samples are kept."""
 
 
+class DamagedFile(ValueError):
+    """File of a run folder, a checkpoint or a cache that cannot be used. The message says why, in words that follow the
+    file's name."""
+
+
 class BadImage(BadInput):
     """Unusable image. The message says why; the caller adds row and column."""
 

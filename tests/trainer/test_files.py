@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from trainer.encoding.cache import TensorCache, cache_key
-from trainer.errors import RunFailed
+from trainer.errors import DamagedFile, RunFailed
 from trainer.files import TEMPORARY_PREFIX, atomic_write, remove_unfinished
 from trainer.tensors import write_tensors
 from trainer.training.batch_sampler import Position
@@ -121,7 +121,8 @@ def test_a_damaged_checkpoint_is_recognized(tmp_path, name, damage):
         file.write_bytes(file.read_bytes()[:-10])
     else:
         file.unlink()
-    assert load_checkpoint(tmp_path / "step-000007") is None
+    with pytest.raises(DamagedFile, match=name):
+        load_checkpoint(tmp_path / "step-000007")
 
 
 def test_a_full_disk_in_a_checkpoint_harms_nothing(tmp_path, monkeypatch):

@@ -43,6 +43,7 @@ def test_a_run_tells_everything_and_leaves_its_folder(model, runs):
         "request.json",
         "run-000004.safetensors",
         "run.json",
+        "run.lock",
         "samples",
         "settings.json",
     ]

@@ -17,6 +17,7 @@ from ..data.dataset import EditDataset, open_dataset
 from ..data.downloads import Downloads
 from ..errors import BadInput
 from ..events import Event, Finished, Progress, Started, Step
+from ..files import named_folder
 from .console import Console
 from .parser import model_file_options
 from .stopping import stop_signals
@@ -74,6 +75,7 @@ def run_training(
     from ..distributed.processes import SingleProcess
 
     processes = processes or SingleProcess()
+    run_dir = named_folder(run_dir)
     check_folder(run_dir)
     cache_dir = cache_dir or run_dir.parent / CACHE_FOLDER
     with stop_signals(processes.local_control, processes.is_main, processes.world_size) as stop:

@@ -14,7 +14,10 @@ dataloader      encoding of everything a run needs, and loading ahead
 sample_images   drawing of the sample prompts
 rng             addressed random generators
 checkpoint      checkpoints on disk
-run_folder      the run folder, its log and its fingerprint
+run_folder      the run folder and its fingerprint
+run_lock        the lock of a run folder
+run_state       run.json
+run_log         log.jsonl
 metadata        header of the exported file
 
 Must not know: ComfyUI, or the terminal.

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import time
 from collections.abc import Generator, Iterator
-from contextlib import closing
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -59,19 +59,20 @@ def train(
     cannot go on.
     """
     processes = processes or SingleProcess(control)
-    opened = yield from open_run(
-        request, dataset, model, settings, processes, run_dir=run_dir, cache_dir=cache_dir, device=device
-    )
-    if isinstance(opened, Finished):
-        yield opened
-        return
-    training = yield from prepare(opened)
-    if training is not None:
-        yield from training.run_steps()
-    done, steps = training.step if training is not None else 0, request.training_params.steps
-    if processes.shared_control.stopping and done < steps:
-        processes.barrier()
-        yield Finished(step=done, steps=steps, stopped=True, weights=None, run_dir=opened.run.path)
+    with ExitStack() as held:
+        opened = yield from open_run(
+            request, dataset, model, settings, processes, held, run_dir=run_dir, cache_dir=cache_dir, device=device
+        )
+        if isinstance(opened, Finished):
+            yield opened
+            return
+        training = yield from prepare(opened)
+        if training is not None:
+            yield from training.run_steps()
+        done, steps = training.step if training is not None else 0, request.training_params.steps
+        if processes.shared_control.stopping and done < steps:
+            processes.barrier()
+            yield Finished(step=done, steps=steps, stopped=True, weights=None, run_dir=opened.run.path)
 
 
 def prepare(context: RunContext) -> Generator[Event, None, Training | None]:
@@ -93,7 +94,8 @@ def prepare(context: RunContext) -> Generator[Event, None, Training | None]:
         yield Notice(message=COMPILING)
     state = TrainState(context, trainable, optimizer)
     resumed_from = yield from state.restore()
-    context.run.cut_log(state.step)
+    if unreadable := context.run.cut_log(state.step):
+        yield Notice(message=f"{context.run.log} had {unreadable} damaged lines, which were dropped.")
     yield Started(
         run_dir=context.run.path,
         first_step=state.step,

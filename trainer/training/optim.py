@@ -61,6 +61,26 @@ def optimizer_tensors(
     }
 
 
+def fits_optimizer(
+    optimizer: torch.optim.Optimizer,
+    parameters: Mapping[str, torch.nn.Parameter],
+    tensors: Mapping[str, torch.Tensor],
+) -> bool:
+    """Tell whether tensors, of any shape and dtype, can be loaded by `load_optimizer_tensors`: their names and shapes
+    are those that the optimizer keeps of these parameters."""
+    for full_name, tensor in tensors.items():
+        name, _, key = full_name.rpartition(".")
+        if name not in parameters:
+            return False
+        if isinstance(optimizer, torch.optim.AdamW):
+            shapes = {"step": (), "exp_avg": parameters[name].shape, "exp_avg_sq": parameters[name].shape}
+            if key not in shapes or tensor.shape != shapes[key]:
+                return False
+        elif isinstance(optimizer, torch.optim.Adafactor) and key not in ("step", "variance", "row_var", "col_var"):
+            return False
+    return True
+
+
 def load_optimizer_tensors(
     optimizer: torch.optim.Optimizer,
     parameters: Mapping[str, torch.nn.Parameter],

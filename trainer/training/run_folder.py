@@ -1,22 +1,43 @@
 """Run folder: its files, the run it belongs to, and where an interrupted run is found again.
 
-request.json  settings.json  log.jsonl  samples/  checkpoints/  <name>-<step>.safetensors  run.json
+request.json  settings.json  log.jsonl  samples/  checkpoints/  <name>-<step>.safetensors  run.json  run.lock
+
+Whatever in it is damaged, of another run or of a later release is handled by the rules in docs/run-folder.md.
 """
 
 from __future__ import annotations
 
 import hashlib
 import json
+import os
+import re
 from collections.abc import Callable, Mapping, Sequence
+from contextlib import ExitStack, suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from ..config.request import FineTuneRequest
 from ..config.settings import RunSettings
-from ..errors import BadInput, RunFailed
-from ..files import atomic_write, remove_unfinished, write_json
-from .checkpoint import last_step
+from ..errors import BadInput, DamagedFile, RunFailed
+from ..files import (
+    TEMPORARY_PREFIX,
+    atomic_write,
+    named_folder,
+    read_json,
+    remove,
+    remove_unfinished,
+    temporary_beside,
+    write_json,
+)
+from .checkpoint import checkpoint_folders, last_step, read_state
+from .run_lock import lock_run
+from .run_log import read_log
+from .run_state import UNKNOWN, read_run_state, write_run_state
+
+LOG = "log.jsonl"
+
+_SAMPLE = re.compile(r"step-([0-9]{6,18})-([0-9]{2,18})\.png")
 
 
 def run_fingerprint(
@@ -58,28 +79,45 @@ class RunFolder:
     @property
     def log(self) -> Path:
         """Log file, one JSON object a line."""
-        return self.path / "log.jsonl"
+        return self.path / LOG
 
     def state(self) -> dict[str, Any]:
-        """Read run.json: fingerprint, finished_step, weights, and how the run computes (precision, dtype,
-        quantize_activations, compile; old runs have precision alone). Empty for a folder without a run.
+        """Read run.json: fingerprint, steps, finished_step, weights, and how the run computes (see ARITHMETIC; old runs
+        have precision alone). Empty for a folder without a run.
 
-        Raises RunFailed when it is damaged.
+        Where it is missing or damaged, the newest checkpoint says which run it is; UNKNOWN is the fingerprint of a run
+        whose checkpoints or weights are there, but do not say. Raises BadInput for the format of a later release.
         """
         try:
-            state = json.loads((self.path / "run.json").read_text(encoding="utf-8"))
-            return state if "fingerprint" in state else {}
+            return read_run_state(self.path / "run.json")
+        except (FileNotFoundError, DamagedFile):
+            return self._state_of_checkpoints()
+
+    def _state_of_checkpoints(self) -> dict[str, Any]:
+        folders = checkpoint_folders(self.checkpoints)
+        for path in reversed(folders):
+            with suppress(DamagedFile):
+                return {"fingerprint": UNKNOWN, **read_state(path)["run"]}
+        return {"fingerprint": UNKNOWN} if folders or any(self.path.glob("*.safetensors")) else {}
+
+    def damage(self) -> str | None:
+        """Say what is wrong with run.json, in words that follow its name; None for a sound or missing file."""
+        try:
+            read_run_state(self.path / "run.json")
         except FileNotFoundError:
-            return {}
-        except (OSError, ValueError, TypeError) as error:
-            raise RunFailed(
-                f"{self.path / 'run.json'} is damaged ({error}). Delete it to start a new run in this folder."
-            ) from None
+            return None
+        except DamagedFile as error:
+            return str(error)
+        return None
 
     def accepts(self, fingerprint: str, steps: int) -> bool:
-        """Tell whether a run with this fingerprint and `steps` can start, resume or has finished in this folder."""
+        """Tell whether a run with this fingerprint and `steps` can start, resume or has finished in this folder.
+
+        Raises BadInput for a folder without a run that has files which a run would overwrite.
+        """
         state = self.state()
         if not state:
+            self._check_foreign_files()
             return True
         if state["fingerprint"] != fingerprint:
             return False
@@ -89,7 +127,23 @@ class RunFolder:
         """Rewrite the fingerprint of a run here that an earlier version has recorded by another rule."""
         state = self.state()
         if self.writes and state and state["fingerprint"] != fingerprint:
-            write_json(self.path / "run.json", {**state, "fingerprint": fingerprint})
+            self._write_state({"fingerprint": fingerprint})
+
+    def _check_foreign_files(self) -> None:
+        """Raise BadInput for files of somebody's own. A damaged run.json shows that they are of a run."""
+        names = ["request.json", "settings.json", LOG]
+        if (self.path / "run.json").exists():
+            try:
+                state = read_json(self.path / "run.json")
+            except DamagedFile:
+                return
+            names = ["run.json"] if isinstance(state, dict) and "fingerprint" not in state else []
+        for name in names:
+            if (self.path / name).exists():
+                raise BadInput(
+                    f"{self.path} already has a {name}, which is of no run and would be overwritten. Name another "
+                    "folder for the run, or move that file away."
+                )
 
     def begin(
         self, request: FineTuneRequest, settings: RunSettings, fingerprint: str, arithmetic: Mapping[str, str]
@@ -100,15 +154,40 @@ class RunFolder:
         """
         if not self.writes:
             return
+        self._check_names(request.training_params.steps)
         for folder in (self.path, self.checkpoints, self.samples):
             try:
                 folder.mkdir(parents=True, exist_ok=True)
             except OSError as error:
                 raise BadInput(f"Cannot create the run folder {folder}: {error.strerror or error}.") from None
             remove_unfinished(folder)
+        # First: a folder with the files below but without it would count as somebody's own.
+        self._write_state({"fingerprint": fingerprint, **arithmetic, "steps": request.training_params.steps})
         write_json(self.path / "request.json", request.model_dump())
         write_json(self.path / "settings.json", settings.model_dump())
-        write_json(self.path / "run.json", {**self.state(), "fingerprint": fingerprint, **arithmetic})
+
+    def _check_names(self, steps: int) -> None:
+        """Raise BadInput when the disk does not take the longest names that the run will write."""
+        weights = self.weights_path(steps)
+        for path in (
+            self.path / f"{TEMPORARY_PREFIX}{weights.name[: -len(TEMPORARY_PREFIX)]}",  # as long as the weights' name
+            temporary_beside(self.checkpoints / "step") / "optimizer.safetensors",
+        ):
+            folder = path.parent
+            try:
+                folder.mkdir(parents=True, exist_ok=True)
+                path.touch()
+            except OSError as error:
+                raise BadInput(
+                    f"The run cannot write files in {self.path}: {error.strerror or error}. Its longest file name, "
+                    f"{weights.name}, has {len(os.fsencode(weights.name))} bytes; if that is the reason, choose a "
+                    "shorter name for the run."
+                ) from None
+            finally:
+                remove(path if folder == self.path else folder)
+
+    def _write_state(self, changes: Mapping[str, Any]) -> None:
+        write_run_state(self.path / "run.json", {**self.state(), **changes})
 
     def control_path(self, index: int) -> Path:
         """Return the file of a sample's control image."""
@@ -119,12 +198,10 @@ class RunFolder:
         return self.samples / f"step-{step:06d}-{index:02d}.png"
 
     def sample_files(self) -> dict[int, dict[int, Path]]:
-        """Existing sample images by step, then by index, both in order."""
+        """Existing sample images by step, then by index, both in order. Other names are ignored."""
         files: dict[int, dict[int, Path]] = {}
-        numbered = (
-            ([int(part) for part in file.stem.split("-")[1:]], file) for file in self.samples.glob("step-*.png")
-        )
-        for (step, index), file in sorted(numbered):
+        names = ((_SAMPLE.fullmatch(file.name), file) for file in self.samples.glob("step-*.png"))
+        for step, index, file in sorted((int(name[1]), int(name[2]), file) for name, file in names if name):
             files.setdefault(step, {})[index] = file
         return files
 
@@ -135,7 +212,7 @@ class RunFolder:
     def finish(self, step: int, weights: Path) -> None:
         """Record that all steps are done, and the file of the exported weights."""
         if self.writes:
-            write_json(self.path / "run.json", {**self.state(), "finished_step": step, "weights": weights.name})
+            self._write_state({"finished_step": step, "weights": weights.name})
 
     def finished_weights(self, steps: int) -> Path | None:
         """Return the exported weights if exactly `steps` steps are done and the file exists."""
@@ -154,51 +231,57 @@ class RunFolder:
         except OSError as error:
             raise RunFailed(f"Cannot write {self.log}: {error.strerror or error}.") from error
 
-    def cut_log(self, step: int) -> None:
-        """Drop the log's lines after `step`, and a line that a crash has cut short."""
+    def cut_log(self, step: int) -> int:
+        """Drop the log's lines after `step`, and a last line that a crash has cut short.
+
+        Returns the number of other lines that were dropped because they cannot be read.
+        """
         if not self.writes:
-            return
-        lines = [line for line in self._log_lines() if line["step"] <= step]
+            return 0
+        lines, unreadable = read_log(self.log)
         with atomic_write(self.log) as temporary, temporary.open("w", encoding="utf-8") as file:
-            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines)
+            file.writelines(json.dumps(line, ensure_ascii=False) + "\n" for line in lines if line["step"] <= step)
+        return unreadable
 
     def losses(self) -> list[tuple[int, float]]:
         """Return step and loss of every step in the log."""
-        return [(line["step"], line["loss"]) for line in self._log_lines() if line["event"] == "step"]
-
-    def _log_lines(self) -> list[dict[str, Any]]:
-        lines = []
-        if self.log.is_file():
-            for text in self.log.read_text(encoding="utf-8", errors="replace").splitlines():
-                try:
-                    lines.append(json.loads(text))
-                except ValueError:
-                    break
-        return lines
+        return [(line["step"], line["loss"]) for line in read_log(self.log)[0] if line["event"] == "step"]
 
 
 def open_run_folder(
-    wanted: Path, fingerprint: str, steps: int, former: Callable[[], str] | None = None
-) -> tuple[RunFolder, str | None]:
-    """Return the folder of a run, and a notice when it is not the one that was named.
+    wanted: Path, fingerprint: str, steps: int, held: ExitStack, former: Callable[[], str] | None = None
+) -> tuple[RunFolder, list[str]]:
+    """Return the folder of a run, whose lock `held` then holds, and notices: when it is not the one that was named, or
+    was repaired.
 
     A folder of another training, or of one that is past `steps`, stays as it is: the run gets the first of `<name>-2`,
     `<name>-3`, ... that is free or has the same training. `former` computes the fingerprint of earlier versions,
-    which a run may still have. Raises BadInput when `wanted` is a file.
+    which a run may still have. Raises BadInput when `wanted` is a file or the folder is in use.
     """
+    wanted = named_folder(wanted)
     if wanted.exists() and not wanted.is_dir():
         raise BadInput(f"The run folder {wanted} is a file; name a folder.")
-    number, run = 1, RunFolder(wanted)
-    former_fingerprint = ""
-    while not run.accepts(fingerprint, steps):
-        former_fingerprint = former_fingerprint or (former() if former else "")
-        if run.accepts(former_fingerprint, steps):
-            break
+    number, run, notices, former_fingerprint = 1, RunFolder(wanted), [], ""
+    while True:
+        with ExitStack() as locked:
+            lock_notice = locked.enter_context(lock_run(run.path))
+            damage = run.damage()
+            if damage:
+                notices.append(f"{run.path / 'run.json'} {damage}. What the checkpoints say counts instead.")
+            accepted = run.accepts(fingerprint, steps)
+            if not accepted and former is not None:
+                former_fingerprint = former_fingerprint or former()
+                accepted = run.accepts(former_fingerprint, steps)
+            if accepted:
+                held.enter_context(locked.pop_all())
+                break
         number += 1
         run = RunFolder(wanted.with_name(f"{wanted.name}-{number}"))
-    if run.path == wanted:
-        return run, None
-    return run, (
-        f"{wanted} holds another training (other data, base model or settings, or more steps than requested) and stays "
-        f"as it is; this run goes to {run.path}."
-    )
+    if lock_notice:
+        notices.append(lock_notice)
+    if run.path != wanted:
+        notices.append(
+            f"{wanted} holds another training (other data, base model or settings, or more steps than requested) and "
+            f"stays as it is; this run goes to {run.path}."
+        )
+    return run, notices

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +16,7 @@ from ..distributed.processes import SingleProcess
 from ..encoding.cache import TensorCache
 from ..errors import BadInput
 from ..events import Event, Finished, Notice, Planned, Progress
+from ..files import named_folder
 from ..lora.init_lora import InitLora, open_init_lora
 from ..memory.estimate import full_fine_tune_need
 from ..memory.model_parts import ModelComponents
@@ -42,6 +44,8 @@ class RunContext:
     cache: TensorCache
     processes: SingleProcess
     init_lora: InitLora | None
+    identity: Mapping[str, str]
+    """Fingerprint of the run and how it computes, which its checkpoints carry."""
 
     @property
     def params(self) -> TrainingParams:
@@ -60,6 +64,7 @@ def open_run(
     model: EditModel,
     settings: RunSettings,
     processes: SingleProcess,
+    held: ExitStack,
     *,
     run_dir: Path,
     cache_dir: Path | None = None,
@@ -67,13 +72,14 @@ def open_run(
 ) -> Generator[Event, None, RunContext | Finished]:
     """Yield notices and the plan; return the open run, or the end of one that was finished before.
 
-    Raises BadInput when the run cannot start.
+    `held` then holds the lock of the run folder. Raises BadInput when the run cannot start.
     """
     params = request.training_params
     init_lora = open_init_lora(model, params, settings)
     weights = [model.fingerprint("transformer"), model.fingerprint("vae"), model.fingerprint("text")]
     if init_lora is not None:
         weights.append(init_lora.fingerprint)
+    run_dir = named_folder(run_dir)
     cache_dir = cache_dir or run_dir.parent / "edit_trainer_cache"
     yield from _notices(model.warnings())
 
@@ -82,7 +88,7 @@ def open_run(
 
     fingerprint = identity((yield from _data_fingerprint(dataset, cache_dir / "digests", processes)))
     run = yield from _open_folder(
-        run_dir, fingerprint, lambda: identity(dataset.former_fingerprint()), params.steps, processes
+        run_dir, fingerprint, lambda: identity(dataset.former_fingerprint()), params.steps, processes, held
     )
     if finished := _finished(run, params.steps, processes):
         return finished
@@ -106,6 +112,7 @@ def open_run(
         cache=TensorCache(cache_dir),
         processes=processes,
         init_lora=init_lora,
+        identity={"fingerprint": fingerprint, **arithmetic},
     )
 
 
@@ -120,12 +127,20 @@ def _data_fingerprint(dataset: EditDataset, digests: Path, processes: SingleProc
 
 
 def _open_folder(
-    run_dir: Path, fingerprint: str, former: Callable[[], str], steps: int, processes: SingleProcess
+    run_dir: Path, fingerprint: str, former: Callable[[], str], steps: int, processes: SingleProcess, held: ExitStack
 ) -> Generator[Notice, None, RunFolder]:
-    """Return the run folder that the main process has chosen; it alone writes there."""
-    run, notice = open_run_folder(run_dir, fingerprint, steps, former)
-    path, notice = processes.all_gather_object((run.path, notice))[0]
-    yield from _notices([notice])
+    """Return the run folder that the main process has chosen and locked; it alone writes there. Raises BadInput."""
+    path, notices, refusal = run_dir, [], None
+    if processes.is_main:
+        try:
+            run, notices = open_run_folder(run_dir, fingerprint, steps, held, former)
+            path = run.path
+        except BadInput as error:
+            refusal = str(error)
+    path, notices, refusal = processes.all_gather_object((path, notices, refusal))[0]
+    if refusal is not None:
+        raise BadInput(refusal)
+    yield from _notices(notices)
     run = RunFolder(path, writes=processes.is_main)
     run.adopt(fingerprint)
     return run

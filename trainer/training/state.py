@@ -11,13 +11,13 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..distributed.fsdp import full_tensors_on_main, is_sharded, shard_like
-from ..errors import RunFailed
+from ..errors import DamagedFile, RunFailed
 from ..events import Checkpoint, Notice
 from ..files import remove
 from ..tensors import copy_values
 from .batch_sampler import Position
-from .checkpoint import CheckpointData, checkpoint_folders, load_checkpoint, save_checkpoint
-from .optim import load_optimizer_tensors, optimizer_tensors
+from .checkpoint import CheckpointData, add_checksums, checkpoint_folders, load_checkpoint, save_checkpoint
+from .optim import fits_optimizer, load_optimizer_tensors, optimizer_tensors
 
 if TYPE_CHECKING:
     from .setup import RunContext
@@ -29,6 +29,7 @@ class TrainState:
 
     def __init__(self, context: RunContext, trainable: Trainable, optimizer: torch.optim.Optimizer) -> None:
         self.run, self.processes = context.run, context.processes
+        self.identity = context.identity
         self.seed, self.keep_checkpoints = context.settings.seed, context.settings.keep_checkpoints
         self.trainable, self.optimizer = trainable, optimizer
         self.step = 0
@@ -40,30 +41,55 @@ class TrainState:
         """The trained tensors are sharded over the processes."""
 
     def restore(self) -> Generator[Notice, None, Path | None]:
-        """Load the newest readable checkpoint and remove damaged ones; returns its folder, None when there is none.
+        """Load the newest checkpoint of this run that can be read; returns its folder, None when there is none.
 
-        Raises RunFailed when the processes do not see the same run folder.
+        Damaged ones are removed, and those of other runs set aside. Raises RunFailed when the processes do not see the
+        same run folder, and BadInput for a checkpoint of a later release.
         """
         newest: tuple[Path | None, CheckpointData | None] = (None, None)
         if self.processes.is_main:
             newest = yield from self._newest_checkpoint()
         path: Path | None = self.processes.all_gather_object(newest[0])[0]
         if path is not None:
-            self._load(path, newest[1] or load_checkpoint(path))
+            self._load(path, newest[1])
         self.processes.broadcast_from_main(self.trainable.parameters.values())
         return path
 
     def _newest_checkpoint(self) -> Generator[Notice, None, tuple[Path | None, CheckpointData | None]]:
         for path in reversed(checkpoint_folders(self.run.checkpoints)):
-            if (data := load_checkpoint(path)) is not None:
+            try:
+                data = load_checkpoint(path)
+            except DamagedFile as error:
+                remove(path)
+                yield Notice(
+                    message=f"The checkpoint {path.name} is damaged and was removed, an older one is used: it {error}."
+                )
+                continue
+            if self._fits(data):
+                add_checksums(path, replace(data, run=self.identity))
                 return path, data
-            remove(path)
-            yield Notice(message=f"The checkpoint {path.name} is damaged and was removed; an older one is used.")
+            aside = set_aside(path)
+            yield Notice(
+                message=f"The checkpoint {path.name} belongs to another run and was set aside, as {aside.name}; an "
+                "older one is used."
+            )
         return None, None
 
+    def _fits(self, data: CheckpointData) -> bool:
+        """Tell whether a checkpoint is of this run: by its fingerprint, and by its tensors."""
+        fingerprint = self.identity["fingerprint"]
+        if data.run.get("fingerprint", fingerprint) != fingerprint:
+            return False
+        parameters = self.trainable.parameters
+        shapes = {name: parameter.shape for name, parameter in parameters.items()}
+        found = {name: tensor.shape for name, tensor in data.weights.items()}
+        return found == shapes and fits_optimizer(self.optimizer, parameters, data.optimizer)
+
     def _load(self, path: Path, data: CheckpointData | None) -> None:
-        if data is None:
-            raise RunFailed(f"Cannot read {path}: the run folder must be on a disk that all processes share.")
+        try:
+            data = data or load_checkpoint(path)
+        except DamagedFile:
+            raise RunFailed(f"Cannot read {path}: the run folder must be on a disk that all processes share.") from None
         self._set_values(data)
         self.step = self.saved_step = data.step
         self.position = data.position
@@ -117,6 +143,7 @@ class TrainState:
             step=self.step,
             position=self.position,
             seed=self.seed,
+            run=self.identity,
             weights=full_tensors_on_main(parameters, is_main),
             optimizer=full_tensors_on_main(optimizer_tensors(self.optimizer, parameters), is_main),
         )
@@ -127,6 +154,15 @@ class TrainState:
         if not folders:
             return "No step was saved yet."
         return f"The last good checkpoint is {folders[-1]}; the same request resumes from there."
+
+
+def set_aside(path: Path) -> Path:
+    """Rename a checkpoint so that it is no longer taken for one; returns its new path."""
+    number, aside = 1, path.with_name(f"{path.name}.other")
+    while aside.exists():
+        number += 1
+        aside = path.with_name(f"{path.name}.other-{number}")
+    return path.replace(aside)
 
 
 def _in_host_memory(tensors: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
