@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+from contextlib import suppress
 from pathlib import Path
 
 import folder_paths
@@ -81,17 +82,31 @@ def find_contained_parquet(resource: str) -> Path:
 
     Raises BadInput, with the same message whether a file exists outside of them or not.
     """
-    name = Path(resource.strip())
-    roots = [folder.resolve() for folder in (input_folder(), output_folder(), EXAMPLES)]
-    names = [name] if name.is_absolute() or len(name.parts) < 2 else [name, Path(*name.parts[1:])]
-    try:
-        for place in (start / name for name in names for start in (EXAMPLES, input_folder())):
-            path = place.resolve()
-            if any(path.is_relative_to(root) for root in roots) and path.is_file():
+    text = resource.strip()
+    name = Path(text)
+    names = [text] if name.is_absolute() or len(name.parts) < 2 else [text, str(Path(*name.parts[1:]))]
+    for name, start in ((name, start) for name in names for start in (EXAMPLES, input_folder())):
+        path = contained_path(start, name)
+        with suppress(OSError):
+            if path is not None and path.is_file():
                 return path
-    except (OSError, ValueError):
-        pass
     raise BadInput(f'"{resource}" is not found in ComfyUI\'s input folder.')
+
+
+def contained_path(start: Path, name: str) -> Path | None:
+    """Resolve a path from the page; None outside of ComfyUI's input and output folders and the examples.
+
+    A name on another computer (`\\\\server\\share`) is refused before anything looks at it: Windows would send that
+    computer the user's credentials.
+    """
+    if name.replace("\\", "/").startswith(("//", "/??/")):
+        return None
+    try:
+        path = (start / name).resolve()
+        roots = [folder.resolve() for folder in (input_folder(), output_folder(), EXAMPLES)]
+    except (OSError, ValueError, RuntimeError):
+        return None
+    return path if any(path.is_relative_to(root) for root in roots) else None
 
 
 def list_parquets() -> list[str]:

@@ -12,7 +12,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ..trainer.errors import BadInput
-from .folders import EXAMPLES, find_contained_parquet, input_folder, is_folder_name, list_parquets, output_folder
+from .folders import contained_path, find_contained_parquet, input_folder, is_folder_name, list_parquets
 from .live_run import LIVE_RUNS
 from .model_files import AUTO
 from .same_origin import same_origin_only
@@ -160,11 +160,13 @@ async def read_request(request: web.Request) -> web.Response:
     `{"error": …}`."""
     from ..trainer.config.request import parse_request
 
-    text = await request.content.read(MAX_REQUEST_BYTES + 1)
-    if len(text) > MAX_REQUEST_BYTES:
-        raise BadInput("The request is too large.")
+    text = bytearray()
+    async for chunk in request.content.iter_any():
+        text += chunk
+        if len(text) > MAX_REQUEST_BYTES:
+            raise BadInput("The request is too large.")
     try:
-        return web.json_response({"request": parse_request(text).model_dump()})
+        return web.json_response({"request": parse_request(bytes(text)).model_dump()})
     except BadInput as error:
         return web.json_response({"error": str(error)})
 
@@ -216,8 +218,8 @@ def _first_rows(resource: str, images_root: str, names: list[str]) -> dict[str, 
     from ..trainer.data.row_blocks import RowBlocks
 
     path = find_contained_parquet(resource)
-    root = (path.parent / images_root).resolve()
-    if not any(root.is_relative_to(folder.resolve()) for folder in (input_folder(), output_folder(), EXAMPLES)):
+    root = contained_path(path.parent, images_root)
+    if root is None:
         raise BadInput("images_root: is not in ComfyUI's input folder.")
     kinds = column_kinds(path)
     names = [name for name in names if kinds.get(name) in ("image", "either")]

@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import io
-import json
 from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
 from ..trainer.data.images import decode_image
-from ..trainer.errors import BadInput, RunFailed
-from ..trainer.files import write_json
+from ..trainer.errors import BadInput, DamagedFile
+from ..trainer.files import read_json, write_json
 from ..trainer.training.checkpoint import checkpoint_steps
 from ..trainer.training.run_folder import RunFolder
+from ..trainer.training.run_log import parse_log_line
 from .folders import CACHE, NO_LORA, find_lora, is_folder_name, lora_options, output_folder, runs_folder
 from .run_snapshot import RunSnapshot, RunSummary
 
@@ -35,21 +35,34 @@ def find_run(name: str) -> RunFolder:
 
 
 def list_runs(running: set[str]) -> list[dict[str, Any]]:
-    """Summaries of all runs for JSON, the newest first. `running` has the folder names of those in progress."""
+    """Summaries of all runs for JSON, the newest first. `running` has the folder names of those in progress.
+
+    Damaged runs are left out.
+    """
     if not runs_folder().is_dir():
         return []
-    folders = [path for path in runs_folder().iterdir() if path.name != CACHE and (path / "run.json").is_file()]
-    newest = sorted(folders, key=lambda path: (path / "run.json").stat().st_mtime, reverse=True)
+    changed = {path: _changed(RunFolder(path)) for path in runs_folder().iterdir() if path.name != CACHE}
+    folders = [path for path, when in changed.items() if when]
+    newest = sorted(folders, key=lambda path: changed[path], reverse=True)
     summaries = (_summary(RunFolder(path), running) for path in newest[:MAX_LISTED])
     return [summary.to_dict() for summary in summaries if summary is not None]
+
+
+def _changed(run: RunFolder) -> float:
+    """Modification time of run.json, as a POSIX timestamp; 0 when there is none."""
+    try:
+        return (run.path / "run.json").stat().st_mtime
+    except OSError:
+        return 0.0
 
 
 def run_details(name: str, running: set[str]) -> dict[str, Any]:
     """Summary, snapshot, request, settings and graph of one run, for JSON. Raises BadInput."""
     run = find_run(name)
-    summary = _summary(run, running)
-    if summary is None:
-        raise BadInput(f'The run "{name}" is damaged.')
+    try:
+        summary, request, settings = _read_summary(run, running), _request(run), _settings(run)
+    except (OSError, ValueError) as error:
+        raise BadInput(f'The run "{name}" is damaged: {error}.') from None
     snapshot = RunSnapshot(
         id=f"{name} {summary.changed}",
         run=summary.run,
@@ -64,8 +77,8 @@ def run_details(name: str, running: set[str]) -> dict[str, Any]:
     return {
         **summary.to_dict(),
         **snapshot.to_dict(),
-        "request": _json(run.path / "request.json"),
-        "settings": _node_values(_json(run.path / "settings.json")),
+        "request": request,
+        "settings": _node_values(settings),
         "workflow": _workflow(run),
     }
 
@@ -78,8 +91,8 @@ def save_workflow(run: RunFolder, workflow: dict[str, Any]) -> None:
 def _workflow(run: RunFolder) -> dict[str, Any] | None:
     """Graph that the run was last queued from; None when no page queued it."""
     try:
-        workflow = _json(run.path / WORKFLOW)
-    except (OSError, ValueError):
+        workflow = read_json(run.path / WORKFLOW)
+    except (OSError, DamagedFile):
         return None
     return workflow if isinstance(workflow, dict) else None
 
@@ -87,18 +100,24 @@ def _workflow(run: RunFolder) -> dict[str, Any] | None:
 def _node_values(settings: dict[str, Any]) -> dict[str, Any]:
     """Run settings as widget values of the settings node."""
     path = settings.get("init_lora")
+    if not isinstance(path, str):
+        return settings
     name = next((name for name in lora_options()[1:] if find_lora(name) == Path(path)), path) if path else NO_LORA
     return settings | {"init_lora": name}
 
 
 def sample_entries(run: RunFolder) -> list[dict[str, Any]]:
     """Entries of the drawn samples whose prompts the request still has."""
-    prompts = _prompts(run)
+    try:
+        samples = _request(run)["training_params"].get("samples")
+    except (OSError, ValueError):
+        samples = None
+    prompts = [sample.get("prompt") for sample in samples or [] if isinstance(sample, dict)]
     return [
-        sample_entry(step, index, prompts[index], file)
+        sample_entry(step, index, prompt, file)
         for step, files in run.sample_files().items()
         for index, file in files.items()
-        if index < len(prompts)
+        if index < len(prompts) and isinstance(prompt := prompts[index], str)
     ]
 
 
@@ -144,50 +163,70 @@ def shrink_to_jpeg(data: bytes, pixels: int) -> bytes:
 def _summary(run: RunFolder, running: set[str]) -> RunSummary | None:
     """Summary of a run; None for a damaged folder."""
     try:
-        state, request = run.state(), _json(run.path / "request.json")
-        params = request["training_params"]
-        last = _last_step(run.log)
-        drawn = run.sample_files()
-        weights = state.get("weights")
-        finished = state.get("finished_step") == params["steps"]
-        return RunSummary(
-            run=run.path.name,
-            state="running" if run.path.name in running else "finished" if finished else "stopped",
-            base_model=request["base_model"],
-            step=last.get("step", 0),
-            steps=params["steps"],
-            loss=last.get("loss"),
-            seconds=last.get("seconds"),
-            thumbnail=next(iter(drawn[max(drawn)].values())).name if drawn else None,
-            lora=weights if weights and (output_folder() / "loras" / weights).is_file() else None,
-            changed=(run.path / "run.json").stat().st_mtime,
-        )
-    except (OSError, ValueError, KeyError, TypeError, RunFailed):
+        return _read_summary(run, running)
+    except (OSError, ValueError):
         return None
 
 
+def _read_summary(run: RunFolder, running: set[str]) -> RunSummary:
+    """Summary of a run. Raises OSError and ValueError for a damaged folder."""
+    state, request = run.state(), _request(run)
+    steps = request["training_params"]["steps"]
+    last, drawn, weights = _last_step(run.log), run.sample_files(), state.get("weights")
+    return RunSummary(
+        run=run.path.name,
+        state="running"
+        if run.path.name in running
+        else "finished"
+        if state.get("finished_step") == steps
+        else "stopped",
+        base_model=request["base_model"],
+        step=last.get("step", 0),
+        steps=steps,
+        loss=last.get("loss"),
+        seconds=last.get("seconds"),
+        thumbnail=next(iter(drawn[max(drawn)].values())).name if drawn else None,
+        lora=weights if weights and (output_folder() / "loras" / weights).is_file() else None,
+        changed=_changed(run),
+    )
+
+
 def _last_step(log: Path) -> dict[str, Any]:
+    """The last step's line of a log; empty when there is none near its end."""
     if not log.is_file():
         return {}
     with log.open("rb") as file:
         file.seek(max(0, log.stat().st_size - TAIL_BYTES))
         lines = file.read().splitlines()
-    for text in reversed(lines):
-        try:
-            line = json.loads(text)
-        except ValueError:
-            continue
-        if line.get("event") == "step":
-            return line
-    return {}
+    entries = (parse_log_line(text) for text in reversed(lines))
+    return next((entry for entry in entries if entry is not None and entry["event"] == "step"), {})
 
 
-def _prompts(run: RunFolder) -> list[str]:
-    return [sample["prompt"] for sample in _json(run.path / "request.json")["training_params"]["samples"]]
+def _request(run: RunFolder) -> dict[str, Any]:
+    """The run's request. Raises OSError, and ValueError when it lacks what the page shows."""
+    request = _object(run.path / "request.json")
+    params = request.get("training_params")
+    if not isinstance(params, dict) or type(params.get("steps")) is not int:
+        raise DamagedFile("request.json has no number of steps")
+    if not isinstance(request.get("base_model"), str):
+        raise DamagedFile("request.json has no base model")
+    return request
 
 
-def _json(path: Path) -> Any:
-    return json.loads(path.read_text(encoding="utf-8"))
+def _settings(run: RunFolder) -> dict[str, Any]:
+    """The run's settings. Raises OSError and ValueError."""
+    return _object(run.path / "settings.json")
+
+
+def _object(path: Path) -> dict[str, Any]:
+    """Decode a file with a JSON object. Raises OSError and ValueError."""
+    try:
+        value = read_json(path)
+    except DamagedFile as error:
+        raise DamagedFile(f"{path.name} {error}") from None
+    if not isinstance(value, dict):
+        raise DamagedFile(f"{path.name} is not a JSON object")
+    return value
 
 
 def _viewable(file: Path) -> dict[str, str]:

@@ -131,5 +131,6 @@ def _results(model: Model, request: FineTuneRequest, live_run: LiveRun) -> io.No
     else:
         path, lora = publish_transformer(finished.weights), {}
         trained = model.with_weights(path)
-    line = live_run.result_text(f"{finished.step} steps done, loss {losses[-1]:.4f}, saved as {path}")
+    loss = f", loss {losses[-1]:.4f}" if losses else ""  # the log may have been deleted
+    line = live_run.result_text(f"{finished.step} steps done{loss}, saved as {path}")
     return io.NodeOutput(trained, lora, run, str(path), {"loss": losses}, ui=ui.PreviewText(line))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 import threading
 import urllib.error
 import urllib.parse
@@ -138,6 +139,76 @@ def test_a_request_is_read_and_its_faults_are_named(server: Server) -> None:
     request["training_params"]["steps"] = -1
     status, body = ask(server, "/edit_trainer/request", json.dumps(request).encode())
     assert "steps" in json.loads(body)["error"]
+
+
+def test_a_request_in_many_chunks_is_read_whole(server: Server) -> None:
+    request = {
+        "resource": "edit_trainer_example.parquet",
+        "base_model": "tiny/flux-kontext",
+        "script_type": "image_editing",
+        "training_params": {
+            "caption_column": "caption",
+            "control_image_column": "control",
+            "image_column": "target",
+            "samples": [{"ctrl_img_url": "", "prompt": "x" * 200} for _ in range(5000)],
+        },
+    }
+    status, body = ask(server, "/edit_trainer/request", json.dumps(request).encode())
+    assert status == 200
+    assert json.loads(body).get("request", json.loads(body))["training_params"]["samples"][4999]["prompt"] == "x" * 200
+    assert ask(server, "/edit_trainer/request", b" " * (4 * 2**20 + 1))[0] == 400
+
+
+@pytest.mark.parametrize("root", ["%00", "..%2F..%2F..", "%5C%5Cserver%5Cshare", "%2F%2Fserver%2Fshare", "x" * 5000])
+@pytest.mark.parametrize("name", ["edit_trainer_example.parquet", "%00", "%5C%5Cserver%5Cx.parquet", "x" * 5000])
+def test_folders_elsewhere_are_refused(server: Server, root: str, name: str) -> None:
+    path = f"/edit_trainer/first_rows?resource={name}&column=control&images_root={root}"
+    status, body = ask(server, path)
+    if status == 200:  # a long name is a folder that is not there
+        assert root == "x" * 5000
+    else:
+        assert status == 400, body
+
+
+def test_one_damaged_run_hides_no_other(server: Server, run_name: str) -> None:
+    runs = server.output / "edit_trainer"
+    whole = server.get(f"/edit_trainer/archive/{run_name}")
+    damage = {
+        "log.jsonl": ["null", "[1]", '{"event": "step", "step": NaN}', "\x00", "{" * 100_000],
+        "request.json": ["null", "[]", '{"training_params": []}', '{"training_params": {"steps": "4"}}', "[" * 100_000],
+        "settings.json": ["null", '{"init_lora": [1]}', '{"seed": NaN}'],
+        "run.json": ["null", "[]", '{"fingerprint": 3}', '{"fingerprint": "x", "precision": [1]}', '{"version": 99}'],
+        "workflow.json": ["[]", "{", '{"a": Infinity}'],
+    }
+    folders = []
+    for name, contents in damage.items():
+        for number, content in enumerate(contents):
+            folder = runs / f"damaged-{name}-{number}"
+            shutil.copytree(runs / run_name, folder)
+            (folder / name).write_text(content, encoding="utf-8")
+            folders.append(folder)
+    try:
+        (folders[0] / "samples" / "step-000002-00 (1).png").write_bytes(b"")
+        (folders[0] / "checkpoints" / "step-000003 - Copy").mkdir()
+        listed = {line["run"]: line for line in server.get("/edit_trainer/archive")}
+        assert listed[run_name]["step"] == 4
+        for folder in folders:
+            status, body = ask(server, f"/edit_trainer/archive/{folder.name}")
+            assert status in (200, 400), (folder.name, body)
+            json.loads(body, parse_constant=pytest.fail)
+            if status == 400:
+                assert "is damaged" in json.loads(body)["error"] or "run.json" in json.loads(body)["error"]
+        assert server.get(f"/edit_trainer/archive/{run_name}") == whole
+    finally:
+        for folder in folders:
+            shutil.rmtree(folder)
+
+
+def test_a_name_that_its_lora_cannot_have_is_refused_at_once(server: Server) -> None:
+    result = server.run(training(run_name="漢" * 80))
+    assert result.status == "execution_error"
+    assert "shorter name for the run" in result.details["exception_message"]
+    assert not (server.output / "edit_trainer" / ("漢" * 80)).exists()
 
 
 def test_stop_and_save_and_sample_now(server: Server) -> None:
