@@ -82,6 +82,16 @@ def test_bad_rows_are_named_and_can_be_skipped(server: Server) -> None:
     assert skipped.status == "execution_success"
 
 
+def test_a_parquet_leads_to_no_private_host(server: Server) -> None:
+    address = f"http://localhost:{server.port}/system_stats"
+    pq.write_table(
+        pa.table({"caption": ["x"], "control": [address], "target": [address]}),
+        server.base / "input" / "inside.parquet",
+    )
+    said = ["row 0", '"control"', "private network", "EDIT_TRAINER_ALLOW_PRIVATE_HOSTS=1"]
+    refused(server.run(training(dataset={"resource": "inside.parquet"})), "dataset", *said)
+
+
 @pytest.mark.parametrize(
     "request_text, said",
     [

@@ -9,6 +9,7 @@ from collections.abc import Sequence
 from importlib import import_module
 
 from ..config.cuda_allocator import use_expandable_segments
+from ..data.hosts import allow_private_hosts
 from ..errors import FAILED, OK, BadInput, outcome
 from .parser import PROG, build_parser
 
@@ -23,6 +24,8 @@ def main(argv: Sequence[str] | None = None) -> int:
         options, unknown = build_parser().parse_known_args(arguments)
         if unknown:
             raise BadInput(f"unknown option or value: {' '.join(unknown)}\nSee: {options.prog} --help")
+        if getattr(options, "allow_private_hosts", False):
+            allow_private_hosts()
         options.command_line = [*PROG.split(), *arguments]
         module, function = options.run
         return getattr(import_module(f".{module}", __package__), function)(options)

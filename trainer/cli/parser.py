@@ -8,6 +8,7 @@ from typing import Any, Literal, NoReturn, get_args, get_origin
 
 from ..config.settings import RunSettings, parse_settings
 from ..config.validation import read_json_file
+from ..data.hosts import ALLOW_OPTION
 from ..errors import OK, BadInput
 from ..families.registry import FAMILIES, base_model_names
 
@@ -115,6 +116,7 @@ def _add_inspect(commands: Any) -> None:
         "--images-root", metavar="DIR", default="", help="Folder that relative image paths start from."
     )
     command.add_argument("--json", action="store_true", help="Print JSON instead of text.")
+    _add_private_hosts(command)
 
 
 _COLUMN_OPTIONS = {
@@ -162,6 +164,7 @@ def _add_train(commands: Any) -> None:
         "Cache folder for encoded images and captions; runs can share it.",
         "edit_trainer_cache beside the run folder",
     )
+    _add_private_hosts(command)
     _add_model(command)
     add_settings(command)
 
@@ -189,7 +192,16 @@ def _add_edit(commands: Any) -> None:
     _add_number(command, "--height", int, 0, "Height in pixels; 0: the image's aspect ratio at the model's own area.")
     negative = ", ".join(info.title for info in FAMILIES if info.uses_negative_prompt)
     command.add_argument("--negative-prompt", metavar="TEXT", default="", help=f"What to avoid ({negative} only).")
+    _add_private_hosts(command)
     _add_model(command)
+
+
+def _add_private_hosts(command: argparse.ArgumentParser) -> None:
+    command.add_argument(
+        ALLOW_OPTION,
+        action="store_true",
+        help="Let URLs of images lead into private networks and to this machine. Only for data that you trust.",
+    )
 
 
 def _text_encoder_help(subfolder: str) -> str:

@@ -11,6 +11,7 @@ image_refs    references to images and reading their bytes
 images        decoding to RGB
 digests       digests of image files, which identify a dataset
 downloads     images behind URLs
+hosts         which servers may be asked for images
 resize        arithmetic of image sizes
 load_request  a request read together with its parquet
 

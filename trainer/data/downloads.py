@@ -18,6 +18,7 @@ from urllib.parse import quote, urlsplit, urlunsplit
 
 from ..errors import BadImage, RunFailed
 from ..files import atomic_write
+from .hosts import CheckedHTTPHandler, CheckedHTTPSHandler
 
 USER_AGENT = "edit-trainer (training images; Python urllib)"
 
@@ -38,7 +39,7 @@ class Downloads:
     """Downloaded images of one run. Thread-safe.
 
     A stored image is reused only after the server confirms it (ETag, Last-Modified). A server that cannot be reached
-    is an error: training never uses images that may be out of date.
+    is an error: training never uses images that may be out of date. `hosts.py` says which servers are asked.
     """
 
     def __init__(self, folder: Path | None = None, *, timeout: float = 10.0, deadline: float = 30.0) -> None:
@@ -58,8 +59,8 @@ class Downloads:
         self._opener = urllib.request.OpenerDirector()
         for handler in (
             urllib.request.ProxyHandler(),
-            urllib.request.HTTPHandler(),
-            urllib.request.HTTPSHandler(),
+            CheckedHTTPHandler(),
+            CheckedHTTPSHandler(),
             urllib.request.HTTPDefaultErrorHandler(),
             urllib.request.HTTPErrorProcessor(),
             _Redirects(),

@@ -12,6 +12,7 @@ from urllib.parse import urlsplit
 
 from ..errors import BadImage
 from .downloads import Downloads
+from .hosts import check_literal
 
 MAX_FILE_BYTES = 256 * 2**20
 """A judgement: more than an encoded image of MAX_PIXELS usually takes."""
@@ -41,7 +42,8 @@ def image_ref(value: Any) -> ImageRef:
     """Parse a parquet cell: text (relative path or http(s) URL), encoded bytes, or a {bytes, path} struct.
 
     The struct is that of the Hugging Face `datasets` library; its bytes take precedence. Raises BadImage for null,
-    empty and other values, other URL schemes, absolute paths, and paths that leave their folder with `..`.
+    empty and other values, other URL schemes, numeric addresses of private networks, absolute paths, and paths that
+    leave their folder with `..`.
     """
     if isinstance(value, str):
         return _text_ref(value)
@@ -86,6 +88,10 @@ def _checked_url(url: str) -> str:
         raise BadImage(f"{shorten(url)}: not a valid URL ({error})") from None
     if not host:
         raise BadImage(f"{shorten(url)}: the URL names no host")
+    try:
+        check_literal(host)
+    except BadImage as error:
+        raise BadImage(f"{shorten(url)}: {error}") from None
     return url
 
 

@@ -42,7 +42,8 @@ DECODERS = 4
 _SUSPICIOUS = r"^[/\\]|:|\.\.|[\x00-\x1f\x7f]|^[^!-~]*$"
 
 
-_PLAIN_URL = r"^(?i:https?)://[A-Za-z0-9.-]+(:[0-9]+)?(/[!-~]*)?$"
+_PLAIN_URL = r"^(?i:https?)://([A-Za-z0-9-]+\.)+[A-Za-z][A-Za-z-]*(:[0-9]+)?(/[!-~]*)?$"
+"""URLs of hosts that have a name of several parts, which no numeric address is."""
 
 
 @dataclass
