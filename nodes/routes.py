@@ -188,20 +188,23 @@ def _pixels(request: web.Request) -> int:
 
 
 def _columns(resource: str) -> dict[str, Any]:
-    from ..trainer.data.columns import column_kinds, first_texts, guess_columns
+    from ..trainer.data.columns import first_look, guess_from_kinds
     from ..trainer.data.parquet import open_parquet, parquet_columns
 
     path = find_contained_parquet(resource)
-    kinds = column_kinds(path)
+    kinds, texts = first_look(path)
     with open_parquet(path) as parquet:
         rows = parquet.metadata.num_rows
-    texts = first_texts(path, [name for name, kind in kinds.items() if kind == "text"])
     return {
         "columns": parquet_columns(path),
         "kinds": kinds,
-        "guess": guess_columns(path),
+        "guess": guess_from_kinds(kinds),
         "rows": rows,
-        "texts": {name: [text[:MAX_TEXT_CHARS] for text in values[:3]] for name, values in texts.items()},
+        "texts": {
+            name: [text[:MAX_TEXT_CHARS] for text in values[:FIRST_ROWS]]
+            for name, values in texts.items()
+            if kinds[name] == "text"
+        },
     }
 
 

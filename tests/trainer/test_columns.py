@@ -8,7 +8,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainer.data.columns import MAX_CHARACTERS, column_kinds, first_texts, guess_columns
+from trainer.data.columns import MAX_CHARACTERS, column_kinds, first_look, guess_columns
 
 IMAGE = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
 PATHS = ["a/1.jpg", "a/2.png"]
@@ -121,7 +121,7 @@ def test_a_hostile_caption_is_looked_at_in_no_time(tmp_path: Path, text: str) ->
     """Bounded by what is looked at of a text, not by how it is made: the process would hang here."""
     path = write(tmp_path / "data.parquet", {"a": text, "b": PATHS})
     assert column_kinds(path)["b"] == "image"
-    assert max(map(len, first_texts(path, ["a"])["a"])) <= MAX_CHARACTERS
+    assert max(map(len, first_look(path)[1]["a"])) <= MAX_CHARACTERS
 
 
 @pytest.mark.parametrize("text", ["a/b.PNG", "x.jpeg?size=3", "HTTPS://a.b/c", "data:image/png;base64,AA", "a?b.webp"])

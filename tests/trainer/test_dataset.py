@@ -12,6 +12,7 @@ import pytest
 from PIL import Image
 
 from trainer.config.request import Columns
+from trainer.data import pages
 from trainer.data import row_blocks as rows
 from trainer.data.dataset import open_dataset
 from trainer.data.downloads import Downloads
@@ -163,7 +164,8 @@ def test_images_root(tmp_path, monkeypatch):
 
 
 def test_large_row_groups_are_read_in_blocks_at_random(tmp_path, monkeypatch):
-    monkeypatch.setattr(rows, "BLOCK_BYTES", 2000)
+    for module in (rows, pages):
+        monkeypatch.setattr(module, "BLOCK_BYTES", 2000)
     count = 60
     columns = {
         "prompt": [f"edit {number}" for number in range(count)],

@@ -8,6 +8,7 @@ from typing import Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
+import pyarrow.parquet as pq
 
 from ..errors import BadInput
 from .column_words import CAPTION_WORDS, IMAGE_WORDS, INPUT_WORDS, OTHER_WORDS, OUTPUT_WORDS, image_role, name_words
@@ -26,6 +27,10 @@ MAX_CHARACTERS = 4096
 """Characters of a cell that are looked at; a judgement: addresses and paths are shorter."""
 
 
+MAX_TEXT_COLUMNS = 32
+"""Text columns whose first rows are looked at; a judgement: each takes a few milliseconds."""
+
+
 _ADDRESSES = ("http://", "https://", "data:image/")
 _EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
@@ -35,8 +40,13 @@ def guess_columns(path: Path) -> dict[str, str]:
 
     Raises BadInput when the file is not a readable parquet.
     """
+    return guess_from_kinds(column_kinds(path))
+
+
+def guess_from_kinds(all_kinds: Mapping[str, ColumnKind]) -> dict[str, str]:
+    """Guess as `guess_columns` does, from the columns' kinds."""
     kinds: dict[str, ColumnKind] = {
-        name: kind for name, kind in column_kinds(path).items() if not name_words(name) & OTHER_WORDS
+        name: kind for name, kind in all_kinds.items() if not name_words(name) & OTHER_WORDS
     }
     images = [name for name, kind in kinds.items() if kind in ("image", "either")]
     control = _plainest(name for name in images if image_role(name) == "input")
@@ -54,23 +64,38 @@ def column_kinds(path: Path) -> dict[str, ColumnKind]:
 
     Raises BadInput when the file is not a readable parquet.
     """
+    return first_look(path)[0]
+
+
+def first_look(path: Path) -> tuple[dict[str, ColumnKind], dict[str, list[str]]]:
+    """Kinds as `column_kinds` finds them, and the non-empty texts of the first rows of each text column.
+
+    A column that cannot be read has no texts: it may be one that is not needed. Raises BadInput when the file is not a
+    readable parquet.
+    """
     with open_parquet(path) as parquet:
-        schema = parquet.schema_arrow
+        schema, metadata = parquet.schema_arrow, parquet.metadata
     types = {field.name: field.type for field in schema if len(schema.get_all_field_indices(field.name)) == 1}
-    texts = first_texts(path, [name for name, kind in types.items() if is_text(kind) and not pa.types.is_null(kind)])
-    return {name: _kind(kind, texts.get(name, [])) for name, kind in types.items()}
+    of_text = [name for name, kind in types.items() if is_text(kind) and not pa.types.is_null(kind)]
+    texts = _first_texts(path, of_text[:MAX_TEXT_COLUMNS], metadata)
+    return {name: _kind(kind, texts.get(name, [])) for name, kind in types.items()}, texts
 
 
-def first_texts(path: Path, columns: list[str]) -> Mapping[str, list[str]]:
-    """Non-empty texts of the first rows of text columns. Raises BadInput where the file is damaged."""
-    if not columns:
+def _first_texts(path: Path, columns: list[str], metadata: pq.FileMetaData) -> dict[str, list[str]]:
+    if not columns or not metadata.num_rows:
         return {}
-    blocks = RowBlocks(path, columns)
+    blocks = None
     try:
-        cells = blocks.block(0).columns if blocks.rows else ()
-        return {name: _texts(part.text) for name, part in zip(blocks.columns, cells, strict=False)}
+        blocks = RowBlocks(path, columns, metadata)
+        cells = blocks.block(0).columns
+        return {name: _texts(part.text) for name, part in zip(blocks.columns, cells, strict=True)}
+    except BadInput:
+        if len(columns) == 1:
+            return {}
+        return {name: texts for part in columns for name, texts in _first_texts(path, [part], metadata).items()}
     finally:
-        blocks.close()
+        if blocks:
+            blocks.close()
 
 
 def _guess_caption(texts: list[str], kinds: Mapping[str, ColumnKind]) -> str | None:
@@ -98,7 +123,7 @@ def _texts(array: pa.Array | None) -> list[str]:
         cut = pc.call_function("utf8_slice_codeunits", [first], pc.SliceOptions(0, MAX_CHARACTERS))
         return [text for text in cut.to_pylist() if text]
     except (UnicodeDecodeError, pa.ArrowInvalid):
-        raise BadInput("The first rows hold text that is not UTF-8.") from None
+        return []
 
 
 def _kind(kind: pa.DataType, texts: list[str]) -> ColumnKind:

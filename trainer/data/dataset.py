@@ -23,7 +23,7 @@ from .downloads import Downloads
 from .image_refs import ImageRef, image_ref, read_bytes, shorten
 from .parquet import column_faults
 from .report import BadRow, DatasetReport, SizeStats, bad_rows_message, first_bad_rows
-from .row_blocks import Block, Cells, RowBlocks
+from .row_blocks import Block, Cells, RowBlocks, plain_parts
 from .validation import Findings, check_rows, looks_swapped
 
 
@@ -284,12 +284,17 @@ def _hash_cells(cells: Cells, digests: list[Any]) -> None:
     length = len(cells)
     text = cells.text if cells.text is not None else pa.nulls(length, pa.large_string())
     data = cells.data if cells.data is not None else pa.nulls(length, pa.large_binary())
-    text = pc.if_else(data.is_valid(), pa.scalar(None, pa.large_string()), text)
+    has_data = data.is_valid()
     for array, (lengths, content) in zip((text, data), (digests[:2], digests[2:]), strict=True):
-        lengths.update(pc.binary_length(array).fill_null(-1).cast(pa.int64()).to_numpy().tobytes())
-        present = array.drop_null()
-        if len(present):
-            _, offsets, buffer = present.buffers()
-            ends = np.frombuffer(offsets, dtype=np.int64)[present.offset : present.offset + len(present) + 1]
-            if buffer is not None:
-                content.update(memoryview(buffer)[ends[0] : ends[-1]])
+        first = 0
+        for part in plain_parts(array):
+            if array is text:
+                part = pc.if_else(has_data.slice(first, len(part)), pa.scalar(None, pa.large_string()), part)
+            lengths.update(pc.binary_length(part).fill_null(-1).cast(pa.int64()).to_numpy().tobytes())
+            first += len(part)
+            present = part.drop_null()
+            if len(present):
+                _, offsets, buffer = present.buffers()
+                ends = np.frombuffer(offsets, dtype=np.int64)[present.offset : present.offset + len(present) + 1]
+                if buffer is not None:
+                    content.update(memoryview(buffer)[ends[0] : ends[-1]])

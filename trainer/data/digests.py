@@ -21,7 +21,7 @@ from ..errors import BadImage, BadInput, RunFailed
 from ..files import write_text
 from .image_refs import MAX_FILE_BYTES, image_ref, local_file
 from .parquet import is_text, open_parquet, storage_type
-from .row_blocks import Cells, RowBlocks
+from .row_blocks import Cells, RowBlocks, used_values
 
 VERSION = 1
 """Layout of the kept digests."""
@@ -137,7 +137,7 @@ def named_files(cells: Cells, rows: np.ndarray) -> tuple[list[str], list[int]]:
     """
     if cells.text is None:
         return [], []
-    texts = cells.text.filter(pa.array(rows & ~cells.has_data)).drop_null().dictionary_encode()
+    texts = used_values(cells.text.filter(pa.array(rows & ~cells.has_data)).drop_null())
     return [name.replace("\\", "/") for name in texts.dictionary.to_pylist()], texts.indices.to_pylist()
 
 

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import difflib
 import json
-from collections.abc import Mapping
+import os
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,24 +14,79 @@ import pyarrow.parquet as pq
 
 from ..config.request import COLUMN_FIELDS
 from ..errors import BadInput
+from .thrift import count_structs
 
 IMAGE_FIELDS = ("control_image_column", "image_column")
 
 
-def open_parquet(path: Path) -> pq.ParquetFile:
-    """Open a parquet for streaming: column chunks are read piece by piece. Raises BadInput when it is not readable."""
+MAX_COLUMNS = 5000
+"""Columns of a parquet, counting each part of a struct; a judgement: datasets of pictures have a few dozen."""
+
+
+LISTED_COLUMNS, MAX_NAME = 50, 200
+"""Columns listed in a message, and characters of a name that are shown or compared; a judgement."""
+
+
+CHUNK_DEPTH = 3
+"""Depth of a column chunk's struct in the footer: below the file's metadata and a row group."""
+
+
+MAX_FOOTER = 32 * 2**20
+"""Bytes of a footer; a judgement: some ten million rows in small row groups."""
+
+
+UNWEIGHED_FOOTER = 2 * 2**20
+"""Bytes of a footer whose structs need not be counted: at three bytes each they take 430 MB."""
+
+
+MAX_CHUNKS = 600_000
+"""Column chunks that a footer describes. Measured with pyarrow 26: 1 KB of memory each."""
+
+
+def open_parquet(
+    path: Path, metadata: pq.FileMetaData | None = None, dictionaries: Collection[str] = ()
+) -> pq.ParquetFile:
+    """Open a parquet for streaming: column chunks are read piece by piece.
+
+    `metadata` is that of the same file if it was open before; the leaf columns `dictionaries` are read as dictionary
+    arrays. Raises BadInput when the file is not readable.
+    """
     try:
         if path.is_dir():
             raise BadInput(f"{path} is a folder; name the parquet file in it.")
         if path.stat().st_size == 0:
             raise BadInput(f"{path} is empty (0 bytes).")
-        return pq.ParquetFile(path, buffer_size=1 << 20, pre_buffer=False)
+        if metadata is None:
+            _check_footer(path)
+        parquet = pq.ParquetFile(
+            path, metadata=metadata, read_dictionary=list(dictionaries) or None, buffer_size=1 << 20, pre_buffer=False
+        )
+        if parquet.metadata.num_columns > MAX_COLUMNS:
+            raise ValueError(f"it has {parquet.metadata.num_columns:,} columns; at most {MAX_COLUMNS:,} are looked at")
+        return parquet
     except FileNotFoundError:
         raise BadInput(f"{path} does not exist.") from None
-    except (pa.ArrowException, OSError, ValueError) as error:
+    except (pa.ArrowException, OSError, ValueError, IndexError) as error:
         if isinstance(error, BadInput):
             raise
         raise BadInput(f"{path} cannot be read as a parquet file: {arrow_reason(error)}") from None
+
+
+def _check_footer(path: Path) -> None:
+    """Raise ValueError or IndexError for a footer that would take gigabytes of memory."""
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        file.seek(max(size - 8, 0))
+        length = int.from_bytes(file.read(4), "little")
+        if length > MAX_FOOTER:
+            raise ValueError(f"its footer of {length:,} bytes is too large; write it again with larger row groups")
+        if UNWEIGHED_FOOTER < length <= size - 8:
+            file.seek(size - 8 - length)
+            chunks = count_structs(file.read(length))[CHUNK_DEPTH]
+            if chunks > MAX_CHUNKS:
+                raise ValueError(
+                    f"its footer describes {chunks:,} pieces of columns; write it again with larger row groups"
+                )
 
 
 def arrow_reason(error: Exception) -> str:
@@ -69,9 +125,12 @@ def column_faults(params: Mapping[str, Any], path: Path) -> list[str]:
 def _column_fault(field: str, column: str, schema: pa.Schema, path: Path) -> list[str]:
     indices = schema.get_all_field_indices(column)
     if not indices:
-        exist = ", ".join(_quoted(name) for name in dict.fromkeys(schema.names)) or "none"
-        close = difflib.get_close_matches(column.lower(), {name.lower(): name for name in schema.names}, n=1)
-        lowered = {name.lower(): name for name in reversed(schema.names)}
+        names = list(dict.fromkeys(schema.names))
+        exist = ", ".join(_quoted(name) for name in names[:LISTED_COLUMNS]) or "none"
+        exist += f" and {len(names) - LISTED_COLUMNS} more" if len(names) > LISTED_COLUMNS else ""
+        # Comparing takes the product of the lengths.
+        lowered = {name.lower(): name for name in reversed(names) if len(name) <= MAX_NAME}
+        close = difflib.get_close_matches(column.lower()[:MAX_NAME], lowered, n=1)
         hint = f" (did you mean {_quoted(lowered[close[0]])}?)" if close else ""
         return [f"{field}: {_quoted(column)} is not a column of {path.name}{hint}; its columns are {exist}"]
     if len(indices) > 1:

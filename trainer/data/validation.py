@@ -22,9 +22,9 @@ from ..events import Progress
 from .column_words import image_role
 from .image_refs import ImageRef, image_ref, local_file
 from .images import decode_image
-from .report import BadRow, first_bad_rows
+from .report import LISTED_ROWS, BadRow, first_bad_rows
 from .resize import Size
-from .row_blocks import Block, Cells, RowBlocks
+from .row_blocks import Block, Cells, RowBlocks, by_value
 
 SAMPLED_ROWS = 256
 """Rows whose images are decoded; a judgement: a fault in 2 % of the rows is found with 99 % probability."""
@@ -33,6 +33,10 @@ SAMPLED_ROWS = 256
 MAX_ROWS_FOR_FILE_CHECK = 10_000
 """Largest dataset, in rows, in which the existence of every file is checked, not only that of the sample; a judgement,
 as lookups on network drives are slow."""
+
+
+MAX_TEXT_BYTES = 1 << 16
+"""Bytes of a caption, path or URL; a judgement: models read a few kilobytes of a caption, and paths are shorter."""
 
 
 DECODERS = 4
@@ -79,10 +83,13 @@ class Findings:
 
 
 @dataclass(frozen=True, slots=True)
-class _Pair:
-    row: int
-    control: ImageRef
-    target: ImageRef
+class _Decoded:
+    """Sizes of a row's images, and whether they are the same and look swapped."""
+
+    control: Size
+    target: Size
+    same: bool
+    swapped: bool
 
 
 def check_rows(
@@ -101,12 +108,18 @@ def check_rows(
         for block in blocks:
             findings.add(_cell_faults(block, columns, root if blocks.rows <= MAX_ROWS_FOR_FILE_CHECK else None))
             rows = sample[(sample >= block.first) & (sample < block.first + block.rows)]
-            pairs = [_pair(block, row) for row in rows.tolist() if findings.good[row]]
-            decodings = [pool.submit(_decode_pair, pair, columns, fetch) for pair in pairs]
-            for _ in as_completed(decodings):
+            for cells in block.columns:
+                findings.good[block.first : block.first + block.rows] &= ~_unusable(cells)
+            places = {row: _places(block, row) for row in rows.tolist() if findings.good[row]}
+            # Rows that share both images are decoded once.
+            decodings = {
+                place: pool.submit(_decode_pair, block, row, columns, fetch)
+                for place, row in {place: row for row, place in places.items()}.items()
+            }
+            for _ in as_completed(decodings.values()):
                 yield Progress(phase="checking", done=block.first, total=blocks.rows, note="rows")
-            for pair, decoding in zip(pairs, decodings, strict=True):
-                _add_decoding(findings, pair, decoding.result())
+            for row, place in places.items():
+                _add_decoding(findings, row, decodings[place].result())
             _add_cells(findings, block)
             yield Progress(phase="checking", done=block.first + block.rows, total=blocks.rows, note="rows")
     finally:
@@ -123,18 +136,17 @@ def suspicious_cells(cells: Cells) -> np.ndarray:
     """bool [rows]: cells that `image_ref` may refuse; a cheap filter with no false negatives."""
     mask = cells.null
     if cells.text is not None:
-        odd = pc.match_substring_regex(cells.text, _SUSPICIOUS)
-        odd = pc.and_not(odd, pc.match_substring_regex(cells.text, _PLAIN_URL))
+        odd = by_value(cells.text, _odd_texts)
         mask = mask | (odd.fill_null(False).to_numpy(zero_copy_only=False) & ~cells.has_data)
     if cells.data is not None:
-        mask = mask | pc.equal(pc.binary_length(cells.data), 0).fill_null(False).to_numpy(zero_copy_only=False)
+        mask = mask | (by_value(cells.data, pc.binary_length).fill_null(-1).to_numpy() == 0)
     return mask
 
 
-def _pair(block: Block, row: int) -> _Pair:
-    _, control, target = block.columns
-    index = row - block.first
-    return _Pair(row, image_ref(control[index]), image_ref(target[index]))
+def _odd_texts(texts: pa.LargeStringArray) -> pa.BooleanArray:
+    odd = pc.match_substring_regex(texts, _SUSPICIOUS)
+    odd = pc.and_not(odd, pc.match_substring_regex(texts, _PLAIN_URL))
+    return pc.or_(odd, pc.greater(pc.binary_length(texts), MAX_TEXT_BYTES))
 
 
 def _cell_faults(block: Block, columns: Columns, root: Path | None) -> Iterator[BadRow]:
@@ -149,28 +161,56 @@ def _rows(faults: Iterator[tuple[int, str]], block: Block, name: str) -> Iterato
 
 
 def _caption_faults(cells: Cells) -> Iterator[tuple[int, str]]:
-    odd = cells.null if _is_unicode(cells) else np.ones(len(cells), dtype=bool)
-    for index in np.flatnonzero(odd).tolist():
-        try:
-            if cells[index] is None:
-                yield index, "is null"
-        except UnicodeDecodeError:
-            yield index, "is not valid UTF-8 text"
+    odd = np.full(len(cells), not _is_unicode(cells))
+    for index, text in _texts(cells, odd):
+        if isinstance(text, _Fault):
+            yield index, text
 
 
 def _image_faults(cells: Cells, root: Path | None) -> Iterator[tuple[int, str]]:
     odd = suspicious_cells(cells) if _is_unicode(cells) else np.ones(len(cells), dtype=bool)
     if root is not None:
         odd = odd | ~cells.has_data
-    for index in np.flatnonzero(odd).tolist():
+    for index, value in _texts(cells, odd):
         try:
-            reference = image_ref(cells[index])
+            if isinstance(value, _Fault):
+                yield index, value
+                continue
+            reference = image_ref(value)
             if root is not None and reference.kind == "path" and isinstance(reference.value, str):
                 local_file(reference.value, root)
-        except UnicodeDecodeError:
-            yield index, "is not valid UTF-8 text"
         except BadImage as error:
             yield index, str(error)
+
+
+class _Fault(str):
+    """Fault of a cell whose content is not looked at."""
+
+
+def _texts(cells: Cells, odd: np.ndarray) -> Iterator[tuple[int, str | bytes | None]]:
+    """Yield cells with their indices: those that `odd`, bool [rows], selects, and a _Fault for the first unusable ones.
+
+    There may be millions of the latter, which `check_rows` marks as bad by itself.
+    """
+    unusable = _unusable(cells)
+    indices = [np.flatnonzero(odd & ~unusable), np.flatnonzero(unusable)[:LISTED_ROWS]]
+    null = cells.null
+    for index in np.sort(np.concatenate(indices)).tolist():
+        try:
+            if unusable[index]:
+                yield index, _Fault("is null" if null[index] else f"is longer than {MAX_TEXT_BYTES:,} bytes")
+            else:
+                yield index, cells[index]
+        except UnicodeDecodeError:
+            yield index, _Fault("is not valid UTF-8 text")
+
+
+def _unusable(cells: Cells) -> np.ndarray:
+    """bool [rows]: cells that are null, and texts of more than MAX_TEXT_BYTES."""
+    if cells.text is None:
+        return cells.null
+    lengths = by_value(cells.text, pc.binary_length).fill_null(0).to_numpy()
+    return cells.null | ((lengths > MAX_TEXT_BYTES) & ~cells.has_data)
 
 
 def _is_unicode(cells: Cells) -> bool:
@@ -182,35 +222,43 @@ def _is_unicode(cells: Cells) -> bool:
     return True
 
 
+def _places(block: Block, row: int) -> tuple[int, ...]:
+    """Places of the images of a row in its block."""
+    return tuple(place for cells in block.columns[1:] for place in cells.place(row - block.first))
+
+
 def _decode_pair(
-    pair: _Pair, columns: Columns, fetch: Callable[[ImageRef], bytes]
-) -> tuple[Size, Size, bool] | list[BadRow]:
-    """Decode a pair: control size, target size and whether the pixels are equal, or the faults."""
-    images, faults = [], []
-    for name, reference in zip((columns.control_image, columns.image), (pair.control, pair.target), strict=True):
+    block: Block, row: int, columns: Columns, fetch: Callable[[ImageRef], bytes]
+) -> _Decoded | dict[str, str]:
+    """Decode the images of a row. Returns what is wrong by column if that fails."""
+    images, names, faults = [], [], {}
+    for name, cells in zip(columns.names[1:], block.columns[1:], strict=True):
+        # Here, in the thread: the cells of all rows to be decoded may be gigabytes.
+        reference = image_ref(cells[row - block.first])
+        names.append(_path_of(reference))
         try:
             images.append(decode_image(fetch(reference)))
         except BadImage as error:
-            faults.append(BadRow(pair.row, name, str(error)))
+            faults[name] = str(error)
     if faults:
         return faults
     control, target = images
-    return Size(*control.size), Size(*target.size), control.size == target.size and _same_pixels(control, target)
+    same = control.size == target.size and _same_pixels(control, target)
+    return _Decoded(Size(*control.size), Size(*target.size), same, looks_swapped(*names))
 
 
 def _same_pixels(a: Image.Image, b: Image.Image) -> bool:
     return ImageChops.difference(a, b).getbbox() is None
 
 
-def _add_decoding(findings: Findings, pair: _Pair, decoding: tuple[Size, Size, bool] | list[BadRow]) -> None:
-    if isinstance(decoding, list):
-        findings.add(decoding)
+def _add_decoding(findings: Findings, row: int, decoded: _Decoded | dict[str, str]) -> None:
+    if isinstance(decoded, dict):
+        findings.add(BadRow(row, column, why) for column, why in decoded.items())
         return
-    control_size, target_size, same = decoding
-    findings.control_sizes.append(control_size)
-    findings.target_sizes.append(target_size)
-    findings.same_pixels += same
-    findings.swapped_paths += looks_swapped(_path_of(pair.control), _path_of(pair.target))
+    findings.control_sizes.append(decoded.control)
+    findings.target_sizes.append(decoded.target)
+    findings.same_pixels += decoded.same
+    findings.swapped_paths += decoded.swapped
 
 
 def _add_cells(findings: Findings, block: Block) -> None:
@@ -218,17 +266,26 @@ def _add_cells(findings: Findings, block: Block) -> None:
     findings.same_cells += int(np.count_nonzero(_same_cells(control, target)))
     if caption.text is None or not _is_unicode(caption):
         return
-    findings.empty_captions += int(pc.sum(pc.equal(pc.utf8_trim_whitespace(caption.text), "")).as_py() or 0)
+    empty = by_value(caption.text, lambda texts: pc.equal(pc.utf8_trim_whitespace(texts), ""))
+    findings.empty_captions += int(pc.sum(empty).as_py() or 0)
 
 
 def _same_cells(control: Cells, target: Cells) -> np.ndarray:
     same = np.zeros(len(control), dtype=bool)
     if control.data is not None and target.data is not None:
-        same |= pc.equal(control.data, target.data).fill_null(False).to_numpy(zero_copy_only=False)
+        same |= _equal(control.data, target.data)
     if control.text is not None and target.text is not None:
-        texts = pc.equal(control.text, target.text).fill_null(False).to_numpy(zero_copy_only=False)
-        same |= texts & ~control.has_data & ~target.has_data
+        same |= _equal(control.text, target.text) & ~control.has_data & ~target.has_data
     return same
+
+
+def _equal(a: pa.Array, b: pa.Array) -> np.ndarray:
+    """bool [rows]: equal values; null equals nothing. Values of dictionary arrays are compared once each."""
+    if pa.types.is_dictionary(a.type) or pa.types.is_dictionary(b.type):
+        a, b = a.dictionary_encode(), b.dictionary_encode()
+        places = pc.index_in(a.dictionary, value_set=b.dictionary)
+        a, b = places.take(a.indices), b.indices
+    return pc.equal(a, b).fill_null(False).to_numpy(zero_copy_only=False)
 
 
 def _path_of(reference: ImageRef) -> str:
