@@ -44,23 +44,13 @@ class LiveBytes(TorchDispatchMode):
         self._others.add(storage)
 
     def as_one_kernel(self, function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
-        """Call a function as compiled to one kernel, whose results alone take memory: for `assume_compiler`.
-
-        Its results' shapes are remembered for the next call with inputs of the same: of all operations, those in such
-        functions are most.
-        """
-        leaves, structure = tree_flatten(args)
-        key = function, str(structure), *map(_layout, leaves)
-        if key in _RESULTS:
-            return tree_map(_empty, _RESULTS[key])
+        """Call a function as compiled to one kernel, whose results alone take memory: for `assume_compiler`."""
         self._paused = True
         try:
-            result = function(*args)
+            result = call_by_layout(function, args)
         finally:
             self._paused = False
         self._count(result)
-        if not _storages(result) & _storages(args):
-            _RESULTS[key] = tree_map(_layout, result)
         return result
 
     def _count(self, result: Any) -> None:
@@ -76,17 +66,36 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
+def call_by_layout(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+    """Call a function of tensors without values, of any shape and dtype.
+
+    Its results' layouts are remembered for the next call with arguments of the same, which makes new results from them:
+    of all operations of a step, those in compiled functions are most.
+    """
+    leaves, structure = tree_flatten(args)
+    key = function, str(structure), *map(_layout, leaves)
+    if key in _RESULTS:
+        return tree_map(_empty, _RESULTS[key])
+    result = function(*args)
+    if not _storages(result) & _storages(args):
+        _RESULTS[key] = tree_map(_layout, result)
+    return result
+
+
 @dataclass(frozen=True, slots=True)
 class _Layout:
-    """Shape, strides and dtype of a tensor without storage."""
+    """Shape, strides, dtype and device of a tensor without storage."""
 
     shape: torch.Size
     stride: tuple[int, ...]
     dtype: torch.dtype
+    device: torch.device
 
 
 def _layout(value: Any) -> Any:
-    return _Layout(value.shape, value.stride(), value.dtype) if isinstance(value, torch.Tensor) else value
+    if not isinstance(value, torch.Tensor):
+        return value
+    return _Layout(value.shape, value.stride(), value.dtype, value.device)
 
 
 def _storages(tensors: Any) -> set[torch.UntypedStorage]:
@@ -94,7 +103,9 @@ def _storages(tensors: Any) -> set[torch.UntypedStorage]:
 
 
 def _empty(value: Any) -> Any:
-    return torch.empty_strided(value.shape, value.stride, dtype=value.dtype) if isinstance(value, _Layout) else value
+    if not isinstance(value, _Layout):
+        return value
+    return torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=value.device)
 
 
 _RESULTS: dict[tuple, Any] = {}
