@@ -176,12 +176,11 @@ def on_fake_cuda(text: str) -> None:
     """Train and sample the rows whose name has this text."""
     from tests.fake_cuda.rows import Row
 
-    for family in ("qwen", "kontext"):
-        for resolution in RESOLUTIONS:
-            for gb, host in product(CARDS, (HOST, *SMALLER_HOSTS)):
-                lines = Row(family, resolution, gb, host).lines()
-                if text in (name := next(lines)):
-                    print("\n".join([name, *lines]), flush=True)
+    for family, resolution, gb in product(("qwen", "kontext"), RESOLUTIONS, CARDS):
+        shown: list[tuple[Plan, str]] = []
+        for row in (Row(family, resolution, gb, host) for host in (HOST, *SMALLER_HOSTS)):
+            if text in row.name():
+                print("\n".join([row.name(), *row.lines(shown)]), flush=True)
 
 
 if __name__ == "__main__" and "--fake-cuda" in sys.argv:

@@ -1,7 +1,8 @@
-"""A model of torch's caching allocator, by which logged memory events are replayed.
+"""Models of torch's caching allocator, by which logged memory events are replayed.
 
-Native CUDACachingAllocator (c10/cuda/CUDACachingAllocator.cpp) without expandable segments: best fit in a pool of small
-and one of large blocks, which are split and merged in segments of 2 MiB, 20 MiB or a multiple of 2 MiB.
+Native CUDACachingAllocator (c10/cuda/CUDACachingAllocator.cpp): best fit in a pool of small and one of large blocks,
+which are split and merged in segments of 2 MiB, 20 MiB or a multiple of 2 MiB; or, with expandable segments, in one
+segment a pool that grows by pages of 2 or 20 MiB.
 """
 
 from __future__ import annotations
@@ -42,6 +43,9 @@ class _Block:
 
 class Allocator:
     """The allocator's state. `limit`: bytes that the card gives; None for no limit."""
+
+    smallest_rest = SMALL
+    """Least bytes left over of a large block that are cut off it."""
 
     def __init__(self, limit: int | None = None) -> None:
         self.limit = limit
@@ -106,7 +110,7 @@ class Allocator:
     def _split(self, block: _Block, size: int) -> None:
         """Cut what is left over off a block that was taken from its pool."""
         left = block.size - size
-        if left < UNIT if block.small else left <= SMALL:
+        if left < UNIT if block.small else left <= self.smallest_rest:
             return
         rest = _Block(block.segment, block.offset + size, left, block.small, True, block, block.after)
         if block.after is not None:
@@ -127,12 +131,57 @@ class Allocator:
         pool = self._pools[block.small]
         assert pool.pop(bisect.bisect_left(pool, block.key, key=lambda block: block.key)) is block
 
-    @staticmethod
-    def _merge(first: _Block, second: _Block) -> _Block:
+    def _merge(self, first: _Block, second: _Block) -> _Block:
         first.size, first.after, first.free = first.size + second.size, second.after, True
         if second.after is not None:
             second.after.before = first
         return first
+
+
+class ExpandableAllocator(Allocator):
+    """The allocator with expandable segments on a card that never gets full, so that no page is given back."""
+
+    smallest_rest = UNIT - 1
+
+    def __init__(self) -> None:
+        super().__init__()
+        self._tails: dict[bool, _Block | None] = {True: None, False: None}
+        """Last block of each segment."""
+
+    def _best_fit(self, small: bool, size: int) -> _Block | None:
+        """Find the best fit; the tail can grow, and is taken last."""
+        pool = self._pools[small]
+        index = bisect.bisect_left(pool, (size, -1, -1), key=lambda block: block.key)
+        if index < len(pool) and pool[index] is self._tails[small]:
+            index += 1
+        return pool.pop(index) if index < len(pool) else None
+
+    def _segment(self, small: bool, size: int) -> _Block:
+        tail, page = self._tails[small], SMALL_SEGMENT if small else LARGE_SEGMENT
+        end = tail.offset + tail.size if tail is not None else 0
+        if tail is not None and tail.free:
+            self._take(tail)
+            block = tail
+        else:
+            block = _Block(int(small), end, 0, small, before=tail)
+            if tail is not None:
+                tail.after = block
+        grown = -(-max(0, block.offset + size - end) // page) * page
+        block.size = end + grown - block.offset
+        self.reserved += grown
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
+        self._tails[small] = block
+        return block
+
+    def _split(self, block: _Block, size: int) -> None:
+        super()._split(block, size)
+        if block is self._tails[block.small] and block.after is not None:
+            self._tails[block.small] = block.after
+
+    def _merge(self, first: _Block, second: _Block) -> _Block:
+        if second is self._tails[second.small]:
+            self._tails[second.small] = first
+        return super()._merge(first, second)
 
 
 @dataclass(frozen=True, slots=True)
@@ -148,9 +197,9 @@ class Replayed:
     """Allocations, from the beginning, that the limit refused."""
 
 
-def replay(events: Iterable[MemoryEvent], limit: int | None = None) -> list[Replayed]:
-    """Replay memory events; the allocator's state at each mark. `limit`: bytes of the card; None for no limit."""
-    allocator, marks = Allocator(limit), []
+def replay(events: Iterable[MemoryEvent], allocator: Allocator | None = None) -> list[Replayed]:
+    """Replay memory events; the state of the allocator, by default a native one without a limit, at each mark."""
+    allocator, marks = allocator or Allocator(), []
     for event in events:
         if event.kind == "allocate" and event.bytes:
             allocator.allocate(event.storage, event.bytes)

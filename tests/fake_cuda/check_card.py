@@ -6,7 +6,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from .allocator import MIB, Allocator, replay
+from .allocator import MIB, UNIT, Allocator, ExpandableAllocator, replay
 from .card import CAPABILITIES, Card, fake_cuda
 
 CUDA = torch.device("cuda", 0)
@@ -160,6 +160,25 @@ def test_the_allocator_rounds_splits_merges_and_releases() -> None:
     assert (allocator.reserved, allocator.retries, allocator.out_of_memory) == (40 * MIB, 1, 0)
     allocator.allocate(5, 20 * MIB)
     assert allocator.out_of_memory == 1
+
+
+def test_expandable_segments_grow_and_fill_gaps() -> None:
+    allocator = ExpandableAllocator()
+    allocator.allocate(1, 3 * MIB)
+    allocator.allocate(2, 30 * MIB)
+    assert (allocator.allocated, allocator.reserved) == (33 * MIB, 40 * MIB), "in pages of 20 MiB"
+    allocator.free(1)
+    allocator.allocate(3, 2 * MIB)
+    allocator.allocate(4, 7 * MIB)
+    assert allocator.reserved == 40 * MIB, "the gap is split, and the rest at the end is used"
+    allocator.allocate(5, 100)
+    assert allocator.reserved == 42 * MIB, "small blocks have a segment of their own"
+    allocator.allocate(6, 50 * MIB)
+    allocator.free(2)
+    allocator.free(4)
+    allocator.allocate(7, 38 * MIB)
+    assert allocator.reserved == 102 * MIB, "the gaps of 1, 30 and 7 MiB were one"
+    assert allocator.allocated == 90 * MIB + UNIT
 
 
 def test_a_log_is_replayed_from_mark_to_mark() -> None:

@@ -12,7 +12,7 @@ from trainer.config.settings import RunSettings
 from trainer.memory.activation_bytes import measure, step_shape
 from trainer.memory.plan import ActivationCheckpointing
 
-from .allocator import replay
+from .allocator import ExpandableAllocator, replay
 from .card import Card
 from .runs import PARAMS, Run, fake_model, run_on
 
@@ -114,6 +114,14 @@ def test_a_step_takes_no_more_than_planned(family: str, kind: str) -> None:
     """The reserve is for what the allocator loses, of which the estimate may take its error of 3 %, not more."""
     ran = run(family, kind)
     assert ran.peak <= 1.03 * planned(ran) <= ran.plan.bytes, f"{ran.peak / 1e9:.3f} GB, {planned(ran) / 1e9:.3f}"
+
+
+@each_case
+def test_the_allocator_reserves_no_more_than_planned(family: str, kind: str) -> None:
+    ran = run(family, kind)
+    reserved = max(mark.peak_reserved for mark in replay(ran.log.memory, ExpandableAllocator()))
+    planned = max(phase.device for phase in ran.plan.phases)
+    assert ran.peak <= reserved <= planned <= KINDS[kind].card.memory, f"{reserved / 1e9:.3f}, {planned / 1e9:.3f} GB"
 
 
 @pytest.mark.parametrize(("family", "kind"), [case for case in CASES if KINDS[case[1]].stored is None])

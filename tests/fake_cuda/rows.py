@@ -8,11 +8,12 @@ from dataclasses import dataclass
 from trainer.config.settings import RunSettings
 from trainer.device import ADA, CONSUMER_LIMIT
 from trainer.errors import BadInput
-from trainer.memory.plan import gigabytes
+from trainer.memory.plan import Plan, gigabytes
+from trainer.memory.planner import make_plan
 
-from .allocator import Replayed, replay
+from .allocator import Allocator, ExpandableAllocator, replay
 from .card import Card
-from .runs import Run, fake_model, run_on
+from .runs import PARAMS, Run, device_info, fake_model, run_plan
 
 HOPPER = (9, 0)
 """Capability of the data center cards of a table, H100 and H200."""
@@ -34,40 +35,47 @@ class Row:
         memory = self.gigabytes * 10**9
         return Card(capability=ADA if memory < CONSUMER_LIMIT else HOPPER, memory=memory)
 
-    def lines(self) -> Iterator[str]:
-        """Train two steps, draw a sample, and say what was planned and what it took."""
+    def name(self) -> str:
+        """Name the row for a reader."""
+        return f"{self.family} {self.resolution} on {self.gigabytes} GB with {self.host} GB of host memory"
+
+    def lines(self, shown: list[tuple[Plan, str]]) -> Iterator[str]:
+        """Train two steps, draw a sample, and say what was planned and what it took. `shown`: rows before it,
+        whose like is named instead of being trained again."""
         settings = RunSettings(resolution=self.resolution, control_resolution="target")
-        yield f"{self.family} {self.resolution} on {self.gigabytes} GB with {self.host} GB of host memory"
+        card, model = self.card(), fake_model(self.family)
         try:
-            run = run_on(self.card(), fake_model(self.family), settings, host=self.host * 10**9, sample=True)
+            plan = make_plan(model, PARAMS, settings, device_info(card, self.host * 10**9))
         except BadInput as refusal:
             yield f"  refused: {refusal}"
             return
-        yield f"  plan: {run.plan.line()}"
-        yield from (f"  {line}" for line in _findings(run, self.card().memory))
+        yield f"  plan: {plan.line()}"
+        if same := [name for other, name in shown if other == plan]:
+            yield f"  the plan of {same[0]}"
+            return
+        shown.append((plan, self.name()))
+        run = run_plan(card, model, settings, plan, steps=2, sample=True)
+        yield from (f"  {line}" for line in _findings(run, card.memory))
 
 
 def _findings(run: Run, free: int) -> Iterator[str]:
     reserve = run.plan.expected["driver and allocator"]
-    _, *marks = replay(run.log.memory)
+    _, *marks = replay(run.log.memory, ExpandableAllocator())
     planned = {phase.name: phase for phase in run.plan.phases}
     reserved = max(mark.peak_reserved for mark in marks)
     yield _line("allocated in a step", run.peak, "planned beside the reserve", run.plan.bytes - reserve)
     yield f"planned is {(run.plan.bytes - reserve) / run.peak - 1:+.1%} of allocated"
-    yield _line("reserved by the allocator", reserved, "planned", run.plan.bytes)
-    yield _line("planned", run.plan.bytes, "free", free)
-    yield _line("refused allocations on the card", _refused(run, free), "allowed", 0)
+    largest = max(phase.device for phase in run.plan.phases)
+    yield _line("reserved by the allocator", reserved, "planned", largest)
+    yield _line("planned", largest, "free", free)
+    native = replay(run.log.memory, Allocator(largest))[-1]
+    yield _line("refused without expandable segments", native.out_of_memory, "allowed", 0)
     if run.sampling is not None:
         drawing = max(phase.peak for phase in (run.sampling, run.decoding) if phase is not None)
         yield _line("allocated in a sampling", drawing, "planned", planned["sampling"].device)
     for phase in run.plan.phases:
         yield f"planned for {phase.name}: {gigabytes(phase.device)} GB on the card, {gigabytes(phase.host)} on the host"
     yield _line("in host memory", run.hosted + run.steps[0].page_locked, "planned", planned["training"].host)
-
-
-def _refused(run: Run, free: int) -> int:
-    last: Replayed = replay(run.log.memory, free)[-1]
-    return last.out_of_memory
 
 
 def _line(name: str, found: int, of: str, limit: int) -> str:

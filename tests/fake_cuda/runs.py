@@ -93,7 +93,7 @@ def fake_model(which: str, stored: str | None = None, **changes: int) -> FakeMod
 
 
 def device_info(card: Card, host: int = HOST) -> DeviceInfo:
-    """Describe a fake card to the planner, with `host` bytes of free host memory."""
+    """Describe a fake card on Linux to the planner, with `host` bytes of free host memory."""
     fast: set[Precision] = {
         row.precision
         for row in FORMATS.values()
@@ -108,6 +108,7 @@ def device_info(card: Card, host: int = HOST) -> DeviceInfo:
         fast_precisions=frozenset(fast),
         preferred_precisions=frozenset(fast),
         compiler=True,
+        expandable_segments=True,
     )
 
 
@@ -160,6 +161,11 @@ def run_on(
 ) -> Run:
     """Plan a LoRA of rank 16 for the card, train `steps` steps of it there, and where asked draw a sample."""
     plan = make_plan(model, PARAMS, settings, device_info(card, host))
+    return run_plan(card, model, settings, plan, steps, sample)
+
+
+def run_plan(card: Card, model: FakeModel, settings: RunSettings, plan: Plan, steps: int, sample: bool) -> Run:
+    """Train `steps` steps of a plan on the card, and where asked draw a sample."""
     with fake_cuda(card) as log:
         return _run(log, model, settings, plan, steps, sample)
 
