@@ -1,6 +1,6 @@
 """Loads a large single file in a process of its own and prints what host memory that took at its peak.
 
-python loading_memory.py FILE fp32|bf16 [PRECISION [PLACED]]
+python -m tests.trainer.loading_memory FILE fp32|bf16 [PRECISION [PLACED]]
 
 With a fourth argument the transformer is placed on `meta`, in place of a card: every second block is streamed, and the
 modulation stays in host memory.

@@ -1,10 +1,11 @@
 """Trains a reduced Kontext for some steps in a process of its own; prints what its plan says and what it took.
 
-python planned_memory.py SETTINGS_AS_JSON
+python -m tests.trainer.planned_memory SETTINGS_AS_JSON
 """
 
 from __future__ import annotations
 
+import ctypes
 import json
 import sys
 from itertools import islice
@@ -24,10 +25,14 @@ from trainer.training.step import micro_step
 from trainer.training.trainable import build_trainable
 
 CPU = torch.device("cpu")
+M_MMAP_THRESHOLD, SMALL = -3, 128 * 1024
+"""glibc's option, from its malloc.h, and a value for it: larger blocks go back to the system when they are freed. What
+it holds on to otherwise says nothing of what was needed."""
 
 
 def main() -> None:
-    settings = RunSettings(resolution=384, control_resolution="target", **json.loads(sys.argv[1]))
+    ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, SMALL)
+    settings = RunSettings(resolution=256, control_resolution="target", **json.loads(sys.argv[1]))
     params = TrainingParams(caption_column="c", control_image_column="b", image_column="a")
     model = random_model(
         "black-forest-labs/FLUX.1-Kontext-dev", num_layers=2, num_single_layers=4, num_attention_heads=6

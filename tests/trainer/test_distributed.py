@@ -16,6 +16,8 @@ from safetensors.torch import load_file
 
 from trainer.training.checkpoint import last_step
 
+from .processes import start_script
+
 pytestmark = pytest.mark.slow
 
 REPO = Path(__file__).parents[2]
@@ -29,11 +31,10 @@ def two_processes(what: str, runs, models) -> dict[str, Any]:
     """The result of `two_processes.py`, which works in `runs.folder`."""
     runs.write()
     folders = {model.base_model: str(model.folder) for model in models}
-    command = [sys.executable, "-m", "tests.trainer.two_processes", what, json.dumps(folders)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1", "PYTHONPATH": str(REPO), "TORCH_CPP_LOG_LEVEL": "ERROR"}
-    done = subprocess.run(command, cwd=runs.folder, capture_output=True, text=True, timeout=400, env=environment)
-    assert done.returncode == 0, done.stderr + "".join(path.read_text() for path in runs.folder.glob("*.txt"))
-    return json.loads(done.stdout.splitlines()[-1])
+    script = start_script("tests.trainer.two_processes", what, json.dumps(folders), cwd=runs.folder)
+    code, stdout, stderr = script.wait()
+    assert code == 0, stderr + "".join(path.read_text() for path in runs.folder.glob("*.txt"))
+    return json.loads(stdout.splitlines()[-1])
 
 
 def last_weights(runs, name: str, step: int) -> Path:

@@ -1,24 +1,17 @@
 """Twenty times killed without warning, some inside the writing of a checkpoint: nothing but the last step is lost."""
 
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
 
-pytestmark = pytest.mark.slow
+from .processes import run_script
 
-REPO = Path(__file__).parents[2]
+pytestmark = pytest.mark.slow
 
 
 def start(folder: Path, parquet: Path, kills: int) -> str:
-    command = [sys.executable, "-m", "tests.trainer.killed_run", str(folder), str(parquet), str(kills)]
-    environment = os.environ | {"OMP_NUM_THREADS": "1"}
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=400, env=environment)
-    assert done.returncode == 0, done.stderr
-    return done.stdout
+    return run_script("tests.trainer.killed_run", folder, parquet, kills)
 
 
 def test_twenty_kills_lose_nothing(runs):

@@ -3,10 +3,7 @@
 from __future__ import annotations
 
 import json
-import os
 import re
-import subprocess
-import sys
 from pathlib import Path
 
 import pytest
@@ -22,6 +19,7 @@ from trainer.memory.planner import inference_plan, make_plan, precisions
 from trainer.models.edit_model import open_model
 
 from ..benchmarks.plans import sections
+from .processes import run_script
 
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit", "black-forest-labs/FLUX.1-Kontext-dev"
 COLUMNS = {"caption_column": "c", "control_image_column": "b", "image_column": "a"}
@@ -205,15 +203,8 @@ def test_the_command_says_it(tmp_path: Path, capsys: pytest.CaptureFixture[str])
 @pytest.mark.skipif(not Path("/proc/self/status").exists(), reason="memory is read from /proc")
 @pytest.mark.parametrize("how", [{}, {"gradient_checkpointing": "on"}, {"precision": "int8"}], ids=str)
 def test_a_reduced_model_takes_what_was_planned(how: dict[str, str]):
-    """In a process of its own: the growth of its memory over some steps. glibc is told to give freed blocks back: what
-    it holds on to otherwise says nothing of what was needed."""
-    script = Path(__file__).with_name("planned_memory.py")
-    environment = {**os.environ, "PYTHONPATH": str(script.parents[2]), "MALLOC_MMAP_THRESHOLD_": "131072"}
-    done = subprocess.run(
-        [sys.executable, script, json.dumps(how)], capture_output=True, text=True, env=environment, check=False
-    )
-    assert done.returncode == 0, done.stderr
-    found = json.loads(done.stdout.splitlines()[-1])
+    """In a process of its own: the growth of its memory over some steps."""
+    found = json.loads(run_script("tests.trainer.planned_memory", json.dumps(how)).splitlines()[-1])
     assert found["planned"] == pytest.approx(found["taken"], rel=0.15), found
 
 

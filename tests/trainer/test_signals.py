@@ -7,8 +7,6 @@ import os
 import re
 import signal
 import socket
-import subprocess
-import sys
 import time
 from pathlib import Path
 
@@ -19,7 +17,8 @@ import pytest
 from trainer.cli import stopping
 from trainer.events import RunControl
 
-REPO = Path(__file__).parents[2]
+from .processes import start_script
+
 STEPS = 12
 
 pytestmark = pytest.mark.skipif(os.name == "nt", reason="Windows has no signals between processes")
@@ -38,10 +37,9 @@ def request_file(runs) -> Path:
 
 def signalled(request: Path, folder: Path, *signals: int) -> tuple[list[int], str]:
     """The exit codes of the runs, and what they printed."""
-    command = [sys.executable, "-m", "tests.trainer.signalled_run", str(request), str(folder), *map(str, signals)]
-    done = subprocess.run(command, cwd=REPO, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 0, done.stderr
-    return json.loads(done.stdout.splitlines()[-1]), done.stdout + done.stderr
+    code, stdout, stderr = start_script("tests.trainer.signalled_run", request, folder, *map(int, signals)).wait()
+    assert code == 0, stderr
+    return json.loads(stdout.splitlines()[-1]), stdout + stderr
 
 
 @pytest.mark.slow
@@ -68,18 +66,17 @@ def test_a_silent_server_does_not_keep_the_process(number: int, request_file: Pa
         address = f"http://127.0.0.1:{server.getsockname()[1]}/picture.png"
         table = pa.table({"words": ["a"] * 4, "before": [address] * 4, "after": [address] * 4})
         pq.write_table(table, runs.parquet)
-        command = [sys.executable, "-m", "trainer", "train", str(request_file), "--out", str(runs.folder / "run")]
-        process = subprocess.Popen(command, cwd=REPO, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        script = start_script("trainer", "train", request_file, "--out", runs.folder / "run")
         server.settimeout(60)
         connection, _ = server.accept()
         with connection:
-            process.send_signal(number)
+            os.kill(script.process.pid or 0, number)
             sent = time.monotonic()
-            printed, _ = process.communicate(timeout=60)
+            code, *printed = script.wait(60)
             took = time.monotonic() - sent
-    assert process.returncode == 128 + number, printed
+    assert code == 128 + number, printed
     assert took < stopping.SECONDS_TO_END + 2, printed
-    assert "Traceback" not in printed
+    assert not any("Traceback" in text for text in printed)
 
 
 def test_an_ignored_signal_stays_ignored() -> None:
