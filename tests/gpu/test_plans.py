@@ -43,6 +43,14 @@ def test_every_plan_gives_the_plain_step(name: str, precision: str, deterministi
 
 
 @pytest.mark.parametrize("name", MODELS)
+def test_compiled_blocks_give_the_gradients_of_plain_ones(name: str) -> None:
+    model = reduced(name)
+    plain = gradients(model, plan())
+    for how in ({}, PLANS["everything off the card"]):
+        assert cosine(gradients(model, plan(compile=True, **how)), plain) > 0.999
+
+
+@pytest.mark.parametrize("name", MODELS)
 def test_low_precision_products_give_the_gradients_of_dequantized_weights(
     name: str, record_property: Callable[[str, object], None]
 ) -> None:

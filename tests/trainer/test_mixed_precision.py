@@ -63,6 +63,7 @@ def estimate(model: EditModel, **how: object) -> MemoryEstimate:
     return MemoryEstimate(model, params, RunSettings(**how), card, "bf16")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("how", "autocast"),
     [({}, False), ({"use_lora": False}, True), ({"use_lora": False, "optimizer": "adafactor"}, False)],

@@ -144,6 +144,7 @@ def test_the_cpu_has_no_phases(kontext: EditModel):
     assert plan.phases == ()
 
 
+@pytest.mark.slow
 def test_the_command_prints_all_phases(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     from trainer.cli.main import main
 

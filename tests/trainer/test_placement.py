@@ -6,10 +6,12 @@ import gc
 import json
 import re
 from contextlib import nullcontext
+from functools import partial
 
 import pytest
 import torch
 from torch import nn
+from torch._dynamo.utils import counters
 from torch.nn.attention import SDPBackend
 
 from trainer.config.request import TrainingParams
@@ -22,6 +24,7 @@ from trainer.memory.block_streaming import next_block
 from trainer.memory.host_inputs import _Inputs
 from trainer.memory.live_bytes import LiveBytes
 from trainer.memory.model_parts import ModelComponents
+from trainer.memory.placement import compile_blocks
 from trainer.memory.plan import Plan
 from trainer.models.types import Grid
 from trainer.modules import blocks_of
@@ -132,15 +135,36 @@ def test_on_quantized_layers_too(model):
 
 
 @pytest.mark.slow
-def test_compiled_with_everything_off_the_device(qwen):
-    """The blocks in shapes of two buckets. Compiling takes a minute or two."""
+def test_compiled_with_everything_off_the_device(qwen, monkeypatch):
+    """The blocks in shapes of two buckets, traced forward and backward as torch.compile does it. torch's own kernels
+    run the traces: its C++ compiler takes minutes for them, and tests/gpu has its Triton kernels."""
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
+    torch._dynamo.reset()
     batches = [random_batch(qwen, 1), random_batch(qwen, 2, (5,), Grid(2, 6))]
     expected = trained(qwen, plan(), batches)
+    counters.clear()
     compiled = trained(qwen, everything(qwen, compile=True), batches)
+    assert counters["aot_autograd"]["ok"] >= 2, "a trace for each bucket"
+    assert not counters["graph_break"]
     assert torch.allclose(torch.stack(compiled.losses), torch.stack(expected.losses), rtol=1e-5, atol=0)
     for ours, theirs in zip(compiled.gradients, expected.gradients, strict=True):
         for name, gradient in theirs.items():
             assert torch.linalg.vector_norm(ours[name] - gradient) <= 1e-5 * torch.linalg.vector_norm(gradient)
+
+
+@pytest.mark.slow
+def test_drawing_with_compiled_blocks(qwen):
+    """By torch's own C++ compiler."""
+    torch._dynamo.reset()
+    components = ModelComponents(qwen, CPU, plan(compile=True))
+    compile_blocks(components.transformer())
+    batch = random_batch(qwen, 1)
+    with torch.no_grad():
+        ours, theirs = (
+            qwen.family.predict(each.transformer(), batch.clean, batch.controls, batch.texts[0].text, batch.sigmas, 1.0)
+            for each in (components, ModelComponents(qwen, CPU, plan()))
+        )
+    torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-5)
 
 
 def within(tensor: torch.Tensor, buffer: torch.Tensor) -> bool:
