@@ -104,8 +104,21 @@ class ComfyTextEncoder:
             conditioning["pooled_prompt_embeds"] = _trainable(extra["pooled_output"])
         return conditioning
 
+    def tokenizers(self) -> dict[str, Any]:
+        """The tokenizers of transformers that the CLIP's tokenizer uses, by the names of its attributes."""
+        return dict(_tokenizers(self.clip.tokenizer))
+
     def to(self, device: torch.device | str) -> None:
         _leave(self.clip.patcher, device)
+
+
+def _tokenizers(value: object, path: str = "") -> Iterator[tuple[str, Any]]:
+    """Tokenizers inside ComfyUI's tokenizer objects, which nest them in attributes."""
+    if hasattr(value, "get_added_vocab"):
+        yield path, value
+    elif type(value).__module__.startswith("comfy."):
+        for name, inner in vars(value).items():
+            yield from _tokenizers(inner, f"{path}.{name}")
 
 
 class ComfyCodec:

@@ -24,6 +24,7 @@ from .families.info import Variant
 from .lora.adapter import ignored_tensors_note
 from .memory.model_parts import ModelComponents
 from .memory.planner import inference_plan
+from .models.captions import CaptionRules
 from .models.diffusers_family import VAE_SCALE
 from .models.edit_model import EditModel
 from .models.types import Grid, PackedLatents, TextConditioning, has_mask
@@ -153,6 +154,16 @@ def encode_prompt(
     return text, None if negative is None else encoder.encode(negative_prompt or negative, [control])
 
 
+def _check(model: EditModel, image: Image.Image, prompts: Sequence[str], size: Size, control_size: Size) -> None:
+    """Raise BadInput for an image or a prompt that the model cannot take."""
+    if fault := model.family.size_fault(control_size):
+        raise BadInput(f"image: has {image.width} x {image.height} pixels: {fault}.")
+    rules, room = CaptionRules(model), model.family.caption_room(size, [control_size])
+    for name, prompt in zip(("prompt", "negative prompt"), prompts, strict=True):
+        if fault := rules.fault(prompt, room):
+            raise BadInput(f"{name}: {fault}.")
+
+
 def edit(
     model: EditModel,
     image: Image.Image,
@@ -181,7 +192,9 @@ def edit(
             f"negative prompt: {family.info.name} does not use one at guidance {options.guidance:g}; leave it empty."
         )
     size = family.sample_size(size or family.target_size(Size(*image.size), family.variant.resolution))
-    control = family.prepare_control(image, family.control_size(Size(*image.size), size, "inference"))
+    control_size = family.control_size(Size(*image.size), size, "inference")
+    _check(model, image, (prompt, negative_prompt), size, control_size)
+    control = family.prepare_control(image, control_size)
     if lora is not None:
         model = model.with_adapter(lora, lora_strength)
     if model.adapter is not None and (note := ignored_tensors_note(model.adapter)):

@@ -6,12 +6,26 @@ import argparse
 import json
 
 from ..config.request import COLUMN_FIELDS, Columns
+from ..config.settings import RunSettings
 from ..data.columns import guess_columns
+from ..data.dataset import EditDataset
 from ..data.parquet import column_faults, parquet_columns
 from ..errors import OK, BadInput
 from .console import Console
 from .parser import option_of
-from .runner import load_dataset
+from .runner import consume, load_dataset, load_model
+
+
+def _check_for_model(console: Console, dataset: EditDataset, base_model: str) -> None:
+    """Add the rows that the model cannot take to the dataset's report."""
+    from ..encoding.row_checks import RowChecks
+    from ..models.captions import CaptionRules
+
+    rules = CaptionRules(load_model(base_model, {}))
+    findings = consume(console, RowChecks(dataset, rules, RunSettings()).check())
+    dataset.exclude(findings.bad)
+    if notice := findings.notice(dataset, rules.family):
+        dataset.warn(notice)
 
 
 def inspect(options: argparse.Namespace) -> int:
@@ -33,9 +47,10 @@ def inspect(options: argparse.Namespace) -> int:
         if len(chosen) == len(COLUMN_FIELDS):
             if guessed and not options.json:
                 console.line("Guessed from the names: " + ", ".join(f"{f} = {n}" for f, n in sorted(guessed.items())))
-            report = load_dataset(
-                console, Columns.from_fields(chosen), options.data, options.images_root, "skip"
-            ).report
+            dataset = load_dataset(console, Columns.from_fields(chosen), options.data, options.images_root, "skip")
+            if options.base_model:
+                _check_for_model(console, dataset, options.base_model)
+            report = dataset.report
     if options.json:
         print(json.dumps({"columns": columns, "used": chosen, "report": report and report.to_dict()}, indent=2))
         return OK

@@ -115,6 +115,9 @@ def _add_inspect(commands: Any) -> None:
     command.add_argument(
         "--images-root", metavar="DIR", default="", help="Folder that relative image paths start from."
     )
+    command.add_argument(
+        "--base-model", metavar="NAME", help=f"Check the rows for this model too: {', '.join(base_model_names())}."
+    )
     command.add_argument("--json", action="store_true", help="Print JSON instead of text.")
     _add_private_hosts(command)
 

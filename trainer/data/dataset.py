@@ -23,6 +23,7 @@ from .downloads import Downloads
 from .image_refs import ImageRef, image_ref, read_bytes, shorten
 from .parquet import column_faults
 from .report import BadRow, DatasetReport, SizeStats, bad_rows_message, first_bad_rows
+from .resize import Size
 from .row_blocks import Block, Cells, RowBlocks, plain_parts
 from .validation import Findings, check_rows, looks_swapped
 
@@ -67,6 +68,7 @@ class EditDataset:
         self._rows = self._checked_rows
         self._fingerprint: str | None = None
         self._digests: dict[str, str] = {}
+        self._sizes: dict[str, Size] = {}
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -114,6 +116,16 @@ class EditDataset:
         if bad and (self.bad_rows == "stop" or not len(self._rows)):
             raise BadInput(bad_rows_message(self.report))
 
+    def without(self, bad: Mapping[int, tuple[str, str]]) -> EditDataset:
+        """The dataset without rows that one model cannot take, as `exclude` drops them; this one stays as it is."""
+        part = copy.copy(self)
+        part.exclude(bad)
+        return part
+
+    def warn(self, warning: str) -> None:
+        """Add a warning to the report."""
+        self.report = replace(self.report, warnings=(*self.report.warnings, warning))
+
     def fingerprint(self) -> str:
         """Hexadecimal SHA-256 of captions and image cells, and of the content of the image files.
 
@@ -133,7 +145,7 @@ class EditDataset:
                 self._fingerprint = yield from self._hash(files.read)
             finally:
                 files.keep()
-            self._digests = files.digests
+            self._digests, self._sizes = files.digests, files.sizes
         return self._fingerprint
 
     def former_fingerprint(self) -> str:
@@ -144,6 +156,10 @@ class EditDataset:
             return ["missing" if s is None else f"{s[0]} {s[1]}" for s in file_states(names, self.images_root)]
 
         return drain(self._hash(states))
+
+    def picture_size(self, reference: ImageRef) -> Size | None:
+        """Size in pixels of an image file that the fingerprint has read; None for any other."""
+        return self._sizes.get(reference.value) if isinstance(reference.value, str) else None
 
     def check_unchanged(self, reference: ImageRef, digest: str) -> None:
         """Raise RunFailed for an image file whose bytes, with this SHA-256, are not those in the fingerprint."""

@@ -11,7 +11,7 @@ from collections.abc import Generator, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import numpy as np
 import pyarrow as pa
@@ -20,7 +20,9 @@ from ..config.request import Columns
 from ..errors import BadImage, BadInput, RunFailed
 from ..files import write_text
 from .image_refs import MAX_FILE_BYTES, image_ref, local_file
+from .images import EncodedImage
 from .parquet import is_text, open_parquet, storage_type
+from .resize import Size
 from .row_blocks import Cells, RowBlocks, used_values
 
 VERSION = 1
@@ -35,6 +37,9 @@ READERS = 4
 
 CHUNK = 1 << 20
 """Bytes per read; a judgement."""
+
+READ_AT_ONCE = 32 * 2**20
+"""Bytes of the largest file that is read at once, by each reader; a judgement: nearly all images are smaller."""
 
 MISSING = "missing"
 """In place of the digest of a file that is not there or cannot be an image."""
@@ -59,6 +64,8 @@ class FileDigests:
         self._changed = False
         self.digests: dict[str, str] = {}
         """Digests by name, as far as they were asked for."""
+        self.sizes: dict[str, Size] = {}
+        """Sizes in pixels of those that can be images."""
 
     def read(self, names: Sequence[str]) -> Generator[None, None, list[str]]:
         """Return the hexadecimal digests of files, yielding after each one that is read; MISSING for what is no file.
@@ -70,9 +77,10 @@ class FileDigests:
             reading = [pool.submit(_read_digest, name, self.root) for name in new]
             try:
                 for name, result in zip(new, reading, strict=True):
-                    self.digests[name], state = result.result()
+                    digest, size, state = result.result()
+                    self._take(name, digest, size)
                     if state is not None:
-                        self._kept[name] = [*state, self.digests[name]]
+                        self._kept[name] = [*state, digest, *(size or ())]
                         self._changed = True
                     yield
             finally:
@@ -96,8 +104,13 @@ class FileDigests:
         except OSError:
             return False
         if kept is not None and unchanged:
-            self.digests[name] = kept[4]
+            self._take(name, kept[4], Size(*kept[5:]) if kept[5:] else None)
         return unchanged
+
+    def _take(self, name: str, digest: str, size: Size | None) -> None:
+        self.digests[name] = digest
+        if size is not None:
+            self.sizes[name] = size
 
 
 def file_states(names: Iterable[str], root: Path) -> Iterator[FileState | None]:
@@ -173,21 +186,31 @@ def _state(status: os.stat_result) -> FileState:
     return status.st_size, status.st_mtime_ns, status.st_ctime_ns, status.st_ino
 
 
-def _read_digest(name: str, root: Path) -> tuple[str, FileState | None]:
-    """Digest of a file, and its state where both can be kept."""
+def _read_digest(name: str, root: Path) -> tuple[str, Size | None, FileState | None]:
+    """Digest of a file, its size in pixels if it can be an image, and its state if all of this can be kept."""
     try:
         with local_file(name, root).open("rb") as file:
             before = os.fstat(file.fileno())
             if not stat.S_ISREG(before.st_mode) or before.st_size > MAX_FILE_BYTES:
-                return MISSING, None
-            digest = hashlib.sha256()
-            while chunk := file.read(CHUNK):
-                digest.update(chunk)
+                return MISSING, None, None
+            digest, size = _digest_and_size(file, before.st_size)
         after = _stat(root, name)
     except (BadInput, OSError):
-        return MISSING, None
+        return MISSING, None, None
     settled = time.time_ns() - max(after.st_mtime_ns, after.st_ctime_ns) > SETTLED_NS
-    return digest.hexdigest(), _state(after) if settled and _state(before) == _state(after) else None
+    return digest, size, _state(after) if settled and _state(before) == _state(after) else None
+
+
+def _digest_and_size(file: BinaryIO, length: int) -> tuple[str, Size | None]:
+    if length <= READ_AT_ONCE:
+        data = file.read()
+        with suppress(BadImage):
+            return hashlib.sha256(data).hexdigest(), EncodedImage(data).size
+        return hashlib.sha256(data).hexdigest(), None
+    digest = hashlib.sha256()
+    while chunk := file.read(CHUNK):
+        digest.update(chunk)
+    return digest.hexdigest(), None
 
 
 def _read_kept(path: Path) -> dict[str, list[Any]]:

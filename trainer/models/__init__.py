@@ -4,6 +4,7 @@
 - model_files.py: single files in place of a base model's components.
 - transformer.py: the transformer, from a single file or a diffusers folder.
 - family.py: Family, the interface that everything else programs against.
+- captions.py: what a model takes of captions; control tokens in them are text.
 - types.py: text encoder and image codec protocols, packed latents.
 - diffusers_family.py: what the families share because their diffusers pipelines do.
 - flux_kontext.py, flux_single_file.py: FLUX.1 Kontext and its single files.

@@ -26,6 +26,9 @@ class ComfyFluxKontext(FluxKontext):
     policy = "comfyui"
     aspect_step: ClassVar[int] = 1
 
+    def caption_length(self) -> int | None:
+        return None  # ComfyUI cuts no text off
+
     def prepare_control(self, image: Image.Image, size: Size) -> torch.Tensor:
         return cropped_lanczos(image, size)
 
@@ -60,6 +63,9 @@ class ComfyQwenImageEdit(QwenImageEdit):
     policy = "comfyui"
     rope_class = ComfyQwenRope
     empty_prompt = ""
+
+    def caption_room(self, target: Size, controls: Sequence[Size]) -> int | None:
+        return None  # ComfyQwenRope computes positions of any number
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
         return at_least(at_area_of(control, self.control_area(target, control_resolution), 1), VAE_SCALE)

@@ -16,6 +16,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from huggingface_hub import snapshot_download
 from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
+from transformers import PreTrainedTokenizerBase
 
 from ..config.settings import Precision
 from ..errors import BadInput, RunFailed
@@ -55,6 +56,8 @@ class EditModel:
     files: ModelFiles = NO_FILES
     ports: Ports | None = None
     """Text encoder and VAE loaded by a host program, in place of the folder's."""
+    longest_caption: int = 0
+    """Tokens of the longest caption to be encoded, for memory estimates; 0: not known."""
 
     @cached_property
     def family(self) -> Family:
@@ -64,7 +67,9 @@ class EditModel:
         path = (folder or family.info.configs) / "vae" / "config.json"
         with _readable(f"{self.base_model}: {path}"):
             vae_config = json.loads(path.read_text(encoding="utf-8"))
-        return family(find_variant(self.base_model), vae_config)
+        made = family(find_variant(self.base_model), vae_config)
+        made.longest_caption = self.longest_caption
+        return made
 
     def fingerprint(self, component: Component) -> str:
         """Digest of a component's weights and settings, without loading it; equal to the loaded component's own."""
@@ -144,6 +149,18 @@ class EditModel:
         with _readable(f"The text encoder of {self.base_model} in {folder or ' and '.join(map(str, files.values()))}"):
             loaded = self._loaded_text(dtype, alone=folder is None) if files else {}
             return self.family.load_text_encoder(folder, device, dtype, self.fingerprint("text"), loaded)
+
+    def load_tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
+        """Load the text encoder's tokenizers without its weights, by subfolder; a host's port names its own."""
+        if self.ports is not None:
+            return self.ports.text_encoder.tokenizers()
+        tokenizers = self.family.tokenizers
+        if self._subfolders("text"):
+            folder = self._component_folder("text")
+            places = {name: folder / name for name in tokenizers}
+        else:
+            places = find_tokenizers(tokenizers, self.base_model, self.files.tokenizers, self.folder)
+        return load_tokenizers(tokenizers, places)
 
     def load_codec(self, device: torch.device | str, dtype: torch.dtype) -> ImageCodec:
         """Load the VAE; a host's port ignores `device` and `dtype`."""

@@ -43,6 +43,10 @@ class Family(ABC):
     """Text encoders as single files, by subfolder of the pipeline layout."""
     tokenizers: ClassVar[Mapping[str, Tokenizer]]
     """Tokenizers of those files, by subfolder."""
+    counted_tokenizer: ClassVar[str] = ""
+    """Subfolder of the tokenizer that the length of captions is counted with; empty: it is not counted."""
+    longest_caption: int = 0
+    """Tokens of the longest caption to be encoded, for memory estimates; 0: not known."""
     vae_file: ClassVar[VaeFile]
     """The VAE as a single file."""
 
@@ -109,6 +113,18 @@ class Family(ABC):
     @abstractmethod
     def sample_size(self, wanted: Size) -> Size:
         """The nearest size that the model can make."""
+
+    def size_fault(self, size: Size) -> str | None:
+        """Why the model cannot take an image that is resized to `size`; None if it can."""
+        return None
+
+    def caption_length(self) -> int | None:
+        """Tokens of a caption that are read, while the rest is ignored; None if all are."""
+        return None
+
+    def caption_room(self, target: Size, controls: Sequence[Size]) -> int | None:
+        """Tokens that a caption may have beside images of these final sizes; None for any number."""
+        return None
 
     # images
 

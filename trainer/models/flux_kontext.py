@@ -15,6 +15,7 @@ from ..blocks.flux import FluxSingleTransformerBlock, FluxTransformerBlock
 from ..data.resize import Size, at_area_of, nearest_aspect, scaled
 from ..families.records import FLUX_KONTEXT
 from ..single_file.key_mapping import Layout, Shapes
+from .captions import TextTokenizer
 from .diffusers_family import PipelineFamily, PipelineTextEncoder, any_of, config_of
 from .flux_single_file import TEXT_ENCODERS, TOKENIZERS, VAE, flux_config, flux_layout
 from .types import PackedLatents, TextConditioning
@@ -47,6 +48,7 @@ class FluxKontext(PipelineFamily):
     ones."""
     text_encoders: ClassVar = TEXT_ENCODERS
     tokenizers: ClassVar = TOKENIZERS
+    counted_tokenizer = "tokenizer_2"
     vae_file = VAE
 
     def transformer_config(self, shapes: Shapes) -> dict[str, Any]:
@@ -85,6 +87,9 @@ class FluxKontext(PipelineFamily):
 
     def target_size(self, target: Size, resolution: int) -> Size:
         return scaled(self._preferred(target), resolution / PREFERRED_RESOLUTION, self.patch)
+
+    def caption_length(self) -> int | None:
+        return self.variant.text_length
 
     def _preferred(self, image: Size) -> Size:
         return nearest_aspect(image, PREFERRED_SIZES, self.aspect_step)
@@ -169,6 +174,8 @@ class FluxTextEncoder(PipelineTextEncoder):
         self, pipeline: FluxKontextPipeline, device: torch.device | str, fingerprint: str, text_length: int
     ) -> None:
         super().__init__(pipeline, device, fingerprint)
+        tokenizers = {name: TextTokenizer(getattr(pipeline, name)) for name in ("tokenizer", "tokenizer_2")}
+        pipeline.register_modules(**tokenizers)
         self.pipeline = pipeline
         self.text_length = text_length
 

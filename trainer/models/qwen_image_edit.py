@@ -15,6 +15,7 @@ from torch.nn.utils.rnn import pad_sequence
 from transformers import (
     AutoImageProcessor,
     BaseImageProcessor,
+    BatchFeature,
     PreTrainedTokenizerBase,
     ProcessorMixin,
     Qwen2Tokenizer,
@@ -25,6 +26,7 @@ from ..blocks.qwen_image import QwenImageTransformerBlock
 from ..data.resize import Size
 from ..families.records import QWEN_IMAGE_EDIT
 from ..single_file.key_mapping import Layout, Shapes, count_blocks, same_names
+from .captions import control_tokens, insert_caption, plain_ids
 from .diffusers_family import (
     AXES,
     HEAD_SIZE,
@@ -44,6 +46,18 @@ SIDE_STEP = 32
 
 VISION_TOKEN = 28
 """Side of a vision token of Qwen2.5-VL in pixels: patches of 14, merged 2 x 2."""
+
+
+MAX_ASPECT = 200
+"""Largest aspect ratio. Source: transformers' `smart_resize` of Qwen2-VL's images, which refuses more."""
+
+
+ROPE_POSITIONS = 4096
+"""Positions in the table of diffusers' QwenEmbedRope."""
+
+
+TEMPLATE_TOKENS = 32
+"""Tokens of the template that the transformer sees beside caption and image: 7 in the published one, rounded up."""
 
 
 CAPTION_TOKENS = 128
@@ -68,6 +82,7 @@ class QwenImageEdit(PipelineFamily):
     """Negative prompt where none is given."""
     text_encoders: ClassVar = TEXT_ENCODERS
     tokenizers: ClassVar = TOKENIZERS
+    counted_tokenizer = "tokenizer"
     vae_file = VAE
 
     def empty_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
@@ -133,6 +148,20 @@ class QwenImageEdit(PipelineFamily):
     def target_size(self, target: Size, resolution: int) -> Size:
         return _at_area(target, resolution**2)
 
+    def size_fault(self, size: Size) -> str | None:
+        if max(size) <= MAX_ASPECT * min(size):
+            return None
+        return (
+            f"it would be resized to {size.width} x {size.height} pixels, but a side may be at most {MAX_ASPECT} times "
+            "as long as the other"
+        )
+
+    def caption_room(self, target: Size, controls: Sequence[Size]) -> int | None:
+        # As many positions as the transformer's table has; the text begins where the largest image ends.
+        side = max(max(size) // self.patch for size in (target, *controls))
+        seen = sum(_vision_tokens(control) for control in controls)
+        return ROPE_POSITIONS - side // 2 - 1 - seen - TEMPLATE_TOKENS
+
     def normalize(self, latents: torch.Tensor) -> torch.Tensor:
         return (latents - self._per_channel("latents_mean", latents)) / self._per_channel("latents_std", latents)
 
@@ -195,7 +224,8 @@ class QwenImageEdit(PipelineFamily):
 
     def text_shapes(self, config: Mapping[str, Any], control: Size) -> dict[str, tuple[int, ...]]:
         image_tokens = control.width * control.height // VISION_TOKEN**2
-        return {"prompt_embeds": (image_tokens + CAPTION_TOKENS, config["joint_attention_dim"])}
+        caption_tokens = max(CAPTION_TOKENS, self.longest_caption)
+        return {"prompt_embeds": (image_tokens + caption_tokens, config["joint_attention_dim"])}
 
     def few_blocks(self, count: int) -> list[dict[str, int]]:
         return [{"num_layers": count}]
@@ -229,7 +259,14 @@ class QwenTextEncoder(PipelineTextEncoder):
         encoder's dtype."""
         (control,) = controls
         image: Any = to_pil(control)  # diffusers annotates a Tensor, and accepts any image.
-        prompt, _ = self.pipeline.encode_prompt(caption, image=image, device=self.device)
+        processor = self.pipeline.processor
+        if control_tokens([processor.tokenizer], caption):
+            processor.caption_ids = plain_ids(processor.tokenizer, caption)
+            caption = ""
+        try:
+            prompt, _ = self.pipeline.encode_prompt(caption, image=image, device=self.device)
+        finally:
+            processor.caption_ids = []
         return {"prompt_embeds": prompt}
 
 
@@ -251,7 +288,13 @@ class QwenCodec(PipelineCodec):
 
 
 class ImageTextProcessor(Qwen2VLProcessor):
-    """Qwen2VLProcessor without its video processor, which needs torchvision in a matching release."""
+    """Qwen2VLProcessor without its video processor, which needs torchvision in a matching release.
+
+    It would take `<|image_pad|>` in a caption for another image; such a caption is given as `caption_ids` instead.
+    """
+
+    caption_ids: Sequence[int] = ()
+    """Token ids of a caption that take the place of an empty one."""
 
     def __init__(
         self,
@@ -265,6 +308,14 @@ class ImageTextProcessor(Qwen2VLProcessor):
             setattr(self, f"{medium}_token_id", tokenizer.convert_tokens_to_ids(token))
         ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
 
+    def __call__(self, *arguments: Any, **options: Any) -> BatchFeature:
+        """Process one text with its images to `input_ids` `[1, tokens]` int64, `pixel_values` and more."""
+        inputs = super().__call__(*arguments, **options)
+        if not self.caption_ids:
+            return inputs
+        # In the pipeline's template the caption follows the image.
+        return insert_caption(inputs, self.caption_ids, self.tokenizer.convert_tokens_to_ids("<|vision_end|>"))
+
 
 def load_processor(folder: Path) -> Qwen2VLProcessor:
     """Load the pipeline's processor of text and images."""
@@ -275,6 +326,11 @@ def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
     """The published model's processor with this tokenizer."""
     folder = QWEN_IMAGE_EDIT.configs / "processor"
     return ImageTextProcessor(AutoImageProcessor.from_pretrained(folder, local_files_only=True), tokenizer)
+
+
+def _vision_tokens(control: Size) -> int:
+    """Tokens of an image in the text, at most: its sides are rounded to whole tokens."""
+    return (control.width // VISION_TOKEN + 1) * (control.height // VISION_TOKEN + 1)
 
 
 def _at_area(image: Size, area: int) -> Size:

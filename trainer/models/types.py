@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, NamedTuple, Protocol
 
 if TYPE_CHECKING:
     import torch
+    from transformers import PreTrainedTokenizerBase
 
 
 TextConditioning = Mapping[str, "torch.Tensor"]
@@ -53,6 +54,14 @@ class TextEncoder(Protocol):
         ...
 
 
+class PortedTextEncoder(TextEncoder, Protocol):
+    """Text encoder of a host program."""
+
+    def tokenizers(self) -> dict[str, PreTrainedTokenizerBase]:
+        """The tokenizers that it reads captions with, by any name."""
+        ...
+
+
 class ImageCodec(Protocol):
     """Encodes images to latents and decodes them, without normalization."""
 
@@ -85,5 +94,5 @@ class Ports:
     """Text encoder and VAE that a host program has loaded, used in place of a base model's own. Their images are
     prepared under the policy `comfyui`."""
 
-    text_encoder: TextEncoder
+    text_encoder: PortedTextEncoder
     codec: ImageCodec

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -14,6 +14,7 @@ from ..config.request import FineTuneRequest, TrainingParams
 from ..config.settings import RunSettings
 from ..distributed.processes import SingleProcess
 from ..encoding.cache import TensorCache
+from ..encoding.row_checks import RowChecks, RowFindings, check_samples
 from ..errors import BadInput
 from ..events import Event, Finished, Notice, Planned, Progress
 from ..files import named_folder
@@ -22,8 +23,10 @@ from ..memory.estimate import full_fine_tune_need
 from ..memory.model_parts import ModelComponents
 from ..memory.plan import Plan
 from ..memory.planner import joint_plan
+from ..models.captions import CaptionRules
 from ..quantization.benchmark import compute_capability
 from ..quantization.formats import format_of
+from ..quantization.quantize import require_package
 from .optim import check_optimizer
 from .run_folder import RunFolder, open_run_folder, run_fingerprint
 
@@ -96,9 +99,12 @@ def open_run(
     _check_optimizer(params, settings, processes)
     if not params.use_lora:
         yield from _notices([full_fine_tune_need(model, settings, processes.world_size)])
+    dataset, model = yield from _check_rows(request, dataset, model, settings, processes)
     device = device or processes.device()
     began = run.state()
     plan = joint_plan(model, params, resumed_settings(run, settings), processes, device)
+    if (made := format_of(plan.precision)) and made.package:
+        require_package(made.package, f'precision "{plan.precision}"')
     yield Planned(line=plan.line())
     arithmetic = arithmetic_of(plan, device)
     yield from _notices([_changed_arithmetic(began, arithmetic)])
@@ -114,6 +120,28 @@ def open_run(
         init_lora=init_lora,
         identity={"fingerprint": fingerprint, **arithmetic},
     )
+
+
+def _check_rows(
+    request: FineTuneRequest,
+    dataset: EditDataset,
+    model: EditModel,
+    settings: RunSettings,
+    processes: SingleProcess,
+) -> Generator[Event, None, tuple[EditDataset, EditModel]]:
+    """Check rows and samples against the model; return the rows that it takes, and the model with the length of the
+    longest caption.
+
+    The main process checks, for all of them. Raises BadInput.
+    """
+    rules, samples = CaptionRules(model), request.training_params.samples
+    if faults := list(check_samples(samples, dataset, rules, settings.control_resolution)):
+        raise BadInput("\n".join(faults))
+    own = (yield from RowChecks(dataset, rules, settings).check()) if processes.is_main else None
+    findings: RowFindings = processes.all_gather_object(own)[0]
+    dataset = dataset.without(findings.bad)
+    yield from _notices([findings.notice(dataset, model.family)])
+    return dataset, replace(model, longest_caption=findings.longest_caption)
 
 
 def _notices(messages: Iterable[str | None]) -> Iterator[Notice]:
