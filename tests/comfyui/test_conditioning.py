@@ -117,6 +117,17 @@ def test_a_caption_of_more_than_256_tokens_stays_longer(server: Server, files: d
     assert same(server, FLUX, SIZES[0], LONG)[0]["shapes"][1][0][1] > 256
 
 
+@pytest.mark.parametrize("base_model, prompt", [(QWEN, "a <|image_pad|> frame"), (FLUX, "a frame</s>")])
+def test_what_the_clip_takes_for_a_control_token_is_refused(
+    server: Server, files: dict[str, str], base_model: str, prompt: str
+) -> None:
+    graph = both_edits(base_model, picture(server, SIZES[0]), SIZES[0], prompt)
+    shown = {"shown": node("PreviewImage", images=["edit", 0])}
+    result = server.run({name: graph[name] for name in ("clip", "vae", "model", "watch", "image", "edit")} | shown)
+    assert (result.status, result.details["node_id"]) == ("execution_error", "edit")
+    assert "which the graph's CLIP takes for a control token" in result.details["exception_message"]
+
+
 def same(server: Server, base_model: str, size: tuple[int, int], prompt: str) -> list[dict]:
     result = server.run(both_edits(base_model, picture(server, size), size, prompt))
     assert result.status == "execution_success", result.details

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import contextlib
 import io
+import os
 import struct
 import subprocess
 import sys
@@ -16,7 +17,7 @@ from PIL import Image, ImageOps
 
 from trainer.data import image_refs, images
 from trainer.data.downloads import Downloads
-from trainer.data.image_refs import ImageRef, image_ref, read_bytes
+from trainer.data.image_refs import LINK_VARIABLE, ImageRef, image_ref, read_bytes
 from trainer.data.images import EncodedImage, decode_image, load_control
 from trainer.data.resize import Size
 from trainer.errors import BadImage
@@ -121,7 +122,9 @@ def test_files_below_the_root_are_read_and_no_others(tmp_path):
     downloads = Downloads()
     assert read_bytes(image_ref("in\\ä b.png"), root, downloads) == b"here"
     for path in ("link.png", "out/secret.png"):
-        with pytest.raises(BadImage, match="leaves the images folder"):
+        with pytest.raises(
+            BadImage, match=rf"is a link that leaves the images folder, to .*secret\.png.*{LINK_VARIABLE}"
+        ):
             read_bytes(image_ref(path), root, downloads)
     with pytest.raises(BadImage, match=r"none\.png: no such file below"):
         read_bytes(image_ref("none.png"), root, downloads)
@@ -130,6 +133,39 @@ def test_files_below_the_root_are_read_and_no_others(tmp_path):
     (root / "zero.png").touch()
     with pytest.raises(BadImage, match=r"zero\.png: is empty \(0 bytes\)"):
         read_bytes(image_ref("zero.png"), root, downloads)
+
+
+def test_links_of_the_hugging_face_cache_are_followed(tmp_path):
+    blobs, snapshot = tmp_path / "datasets--me--pairs" / "blobs", tmp_path / "datasets--me--pairs" / "snapshots" / "1f"
+    for folder in (blobs, snapshot / "in", tmp_path / "other"):
+        folder.mkdir(parents=True)
+    (blobs / "ab12").write_bytes(b"content")
+    (tmp_path / "other" / "secret").write_bytes(b"secret")
+    (snapshot / "in" / "a.png").symlink_to("../../../blobs/ab12")
+    (snapshot / "b.png").symlink_to("../../../other/secret")
+    downloads = Downloads()
+    for root, path in ((snapshot, "in/a.png"), (snapshot / "in", "a.png")):
+        assert read_bytes(image_ref(path), root, downloads) == b"content"
+    with pytest.raises(BadImage, match="is a link that leaves"):
+        read_bytes(image_ref("b.png"), snapshot, downloads)
+    (blobs / "ab12").unlink()
+    blobs.rmdir()
+    blobs.symlink_to(tmp_path / "other")
+    (snapshot / "c.png").symlink_to("../../blobs/secret")
+    with pytest.raises(BadImage, match="is a link that leaves"):
+        read_bytes(image_ref("c.png"), snapshot, downloads)
+
+
+def test_links_may_lead_where_the_person_allows(tmp_path, monkeypatch):
+    for name in ("data", "one", "two", "three"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "a.png").write_bytes(name.encode())
+        (tmp_path / "data" / f"{name}.png").symlink_to(tmp_path / name / "a.png")
+    monkeypatch.setenv(LINK_VARIABLE, os.pathsep.join([str(tmp_path / "one"), "", str(tmp_path / "two")]))
+    for name in ("data", "one", "two"):
+        assert read_bytes(image_ref(f"{name}.png"), tmp_path / "data", Downloads()) == name.encode()
+    with pytest.raises(BadImage, match="is a link that leaves"):
+        read_bytes(image_ref("three.png"), tmp_path / "data", Downloads())
 
 
 def test_a_file_over_the_limit_is_refused_before_it_is_read(tmp_path, monkeypatch):

@@ -18,6 +18,10 @@ MAX_FILE_BYTES = 256 * 2**20
 """A judgement: more than an encoded image of MAX_PIXELS usually takes."""
 
 
+LINK_VARIABLE = "EDIT_TRAINER_LINK_ROOTS"
+"""Environment variable with folders that links to images may lead to, separated as in PATH."""
+
+
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?=://)|(?:file|data)(?=:)", re.IGNORECASE)
 
 
@@ -104,14 +108,18 @@ def shorten(text: str, limit: int = 200) -> str:
 
 
 def local_file(path: str, root: Path) -> Path:
-    """Resolve a relative path below `root`, following symbolic links.
+    """Resolve a relative path below `root`, following symbolic links as far as `linked_folders` allow.
 
-    Raises BadImage when the file is outside `root`, missing, or not a regular file.
+    Raises BadImage when a link leads anywhere else, and when the file is missing or not a regular file.
     """
     try:
         file = os.path.realpath(root / path)
-        if not Path(file).is_relative_to(os.path.realpath(root)):
-            raise BadImage(f"{shorten(path)}: leaves the images folder")
+        real_root = os.path.realpath(root)
+        if not any(Path(file).is_relative_to(folder) for folder in (real_root, *linked_folders(Path(real_root)))):
+            raise BadImage(
+                f"{shorten(path)}: is a link that leaves the images folder, to {shorten(file)}. Copy the file itself, "
+                f"or, if you trust the link, start the program with {LINK_VARIABLE} set to the folder of its target"
+            )
         mode = os.stat(file).st_mode  # noqa: PTH116
     except FileNotFoundError:
         raise BadImage(f"{shorten(path)}: no such file below {root}") from None
@@ -120,6 +128,19 @@ def local_file(path: str, root: Path) -> Path:
     if not stat.S_ISREG(mode):
         raise BadImage(f"{shorten(path)}: is not a file")
     return Path(file)
+
+
+def linked_folders(root: Path) -> tuple[str, ...]:
+    """Folders outside of a resolved images folder that links in it may lead to.
+
+    In the Hugging Face cache a repository's `snapshots/<revision>` holds links to the files in its `blobs`, which
+    nothing else writes to. All others are named in LINK_VARIABLE by whoever starts the program.
+    """
+    revisions = [place for place in (root, *root.parents) if place.parent.name == "snapshots"]
+    repositories = [place.parent.parent for place in revisions]
+    blobs = [str(folder / "blobs") for folder in repositories if folder.name.startswith("datasets--")]
+    named = filter(None, os.environ.get(LINK_VARIABLE, "").split(os.pathsep))
+    return (*blobs, *(os.path.realpath(folder) for folder in named))
 
 
 def read_bytes(ref: ImageRef, root: Path, downloads: Downloads) -> bytes:
