@@ -4,14 +4,10 @@ from __future__ import annotations
 
 import re
 import struct
-import threading
 import time
-from collections.abc import Generator
-from contextlib import contextmanager
 from pathlib import Path
 
 import numpy as np
-import psutil
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
@@ -25,27 +21,9 @@ from trainer.errors import BadInput
 
 from .edits import assert_rows_belong_together, number_of, opened, png
 from .hostile_parquets import HOSTILE, MEGABYTE, repeated, write
+from .peak import peak_memory
 
 GIGABYTE = 2**30
-
-
-@contextmanager
-def peak_memory() -> Generator[list[int]]:
-    """Yields a list of one number: the bytes by which the process has grown at its peak."""
-    process = psutil.Process()
-    start, peak, done = process.memory_info().rss, [0], threading.Event()
-
-    def watch() -> None:
-        while not done.wait(0.005):
-            peak[0] = max(peak[0], process.memory_info().rss - start)
-
-    thread = threading.Thread(target=watch)
-    thread.start()
-    try:
-        yield peak
-    finally:
-        done.set()
-        thread.join()
 
 
 @pytest.mark.parametrize("what", HOSTILE)

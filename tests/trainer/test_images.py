@@ -9,18 +9,22 @@ import sys
 import time
 import warnings
 import zlib
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
-from PIL import Image, ImageOps
+from PIL import GifImagePlugin, Image, ImageFile, ImageOps, PngImagePlugin
 
-from trainer.data import image_refs, images
+from trainer.data import image_refs, images, pillow
 from trainer.data.downloads import Downloads
 from trainer.data.image_refs import LINK_VARIABLE, ImageRef, image_ref, read_bytes
 from trainer.data.images import EncodedImage, decode_image, load_control
 from trainer.data.resize import Size
 from trainer.errors import BadImage
+
+from .hostile_pictures import HOSTILE, encoded, png_chunk
+from .peak import peak_memory
 
 
 def picture(width: int = 12, height: int = 8, mode: str = "RGB") -> Image.Image:
@@ -32,12 +36,6 @@ def picture(width: int = 12, height: int = 8, mode: str = "RGB") -> Image.Image:
 
 def read_size(data: bytes) -> Size:
     return EncodedImage(data).size
-
-
-def encoded(image: Image.Image, kind: str = "PNG", **options: object) -> bytes:
-    stream = io.BytesIO()
-    image.save(stream, kind, **options)
-    return stream.getvalue()
 
 
 def png_header(width: int, height: int) -> bytes:
@@ -290,6 +288,120 @@ def test_flipped_bytes_never_raise_anything_else(kind):
             with warnings.catch_warnings(), contextlib.suppress(BadImage):
                 warnings.simplefilter("ignore", UserWarning)
                 look(bytes(broken))
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("what", HOSTILE)
+def test_a_hostile_picture_takes_bounded_memory_and_time(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(pillow, "HEADER_SECONDS", 0.2)
+    monkeypatch.setattr(images, "DECODE_SECONDS", 2)
+    make, says = HOSTILE[what]
+    data = make()
+    with peak_memory() as peak:
+        began = time.monotonic()
+        if says:
+            with pytest.raises(BadImage, match=says):
+                decode_image(data)
+        else:
+            decode_image(data)
+        assert time.monotonic() - began < 10
+    assert peak[0] < 2**30
+
+
+def test_only_so_much_is_decoded_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Four pictures that each take more than half of the memory wait for each other, and none for ever."""
+    data = encoded(picture(120, 80), "PNG")
+    monkeypatch.setattr(images, "_free_memory", 120 * 80 * 8 + 1)
+    at_once, most = [0], [0]
+    load = EncodedImage._decode
+
+    def counted(image: EncodedImage) -> Image.Image:
+        at_once[0] += 1
+        most[0] = max(most[0], at_once[0])
+        time.sleep(0.01)
+        try:
+            return load(image)
+        finally:
+            at_once[0] -= 1
+
+    monkeypatch.setattr(EncodedImage, "_decode", counted)
+    with ThreadPoolExecutor(4) as pool:
+        assert all(image.size == (120, 80) for image in pool.map(decode_image, [data] * 8))
+    assert most == [1]
+    assert len({EncodedImage(data).digest() for _ in range(2)}) == 1
+
+
+@pytest.mark.parametrize("kind", ["JPEG", "PNG", "WEBP", "GIF", "TIFF", "BMP", "AVIF"])
+def test_the_switches_of_pillow_change_nothing(kind: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Half a picture is damaged, and a whole one the same, whatever another node pack has set."""
+    whole = encoded(picture(200, 200, "P" if kind == "GIF" else "RGB"), kind)
+    before = decode_image(whole).tobytes()
+    monkeypatch.setattr(ImageFile, "LOAD_TRUNCATED_IMAGES", True)
+    monkeypatch.setattr(ImageFile, "MAXBLOCK", 10)
+    monkeypatch.setattr(GifImagePlugin, "LOADING_STRATEGY", GifImagePlugin.LoadingStrategy.RGB_ALWAYS)
+    monkeypatch.setattr(PngImagePlugin, "MAX_TEXT_CHUNK", 1)
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1)
+    assert decode_image(whole).tobytes() == before
+    for part in (0.3, 0.5, 0.9):
+        with pytest.raises(BadImage, match="damaged or cut off"):
+            decode_image(whole[: int(len(whole) * part)])
+    if kind == "PNG":
+        at = whole.index(b"IDAT") + 200
+        with pytest.raises(BadImage, match="damaged or cut off"):
+            decode_image(whole[:at] + bytes(50) + whole[at + 50 :])
+
+
+@pytest.mark.parametrize(
+    "chunk",
+    [
+        png_chunk(b"iTXt", b"note\0\1\0\0\0" + zlib.compress(bytes(2_000_000))),
+        png_chunk(b"zTXt", b"note\0\0" + zlib.compress(bytes(2_000_000))),
+        png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(bytes(2_000_000))),
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + b"no zlib"),
+        png_chunk(b"tEXt", b"note\0" + b"x" * 2_000_000),
+        png_chunk(b"iCCP", b"name\0\0" + zlib.compress(bytes(2_000_000))),
+        png_chunk(b"iCCP", b"broken"),
+        png_chunk(b"eXIf", b"II*\0 nothing")[:-1] + b"?",
+        png_chunk(b"zTXt", b"n\0\0" + zlib.compress(bytes(900_000))) * 100,
+    ],
+    ids=lambda chunk: f"{chunk[4:8].decode()}{len(chunk)}",
+)
+def test_metadata_is_no_reason_to_refuse_a_picture(chunk: bytes) -> None:
+    data = encoded(picture(), "PNG")
+    for at in (33, len(data) - 12):
+        assert decode_image(data[:at] + chunk + data[at:]).tobytes() == picture().tobytes()
+
+
+def test_an_orientation_in_a_text_of_a_png_is_applied() -> None:
+    data = encoded(picture(), "PNG")
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    raw = b"\nexif\n  99\n" + exif.tobytes().hex().encode()
+    xmp = b'<x:xmpmeta><rdf:Description tiff:Orientation="6"/></x:xmpmeta>'
+    for chunk in (
+        png_chunk(b"zTXt", b"Raw profile type exif\0\0" + zlib.compress(raw)),
+        png_chunk(b"tEXt", b"Raw profile type exif\0" + raw),
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\0\0\0\0" + xmp),
+        png_chunk(b"iTXt", b"XML:com.adobe.xmp\0\1\0\0\0" + zlib.compress(xmp)),
+        png_chunk(b"eXIf", exif.tobytes()[6:]),
+    ):
+        turned = data[:33] + chunk + data[33:]
+        assert EncodedImage(turned).size == (8, 12)
+        assert decode_image(turned).tobytes() == picture().transpose(Image.Transpose.ROTATE_270).tobytes()
+
+
+@pytest.mark.parametrize("brands", [b"mif1miafavif", b"msf1avifmiaf", b"avifmif1"])
+def test_avif_by_any_of_its_brands(brands: bytes) -> None:
+    data = encoded(picture(), "AVIF")
+    length = int.from_bytes(data[:4], "big")
+    major, others = brands[:4], brands[4:]
+    box = (16 + len(others)).to_bytes(4, "big") + b"ftyp" + major + bytes(4) + others
+    # The offsets in the file count from its start.
+    rest = data[length:]
+    free = length - len(box)
+    padding = (free.to_bytes(4, "big") + b"free" + bytes(free - 8)) if free >= 8 else b""
+    assert len(box + padding) == length
+    assert decode_image(box + padding + rest).size == (12, 8)
 
 
 def test_images_a_person_names(tmp_path, monkeypatch):

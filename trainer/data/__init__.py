@@ -11,6 +11,8 @@ columns       a guess at the columns of an unknown parquet
 column_words  words in names that the guess and the check go by
 image_refs    references to images and reading their bytes
 images        decoding to RGB
+image_headers what an encoded image takes to decode
+pillow        Pillow without its process-wide switches
 digests       digests of image files, which identify a dataset
 downloads     images behind URLs
 hosts         which servers may be asked for images

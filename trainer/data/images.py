@@ -1,32 +1,23 @@
-"""Decoding of images to RGB, with the safety limits on pixels."""
+"""Decoding of images to RGB, with the safety limits on pixels, memory and time."""
 
 from __future__ import annotations
 
-import io
+import hashlib
+from collections.abc import Generator
+from contextlib import contextmanager
+from functools import cached_property
 from pathlib import Path
+from threading import Condition
 
 import numpy as np
-from PIL import (
-    BmpImagePlugin,
-    GifImagePlugin,
-    Image,
-    ImageFile,
-    JpegImagePlugin,
-    PngImagePlugin,
-    TiffImagePlugin,
-    WebPImagePlugin,
-)
+from PIL import Image, ImageFile
 
 from ..errors import BadImage
 from .downloads import Downloads
+from .image_headers import check_tiff, image_format, jpeg_scans, needed_png
 from .image_refs import fetch_control, shorten
+from .pillow import DECODE_SECONDS, READERS, TimedBytes, TooSlow
 from .resize import Size
-
-try:
-    from PIL import AvifImagePlugin
-except ImportError:
-    AvifImagePlugin = None
-
 
 MAX_PIXELS = 100_000_000
 """A judgement: above every camera for training images, and 300 MB decoded."""
@@ -34,6 +25,31 @@ MAX_PIXELS = 100_000_000
 
 MAX_SIDE = 32_768
 """A judgement: more than any photograph has."""
+
+
+MAX_MEMORY = 800 * 2**20
+"""Bytes that decoding may take, of one image and of all that are decoded at once: two copies of MAX_PIXELS, and below a
+gigabyte."""
+
+
+MAX_SCANNED_PIXELS = 3_000_000_000
+"""Pixels of a JPEG times its scans. Measured: 1 to 5 seconds; ten scans of the largest image are a third of it."""
+
+
+_COPIES_BYTES = 8
+"""Bytes of a pixel in two images: one that is converted or turned, and the result. Pillow takes 4 for RGB."""
+
+
+_WORK_BYTES = {"WebP": 16, "AVIF": 20, "TIFF": 12}
+"""Bytes of a pixel while Pillow decodes it, with the image itself. Measured with Pillow 13."""
+
+
+_PROGRESSIVE_BYTES = 10
+"""Bytes of a pixel for a progressive JPEG, whose coefficients are all kept: 16 bits each, of three planes."""
+
+
+STRIP_ROWS = 256
+"""Rows that are converted or hashed at a time; a judgement: a few megabytes."""
 
 
 _TURN = {
@@ -50,48 +66,71 @@ _TURN = {
 _ORIENTATION_TAG = 0x0112
 
 
-_PNG_ORIENTATION_MARKS = (b"Raw profile type exif", b"XML:com.adobe.xmp")
-"""Beginnings of PNG texts that may hold an orientation."""
-
-
 class EncodedImage:
     """An image whose header is read, so that its size is known before its pixels are decoded."""
 
     def __init__(self, data: bytes) -> None:
-        """Read the header. Raises BadImage for unsupported formats and sizes over MAX_PIXELS or MAX_SIDE."""
-        self._data = data
-        self._image = _open(data)
-        # PIL decodes a whole PNG to look for an orientation, so only where one may be.
-        self._marked_png = self._image.format == "PNG" and _png_may_be_turned(data)
+        """Read the header.
 
-    @property
+        Raises BadImage for unsupported formats, sizes over MAX_PIXELS or MAX_SIDE, and images that take more than
+        MAX_MEMORY or MAX_SCANNED_PIXELS.
+        """
+        self._format = image_format(data)
+        # PIL decodes a whole PNG to look for an orientation, so only where one may be.
+        self._oriented = True
+        if self._format == "PNG":
+            data, self._oriented = needed_png(data)
+        self._data = data
+        self._image = _open(data, self._format)
+
+    @cached_property
     def size(self) -> Size:
         """Size of the image that `decode` returns, with the EXIF orientation applied."""
         image = self._image
-        turned = image.format != "TIFF" and self._orientation(image) >= 5
+        turned = self._format != "TIFF" and self._orientation(image) >= 5
         return Size(image.height, image.width) if turned else Size(*image.size)
 
     def decode(self) -> Image.Image:
         """Decode as `decode_image` does. Call it once."""
+        with _memory(_memory_bytes(self._image, self._format)):
+            return self._decode()
+
+    def digest(self) -> tuple[Size, bytes]:
+        """Decode, and return the size and a hash of the pixels: all that stays in memory. Call it once."""
+        with _memory(_memory_bytes(self._image, self._format)):
+            image = self._decode()
+            pixels = hashlib.blake2b()
+            for top in range(0, image.height, STRIP_ROWS):
+                pixels.update(image.crop((0, top, image.width, min(top + STRIP_ROWS, image.height))).tobytes())
+            return Size(*image.size), pixels.digest()
+
+    def _decode(self) -> Image.Image:
         # A PNG that `size` has failed to decode is in no state to be decoded.
-        image = _open(self._data) if self._marked_png else self._image
+        again = self._format == "PNG" and self._oriented
+        image = _open(self._data, self._format) if again else self._image
+        # Two images at a time is what there is memory for.
+        del self._image, self._data
         try:
+            if isinstance(image.fp, TimedBytes):
+                image.fp.restart(DECODE_SECONDS)
             image.load()
             turn = _TURN.get(self._orientation(image))
             if image.mode.startswith(("I", "F")):
                 image = _eight_bits(image)
             elif image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")
-            rgb = image.convert("RGB")
+            image = image.convert("RGB")
         except BadImage:
             raise
+        except TooSlow as error:
+            raise BadImage(str(error)) from None
         except Exception as error:
             raise _damaged(error) from error
-        return rgb if turn is None else rgb.transpose(turn)
+        return image if turn is None else image.transpose(turn)
 
     def _orientation(self, image: ImageFile.ImageFile) -> int:
         """EXIF orientation; 1 when it cannot be read."""
-        if image.format == "PNG" and not self._marked_png:
+        if not self._oriented:
             return 1
         try:
             return int(image.getexif().get(_ORIENTATION_TAG, 1))
@@ -103,40 +142,30 @@ def decode_image(data: bytes) -> Image.Image:
     """Decode to RGB with EXIF orientation applied and alpha dropped, as diffusers' `load_image` does.
 
     Animations give their first frame; 16-bit gray is scaled to 8 bits. Raises BadImage for formats other than PNG,
-    JPEG, WebP, GIF, BMP, TIFF and AVIF, sizes over MAX_PIXELS or MAX_SIDE, and damaged data.
+    JPEG, WebP, GIF, BMP, TIFF and AVIF, for what EncodedImage refuses, for damaged data, and for what takes too long.
     """
     return EncodedImage(data).decode()
 
 
-def _open(data: bytes) -> ImageFile.ImageFile:
-    """Read the header.
-
-    Calls PIL's plugins directly, not `Image.open`: no other format is ever parsed, and our limits replace PIL's
-    process-wide decompression bomb limit, which warns before it refuses.
-    """
-    head = bytes(data[:16])
-    plugin = None
-    if head.startswith(b"\x89PNG\r\n\x1a\n"):
-        plugin = PngImagePlugin.PngImageFile
-    elif head.startswith(b"\xff\xd8\xff"):
-        plugin = JpegImagePlugin.JpegImageFile
-    elif head.startswith(b"RIFF") and head[8:12] == b"WEBP":
-        plugin = WebPImagePlugin.WebPImageFile
-    elif head.startswith((b"GIF87a", b"GIF89a")):
-        plugin = GifImagePlugin.GifImageFile
-    elif head.startswith(b"BM"):
-        plugin = BmpImagePlugin.BmpImageFile
-    elif head.startswith((b"II*\0", b"MM\0*", b"II+\0", b"MM\0+")):
-        plugin = TiffImagePlugin.TiffImageFile
-    elif head[4:12] in (b"ftypavif", b"ftypavis") and AvifImagePlugin is not None:
-        plugin = AvifImagePlugin.AvifImageFile
-    if plugin is None:
-        page = " (it looks like a web page)" if head.lstrip().lower().startswith((b"<!doctype", b"<html")) else ""
+def _open(data: bytes, kind: str | None) -> ImageFile.ImageFile:
+    """Read the header, without PIL's process-wide limit of pixels, which warns before it refuses."""
+    reader = READERS.get(kind or "")
+    if reader is None:
+        page = " (it looks like a web page)" if data[:64].lstrip().lower().startswith((b"<!doctype", b"<html")) else ""
         raise BadImage(f"not a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF image{page}")
+    if kind == "TIFF":
+        check_tiff(data)
     try:
-        image = plugin(io.BytesIO(data))
+        image = reader(TimedBytes(data))
+    except TooSlow as error:
+        raise BadImage(str(error)) from None
     except Exception as error:
         raise _damaged(error) from error
+    _check_size(image, kind, data)
+    return image
+
+
+def _check_size(image: ImageFile.ImageFile, kind: str | None, data: bytes) -> None:
     width, height = image.size
     if max(width, height) > MAX_SIDE or width * height > MAX_PIXELS:
         raise BadImage(
@@ -145,26 +174,49 @@ def _open(data: bytes) -> ImageFile.ImageFile:
         )
     if min(width, height) < 1:
         raise BadImage(f"{width} x {height} pixels is not an image")
-    return image
+    if _memory_bytes(image, kind) > MAX_MEMORY:
+        raise BadImage(
+            f"{width} x {height} pixels of this kind ({kind}, {image.mode}) take {_memory_bytes(image, kind) >> 20} MB "
+            f"to decode; the limit is {MAX_MEMORY >> 20} MB; save it smaller, or as PNG or baseline JPEG"
+        )
+    if kind == "JPEG" and width * height * (scans := jpeg_scans(data)) > MAX_SCANNED_PIXELS:
+        raise BadImage(f"{scans} scans over {width} x {height} pixels take too long to decode; save it again")
 
 
-def _png_may_be_turned(data: bytes) -> bool:
-    """Tell whether a PNG has a chunk in which PIL would find an orientation."""
-    at = 8
-    while at + 8 <= len(data):
-        kind, content = data[at + 4 : at + 8], at + 8
-        if kind == b"eXIf" or (kind.endswith(b"Xt") and data.startswith(_PNG_ORIENTATION_MARKS, content)):
-            return True
-        at = content + int.from_bytes(data[at : at + 4], "big") + 4
-    return False
+def _memory_bytes(image: ImageFile.ImageFile, kind: str | None) -> int:
+    """Bytes of memory that decoding takes at its peak."""
+    work = _PROGRESSIVE_BYTES if "progressive" in image.info else _WORK_BYTES.get(kind or "", _COPIES_BYTES)
+    return image.width * image.height * work
+
+
+_free_memory, _memory_freed = MAX_MEMORY, Condition()
+
+
+@contextmanager
+def _memory(size: int) -> Generator[None]:
+    """Context that has `size` bytes, at most MAX_MEMORY, of the memory for images that are decoded at once."""
+    global _free_memory
+    with _memory_freed:
+        _memory_freed.wait_for(lambda: _free_memory >= size)
+        _free_memory -= size
+    try:
+        yield
+    finally:
+        with _memory_freed:
+            _free_memory += size
+            _memory_freed.notify_all()
 
 
 def _eight_bits(image: Image.Image) -> Image.Image:
     """Scale 16-bit gray (modes I;16, I) to 8 bits: PIL's own conversion clips everything above 255 to white."""
-    values = np.asarray(image)
-    if image.mode == "F" or values.min() < 0 or values.max() > 65535:
-        raise BadImage("32-bit pixels are not supported; save it with 8 or 16 bits")
-    return Image.fromarray(((values.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8))
+    scaled = Image.new("L", image.size)
+    for top in range(0, image.height, STRIP_ROWS):
+        values = np.asarray(image.crop((0, top, image.width, min(top + STRIP_ROWS, image.height))))
+        if image.mode == "F" or values.min() < 0 or values.max() > 65535:
+            raise BadImage("32-bit pixels are not supported; save it with 8 or 16 bits")
+        strip = ((values.astype(np.int64) * 255 + 32767) // 65535).astype(np.uint8)
+        scaled.paste(Image.fromarray(strip), (0, top))
+    return scaled
 
 
 def _damaged(error: Exception) -> BadImage:
