@@ -11,6 +11,7 @@ import re
 import struct
 import subprocess
 import sys
+import time
 from collections.abc import Callable
 from pathlib import Path
 
@@ -329,6 +330,53 @@ def test_a_header_of_a_million_entries_costs_little(tmp_path: Path):
         message, kibibytes = done.stdout.strip().splitlines()
         assert "than any model's" in message or "more than 100,000 tensors" in message
         assert int(kibibytes) * 1024 < 3 * MAX_HEADER
+
+
+def hostile_gguf(path: Path, what: str) -> None:
+    """A file with one tensor of 8 x 8 float32."""
+
+    def text(value: bytes) -> bytes:
+        return struct.pack("<Q", len(value)) + value
+
+    uint8, string, array = 0, 8, 9
+    fields = {
+        "three million bytes": [text(b"tags") + struct.pack("<IIQ", array, uint8, 3_000_000) + bytes(3_000_000)],
+        "many fields": [text(b"a%d" % n) + struct.pack("<IB", uint8, 1) for n in range(200_000)],
+        "long texts": [text(b"tags") + struct.pack("<IIQ", array, string, 4) + text(b"x" * 9_000_000) * 4],
+    }[what]
+    tensor = text(b"img_in.weight") + struct.pack("<IQQIQ", 2, 8, 8, 0, 0)
+    head = b"GGUF" + struct.pack("<IQQ", 3, 1, len(fields)) + b"".join(fields) + tensor
+    path.write_bytes(head + bytes(-len(head) % 32) + bytes(256))
+
+
+@pytest.mark.parametrize(
+    ("what", "says"),
+    [
+        ("three million bytes", ""),
+        ("many fields", "more than 100,000 fields"),
+        ("long texts", "its header is longer than any model's"),
+    ],
+)
+def test_a_gguf_header_takes_no_time(what: str, says: str, tmp_path: Path):
+    """gguf itself makes several arrays for each element: 40 seconds for the first."""
+    path = tmp_path / "f.gguf"
+    hostile_gguf(path, what)
+    began = time.monotonic()
+    if says:
+        with pytest.raises(BadInput, match=says):
+            open_weights(path, "transformer")
+    else:
+        assert open_weights(path, "transformer").tensors["img_in.weight"].shape == (8, 8)
+    assert time.monotonic() - began < 8
+
+
+@pytest.mark.parametrize("size", [5, 23, 24, 40, 100, 200])
+def test_a_gguf_that_is_cut_off(size: int, tmp_path: Path):
+    path = tmp_path / "f.gguf"
+    hostile_gguf(path, "three million bytes")
+    path.write_bytes(path.read_bytes()[:size])
+    with pytest.raises(BadInput, match="is damaged or cut short"):
+        open_weights(path, "transformer")
 
 
 def test_a_header_of_any_length_is_no_pickle(tmp_path: Path):

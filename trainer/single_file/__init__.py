@@ -1,6 +1,7 @@
 """Weights in single files: transformers, text encoders and VAEs in safetensors or GGUF, plain or quantized.
 
 - header.py: reads headers, and tensors one at a time.
+- gguf_reader.py: gguf's reader, bounded in time.
 - detect.py: recognizes kinds of files from their tensors' names.
 - key_mapping.py: how single files name and fuse a transformer's modules.
 - quantization_metadata.py: how a file's weights are quantized.

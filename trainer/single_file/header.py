@@ -16,8 +16,9 @@ if TYPE_CHECKING:
     import torch
 
 
-MAX_HEADER = 32 * 2**20
-"""Bytes of a header; longer ones are refused as damaged or malicious. The published models' are below a tenth of it."""
+MAX_HEADER = 16 * 2**20
+"""Bytes of a header; longer ones are refused as damaged or malicious, as JSON takes up to thirty times its length in
+memory. The published models' are below a fifth of it."""
 
 
 MAX_TENSORS = 100_000
@@ -131,9 +132,9 @@ class _ShardsReader:
 
 class _GgufReader:
     def __init__(self, path: Path) -> None:
-        from gguf import GGUFReader
+        from .gguf_reader import BoundedGgufReader
 
-        self._tensors = {tensor.name: tensor.data for tensor in GGUFReader(path).tensors}
+        self._tensors = {tensor.name: tensor.data for tensor in BoundedGgufReader(path).tensors}
 
     def read(self, name: str) -> torch.Tensor:
         """Read a plain tensor in its shape and dtype, or a quantized one as uint8 [rows, bytes per row]."""
@@ -186,6 +187,8 @@ def open_shards(folder: Path, stem: str, what: str) -> WeightFile:
     if not index.is_file():
         return open_weights(folder / f"{stem}.safetensors", what)
     try:
+        if index.stat().st_size > MAX_HEADER:
+            raise ValueError
         weight_map = json.loads(index.read_text(encoding="utf-8"))["weight_map"]
         names = sorted({Path(name).name for name in weight_map.values()})
     except (OSError, ValueError, KeyError, TypeError, AttributeError, RecursionError):
@@ -260,14 +263,14 @@ def _counts(value: object) -> tuple[int, ...] | None:
 
 def _open_gguf(path: Path, what: str) -> WeightFile:
     try:
-        from gguf import GGUFReader
+        from .gguf_reader import BoundedGgufReader
     except ImportError:
         raise BadInput(
             f"The {what} {path} is a GGUF file, and the package gguf, which reads it, is not installed: run "
             "`python -m pip install gguf`, or use a safetensors file."
         ) from None
     try:
-        reader = GGUFReader(path)
+        reader = BoundedGgufReader(path)
     except Exception as error:  # On damaged files the reader raises many kinds of errors.
         raise BadInput(f"The {what} {path} is damaged or cut short: {error}") from None
     tensors = {}
@@ -283,4 +286,4 @@ def _open_gguf(path: Path, what: str) -> WeightFile:
 def _original_shape(reader: Any, name: str, shape: tuple[int, ...]) -> tuple[int, ...]:
     """The shape before a converter flattened the tensor; ComfyUI-GGUF's converter stores it as a field."""
     field = reader.get_field(f"comfy.gguf.orig_shape.{name}")
-    return shape if field is None else tuple(int(field.parts[index][0]) for index in field.data)
+    return shape if field is None else tuple(int(length) for index in field.data for length in field.parts[index])
