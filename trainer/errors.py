@@ -14,6 +14,10 @@ class RunFailed(RuntimeError):
     """Failure of a valid run (disk full, loss not finite). Saved checkpoints and samples are kept."""
 
 
+class NotFinite(RunFailed):
+    """Failure of the training itself: its loss or a gradient is no finite number. Its last steps are not saved."""
+
+
 class DamagedFile(ValueError):
     """File of a run folder, a checkpoint or a cache that cannot be used. The message says why, in words that follow the
     file's name."""

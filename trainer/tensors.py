@@ -10,7 +10,7 @@ from pathlib import Path
 import torch
 
 from .errors import BadInput
-from .files import atomic_write
+from .files import atomic_write, checksum
 
 
 def write_tensors(
@@ -77,13 +77,29 @@ def copy_values(parameters: Mapping[str, torch.nn.Parameter], values: Mapping[st
 
 
 def load_tensors(path: Path) -> dict[str, torch.Tensor]:
-    """Load all tensors of a safetensors file to the CPU, of any shape and dtype. Raises OSError and SafetensorError.
+    """Load all tensors of a safetensors file to the CPU, of any shape and dtype. Raises OSError and SafetensorError."""
+    return load_with_metadata(path)[0]
 
-    They are copied, as the library's tensors map the file, which Windows then keeps locked.
+
+def load_with_metadata(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]]:
+    """Load all tensors of a safetensors file to the CPU, of any shape and dtype, and its metadata.
+
+    They are copied, as the library's tensors map the file, which Windows then keeps locked. Raises OSError and
+    SafetensorError.
     """
-    from safetensors.torch import load_file
+    from safetensors import safe_open
 
-    return {name: tensor.clone() for name, tensor in load_file(path).items()}
+    with safe_open(path, "pt") as file:
+        return {name: file.get_tensor(name).clone() for name in file.keys()}, file.metadata() or {}  # noqa: SIM118
+
+
+def tensors_checksum(tensors: Mapping[str, torch.Tensor], *more: str) -> str:
+    """Return the checksum of names, dtypes, shapes and bytes of CPU tensors, of any shape and dtype, and of texts."""
+    parts: list[bytes | memoryview] = [text.encode() for text in more]
+    for name, tensor in sorted(tensors.items()):
+        parts.append(f"{name} {tensor.dtype} {list(tensor.shape)}".encode())
+        parts.append(tensor.detach().contiguous().reshape(-1).view(torch.uint8).numpy().data)
+    return checksum(*parts)
 
 
 def read_weights(path: Path, what: str) -> dict[str, torch.Tensor]:

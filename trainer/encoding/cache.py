@@ -2,23 +2,38 @@
 
 A key is a hash of everything that the tensors depend on (image bytes, size, caption, policy, weights, dtype), so a
 changed image, caption or policy has another key. Entries are small safetensors files, written atomically; several runs
-and processes may share a store.
+and processes may share a store. An entry carries a checksum of its key and tensors; one of an earlier release is read
+as it is and gets one.
 """
 
 from __future__ import annotations
 
 import hashlib
-import json
 import threading
 from collections import OrderedDict
+from contextlib import suppress
 from pathlib import Path
 
 import torch
 
-from ..tensors import load_tensors, write_tensors
+from ..errors import RunFailed
+from ..tensors import load_with_metadata, tensors_checksum, write_tensors
 
 Tensors = dict[str, torch.Tensor]
 """Tensors of one entry by name, any shape and dtype."""
+
+VERSION = "1"
+"""Format of the entries, in their metadata."""
+
+
+class DamagedEntry(RunFailed):
+    """A damaged entry that was dropped from the cache. `key` is its key."""
+
+    def __init__(self, key: str, folder: Path) -> None:
+        super().__init__(
+            f"An entry of the cache {folder} was damaged and was removed. Start the run again; it makes the entry anew."
+        )
+        self.key = key
 
 
 def cache_key(*values: object) -> str:
@@ -41,30 +56,60 @@ class TensorCache:
         self._memory: OrderedDict[str, Tensors] = OrderedDict()
         self._memory_size = 0
         self._lock = threading.Lock()
+        self.damaged: set[str] = set()
+        """Keys of the damaged entries that were dropped."""
 
     def __contains__(self, key: str) -> bool:
         return key in self._memory or _complete(self._path(key))
 
     def get(self, key: str) -> Tensors | None:
-        """Return an entry's tensors, any shape and dtype, on the CPU; None when it is missing or damaged."""
+        """Return an entry's tensors, any shape and dtype, on the CPU; None when it is missing or damaged.
+
+        A damaged one is removed, and its key is added to `damaged`.
+        """
         from safetensors import SafetensorError
 
         with self._lock:
             if key in self._memory:
                 self._memory.move_to_end(key)
                 return self._memory[key]
+        path = self._path(key)
         try:
-            tensors = load_tensors(self._path(key))
-        except (OSError, SafetensorError):
+            tensors, metadata = load_with_metadata(path)
+        except FileNotFoundError:
             return None
+        except (OSError, SafetensorError):
+            return self._drop(key)
+        if not metadata:
+            with suppress(RunFailed):  # a cache that cannot be written is still good to read
+                self._write(key, tensors)
+        elif metadata != _metadata(key, tensors):
+            return self._drop(key)
         self._remember(key, tensors)
         return tensors
 
     def put(self, key: str, tensors: Tensors) -> None:
         """Store an entry of tensors of any shape and dtype. Raises RunFailed when the disk refuses."""
         tensors = {name: tensor.detach().to("cpu").contiguous() for name, tensor in tensors.items()}
-        write_tensors(self._path(key), tensors, durable=False)
+        self._write(key, tensors)
         self._remember(key, tensors)
+
+    def lost(self, key: str) -> RunFailed:
+        """Return the error for an entry that was here before and that `get` did not find."""
+        if key in self.damaged:
+            return DamagedEntry(key, self.folder)
+        return RunFailed(
+            f"The cache {self.folder} was changed during training: an entry is missing. Start the run again; it "
+            "resumes from its last checkpoint and makes what is missing."
+        )
+
+    def _write(self, key: str, tensors: Tensors) -> None:
+        write_tensors(self._path(key), tensors, _metadata(key, tensors), durable=False)
+
+    def _drop(self, key: str) -> None:
+        with suppress(OSError):
+            self._path(key).unlink()
+        self.damaged.add(key)
 
     def _path(self, key: str) -> Path:
         return self.folder / key[:2] / f"{key}.safetensors"
@@ -80,15 +125,18 @@ class TensorCache:
                 self._memory_size -= _size(dropped)
 
 
+def _metadata(key: str, tensors: Tensors) -> dict[str, str]:
+    return {"version": VERSION, "checksum": tensors_checksum(tensors, key)}
+
+
 def _complete(path: Path) -> bool:
     """Tell whether the file exists in its full length (a power cut may leave it shorter)."""
+    from safetensors import SafetensorError, safe_open
+
     try:
-        with path.open("rb") as file:
-            header_length = int.from_bytes(file.read(8), "little")
-            header = json.loads(file.read(header_length))
-            end = max((entry["data_offsets"][1] for name, entry in header.items() if name != "__metadata__"), default=0)
-            return file.seek(0, 2) == 8 + header_length + end
-    except (OSError, ValueError):
+        with safe_open(path, "pt"):
+            return True
+    except (OSError, SafetensorError):
         return False
 
 

@@ -143,16 +143,33 @@ class Encoder:
             return _ReadRow(row.row, None, (column, str(error)), images)
         return _ReadRow(row.row, Example(row.row, row.caption, tuple(controls), key, target_size), None, images)
 
-    def control_image(self, data: bytes, target_size: Size) -> ControlImage:
-        """Encode one control image, given as the content of its file, unless it is in the cache."""
+    def encode_again(self, dataset: EditDataset, example: Example) -> None:
+        """Encode the images of an example that are missing in the cache. Raises RunFailed when they have changed."""
+        read = self._read(dataset, dataset.read_row(example.row), PendingImages(self.cache))
+        if read.example != example:
+            raise RunFailed(f"The images of row {example.row} were changed during the run. Start it again.")
+        self._encode(read.images)
+
+    def control_image(self, data: bytes, target_size: Size) -> tuple[ControlImage, torch.Tensor]:
+        """Encode one control image, given as the content of its file, unless it is in the cache.
+
+        Returns it with its normalized latents `[1, C, H/8, W/8]` in the compute dtype, on the CPU. Raises RunFailed when
+        the cache does not keep them.
+        """
         source = _Source.of(data)
         control = self._control(source, target_size)
+        for _ in range(2):  # a damaged entry is dropped when it is read
+            prepare = self.family.prepare_control
+            self._encode(self._prepared(PendingImages(self.cache), control.latents, source, prepare, control.size))
+            if (tensors := self.cache.get(control.latents)) is not None:
+                return control, tensors["latents"]
+        raise self.cache.lost(control.latents)
+
+    def _encode(self, images: Sequence[PreparedImage]) -> None:
         with LatentEncoder(self.components, self.cache) as batches:
-            pending = PendingImages(self.cache)
-            for image in self._prepared(pending, control.latents, source, self.family.prepare_control, control.size):
+            for image in images:
                 batches.add(image)
             batches.finish()
-        return control
 
     def _control(self, source: _Source, target_size: Size) -> ControlImage:
         size = self.family.control_size(source.image.size, target_size, self.settings.control_resolution)
@@ -186,14 +203,11 @@ class Encoder:
     def latents(self, key: str) -> torch.Tensor:
         """Return normalized latents `[1, C, H/8, W/8]` from the cache, in the compute dtype on the CPU.
 
-        Raises RunFailed when the entry is gone.
+        Raises RunFailed when the entry is gone, DamagedEntry when it was damaged.
         """
         tensors = self.cache.get(key)
         if tensors is None:
-            raise RunFailed(
-                f"The cache {self.cache.folder} was changed during training: an entry is missing. Start the run again; "
-                "it resumes from its last checkpoint and encodes the missing images."
-            )
+            raise self.cache.lost(key)
         return tensors["latents"]
 
     def text_key(self, caption: str, controls: Sequence[ControlImage]) -> str:

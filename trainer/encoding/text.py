@@ -38,14 +38,11 @@ class TextEmbeddings:
     def get(self, key: str) -> Mapping[str, torch.Tensor]:
         """Return the conditioning of a key: tensors `[1, ...]` in the encoder's dtype, on the CPU.
 
-        Raises RunFailed when its cache entry is gone.
+        Raises RunFailed when its cache entry is gone, DamagedEntry when it was damaged.
         """
         tensors = self.encoder.cache.get(key) if self.on_disk else self._block[key]
         if tensors is None:
-            raise RunFailed(
-                f"The cache {self.encoder.cache.folder} was changed during training: a text is missing. Start the "
-                "run again; it resumes from its last checkpoint."
-            )
+            raise self.encoder.cache.lost(key)
         return tensors
 
     def encode(self, captions: Iterable[tuple[Example, str]], control: RunControl) -> Generator[Progress, None, None]:

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 from ..encoding.encoder import Encoder
 from ..encoding.example import Example
 from ..encoding.text import TextEmbeddings
-from ..errors import BadInput
-from ..events import Event, Notice, Progress
+from ..errors import BadInput, RunFailed
+from ..events import Event, Notice, Progress, RunControl
 from ..threads import prefetch
 from .batch import Batch, collate
 from .batch_sampler import BatchPlan, Position, plan_batches, step_share
@@ -48,6 +48,8 @@ class BatchLoader:
         self.texts = TextEmbeddings(self.encoder, context.dataset, on_disk=context.params.cache_text_embeddings)
         self.samples = SampleImages(context, self.encoder)
         self.examples: list[Example] = []
+        self._made_again: set[str] = set()
+        self._damage_said = False
 
     def prepare(self) -> Generator[Event, None, None]:
         """Encode images, samples and (when cached) texts. Raises BadInput."""
@@ -64,6 +66,7 @@ class BatchLoader:
             self.components.drop("text_encoder")
         yield from self.components.notices()
         self.components.drop("codec")
+        yield from self._warn_of_damage()
         processes.sync_controls()
 
     def _encode_images(self) -> Generator[Progress, None, None]:
@@ -86,6 +89,37 @@ class BatchLoader:
                 message=f"{small} of {len(self.examples)} targets are trained at a smaller size than their control "
                 "image gets in inference. Raise resolution, or set control_resolution to target."
             )
+
+    def _warn_of_damage(self) -> Iterator[Notice]:
+        cache = self.encoder.cache
+        if cache.damaged and not self._damage_said:
+            self._damage_said = True
+            yield Notice(
+                message=f"The cache {cache.folder} has damaged entries: they are removed and made again, each as it is "
+                "found. If that happens often, the disk or the memory is failing."
+            )
+
+    def make_again(self, key: str) -> Generator[Event, None, None]:
+        """Make an entry of the cache again that was damaged. Raises RunFailed when that happens to it twice."""
+        if key in self._made_again:
+            raise RunFailed(
+                f"An entry of the cache {self.encoder.cache.folder} was damaged again, right after it was made: the "
+                "disk or the memory is failing. Put the cache on another disk (--cache)."
+            )
+        self._made_again.add(key)
+        for example in self.examples:
+            if key in (example.target, *(control.latents for control in example.controls)):
+                self.encoder.encode_again(self.dataset, example)
+                self.components.drop("codec")
+                break
+            captions = [
+                own for own in self._captions(example) if self.encoder.text_key(own[1], example.controls) == key
+            ]
+            if captions:
+                yield from self.texts.encode(captions[:1], RunControl())
+                self.components.drop("text_encoder")
+                break
+        yield from self._warn_of_damage()
 
     def batches(self, position: Position) -> Generator[Batch | Progress, None, None]:
         """Yield the micro-batches from `position` on without end, and Progress while texts are encoded in blocks."""

@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Generator, Iterator
-from contextlib import ExitStack, closing
+from collections.abc import Callable, Generator, Iterator
+from contextlib import ExitStack, closing, nullcontext, suppress
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -15,7 +16,8 @@ from ..config.request import FineTuneRequest
 from ..config.settings import RunSettings
 from ..distributed.fsdp import full_tensor
 from ..distributed.processes import SingleProcess
-from ..errors import RunFailed
+from ..encoding.cache import DamagedEntry
+from ..errors import NotFinite, RunFailed
 from ..events import Event, Finished, Notice, Progress, RunControl, Started, Step
 from ..memory.estimate import FULL_SIZE_PARAMETERS
 from ..tensors import DTYPES
@@ -33,6 +35,10 @@ from .trainable import build_trainable
 if TYPE_CHECKING:
     from ..data.dataset import EditDataset
     from ..models.edit_model import EditModel
+
+
+Recovery = Callable[[], Generator[Event, None, None]]
+"""What makes the training possible again after a failure."""
 
 
 COMPILING = "The first step takes up to a minute longer: functions are compiled for this GPU."
@@ -137,23 +143,33 @@ class Training:
         if self.processes.shared_control.stopping:
             return
         try:
-            while not (yield from self._train_to_end()):
-                yield from self._retry.plan_again()
+            while (recover := (yield from self._train_to_end())) is not None:
+                yield from recover()
             if self.step == self.params.steps:
                 yield from self._finish()
-        except RunFailed as error:
-            raise RunFailed(f"{error}\n{self.state.resume_hint()}") from error
         except BaseException as error:
-            if self.state.consistent and self.processes.world_size == 1:
-                self.state.save()
+            self._save_finished_steps(error)
+            if isinstance(error, RunFailed):
+                raise RunFailed(f"{error}\n{self.state.resume_hint()}") from error
             if isinstance(error, torch.OutOfMemoryError):
                 raise RunFailed(f"{OUT_OF_MEMORY}\n{self.state.resume_hint()}") from error
             raise
 
-    def _train_to_end(self) -> Generator[Event, None, bool]:
+    def _save_finished_steps(self, error: BaseException) -> None:
+        """Save what a failure leaves consistent, unless the training itself went wrong.
+
+        Raises RunFailed when the disk refuses, except where that, or what led to it, is the failure.
+        """
+        if isinstance(error, NotFinite) or not self.state.consistent or self.processes.world_size > 1:
+            return
+        with suppress(RunFailed) if isinstance(error, RunFailed) else nullcontext():
+            self.state.save()
+
+    def _train_to_end(self) -> Generator[Event, None, Recovery | None]:
         """Step, save and sample to the last step or until stopped.
 
-        Returns False when the device ran out of memory and a smaller plan may help. Nothing of the failed step is left.
+        Returns what to do before the next attempt when the device ran out of memory and a smaller plan may help, or
+        when an entry of the cache was damaged. Nothing of the failed step is left.
         """
         control = self.processes.shared_control
         try:
@@ -166,11 +182,13 @@ class Training:
                         yield self.state.save()
                     if self._sampling_due() or control.take_sample_request():
                         yield from self._draw_samples()
+        except DamagedEntry as error:
+            return partial(self.loader.make_again, error.key)
         except torch.OutOfMemoryError:
             if not self._retry.is_possible:
                 raise
-            return False
-        return True
+            return self._retry.plan_again
+        return None
 
     def _one_step(self, batches: Iterator[Batch | Progress]) -> Generator[Event, None, None]:
         """Run one optimizer step: load its micro-batches, accumulate their gradients, update, log."""
@@ -231,7 +249,7 @@ class Training:
     def _optimizer_step(self, loss: torch.Tensor, learning_rate: float, next_position: Position) -> tuple[float, float]:
         """Clip the gradients and update the weights; returns the loss and gradient norm over all processes.
 
-        Raises RunFailed, and leaves the weights as they are, when the loss or the norm is not finite.
+        Raises NotFinite, and leaves the weights as they are, when the loss or the norm is not finite.
         """
         parameters = list(self.state.trainable.parameters.values())
         optimizer = self.state.optimizer
@@ -239,7 +257,7 @@ class Training:
         norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm or float("inf")))
         if not torch.isfinite(loss + norm):
             optimizer.zero_grad()
-            raise RunFailed(
+            raise NotFinite(
                 f"The loss is no longer a finite number at step {self.step + 1} (loss {loss.item()}, gradient norm "
                 f"{norm.item()}). Lower learning_rate, or train with precision fp32."
             )

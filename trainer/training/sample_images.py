@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
+import torch
 from PIL import Image
 
 from ..config.request import DEFAULT_CONTROL_URL
@@ -15,7 +16,6 @@ from ..data.image_refs import fetch_control
 from ..data.images import decode_image
 from ..data.resize import Size
 from ..encoding.encoder import Encoder
-from ..encoding.example import ControlImage
 from ..encoding.text import TextEmbeddings
 from ..errors import BadInput
 from ..events import Notice, Progress, RunControl, Sample
@@ -34,7 +34,8 @@ class SampleInputs:
     prompt: str
     control: Image.Image
     size: Size
-    control_image: ControlImage
+    control_latents: torch.Tensor
+    """Its normalized latents `[1, C, H/8, W/8]` in the compute dtype, on the CPU."""
     text: TextConditioning
     """Conditioning of the prompt, `[1, ...]` in the text encoder's dtype."""
     negative_text: TextConditioning | None
@@ -94,12 +95,12 @@ class SampleImages:
 
     def _encode(self, prompt: str, data: bytes, size: Size, texts: TextEmbeddings) -> SampleInputs:
         image = decode_image(data)
-        control_image = self.encoder.control_image(data, size)
+        control_image, latents = self.encoder.control_image(data, size)
         pixels = self.family.prepare_control(image, control_image.size)
         negative = self.family.negative_prompt("", self.options.guidance)
         text = texts.encode_one(prompt, (control_image,), [pixels])
         negative_text = None if negative is None else texts.encode_one(negative, (control_image,), [pixels])
-        return SampleInputs(prompt, image, size, control_image, text, negative_text)
+        return SampleInputs(prompt, image, size, latents, text, negative_text)
 
     def missing(self, step: int) -> bool:
         """Tell whether samples of this step are still to be drawn."""
@@ -109,7 +110,7 @@ class SampleImages:
         """Draw all samples and save them; a process that does not write only takes part in the drawing."""
         drawn = []
         for sample in self.prepared:
-            control = self.family.pack(self.encoder.latents(sample.control_image.latents))
+            control = self.family.pack(sample.control_latents)
             inputs = DenoiseInputs([control], sample.text, sample.negative_text, sample.size)
             drawn.append((yield from denoise(self.components, inputs, self.options)))
         if not self.run.writes:
