@@ -58,6 +58,19 @@ def temporary_beside(path: Path) -> Path:
     return path.with_name(f"{TEMPORARY_PREFIX}{uuid.uuid4().hex[:8]}")
 
 
+def probe(path: Path) -> OSError | None:
+    """Create a file, in a new folder if there is none, and delete both again; returns the error where that fails."""
+    is_new = not path.parent.exists()
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+    except OSError as error:
+        return error
+    finally:
+        remove(path.parent if is_new else path)
+    return None
+
+
 def remove(path: Path) -> None:
     """Delete a file or folder if it exists; errors are ignored."""
     with suppress(OSError):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import sys
 from contextlib import closing
 
@@ -9,7 +10,7 @@ import pytest
 import torch
 
 from trainer.errors import BadInput
-from trainer.events import Finished, Step
+from trainer.events import Finished, Notice, Step
 from trainer.training.optim import RoundedAdafactor, stochastically_rounded
 
 
@@ -84,3 +85,26 @@ def test_they_learn(optimizer: str, kontext, runs):
     assert isinstance(events[-1], Finished)
     losses = runs.losses()
     assert sum(losses[-10:]) < sum(losses[:10])
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("scheduler", ["constant", "linear", "cosine"])
+def test_a_schedule_that_an_extension_bends_is_said(kontext, runs, scheduler):
+    """In a finished run, and in one that was stopped; of an earlier release too, which has steps in the request."""
+    settings = {"lr_scheduler": scheduler}
+    runs.run(kontext, steps=3, settings=settings)
+    again = runs.run(kontext, steps=3, settings=settings)
+    assert not [event for event in again if isinstance(event, Notice)]
+    notices = [event.message for event in runs.run(kontext, steps=5, settings=settings) if isinstance(event, Notice)]
+    if scheduler == "constant":
+        assert notices == []
+        return
+    (notice,) = notices
+    assert f"The {scheduler} schedule depends on steps, which were 3 and are 5 now: at step 4 the learning" in notice
+    file = runs.folder / "run" / "run.json"
+    state = json.loads(file.read_text())
+    file.write_text(
+        json.dumps({name: state[name] for name in ("fingerprint", "finished_step", "weights", "precision")})
+    )
+    notices = [event.message for event in runs.run(kontext, steps=6, settings=settings) if isinstance(event, Notice)]
+    assert "which were 5 and are 6 now" in notices[0]

@@ -258,6 +258,9 @@ def test_files_of_a_later_release_are_refused(kontext, stopped, file):
     with pytest.raises(BadInput, match=r"(run|state)\.json was written by a later version .*format 2"):
         resume(stopped, kontext)
     assert path.read_bytes() == before
+    with ExitStack() as held:
+        other, _ = open_run_folder(stopped.folder / "run", "another", 3, held)
+    assert other.path.name == "run-2"
 
 
 @pytest.mark.slow

@@ -153,8 +153,9 @@ class Encoder:
     def control_image(self, data: bytes, target_size: Size) -> tuple[ControlImage, torch.Tensor]:
         """Encode one control image, given as the content of its file, unless it is in the cache.
 
-        Returns it with its normalized latents `[1, C, H/8, W/8]` in the compute dtype, on the CPU. Raises RunFailed when
-        the cache does not keep them.
+        Returns it with its normalized latents `[1, C, H/8, W/8]` in the compute dtype, on the CPU.
+
+        Raises RunFailed when the cache does not keep them.
         """
         source = _Source.of(data)
         control = self._control(source, target_size)

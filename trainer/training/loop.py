@@ -38,7 +38,7 @@ if TYPE_CHECKING:
 
 
 Recovery = Callable[[], Generator[Event, None, None]]
-"""What makes the training possible again after a failure."""
+"""A way to make the training possible again after a failure."""
 
 
 COMPILING = "The first step takes up to a minute longer: functions are compiled for this GPU."

@@ -50,6 +50,21 @@ def learning_rate_at(step: int, steps: int, peak: float, settings: RunSettings) 
     return peak * (1 - done) if settings.lr_scheduler == "linear" else peak * (1 + math.cos(math.pi * done)) / 2
 
 
+def changed_schedule(done: int, began: int, steps: int, peak: float, settings: RunSettings) -> str | None:
+    """Say that the learning rate of a run jumps because it was planned for `began` steps and now goes to `steps`.
+
+    None when it does not: at the first step, with a constant rate, and within the warm-up.
+    """
+    before, after = (learning_rate_at(done + 1, total, peak, settings) for total in (began, steps))
+    if done == 0 or math.isclose(before, after, rel_tol=1e-9, abs_tol=1e-12 * peak):
+        return None
+    return (
+        f"The {settings.lr_scheduler} schedule depends on steps, which were {began} and are {steps} now: at step "
+        f"{done + 1} the learning rate goes to {after:.3g}, where the schedule so far has {max(before, 0):.3g}. For an "
+        "even schedule train anew with the final number of steps, in another folder."
+    )
+
+
 def optimizer_tensors(
     optimizer: torch.optim.Optimizer, parameters: Mapping[str, torch.nn.Parameter]
 ) -> dict[str, torch.Tensor]:

@@ -24,8 +24,8 @@ from ..files import (
     TEMPORARY_PREFIX,
     atomic_write,
     named_folder,
+    probe,
     read_json,
-    remove,
     remove_unfinished,
     temporary_beside,
     write_json,
@@ -33,7 +33,7 @@ from ..files import (
 from .checkpoint import checkpoint_folders, last_step, read_state
 from .run_lock import lock_run
 from .run_log import read_log
-from .run_state import UNKNOWN, read_run_state, write_run_state
+from .run_state import UNKNOWN, is_count, read_run_state, write_run_state
 
 LOG = "log.jsonl"
 
@@ -100,22 +100,36 @@ class RunFolder:
                 return {"fingerprint": UNKNOWN, **read_state(path)["run"]}
         return {"fingerprint": UNKNOWN} if folders or any(self.path.glob("*.safetensors")) else {}
 
+    def planned_steps(self) -> int | None:
+        """Return the number of steps that the run here was started with last; None when nothing says it."""
+        with suppress(FileNotFoundError, DamagedFile, KeyError, TypeError):
+            # Earlier releases have it in the request alone.
+            steps = self.state().get("steps") or read_json(self.path / "request.json")["training_params"]["steps"]
+            return steps if is_count(steps) else None
+        return None
+
     def damage(self) -> str | None:
-        """Say what is wrong with run.json, in words that follow its name; None for a sound or missing file."""
+        """Say what is wrong with run.json, in words that follow its name; None for another or no file."""
         try:
             read_run_state(self.path / "run.json")
-        except FileNotFoundError:
-            return None
         except DamagedFile as error:
             return str(error)
+        except (FileNotFoundError, BadInput):
+            return None
         return None
 
     def accepts(self, fingerprint: str, steps: int) -> bool:
         """Tell whether a run with this fingerprint and `steps` can start, resume or has finished in this folder.
 
-        Raises BadInput for a folder without a run that has files which a run would overwrite.
+        Raises BadInput for a folder without a run that has files which a run would overwrite, and for this run in the
+        format of a later release.
         """
-        state = self.state()
+        try:
+            state = self.state()
+        except BadInput:
+            if read_json(self.path / "run.json").get("fingerprint") != fingerprint:
+                return False
+            raise
         if not state:
             self._check_foreign_files()
             return True
@@ -173,18 +187,12 @@ class RunFolder:
             self.path / f"{TEMPORARY_PREFIX}{weights.name[: -len(TEMPORARY_PREFIX)]}",  # as long as the weights' name
             temporary_beside(self.checkpoints / "step") / "optimizer.safetensors",
         ):
-            folder = path.parent
-            try:
-                folder.mkdir(parents=True, exist_ok=True)
-                path.touch()
-            except OSError as error:
+            if (error := probe(path)) is not None:
                 raise BadInput(
                     f"The run cannot write files in {self.path}: {error.strerror or error}. Its longest file name, "
                     f"{weights.name}, has {len(os.fsencode(weights.name))} bytes; if that is the reason, choose a "
                     "shorter name for the run."
-                ) from None
-            finally:
-                remove(path if folder == self.path else folder)
+                )
 
     def _write_state(self, changes: Mapping[str, Any]) -> None:
         write_run_state(self.path / "run.json", {**self.state(), **changes})

@@ -27,7 +27,8 @@ from ..models.captions import CaptionRules
 from ..quantization.benchmark import compute_capability
 from ..quantization.formats import format_of
 from ..quantization.quantize import require_package
-from .optim import check_optimizer
+from .checkpoint import last_step
+from .optim import changed_schedule, check_optimizer
 from .run_folder import RunFolder, open_run_folder, run_fingerprint
 
 if TYPE_CHECKING:
@@ -107,7 +108,9 @@ def open_run(
         require_package(made.package, f'precision "{plan.precision}"')
     yield Planned(line=plan.line())
     arithmetic = arithmetic_of(plan, device)
-    yield from _notices([_changed_arithmetic(began, arithmetic)])
+    done, planned = last_step(run.checkpoints), run.planned_steps() or params.steps
+    schedule = changed_schedule(done, planned, params.steps, params.learning_rate, settings)
+    yield from _notices([_changed_arithmetic(began, arithmetic), schedule])
     run.begin(request, settings, fingerprint, arithmetic)
     return RunContext(
         request=request,
