@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import sys
-
 from .cli.main import main
+from .cli.stopping import leave
 
 if __name__ == "__main__":
-    sys.exit(main())
+    leave(main())

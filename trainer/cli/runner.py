@@ -102,6 +102,8 @@ def run_training(
                     step, stop.saves = event.step, True
                 if isinstance(event, Finished) and not event.stopped:
                     return event
+                if processes.shared_control.stopping and (processes.world_size > 1 or isinstance(event, Step)):
+                    stop.cancel_end()  # what is finished is saved next, however long that takes
                 at_once = control.stopping and processes.world_size == 1
                 if at_once and isinstance(event, Progress) and event.phase not in ("training", "saving"):
                     break

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import os
 import signal
+import sys
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from types import FrameType
+from typing import NoReturn
 
 from ..errors import INTERRUPTED
 from ..events import RunControl
@@ -18,6 +20,10 @@ SIGNALS = tuple(getattr(signal, name) for name in ("SIGINT", "SIGTERM", "SIGHUP"
 
 SECONDS_TO_END = 3.0
 """Longest life of a process without anything to save after a signal: threads may wait for a silent server."""
+
+
+SECONDS_TO_LEAVE = 2.0
+"""Longest wait of a command that is done for its threads, within SECONDS_TO_END of a signal."""
 
 
 SECONDS_TO_AGREE = 20.0
@@ -44,6 +50,7 @@ class StopSignals:
         """True while nothing asks `control`: a signal raises KeyboardInterrupt or SystemExit then."""
         self.saves = False
         """True once there are finished steps to save."""
+        self._timer: threading.Timer | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
         """Handle a signal."""
@@ -62,9 +69,12 @@ class StopSignals:
             os.write(2, STOPPING)
 
     def _end_after(self, seconds: float) -> None:
-        timer = threading.Timer(seconds, self._end)
-        timer.daemon = True
-        timer.start()
+        self._timer = _start_timer(seconds, self._end)
+
+    def cancel_end(self) -> None:
+        """Let the process live on: all processes stop at one step and save it, or the command has ended."""
+        if self._timer is not None:
+            self._timer.cancel()
 
     def _end(self) -> None:
         if self.prints:
@@ -84,3 +94,20 @@ def stop_signals(control: RunControl, prints: bool, world_size: int) -> Iterator
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
+        stop.cancel_end()
+
+
+def leave(code: int) -> NoReturn:
+    """End the process with an exit code, even when a thread goes on: the interpreter would wait for it."""
+    for stream in (sys.stdout, sys.stderr):
+        with suppress(OSError, ValueError):
+            stream.flush()
+    _start_timer(SECONDS_TO_LEAVE, lambda: os._exit(code))
+    sys.exit(code)
+
+
+def _start_timer(seconds: float, act: Callable[[], object]) -> threading.Timer:
+    timer = threading.Timer(seconds, act)
+    timer.daemon = True
+    timer.start()
+    return timer

@@ -16,7 +16,7 @@ from ..data.images import EncodedImage
 from ..data.resize import Size
 from ..errors import BadInput, RunFailed
 from ..events import Progress, RunControl
-from ..threads import prefetch
+from ..threads import prefetch_or_idle
 from .cache import TensorCache, Tensors, cache_key
 from .example import ControlImage, Example
 from .latents import LatentEncoder, PendingImages, PreparedImage
@@ -99,17 +99,21 @@ class Encoder:
         bad: dict[int, tuple[str, str]] = {}
         pending = PendingImages(self.cache)
         threads = _threads(dataset, self.rows_ahead)
-        reading = prefetch(dataset, lambda row: self._read(dataset, row, pending), self.rows_ahead, threads)
+        reading = prefetch_or_idle(dataset, lambda row: self._read(dataset, row, pending), self.rows_ahead, threads)
+        done = 0
         with LatentEncoder(self.components, self.cache, pending.forget) as batches, closing(reading) as rows:
-            for done, read in enumerate(rows, 1):
+            for future in rows:
                 if control.stopping:
                     break
-                for image in read.images:
-                    batches.add(image)
-                if read.fault is not None:
-                    bad[read.row] = read.fault
-                if read.example is not None:
-                    examples.append(read.example)
+                if future is not None:
+                    done += 1
+                    read = future.result()
+                    for image in read.images:
+                        batches.add(image)
+                    if read.fault is not None:
+                        bad[read.row] = read.fault
+                    if read.example is not None:
+                        examples.append(read.example)
                 yield Progress(phase="caching", done=done, total=len(dataset), note="images")
             batches.finish(control)
         if bad:

@@ -13,7 +13,7 @@ from ..data.image_refs import ImageRef, shorten
 from ..data.images import decode_image
 from ..errors import RunFailed
 from ..events import Progress, RunControl
-from ..threads import BackgroundWork, prefetch
+from ..threads import BackgroundWork, prefetch_or_idle
 from .cache import Tensors
 from .encoder import Encoder
 from .example import ControlImage, Example
@@ -59,16 +59,21 @@ class TextEmbeddings:
             elif key not in missing and not (self.on_disk and key in self.encoder.cache):
                 missing[key] = (example, caption)
         self._block = needed
-        controls = prefetch((example for example, _ in missing.values()), self._controls, threads=TEXT_THREADS)
+        ordered = iter(missing.items())
+        controls = prefetch_or_idle([example for example, _ in missing.values()], self._controls, 2, TEXT_THREADS)
+        done = 0
         with BackgroundWork() as writing, closing(controls) as prepared:
-            for done, (key, (_, caption)) in enumerate(missing.items(), 1):
+            for future in prepared:
                 if control.stopping and self.on_disk:
                     return
-                tensors = self.encoder.encode_text(caption, next(prepared))
-                if self.on_disk:
-                    writing.add(self.encoder.cache.put, key, tensors)
-                else:
-                    self._block[key] = tensors
+                if future is not None:
+                    key, (_, caption) = next(ordered)
+                    tensors = self.encoder.encode_text(caption, future.result())
+                    done += 1
+                    if self.on_disk:
+                        writing.add(self.encoder.cache.put, key, tensors)
+                    else:
+                        self._block[key] = tensors
                 yield Progress(phase="caching", done=done, total=len(missing), note="texts")
             writing.finish()
 
