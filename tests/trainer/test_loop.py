@@ -114,6 +114,15 @@ def test_stop_saves_after_the_current_step_and_says_so(model, runs):
     assert last_step(runs.folder / "run" / "checkpoints") == 3
 
 
+def test_stop_while_a_sample_is_saved_saves_the_step_too(kontext, runs):
+    control = RunControl()
+    samples = [{"ctrl_img_url": "", "prompt": "x"}]
+    for event in runs.events(kontext, control=control, samples=samples, settings={"checkpoint_every": 4}):
+        if isinstance(event, Sample) and event.step == 2:
+            control.stop()
+    assert last_step(runs.folder / "run" / "checkpoints") == 2
+
+
 def test_stop_before_training_ends_at_once(kontext, runs):
     control = RunControl()
     control.stop()

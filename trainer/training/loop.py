@@ -156,10 +156,8 @@ class Training:
             raise
 
     def _save_finished_steps(self, error: BaseException) -> None:
-        """Save what a failure leaves consistent, unless the training itself went wrong.
-
-        Raises RunFailed when the disk refuses, except where that, or what led to it, is the failure.
-        """
+        """Save what a failure leaves consistent, unless the training itself went wrong. Raises RunFailed when the disk
+        refuses, except where a RunFailed is the failure."""
         if isinstance(error, NotFinite) or not self.state.consistent or self.processes.world_size > 1:
             return
         with suppress(RunFailed) if isinstance(error, RunFailed) else nullcontext():
@@ -182,6 +180,8 @@ class Training:
                         yield self.state.save()
                     if self._sampling_due() or control.take_sample_request():
                         yield from self._draw_samples()
+                if self.step > self.state.saved_step:  # stopped while the last samples were drawn
+                    yield self.state.save()
         except DamagedEntry as error:
             return partial(self.loader.make_again, error.key)
         except torch.OutOfMemoryError:
