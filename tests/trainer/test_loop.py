@@ -27,6 +27,7 @@ def test_a_run_tells_everything_and_leaves_its_folder(model, runs):
     ]
     assert [event.step for event in events if isinstance(event, Checkpoint)] == [2, 4]
     assert {event.phase for event in events if isinstance(event, Progress)} == {
+        "checking",
         "caching",
         "loading",
         "training",

@@ -108,9 +108,7 @@ def open_run(
         require_package(made.package, f'precision "{plan.precision}"')
     yield Planned(line=plan.line())
     arithmetic = arithmetic_of(plan, device)
-    done, planned = last_step(run.checkpoints), run.planned_steps() or params.steps
-    schedule = changed_schedule(done, planned, params.steps, params.learning_rate, settings)
-    yield from _notices([_changed_arithmetic(began, arithmetic), schedule])
+    yield from _notices([_changed_arithmetic(began, arithmetic), _changed_schedule(run, params, settings)])
     run.begin(request, settings, fingerprint, arithmetic)
     return RunContext(
         request=request,
@@ -208,6 +206,12 @@ def resumed_settings(run: RunFolder, settings: RunSettings) -> RunSettings:
     began = run.state()
     names = [name for name in ("precision", "quantize_activations", "compile") if getattr(settings, name) == "auto"]
     return settings.model_copy(update={name: began[name] for name in names if name in began})
+
+
+def _changed_schedule(run: RunFolder, params: TrainingParams, settings: RunSettings) -> str | None:
+    """Say that the learning rate jumps because the run was planned for another number of steps; None for no."""
+    done, planned = last_step(run.checkpoints), run.planned_steps() or params.steps
+    return changed_schedule(done, planned, params.steps, params.learning_rate, settings)
 
 
 def _changed_arithmetic(began: Mapping[str, str], arithmetic: Mapping[str, str]) -> str | None:
