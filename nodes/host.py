@@ -15,7 +15,7 @@ import torch
 from comfy.model_patcher import ModelPatcher
 from comfy.utils import ProgressBar
 
-from ..trainer.errors import BadInput, RunFailed
+from ..trainer.errors import BadInput, RunFailed, printable
 from ..trainer.events import Event, Notice, Progress
 
 T = TypeVar("T")
@@ -46,9 +46,9 @@ def readable_errors() -> Iterator[None]:
     try:
         yield
     except BadInput as error:
-        raise ValueError(str(error)) from None
+        raise ValueError(printable(str(error))) from None
     except RunFailed as error:
-        raise RuntimeError(str(error)) from None
+        raise RuntimeError(printable(str(error))) from None
 
 
 @contextmanager
@@ -135,7 +135,7 @@ class NodeDisplay:
         if isinstance(event, Progress):
             self.progress(event.done, event.total)
         if isinstance(event, Notice):
-            logging.warning("%s", event.message)
+            logging.warning("%s", printable(event.message))
 
 
 def progress_line(event: Progress) -> str:

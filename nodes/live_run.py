@@ -14,6 +14,7 @@ from comfy.model_management import InterruptProcessingException
 from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
+from ..trainer.errors import printable
 from ..trainer.events import Checkpoint, Event, Finished, Notice, Planned, Progress, RunControl, Sample, Started, Step
 from ..trainer.training.checkpoint import checkpoint_steps
 from ..trainer.training.run_folder import RunFolder
@@ -97,7 +98,7 @@ class LiveRun:
         elif isinstance(event, Sample):
             snapshot.samples.append(sample_entry(event.step, event.index, event.prompt, event.path))
         elif isinstance(event, Notice):
-            logging.warning("%s", event.message)
+            logging.warning("%s", printable(event.message))
             snapshot.warnings.append(event.message)
         elif isinstance(event, Checkpoint):
             if event.step not in snapshot.checkpoints:

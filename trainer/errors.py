@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import sys
 import traceback
+import unicodedata
 
 
 class BadInput(ValueError):
@@ -25,6 +26,23 @@ class DamagedFile(ValueError):
 
 class BadImage(BadInput):
     """Unusable image. The message says why; the caller adds row and column."""
+
+
+def printable(text: str) -> str:
+    """Escape what a terminal obeys or hides, in text that may come from a stranger's file or server: control characters
+    other than newline and tab, and those that reverse or hide text."""
+    if text.isprintable():
+        return text
+    return "".join(
+        character
+        if character.isprintable() or character in _ALLOWED or unicodedata.category(character) == "Zs"
+        else character.encode("unicode_escape").decode("ascii")
+        for character in text
+    )
+
+
+_ALLOWED = "\n\t\u200c\u200d"
+"""Newline, tab, and the joiners that some scripts and emojis are written with."""
 
 
 OK, FAILED, BAD_INPUT, INTERRUPTED = 0, 1, 2, 130

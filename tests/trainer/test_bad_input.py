@@ -21,6 +21,7 @@ from PIL import Image
 
 from trainer.cli.main import main
 from trainer.data.downloads import Downloads
+from trainer.errors import printable
 
 COLUMNS = {"caption_column": "words", "control_image_column": "before", "image_column": "after"}
 STEPS = 2
@@ -321,3 +322,20 @@ def test_interrupted_before_anything(
     monkeypatch.setattr("trainer.cli.train.load_request", interrupt)
     assert main(argv) == 130
     assert capsys.readouterr().err == "Interrupted.\n"
+
+
+ESCAPES = "\x1b[2J\x9b31m\u202eevil\x07"
+
+
+def test_no_escape_of_a_file_reaches_the_terminal(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    """Neither by a column's name, a file's name, nor a cell; what people write stays as it is."""
+    columns = {f"prompt{ESCAPES}": ["a"], "before": [f"{ESCAPES}.png"], "after": [f"b\x9b31m{ESCAPES[5:8]}.png"]}
+    path = tmp_path / f"dätä 写真 {ESCAPES[5:-1]}.parquet"
+    pq.write_table(pa.table(columns), path)
+    names = ["--caption-column", f"prompt{ESCAPES}", "--control-image-column", "before", "--image-column", "after"]
+    for options in ([], names, [*names[:-1], f"after{ESCAPES}"]):
+        main(["inspect", str(path), *options])
+        said = "".join(capsys.readouterr())
+        assert not {"\x1b", "\x9b", "\u202e", "\x07"} & set(said)
+        assert "\\x9b31m\\u202eevil" in said and "dätä 写真" in said
+    assert printable("a\tb\n\u00a0é 写真 \U0001f469\u200d\U0001f680") == "a\tb\n\u00a0é 写真 \U0001f469\u200d\U0001f680"

@@ -10,6 +10,7 @@ from typing import Any
 
 from tqdm import tqdm
 
+from ..errors import printable
 from ..events import Checkpoint, Event, Finished, Notice, Planned, Progress, Sample, Started, Step
 
 _PHASES = {
@@ -90,7 +91,7 @@ class Console:
         """Print a line above the bar."""
         if self._silent:
             return
-        tqdm.write(text, file=sys.stdout)
+        tqdm.write(printable(text), file=sys.stdout)
         sys.stdout.flush()
         self._last_line = self._clock()
 
@@ -162,7 +163,7 @@ class Console:
                 bar_format="{desc} {percentage:3.0f}%|{bar}| {n_fmt}/{total_fmt}{postfix}",
             )
         self._bar.n = done
-        self._bar.set_postfix_str(note, refresh=False)
+        self._bar.set_postfix_str(printable(note), refresh=False)
         self._bar.update(0)
         self._bar.refresh()
 

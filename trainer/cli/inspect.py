@@ -10,7 +10,7 @@ from ..config.settings import RunSettings
 from ..data.columns import guess_columns
 from ..data.dataset import EditDataset
 from ..data.parquet import column_faults, parquet_columns
-from ..errors import OK, BadInput
+from ..errors import OK, BadInput, printable
 from .console import Console
 from .parser import option_of
 from .runner import consume, load_dataset, load_model
@@ -58,6 +58,6 @@ def inspect(options: argparse.Namespace) -> int:
         missing = [option_of(field) for field in COLUMN_FIELDS if field not in chosen]
         print(f"To check the rows, name the columns that cannot be guessed: {', '.join(missing)}.")
         return OK
-    print(f"\n{report}\n\nFor the training_params of a request:")
-    print(json.dumps(chosen, indent=2, ensure_ascii=False))
+    print(printable(f"\n{report}\n\nFor the training_params of a request:"))
+    print(printable(json.dumps(chosen, indent=2, ensure_ascii=False)))
     return OK

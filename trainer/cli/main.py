@@ -10,7 +10,7 @@ from importlib import import_module
 
 from ..config.cuda_allocator import use_expandable_segments
 from ..data.hosts import allow_private_hosts
-from ..errors import FAILED, OK, BadInput, outcome
+from ..errors import FAILED, OK, BadInput, outcome, printable
 from .parser import PROG, build_parser
 
 
@@ -36,7 +36,7 @@ def main(argv: Sequence[str] | None = None) -> int:
         return FAILED
     except (Exception, KeyboardInterrupt) as error:
         message, code = outcome(error)
-        print(message, file=sys.stderr, flush=True)
+        print(printable(message), file=sys.stderr, flush=True)
         return code
 
 
