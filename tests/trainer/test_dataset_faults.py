@@ -14,6 +14,7 @@ import pytest
 
 from trainer.data import validation as dataset_check
 from trainer.data.image_refs import image_ref
+from trainer.data.load_request import resolve_resource
 from trainer.data.parquet import column_faults
 from trainer.data.row_blocks import Cells
 from trainer.data.validation import suspicious_cells
@@ -251,3 +252,46 @@ def test_columns_that_cannot_serve(tmp_path):
         'image_column: "data" is also the control_image_column; each needs a column of its own'
     ]
     assert column_faults({"caption_column": "", "image_column": 3}, path) == []
+
+
+PICTURE = png(1)
+
+
+@pytest.mark.parametrize(
+    ("cell", "says"),
+    [
+        (b"version https://git-lfs.github.com/spec/v1\noid sha256:0\n", "a Git LFS pointer.*run `git lfs pull`"),
+        (b"\0\0\0\x18ftypheic\0\0\0\0mif1heic", "a HEIC image; save it as JPEG or PNG"),
+        (b"\0\0\0\x18ftypmif1\0\0\0\0mif1heic", "a HEIC image; save it as JPEG or PNG"),
+        (base64.b64encode(PICTURE), "base64 text; decode it and store the bytes"),
+        (b"data:image/png;base64," + base64.b64encode(PICTURE), "base64 text; decode it and store the bytes"),
+        (b" <!DOCTYPE html>", "it looks like a web page"),
+        (base64.b64encode(PICTURE).decode(), "is base64 text; decode it and store the bytes"),
+        ("/9j/4AAQSkZJRgABAQAAAQABAAD", "is base64 text; decode it and store the bytes"),
+        (base64.b64encode(PICTURE * 2000).decode(), "is longer than 65,536 bytes; store images as bytes"),
+        ("hf://datasets/a/b/c.png", "hf:// is not read; download the data set"),
+    ],
+    ids=lambda value: repr(value[:20]),
+)
+def test_what_is_no_picture_is_named(cell: str | bytes, says: str, tmp_path: Path):
+    columns = {"prompt": ["a", "b"], "before": [cell, cell], "after": [PICTURE, PICTURE]}
+    with pytest.raises(BadInput, match=f'row 1, column "before": .*{says}'):
+        opened(write(tmp_path, columns))
+
+
+def test_what_is_no_parquet_is_named(tmp_path):
+    (tmp_path / "lfs.parquet").write_bytes(b"version https://git-lfs.github.com/spec/v1\noid sha256:0\nsize 5\n")
+    with pytest.raises(BadInput, match=r"a Git LFS pointer.*run `git lfs pull`"):
+        opened(tmp_path / "lfs.parquet")
+    shards = tmp_path / "data"
+    shards.mkdir()
+    with pytest.raises(BadInput, match="is a folder without a parquet file"):
+        opened(shards)
+    for number in range(2):
+        write(shards, {"a": ["b"]}, f"train-0000{number}-of-00002.parquet")
+    with pytest.raises(BadInput, match=r"folder of 2 parquet files .* join them first"):
+        opened(shards)
+    with pytest.raises(BadInput, match="is a pattern; name one parquet file"):
+        resolve_resource(str(shards / "*.parquet"))
+    with pytest.raises(BadInput, match="is an address; download the parquet first"):
+        resolve_resource("hf://datasets/a/b/c.parquet")

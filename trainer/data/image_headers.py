@@ -49,6 +49,14 @@ _TIFF_BYTES = {1, 2, 6, 7}
 _TILE_WIDTH, _TILE_LENGTH, _SHORT = 322, 323, 3
 
 
+_HEIC_BRANDS = (b"heic", b"heix", b"heim", b"heis", b"hevc", b"hevx", b"mif1", b"msf1")
+"""Major brands of HEIF files; those of AVIF files with the last two are told by their other brands."""
+
+
+_BASE64_STARTS = (b"iVBORw0KGgo", b"/9j/", b"UklGR", b"R0lGOD", b"data:image/")
+"""Beginnings of PNG, JPEG, WebP and GIF in base64, and of a data URL."""
+
+
 _FORMATS = (
     (b"\x89PNG\r\n\x1a\n", "PNG"),
     (b"\xff\xd8\xff", "JPEG"),
@@ -80,6 +88,19 @@ def image_format(data: bytes) -> str | None:
         if {brands[at : at + 4] for at in range(0, len(brands), 4)} & {b"avif", b"avis"}:
             return "AVIF"
     return None
+
+
+def foreign_format(data: bytes) -> str:
+    """Sentence about data that is no supported image: what it is and what to do; empty for what is not recognized."""
+    if data.startswith(b"version https://git-lfs"):
+        return "it is a Git LFS pointer, the file itself was not downloaded; run `git lfs pull`"
+    if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:
+        return "it is a HEIC image; save it as JPEG or PNG"
+    if data.startswith(_BASE64_STARTS):
+        return "it is base64 text; decode it and store the bytes themselves"
+    if data[:64].lstrip().lower().startswith((b"<!doctype", b"<html")):
+        return "it looks like a web page"
+    return ""
 
 
 def needed_png(data: bytes) -> Png:

@@ -25,6 +25,10 @@ LINK_VARIABLE = "EDIT_TRAINER_LINK_ROOTS"
 _SCHEME = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+(?=://)|(?:file|data)(?=:)", re.IGNORECASE)
 
 
+_BASE64 = re.compile(r"iVBORw0KGgo|/9j/|UklGR[A-Za-z0-9+/]{20}|R0lGOD")
+"""Beginnings of PNG, JPEG, WebP and GIF in base64."""
+
+
 _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 
 
@@ -67,7 +71,11 @@ def _text_ref(text: str) -> ImageRef:
         raise BadImage("is empty text")
     if _CONTROL_CHARACTER.search(text):
         raise BadImage(f"{shorten(text)}: control characters are not allowed in a path or URL")
+    if _BASE64.match(text):
+        raise BadImage(f"{shorten(text, 40)}: is base64 text; decode it and store the bytes themselves (binary)")
     if ":" in text and (scheme := _SCHEME.match(text)):
+        if scheme[0].lower() == "hf":
+            raise BadImage(f"{shorten(text)}: hf:// is not read; download the data set and use relative paths")
         if scheme[0].lower() not in ("http", "https"):
             raise BadImage(f"{shorten(text)}: {scheme[0]}: is not allowed; use a relative path or an http(s) URL")
         return ImageRef("url", _checked_url(text))

@@ -14,7 +14,7 @@ from PIL import Image, ImageFile
 
 from ..errors import BadImage
 from .downloads import Downloads
-from .image_headers import check_tiff, image_format, jpeg_scans, needed_png
+from .image_headers import check_tiff, foreign_format, image_format, jpeg_scans, needed_png
 from .image_refs import fetch_control, shorten
 from .pillow import DECODE_SECONDS, READERS, TimedBytes, TooSlow
 from .resize import Size
@@ -151,8 +151,8 @@ def _open(data: bytes, kind: str | None) -> ImageFile.ImageFile:
     """Read the header, without PIL's process-wide limit of pixels, which warns before it refuses."""
     reader = READERS.get(kind or "")
     if reader is None:
-        page = " (it looks like a web page)" if data[:64].lstrip().lower().startswith((b"<!doctype", b"<html")) else ""
-        raise BadImage(f"not a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF image{page}")
+        what = foreign_format(data)
+        raise BadImage(f"not a PNG, JPEG, WebP, GIF, BMP, TIFF or AVIF image{what and f': {what}'}")
     if kind == "TIFF":
         check_tiff(data)
     try:

@@ -9,7 +9,7 @@ from typing import Any
 from ..config.request import FineTuneRequest, parse_request
 from ..config.validation import decode_json, read_json_file
 from ..errors import BadInput
-from .parquet import column_faults
+from .parquet import column_faults, folder_message
 
 
 def load_request(
@@ -61,5 +61,9 @@ def resolve_resource(resource: str, input_folder: Path | None = None, beside: Pa
     except ValueError:
         raise BadInput(f"{json.dumps(resource)} is not a path.") from None
     if folder is not None:
-        raise BadInput(f'"{resource}": {folder} is a folder; name the parquet file in it.')
+        raise BadInput(folder_message(folder))
+    if "*" in resource:
+        raise BadInput(f'"{resource}" is a pattern; name one parquet file, or join several into one first.')
+    if "://" in resource:
+        raise BadInput(f'"{resource}" is an address; download the parquet first and give its path.')
     raise BadInput(f'"{resource}" is not found; tried {", ".join(str(place.absolute()) for place in places)}.')

@@ -6,6 +6,7 @@ import difflib
 import json
 import os
 from collections.abc import Collection, Mapping
+from itertools import islice
 from pathlib import Path
 from typing import Any
 
@@ -53,7 +54,7 @@ def open_parquet(
     """
     try:
         if path.is_dir():
-            raise BadInput(f"{path} is a folder; name the parquet file in it.")
+            raise BadInput(folder_message(path))
         if path.stat().st_size == 0:
             raise BadInput(f"{path} is empty (0 bytes).")
         if metadata is None:
@@ -72,9 +73,25 @@ def open_parquet(
         raise BadInput(f"{path} cannot be read as a parquet file: {arrow_reason(error)}") from None
 
 
+def folder_message(folder: Path) -> str:
+    """Error message about a folder in place of a parquet: which parquets it holds, and what to do."""
+    names = [path.relative_to(folder).as_posix() for path in islice(folder.rglob("*.parquet"), LISTED_COLUMNS)]
+    if not names:
+        return f"{folder} is a folder without a parquet file; name a parquet file."
+    if len(names) == 1:
+        return f"{folder} is a folder; name the parquet file in it: {_quoted(names[0])}."
+    return (
+        f"{folder} is a folder of {len(names)}{' or more' * (len(names) == LISTED_COLUMNS)} parquet files "
+        f"({_quoted(names[0])}, ...); name one of them, or join them first: python -c 'import pyarrow.dataset as d, "
+        'pyarrow.parquet as p; p.write_table(d.dataset("FOLDER", format="parquet").to_table(), "joined.parquet")\''
+    )
+
+
 def _check_footer(path: Path) -> None:
     """Raise ValueError or IndexError for a footer that would take gigabytes of memory."""
     with path.open("rb") as file:
+        if file.read(23) == b"version https://git-lfs":
+            raise ValueError("it is a Git LFS pointer, the file itself was not downloaded; run `git lfs pull`")
         size = file.seek(0, os.SEEK_END)
         file.seek(max(size - 8, 0))
         length = int.from_bytes(file.read(4), "little")

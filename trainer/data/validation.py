@@ -42,7 +42,7 @@ DECODERS = 4
 """Decoding threads; a judgement: more would mostly wait for the disk or the network."""
 
 
-_SUSPICIOUS = r"^[/\\]|:|\.\.|[\x00-\x1f\x7f]|^[^!-~]*$"
+_SUSPICIOUS = r"^[/\\]|^iVBORw|^UklGR|^R0lGOD|:|\.\.|[\x00-\x1f\x7f]|^[^!-~]*$"
 
 
 _PLAIN_URL = r"^(?i:https?)://([A-Za-z0-9-]+\.)+[A-Za-z][A-Za-z-]*(:[0-9]+)?(/[!-~]*)?$"
@@ -170,7 +170,7 @@ def _image_faults(cells: Cells, root: Path | None) -> Iterator[tuple[int, str]]:
     odd = suspicious_cells(cells) if _is_unicode(cells) else np.ones(len(cells), dtype=bool)
     if root is not None:
         odd = odd | ~cells.has_data
-    for index, value in _texts(cells, odd):
+    for index, value in _texts(cells, odd, "; store images as bytes (binary), not as text"):
         try:
             if isinstance(value, _Fault):
                 yield index, value
@@ -186,8 +186,9 @@ class _Fault(str):
     """Fault of a cell whose content is not looked at."""
 
 
-def _texts(cells: Cells, odd: np.ndarray) -> Iterator[tuple[int, str | bytes | None]]:
-    """Yield cells with their indices: those that `odd`, bool [rows], selects, and a _Fault for the first unusable ones.
+def _texts(cells: Cells, odd: np.ndarray, hint: str = "") -> Iterator[tuple[int, str | bytes | None]]:
+    """Yield cells with their indices: those that `odd`, bool [rows], selects, and a _Fault for the first unusable
+    ones, with a hint on texts that are too long.
 
     There may be millions of the latter, which `check_rows` marks as bad by itself.
     """
@@ -197,7 +198,7 @@ def _texts(cells: Cells, odd: np.ndarray) -> Iterator[tuple[int, str | bytes | N
     for index in np.sort(np.concatenate(indices)).tolist():
         try:
             if unusable[index]:
-                yield index, _Fault("is null" if null[index] else f"is longer than {MAX_TEXT_BYTES:,} bytes")
+                yield index, _Fault("is null" if null[index] else f"is longer than {MAX_TEXT_BYTES:,} bytes{hint}")
             else:
                 yield index, cells[index]
         except UnicodeDecodeError:
@@ -232,10 +233,10 @@ def _decode_pair(
     """Decode the images of a row. Returns what is wrong by column if that fails."""
     images, names, faults = [], [], {}
     for name, cells in zip(columns.names[1:], block.columns[1:], strict=True):
-        # Here, in the thread: the cells of all rows to be decoded may be gigabytes.
-        reference = image_ref(cells[row - block.first])
-        names.append(_path_of(reference))
         try:
+            # Here, in the thread: the cells of all rows to be decoded may be gigabytes.
+            reference = image_ref(cells[row - block.first])
+            names.append(_path_of(reference))
             images.append(EncodedImage(fetch(reference)).digest())
         except BadImage as error:
             faults[name] = str(error)
