@@ -21,7 +21,7 @@ from .device import query_device
 from .errors import BadInput
 from .events import Notice, Progress
 from .families.info import Variant
-from .lora.adapter import ignored_tensors_note
+from .lora.adapter import lora_notes
 from .memory.model_parts import ModelComponents
 from .memory.planner import inference_plan
 from .models.captions import CaptionRules
@@ -197,7 +197,7 @@ def edit(
     control = family.prepare_control(image, control_size)
     if lora is not None:
         model = model.with_adapter(lora, lora_strength)
-    if model.adapter is not None and (note := ignored_tensors_note(model.adapter)):
+    for note in lora_notes(model.adapter) if model.adapter is not None else []:
         yield Notice(message=note)
     device = torch.device(device)
     components = ModelComponents(model, device, inference_plan(model, parse_settings({}), query_device(device)))

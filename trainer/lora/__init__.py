@@ -3,6 +3,7 @@
 - layer.py: LoraLinear, a Linear with trainable low-rank matrices.
 - adapter.py: LoraAdapter, which adds them to a transformer and exports them; `load_lora` for inference.
 - formats.py: LoRA files of other programs, converted to the portable form.
+- scales.py: the scales of files without alpha tensors.
 - init_lora.py: the LoRA file that a training continues from.
 
 It must not know memory placement, datasets or the training loop.

@@ -16,8 +16,9 @@ import torch
 
 from ..single_file.header import open_weights
 from ..tensors import read_weights, write_tensors
-from .formats import PREFIX, count_text_encoder_tensors, to_portable
+from .formats import count_text_encoder_tensors, to_portable
 from .layer import LoraLinear
+from .scales import PREFIX, read_metadata, unknown_scale_note
 
 if TYPE_CHECKING:
     from ..models.family import Family
@@ -115,8 +116,8 @@ def read_lora(source: LoraSource, family: Family, transformer: torch.nn.Module) 
     The transformer may be on the meta device. Raises BadInput if it is not a LoRA of this transformer.
     """
     if isinstance(source, Path):
-        metadata = open_weights(source, "LoRA file").metadata
-        return to_portable(read_weights(source, "LoRA file"), family, transformer, str(source), metadata)
+        weights = read_weights(source, "LoRA file")
+        return to_portable(weights, family, transformer, str(source), read_metadata(source))
     return to_portable(source, family, transformer, "The LoRA")
 
 
@@ -129,9 +130,36 @@ def load_lora(transformer: torch.nn.Module, family: Family, source: LoraSource, 
     from diffusers.loaders import PeftAdapterMixin
 
     assert isinstance(transformer, PeftAdapterMixin)
-    portable = read_lora(source, family, transformer)
+    portable = of_one_rank(read_lora(source, family, transformer))
     transformer.load_lora_adapter(portable, prefix=PREFIX[:-1], adapter_name=ADAPTER)
     transformer.set_adapters([ADAPTER], [strength])
+
+
+def of_one_rank(portable: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Pad A [rank, in] and B [out, rank] float32 of every module with zeros to the largest rank, which changes no
+    product.
+
+    diffusers takes one alpha for all modules, so that some of its versions scale those of other ranks.
+    """
+    rank = max((tensor.shape[0] for name, tensor in portable.items() if ".lora_A." in name), default=0)
+    padded = {}
+    for name, tensor in portable.items():
+        missing = rank - tensor.shape[0 if ".lora_A." in name else 1]
+        sides = (0, 0, 0, missing) if ".lora_A." in name else (0, missing)
+        padded[name] = torch.nn.functional.pad(tensor, sides) if missing else tensor
+    return padded
+
+
+def lora_notes(source: LoraSource) -> list[str]:
+    """Notes on what of a LoRA is not used or not known. Raises BadInput for an unreadable file.
+
+    Only names of tensors are looked at; they may have any shape and dtype.
+    """
+    metadata = read_metadata(source) if isinstance(source, Path) else {}
+    names = open_weights(source, "LoRA file").tensors if isinstance(source, Path) else source
+    what = source.name if isinstance(source, Path) else "The LoRA"
+    notes = [ignored_tensors_note(source), unknown_scale_note(what, list(names), metadata)]
+    return [note for note in notes if note]
 
 
 def ignored_tensors_note(source: LoraSource) -> str | None:

@@ -6,27 +6,23 @@ underscores. The keys of kohya, ComfyUI, PEFT and diffusers differ only in prefi
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Collection, Iterable, Mapping
-from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 
 from ..errors import BadInput
 from ..families.registry import FAMILIES
 from ..single_file.key_mapping import swapped_halves
+from .scales import PREFIX, file_scales
 
 if TYPE_CHECKING:
     from ..models.family import Family
 
 
 State = Mapping[str, torch.Tensor]
-
-
-PREFIX = "transformer."
-"""Prefix of the portable form's keys."""
 
 
 PREFIXES = (
@@ -40,7 +36,8 @@ PREFIXES = (
 )
 
 
-_TEXT_ENCODER = re.compile(r"(lora_(prior_)?te\d*_|(base_model\.model\.)?text_encoders?(_\d)?\.)")
+_TEXT_ENCODER = re.compile(r"(lora_(prior_)?te\d*_|(base_model\.model\.)?text_encoders?(_\d)?\.|bundle_emb\.)")
+"""Tensors for text encoders, embeddings of new words (textual inversion) among them."""
 
 
 _ENTRY = re.compile(
@@ -116,7 +113,10 @@ def to_portable(
         alpha = entry.get("alpha")
         scale = scales.of(target.modules[0], rank) if alpha is None else alpha.float().item() / rank
         b = swapped_halves(b) if target.swapped else b
-        for name, part in zip(target.modules, (b * scale).split(target.rows), strict=True):
+        b = b * scale
+        if not b.isfinite().all():
+            raise BadInput(f"{what} is damaged: {module} times its scale {scale:g} is no finite number.")
+        for name, part in zip(target.modules, b.split(target.rows), strict=True):
             if f"{PREFIX}{name}.lora_A.weight" in portable:
                 raise BadInput(f"{what} has two LoRAs for {name}; use a file with one.")
             own_a, own_b = _own_rank(a, part) if len(target.modules) > 1 else (a, part)
@@ -158,6 +158,11 @@ def _entries(state: State, what: str) -> dict[str, dict[str, torch.Tensor]]:
         half = match["half"] or match["old_half"] or "alpha"
         entry = entries.setdefault(_without_prefix(match["module"]), {})
         half = _MATRIX.get(half, half)
+        if not tensor.float().isfinite().all():
+            raise BadInput(
+                f"{what} is damaged or was made by a training that failed: {name} has values that are not "
+                "finite numbers (NaN or infinity)."
+            )
         if half in entry:
             raise BadInput(f"{what} has {name} twice under different names; use a file that has it once.")
         entry[half] = tensor
@@ -235,57 +240,3 @@ def _own_rank(a: torch.Tensor, b: torch.Tensor) -> tuple[torch.Tensor, torch.Ten
     if not used.any():
         used[0] = True
     return (a, b) if used.all() else (a[used], b[:, used])
-
-
-HEADER_KEY = "lora_adapter_metadata"
-"""Header key under which diffusers' `save_lora_weights` and `save_lora_adapter` write PEFT's LoraConfig as JSON."""
-
-
-_PLAIN_PATTERN = re.compile(r"\^?(?:\w|\\?\.|\\d\+?)+\$?")
-"""Patterns that are read: PEFT takes any regular expression, and a hostile one backtracks for hours."""
-
-
-@dataclass(frozen=True, slots=True)
-class Scales:
-    """Scales of B·A by module, as PEFT's LoraConfig defines them."""
-
-    alpha: float | None = None
-    """None: all scales are 1."""
-    patterns: Mapping[str, float] = field(default_factory=dict)
-    """Alphas of modules whose name ends with a match of the regular expression, as in PEFT."""
-    rank_stabilized: bool = False
-    """True if alpha is divided by the square root of the rank (rsLoRA)."""
-
-    def of(self, module: str, rank: int) -> float:
-        """Scale of a module of this rank, by diffusers' name."""
-        if self.alpha is None:
-            return 1.0
-        matching = (value for pattern, value in self.patterns.items() if re.match(rf"(.*\.)?({pattern})$", module))
-        return next(matching, self.alpha) / (rank**0.5 if self.rank_stabilized else rank)
-
-
-def file_scales(metadata: Mapping[str, str], what: str) -> Scales:
-    """Scales from a file's header; all 1 if it has none. Raises BadInput for a damaged header."""
-    if HEADER_KEY not in metadata:
-        return Scales()
-    try:
-        config = _transformer_part(json.loads(metadata[HEADER_KEY]))
-        if "lora_alpha" not in config:
-            return Scales()
-        patterns = {str(key): float(value) for key, value in (config.get("alpha_pattern") or {}).items()}
-        if unusual := [pattern for pattern in patterns if not _PLAIN_PATTERN.fullmatch(pattern)]:
-            raise BadInput(
-                f"{what}: alpha_pattern in its header has {unusual[0][:80]!r}, which is not read: only module names "
-                r"with \d+ for numbers are. Write the names out, or save the LoRA with one alpha."
-            )
-        return Scales(float(config["lora_alpha"]), patterns, bool(config.get("use_rslora")))
-    except BadInput:
-        raise
-    except (ValueError, TypeError, AttributeError):
-        raise BadInput(f"{what} is damaged: {HEADER_KEY} in its header cannot be read.") from None
-
-
-def _transformer_part(config: dict[str, Any]) -> dict[str, Any]:
-    """The transformer's LoraConfig; a pipeline's header prefixes its keys with the model's name, a model's does not."""
-    own = {key.removeprefix(PREFIX): value for key, value in config.items() if key.startswith(PREFIX)}
-    return own or config

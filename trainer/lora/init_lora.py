@@ -13,8 +13,8 @@ from ..config.request import TrainingParams
 from ..config.settings import RunSettings
 from ..errors import BadInput
 from ..single_file.fingerprint import fingerprint_files
-from .adapter import ignored_tensors_note, read_lora
-from .formats import PREFIX
+from .adapter import lora_notes, read_lora
+from .scales import PREFIX, peft_config
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
@@ -55,10 +55,12 @@ def open_init_lora(model: EditModel, params: TrainingParams, settings: RunSettin
     kept = _without_idle_layers(tensors, model.family, transformer)
     _check_rank(path, kept, params)
     _check_targets(path, kept, model.family, transformer, settings)
-    notices = [note] if (note := ignored_tensors_note(path)) else []
+    notices = lora_notes(path)
     if idle := len({_module(name) for name in tensors} - {_module(name) for name in kept}):
         notices.append(f"{path.name}: {idle} modules that have no effect on images are ignored.")
-    return InitLora(fingerprint_files({"init_lora": path}), kept, notices)
+    config = peft_config(path)
+    files = {"init_lora": path} | ({"config": config} if config else {})
+    return InitLora(fingerprint_files(files), kept, notices)
 
 
 def _without_idle_layers(
