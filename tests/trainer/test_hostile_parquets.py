@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 import struct
 import time
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -127,6 +128,21 @@ def test_a_text_column_that_cannot_be_read_is_no_reason_to_refuse_others(tmp_pat
     at = data.index(b"\xff\xfe") - 30
     path.write_bytes(data[:at] + bytes(20) + data[at + 20 :])
     assert first_look(path)[0] == {"odd": "either", "prompt": "text", "path": "image"}
+
+
+@pytest.mark.slow
+def test_no_byte_of_a_footer_ends_the_process(tmp_path: Path) -> None:
+    """pyarrow's metadata of column chunks does, where a damaged footer has a list of another length."""
+    path = tmp_path / "a.parquet"
+    pq.write_table(pa.table({"text": ["a b", None], "data": [b"x", b"y"]}), path, store_schema=False)
+    data = path.read_bytes()
+    (length,) = struct.unpack("<I", data[-8:-4])
+    for at in range(len(data) - 8 - length, len(data)):
+        for change in (0x01, 0x10):
+            path.write_bytes(data[:at] + bytes([data[at] ^ change]) + data[at + 1 :])
+            with suppress(BadInput):
+                if first_look(path)[0].get("text") in ("text", "either"):
+                    list(RowBlocks(path, ["text"]))
 
 
 def test_a_footer_that_asks_for_gigabytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -3,6 +3,7 @@
 dataset       opening a dataset; rows, shards and the fingerprint
 row_blocks    blocks of rows read from the parquet
 pages         how much of a row group is read at once
+footer        what a parquet's footer says of its column chunks
 thrift        structs in parquet files that pyarrow does not show
 parquet       opening parquet files; the check of column names and types
 validation    the check of every row before training

@@ -19,6 +19,7 @@ import pyarrow as pa
 from ..config.request import Columns
 from ..errors import BadImage, BadInput, RunFailed
 from ..files import write_text
+from .footer import Footer
 from .image_refs import MAX_FILE_BYTES, image_ref, local_file
 from .images import EncodedImage
 from .parquet import is_text, open_parquet, storage_type
@@ -162,13 +163,14 @@ def _may_name_files(parquet: Path, column: str) -> bool:
         kind = storage_type(file.schema_arrow.field(column).type)
         if not pa.types.is_struct(kind):
             return is_text(kind)
-        chunks = [
-            group.column(index)
-            for group in map(file.metadata.row_group, range(file.metadata.num_row_groups))
-            for index in range(group.num_columns)
-        ]
-        inside = [chunk.statistics for chunk in chunks if chunk.path_in_schema == f"{column}.bytes"]
-    return not inside or any(each is None or not each.has_null_count or each.null_count for each in inside)
+        leaves = file.metadata.num_columns
+    try:
+        footer = Footer(parquet, leaves)
+        chunks = (chunk for group in range(len(footer)) for chunk in footer.chunks(group))
+        inside = [chunk.nulls for chunk in chunks if chunk.path == f"{column}.bytes"]
+    except ValueError as error:
+        raise BadInput(f"{parquet} is damaged: {error}.") from None
+    return not inside or any(nulls is None or nulls for nulls in inside)
 
 
 def _is_path(name: str) -> bool:

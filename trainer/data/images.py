@@ -63,6 +63,10 @@ _TURN = {
 }
 
 
+_ON_ITS_SIDE = (5, 6, 7, 8)
+"""Orientations that swap width and height."""
+
+
 _ORIENTATION_TAG = 0x0112
 
 
@@ -87,7 +91,7 @@ class EncodedImage:
     def size(self) -> Size:
         """Size of the image that `decode` returns, with the EXIF orientation applied."""
         image = self._image
-        turned = self._format != "TIFF" and self._orientation(image) >= 5
+        turned = self._format != "TIFF" and self._orientation(image) in _ON_ITS_SIDE
         return Size(image.height, image.width) if turned else Size(*image.size)
 
     def decode(self) -> Image.Image:

@@ -6,13 +6,12 @@ small file may hold pages of gigabytes, and many rows that share one value.
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 from os import SEEK_END
 from typing import BinaryIO
 
-import pyarrow.parquet as pq
-
+from .footer import Chunk, Footer
 from .thrift import NotThrift, read_struct
 
 BLOCK_BYTES = 16 * 2**20
@@ -92,19 +91,23 @@ class _Chunk:
     """Largest page in which values may repeat the start of the previous one."""
 
 
-def plan_reading(metadata: pq.FileMetaData, group: int, leaves: Collection[str], file: BinaryIO) -> ReadPlan:
-    """Plan the reading of a row group's leaf columns, from the pages' headers in `file`.
+def plan_reading(
+    footer: Footer, group: int, rows: int, leaves: Collection[str], widths: Mapping[int, int], file: BinaryIO
+) -> ReadPlan:
+    """Plan the reading of leaf columns in a row group of `rows` rows, from the pages' headers in `file`.
 
-    Raises BadPages where headers are damaged or disagree with the footer, and LargePages.
+    `widths` holds the bytes of each value by the leaf's index, where they are fixed. Raises BadPages where headers are
+    damaged or disagree with the footer, and LargePages.
     """
-    row_group = metadata.row_group(group)
     size = file.seek(0, SEEK_END)
-    chunks = []
-    for index in range(row_group.num_columns):
-        chunk = row_group.column(index)
-        if chunk.path_in_schema in leaves:
-            width = metadata.schema.column(index).length if chunk.physical_type == "FIXED_LEN_BYTE_ARRAY" else 0
-            chunks.append(_read_chunk(file, size, chunk, _Chunk(chunk.path_in_schema, width), row_group.num_rows))
+    try:
+        wanted = [chunk for chunk in footer.chunks(group) if chunk.path in leaves]
+    except ValueError as error:
+        raise BadPages(str(error)) from None
+    chunks = [
+        _read_chunk(file, size, chunk, _Chunk(chunk.path, widths.get(chunk.index, 0) if chunk.is_fixed else 0), rows)
+        for chunk in wanted
+    ]
     _check_sizes(chunks)
     kept = sum(chunk.dictionary for chunk in chunks) <= MAX_DICTIONARY_BYTES
     block = batch = MAX_BLOCK_ROWS
@@ -134,13 +137,11 @@ def _check_sizes(chunks: list[_Chunk]) -> None:
         )
 
 
-def _read_chunk(file: BinaryIO, size: int, chunk: pq.ColumnChunkMetaData, found: _Chunk, rows: int) -> _Chunk:
+def _read_chunk(file: BinaryIO, size: int, chunk: Chunk, found: _Chunk, rows: int) -> _Chunk:
     """Add the pages of a column chunk of `rows` values to `found`, whose sizes are zero."""
-    if chunk.num_values != rows:
-        raise BadPages(f"{found.path} has {chunk.num_values} of {rows} values")
-    at, values = chunk.data_page_offset, 0
-    if chunk.has_dictionary_page and chunk.dictionary_page_offset:
-        at = min(at, chunk.dictionary_page_offset)
+    if chunk.values != rows:
+        raise BadPages(f"{found.path} has {chunk.values} of {rows} values")
+    at, values = chunk.start, 0
     while values < rows:
         header, content = _read_header(file, size, at)
         kind, raw, stored = (header.get(field, -1) for field in (1, 2, 3))
@@ -150,7 +151,7 @@ def _read_chunk(file: BinaryIO, size: int, chunk: pq.ColumnChunkMetaData, found:
         details = details if isinstance(details, dict) else {}
         count, code = (details.get(field, -1) for field in (1, 4 if kind == _DATA_V2 else 2))
         if kind == _DICTIONARY:
-            if chunk.physical_type == "BYTE_ARRAY" and count * 4 > raw:
+            if chunk.is_bytes and count * 4 > raw:
                 raise BadPages(f"{found.path} has a dictionary that is longer than its page")
             found.dictionary = raw
         elif kind in (_DATA, _DATA_V2):

@@ -18,6 +18,7 @@ import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
 from ..errors import BadInput
+from .footer import Footer
 from .pages import BLOCK_BYTES, BadPages, LargePages, plan_reading
 from .parquet import arrow_reason, open_parquet, storage_type
 
@@ -103,13 +104,18 @@ class RowBlocks:
         self._files = _Files(path, metadata)
         known = self._files.metadata
         self.rows = known.num_rows
-        groups = [known.row_group(index) for index in range(known.num_row_groups)]
+        try:
+            self._footer = Footer(path, known.num_columns)
+        except ValueError as error:
+            raise BadInput(f"{path} is damaged: {error}.") from None
+        groups = [known.row_group(index) for index in range(min(known.num_row_groups, len(self._footer)))]
         self._starts = [0, *accumulate(group.num_rows for group in groups)]
         if self._starts[-1] != self.rows or any(group.num_rows < 0 for group in groups):
             raise BadInput(f"{path} is damaged: it claims {self.rows} rows, its row groups {self._starts[-1]}.")
         if self.rows > MAX_ROWS:
             raise BadInput(f"{path} has {self.rows:,} rows; at most {MAX_ROWS:,} can be used.")
         self._leaves = _leaves(self._files.schema, self.columns)
+        self._widths = {index: known.schema.column(index).length for index in range(known.num_columns)}
         self._cached: OrderedDict[int, Block] = OrderedDict()
         self._lock = threading.Lock()
         self._ahead: tuple[int, int, Iterator[Block]] = (-1, 0, iter(()))
@@ -157,7 +163,7 @@ class RowBlocks:
         first, end = self._starts[group], self._starts[group + 1]
         try:
             with self.path.open("rb") as file:
-                plan = plan_reading(files.metadata, group, self._leaves, file)
+                plan = plan_reading(self._footer, group, end - first, self._leaves, self._widths, file)
             reader = files.open(plan.dictionaries)
             parts: list[pa.RecordBatch] = []
             for batch in reader.iter_batches(plan.batch_rows, row_groups=[group], columns=self.columns):

@@ -7,6 +7,7 @@ Source: https://github.com/apache/thrift/blob/master/doc/specs/thrift-compact-pr
 from __future__ import annotations
 
 import re
+from typing import Any
 
 MAX_DEPTH = 12
 """Structs within each other; a judgement: parquet's own nest half as deep."""
@@ -35,14 +36,14 @@ class NotThrift(ValueError):
     """Bytes that are not a struct of the compact protocol."""
 
 
-def read_struct(data: bytes, at: int = 0, depth: int = 1) -> tuple[dict[int, int | dict], int]:
-    """Integers and structs among the fields of a struct, by field number, and the offset after it.
+def read_struct(data: bytes, at: int = 0, depth: int = 1) -> tuple[dict[int, Any], int]:
+    """Fields of a struct by number, and the offset after it: integers, structs, and lists of structs and of bytes.
 
-    Lists are not read; a page's header has none. Raises IndexError where `data` ends too early, and NotThrift.
+    Raises IndexError where `data` ends too early, and NotThrift.
     """
     if depth > MAX_DEPTH:
         raise NotThrift("it nests too deeply")
-    fields: dict[int, int | dict] = {}
+    fields: dict[int, Any] = {}
     number = 0
     while head := data[at]:
         at += 1
@@ -57,16 +58,49 @@ def read_struct(data: bytes, at: int = 0, depth: int = 1) -> tuple[dict[int, int
             fields[number], at = read_struct(data, at, depth + 1)
         elif kind in (_TRUE, _FALSE):  # A boolean field has its value in its type.
             fields[number] = int(kind == _TRUE)
+        elif kind in (_LIST, _SET):
+            fields[number], at = _read_list(data, at, depth)
         else:
             at = _skip(data, at, kind)
     return fields, at + 1
 
 
+def list_places(data: bytes, wanted: int) -> list[int]:
+    """Offsets of the structs in a list that is a field of a struct. Raises IndexError and NotThrift."""
+    places: list[int] = []
+    at = number = 0
+    while head := data[at]:
+        at += 1
+        kind = head & 15
+        if head >> 4:
+            number += head >> 4
+        else:
+            number, at = _integer(data, at)
+        if kind in (_LIST, _SET):
+            size, part, at = _list(data, at)
+            for _ in range(size):
+                if number == wanted:
+                    places.append(at)
+                at = skip_struct(data, at) if part == _STRUCT else _skip(data, at, part)
+        elif kind == _STRUCT:
+            at = skip_struct(data, at)
+        elif kind not in (_TRUE, _FALSE):
+            at = _skip(data, at, kind)
+    return places
+
+
 def count_structs(data: bytes) -> list[int]:
     """Number of structs in a struct, by depth; the outermost has depth 1. Raises IndexError and NotThrift."""
     counts = [0] * (MAX_DEPTH + 1)
-    counts[1] = 1
-    at, following = 0, [0]
+    skip_struct(data, 0, counts)
+    return counts
+
+
+def skip_struct(data: bytes, at: int, counts: list[int] | None = None) -> int:
+    """Offset after a struct. `counts` counts the structs by depth. Raises IndexError and NotThrift."""
+    counts = counts or [0] * (MAX_DEPTH + 1)
+    counts[1] += 1
+    following = [0]
     """Of each open struct, the number of structs that follow it in its list."""
     while following:
         at = _after(_PLAIN_FIELDS, data, at)
@@ -95,7 +129,22 @@ def count_structs(data: bytes) -> list[int]:
             if len(following) > MAX_DEPTH:
                 raise NotThrift("it nests too deeply")
             counts[len(following)] += 1
-    return counts
+    return at
+
+
+def _read_list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
+    """Structs or bytes of a list; no values of other types."""
+    size, part, at = _list(data, at)
+    values: list[Any] = []
+    for _ in range(size):
+        if part == _STRUCT:
+            value, at = read_struct(data, at, depth + 1)
+            values.append(value)
+        else:
+            start, at = at, _skip(data, at, part)
+            if part == _BINARY:
+                values.append(data[varint(data, start)[1] : at])
+    return values, at
 
 
 def _skip(data: bytes, at: int, kind: int) -> int:
@@ -107,7 +156,7 @@ def _skip(data: bytes, at: int, kind: int) -> int:
     if kind == _DOUBLE:
         return at + 8
     if kind == _BINARY:
-        length, at = _varint(data, at)
+        length, at = varint(data, at)
         return at + length
     raise NotThrift(f"it has a value of type {kind}")
 
@@ -117,7 +166,7 @@ def _list(data: bytes, at: int) -> tuple[int, int, int]:
     size, part = data[at] >> 4, data[at] & 15
     if size < 15:
         return size, part, at + 1
-    size, at = _varint(data, at + 1)
+    size, at = varint(data, at + 1)
     if size > len(data):
         raise NotThrift("it has a list that is longer than itself")
     return size, part, at
@@ -131,11 +180,12 @@ def _after(pattern: re.Pattern[bytes], data: bytes, at: int) -> int:
 
 
 def _integer(data: bytes, at: int) -> tuple[int, int]:
-    number, at = _varint(data, at)
+    number, at = varint(data, at)
     return (number >> 1) ^ -(number & 1), at
 
 
-def _varint(data: bytes, at: int) -> tuple[int, int]:
+def varint(data: bytes, at: int) -> tuple[int, int]:
+    """An unsigned number of variable length, and the offset after it. Raises IndexError and NotThrift."""
     end = _after(_VARINT, data, at)
     number = 0
     for byte in reversed(data[at:end]):
