@@ -1,8 +1,8 @@
-"""Campaigns against the command line, many times over: signals at random moments of every phase, and pairs of
-processes that start at once in one folder.
+"""Campaigns against the command line, many times over: signals at random moments of every phase, pairs of processes
+that start at once in one folder, and files of a run and its cache that are changed at random.
 
-By hand: `python -m tests.trainer.campaigns kills --moments 60` and `python -m tests.trainer.campaigns pairs --pairs 20`
-print a line for each attempt and the counts; the exit code is 1 when one of them failed. The suite runs a few of both.
+By hand, `python -m tests.trainer.campaigns` with `kills --moments 60`, `pairs --pairs 20` or `damage --minutes 10`
+prints a line for each attempt and the counts; the exit code is 1 when one of them failed. The suite runs a few of each.
 One process imports everything and forks a child for each run, because importing takes much longer than training.
 """
 
@@ -21,6 +21,7 @@ import time
 from collections import Counter
 from collections.abc import Iterator
 from dataclasses import dataclass
+from itertools import takewhile
 from pathlib import Path
 from typing import Any
 
@@ -36,8 +37,10 @@ assert loop  # imported before the fork
 
 PHASES = ("checking", "loading", "caching", "training", "sampling", "saving")
 SIGNALS = (signal.SIGKILL, signal.SIGTERM, signal.SIGHUP)
-STEPS = 6
+STEPS = 4
 IN_USE, RUNNING = 2, 0
+MOST_MEMORY, MOST_SECONDS = 2**30, 60.0
+"""Bytes above a sound run and seconds that damage may cost, on a busy machine too; idle, a run takes a second."""
 
 
 def write_request(folder: Path, name: str, base_model: str, **params: Any) -> Path:
@@ -63,9 +66,14 @@ class Child:
     output: Path
     phases: int
 
+    peak: int = 0
+    """Most resident memory, in bytes, once it has ended."""
+
     def end(self) -> tuple[int, str]:
         """Wait for its end; the exit code, as a shell has it, and what it printed."""
-        code = os.waitstatus_to_exitcode(os.waitpid(self.pid, 0)[1])
+        _, status, usage = os.wait4(self.pid, 0)
+        self.peak = usage.ru_maxrss * (1 if sys.platform == "darwin" else 1024)
+        code = os.waitstatus_to_exitcode(status)
         os.close(self.phases)
         return code if code >= 0 else 128 - code, self.output.read_text(errors="replace")
 
@@ -140,7 +148,7 @@ def kill(request: Path, folder: Path, expected: Any, phase: str, number: int, ch
     run, cache = folder / "run", folder / "cache"
     folder.mkdir(parents=True)
     child = start(request, run, cache)
-    child.wait_for(phase, chance.randint(1, 8))
+    child.wait_for(phase, chance.randint(1, 6))
     time.sleep(chance.random() * 0.05)
     finished = len(logged(run))
     os.kill(child.pid, number)
@@ -195,7 +203,11 @@ def pair(folder: Path, requests: tuple[Path, Path], expected: dict[Path, Any]) -
     wrong, said = [], ends[1 - winner][1]
     if not re.search(rf"^error: .*run is in use: process {children[winner].pid} on .*$", said, re.MULTILINE):
         wrong.append(f"the other one said: {said}")
-    if outcome(folder / "run") != expected[requests[winner]]:
+    request = requests[winner]
+    if request not in expected:
+        expected[request] = alone(request, folder / "alone" / "run", folder / "alone" / "cache")
+        shutil.rmtree(folder / "alone")
+    if outcome(folder / "run") != expected[request]:
         wrong.append("other weights or losses than alone")
     if sorted(path.name for path in folder.iterdir() if path.suffix != ".txt") != ["cache", "run"]:
         wrong.append("more than one run folder")
@@ -204,9 +216,9 @@ def pair(folder: Path, requests: tuple[Path, Path], expected: dict[Path, Any]) -
 
 def pairs(folder: Path, count: int) -> Iterator[tuple[str, list[str]]]:
     """Start pairs of processes, with the same request and with different ones in turn."""
-    one = write_request(folder, "one", "tiny/flux-kontext", steps=25, sample_every=25)
-    two = write_request(folder, "two", "tiny/flux-kontext", steps=25, sample_every=25, learning_rate=0.002)
-    expected = {path: alone(path, folder / path.stem / "run", folder / "alone-cache") for path in (one, two)}
+    one = write_request(folder, "one", "tiny/flux-kontext", steps=16, sample_every=16)
+    two = write_request(folder, "two", "tiny/flux-kontext", steps=16, sample_every=16, learning_rate=0.002)
+    expected: dict[Path, Any] = {}
     for number in range(count):
         requests = (one, two) if number % 2 else (one, one)
         yield (
@@ -215,22 +227,94 @@ def pairs(folder: Path, count: int) -> Iterator[tuple[str, list[str]]]:
         )
 
 
+CONTENTS = (b"", b"null", b"[]", b"{}", b"1e999", b'"x"', b"[" * 50_000, b"\xff" * 64, b"9" * 5000, b"\0" * 4096)
+"""Contents that parsers are tried with."""
+
+
+def change(file: Path, others: list[Path], chance: random.Random) -> str:
+    """Change a file at random; returns how."""
+    data = bytearray(file.read_bytes())
+    place, length = chance.randrange(len(data) + 1), chance.randint(1, 64)
+    way = chance.choice(("bit", "bits", "cut", "grow", "bytes", "repeat", "content", "other", "gone", "number"))
+    if way in ("bit", "bits") and data:
+        for _ in range(1 if way == "bit" else length):
+            data[chance.randrange(len(data))] ^= 1 << chance.randrange(8)
+    elif way == "cut":
+        del data[place:]
+    elif way == "grow":
+        data += chance.randbytes(length)
+    elif way == "bytes":
+        data[place : place + length] = chance.randbytes(length)
+    elif way == "repeat":
+        data[place:place] = data[place : place + length] * 9
+    elif way == "number":
+        numbers = (b"-1", b"1e400", b"99999999999999999999", b"0.5", b"NaN", b"true", b'"1"', b"null")
+        data = bytearray(re.sub(rb"\d+", lambda found: chance.choice((found[0], *numbers)), bytes(data), count=40))
+    elif way == "content":
+        data = bytearray(chance.choice(CONTENTS))
+    elif way == "other":
+        data = bytearray(chance.choice(others).read_bytes())
+    if way == "gone":
+        file.unlink()
+    else:
+        file.write_bytes(data)
+    return way
+
+
+def damage(folder: Path, seed: int) -> Iterator[tuple[str, list[str]]]:
+    """Change a file of a run or of its cache and extend the run, without end; yields each attempt and its faults."""
+    chance = random.Random(seed)
+    request = write_request(folder, "short", "tiny/flux-kontext", steps=2)
+    longer = write_request(folder, "long", "tiny/flux-kontext")
+    healthy, kept_cache, run, cache = (folder / name for name in ("healthy", "kept-cache", "damaged", "cache"))
+    sound = start(request, healthy, kept_cache)
+    assert sound.end()[0] == 0
+    expected = alone(longer, folder / "longer", kept_cache)
+    files = {path: path.read_bytes() for path in healthy.rglob("*") if path.is_file()}
+    while True:
+        for place in (run, cache, *folder.glob("damaged-*[0-9]")):
+            shutil.rmtree(place, ignore_errors=True)
+        shutil.copytree(healthy, run)
+        shutil.copytree(kept_cache, cache)
+        candidates = sorted(path for place in (run, cache) for path in place.rglob("*") if path.is_file())
+        file = chance.choice(candidates)
+        attempt = f"{change(file, candidates, chance)} {file.relative_to(folder)}"
+        begun = time.monotonic()
+        child = start(longer, run, cache)
+        code, printed = child.end()
+        wrong = []
+        if code not in (0, 1, 2) or "Traceback" in printed:
+            wrong.append(f"exit code {code}: {printed}")
+        if child.peak - sound.peak > MOST_MEMORY:
+            wrong.append(f"{(child.peak - sound.peak) >> 20} MiB more than without damage")
+        if time.monotonic() - begun > MOST_SECONDS:
+            wrong.append(f"{time.monotonic() - begun:.0f} s")
+        if not all(path.read_bytes() == data for path, data in files.items()):
+            wrong.append("the run beside has changed")
+        weights = run / f"damaged-{STEPS:06d}.safetensors"
+        if code == 0 and weights.is_file() and weights.read_bytes() != expected[0]:
+            wrong.append(f"other weights than undisturbed: {printed}")
+        yield attempt, wrong
+
+
 def main_script() -> int:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("campaign", choices=("kills", "pairs"))
+    parser.add_argument("campaign", choices=("kills", "pairs", "damage"))
     parser.add_argument("--moments", type=int, default=60)
     parser.add_argument("--pairs", type=int, default=20)
+    parser.add_argument("--minutes", type=float, default=10)
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     counts: Counter[str] = Counter()
     with tempfile.TemporaryDirectory() as name:
+        folder, end = Path(name), time.monotonic() + 60 * options.minutes
         base_models = ("tiny/flux-kontext", "tiny/qwen-image-edit")
-        attempts = (
-            kills(Path(name), options.moments, options.seed, base_models)
-            if options.campaign == "kills"
-            else pairs(Path(name), options.pairs)
-        )
-        for attempt, wrong in attempts:
+        attempts = {
+            "kills": lambda: kills(folder, options.moments, options.seed, base_models),
+            "pairs": lambda: pairs(folder, options.pairs),
+            "damage": lambda: takewhile(lambda _: time.monotonic() < end, damage(folder, options.seed)),
+        }[options.campaign]
+        for attempt, wrong in attempts():
             counts["failed" if wrong else "passed"] += 1
             print(f"{attempt}: {'; '.join(wrong) or 'passed'}", flush=True)
     print(dict(counts))
