@@ -40,7 +40,7 @@ class Row:
         return f"{self.family} {self.resolution} on {self.gigabytes} GB with {self.host} GB of host memory"
 
     def lines(self, shown: list[tuple[Plan, str]]) -> Iterator[str]:
-        """Train two steps, draw a sample, and say what was planned and what it took. `shown`: rows before it,
+        """Train a step, draw a sample, and say what was planned and what it took. `shown`: rows before it,
         whose like is named instead of being trained again."""
         settings = RunSettings(resolution=self.resolution, control_resolution="target")
         card, model = self.card(), fake_model(self.family)
@@ -54,7 +54,7 @@ class Row:
             yield f"  the plan of {same[0]}"
             return
         shown.append((plan, self.name()))
-        run = run_plan(card, model, settings, plan, steps=2, sample=True)
+        run = run_plan(card, model, settings, plan, steps=1, sample=True)
         yield from (f"  {line}" for line in _findings(run, card.memory))
 
 
