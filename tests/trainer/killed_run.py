@@ -22,7 +22,7 @@ from trainer.models.edit_model import open_model
 from trainer.training.checkpoint import checkpoint_folders, last_step, load_checkpoint
 from trainer.training.loop import train
 
-STEPS = 50
+STEPS = 30
 
 
 def run(folder: Path, parquet: Path) -> None:

@@ -1,4 +1,4 @@
-"""Twenty times killed without warning, some inside the writing of a checkpoint: nothing but the last step is lost."""
+"""Killed without warning eight times, some inside the writing of a checkpoint: nothing but the last step is lost."""
 
 import re
 from pathlib import Path
@@ -9,23 +9,25 @@ from .processes import run_script
 
 pytestmark = pytest.mark.slow
 
+KILLS = 8
+
 
 def start(folder: Path, parquet: Path, kills: int) -> str:
     return run_script("tests.trainer.killed_run", folder, parquet, kills)
 
 
-def test_twenty_kills_lose_nothing(runs):
+def test_kills_lose_nothing(runs):
     runs.write()
-    told = start(runs.folder / "killed", runs.parquet, 20)
+    told = start(runs.folder / "killed", runs.parquet, KILLS)
     assert "failed" not in told, told
     kills = re.findall(r"killed=(\w+) inside=(\w+) before=(\d+) after=(\d+)", told)
-    assert len(kills) == 20
+    assert len(kills) == KILLS
     assert all(int(after) >= int(before) for _, _, before, after in kills), told
-    assert sum(killed == "True" for killed, *_ in kills) >= 18, told
-    assert sum(inside == "True" for _, inside, *_ in kills) >= 3, told
+    assert sum(killed == "True" for killed, *_ in kills) >= KILLS - 1, told
+    assert sum(inside == "True" for _, inside, *_ in kills) >= 2, told
     assert told.endswith("finished=True\n"), told
     assert "finished=True" in start(runs.folder / "whole", runs.parquet, 0)
-    killed = runs.folder / "killed" / "killed-000050.safetensors"
-    assert killed.read_bytes() == (runs.folder / "whole" / "whole-000050.safetensors").read_bytes()
+    killed = runs.folder / "killed" / "killed-000030.safetensors"
+    assert killed.read_bytes() == (runs.folder / "whole" / "whole-000030.safetensors").read_bytes()
     assert runs.losses("killed") == runs.losses("whole")
     assert not list((runs.folder / "killed").rglob(".writing-*"))
