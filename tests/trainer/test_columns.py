@@ -39,6 +39,18 @@ DATASETS = {
         },
     ),
     "kontext": ("caption", "control", "target", {"control": PATHS, "caption": "b", "target": PATHS}),
+    "anyedit": (
+        "edit_instruction",
+        "image_file",
+        "edited_file",
+        {
+            "edit_instruction": "make it red",
+            "edit_type": "color_alter",
+            "image_file": IMAGE,
+            "edited_file": IMAGE,
+            "visual_input": IMAGE,
+        },
+    ),
     "plain": ("prompt", "before", "after", {"before": PATHS, "prompt": "b", "after": PATHS}),
     "toolkit": ("text", "control_image", "image", {"image": PATHS, "text": "b", "control_image": PATHS}),
     "camel": ("editPrompt", "srcImage", "tgtImage", {"srcImage": PATHS, "tgtImage": PATHS, "editPrompt": "b"}),
@@ -108,6 +120,22 @@ def test_image_columns_are_told_from_text_columns(tmp_path: Path) -> None:
     columns = {"a": PATHS, "b": "make it red", "c": IMAGE, "d": 1, "e": pa.string(), "f": pa.binary()}
     kinds = column_kinds(write(tmp_path / "data.parquet", columns))
     assert kinds == {"a": "image", "b": "text", "c": "image", "d": "other", "e": "either", "f": "image"}
+
+
+def test_a_kind_of_edit_is_no_caption(tmp_path: Path) -> None:
+    """OmniEdit's captions are lists, which cannot be used; its task is none."""
+    columns = {
+        "omni_edit_id": "task_obj_add_1",
+        "task": "addition",
+        "src_img": IMAGE,
+        "edited_img": IMAGE,
+        "edited_prompt_list": pa.list_(pa.string()),
+        "sc_reasoning": "The edit is right.",
+        "o_score": 8,
+    }
+    guess = guess_columns(write(tmp_path / "data.parquet", columns))
+    assert guess == {"control_image_column": "src_img", "image_column": "edited_img", **guess}
+    assert guess.get("caption_column") is None
 
 
 def test_what_nothing_tells_is_left_open(tmp_path: Path) -> None:

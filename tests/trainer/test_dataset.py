@@ -3,6 +3,7 @@ from __future__ import annotations
 import os
 import random
 import time
+import unicodedata
 
 import datasets
 import pandas
@@ -16,6 +17,7 @@ from trainer.data import pages
 from trainer.data import row_blocks as rows
 from trainer.data.dataset import open_dataset
 from trainer.data.downloads import Downloads
+from trainer.data.load_request import resolve_resource
 from trainer.data.row_blocks import RowBlocks
 from trainer.errors import BadInput
 from trainer.events import Progress
@@ -161,6 +163,27 @@ def test_images_root(tmp_path, monkeypatch):
         opened(path, images_root="none")
     with pytest.raises(BadInput, match=r"in/0\.png: no such file below"):
         opened(path)
+
+
+def test_names_of_either_unicode_form_are_found(tmp_path):
+    columns = write_files(tmp_path, 2)
+    for number, form in enumerate(("NFC", "NFD")):
+        (tmp_path / "in" / f"{unicodedata.normalize(form, 'é')}{number}.png").write_bytes(png(number))
+    columns["before"] = [f"in/{unicodedata.normalize('NFD', 'é')}0.png", f"in/{unicodedata.normalize('NFC', 'é')}1.png"]
+    dataset = opened(write(tmp_path, columns))
+    assert_rows_belong_together(dataset, [0, 1])
+    before = dataset.fingerprint()
+    (tmp_path / "in" / f"{unicodedata.normalize('NFC', 'é')}0.png").write_bytes(png(7))
+    assert opened(tmp_path / "edits.parquet").fingerprint() != before
+
+
+def test_a_tilde_is_the_home_folder(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("USERPROFILE", str(tmp_path))
+    (tmp_path / "pictures").mkdir()
+    path = write(tmp_path, write_files(tmp_path / "pictures", 2))
+    assert resolve_resource("~/edits.parquet") == path
+    assert_rows_belong_together(opened(path, images_root="~/pictures"), [0, 1])
 
 
 def test_large_row_groups_are_read_in_blocks_at_random(tmp_path, monkeypatch):

@@ -27,12 +27,12 @@ OUTPUT_WORDS = name_words(
 IMAGE_WORDS = name_words("image img picture pic photo")
 
 
-CAPTION_WORDS = ["instruction", "edit", "prompt", "caption", "command", "request", "text", "txt", "description", "task"]
+CAPTION_WORDS = ["instruction", "edit", "prompt", "caption", "command", "request", "text", "txt", "description"]
 """The surest first."""
 
 
 OTHER_WORDS = name_words(
-    "mask depth thumb thumbnail preview canny pose seg segmentation embedding hash id name md5 negative neg"
+    "mask depth thumb thumbnail preview canny pose seg segmentation embedding hash id name md5 negative neg visual type"
 )
 """Words of columns that are none of caption, control and target."""
 

@@ -238,7 +238,7 @@ def find_images_root(images_root: str, parquet: Path) -> Path:
     """Folder that a parquet's relative image paths start from. Raises BadInput when there is none."""
     if not images_root:
         return parquet.parent
-    for folder in (Path(images_root), parquet.parent / images_root):
+    for folder in (Path(images_root).expanduser(), parquet.parent / images_root):
         if folder.is_dir():
             return folder
     raise BadInput(f'images_root: "{images_root}" is not a folder.')

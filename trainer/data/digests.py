@@ -20,7 +20,7 @@ from ..config.request import Columns
 from ..errors import BadImage, BadInput, RunFailed
 from ..files import write_text
 from .footer import Footer
-from .image_refs import MAX_FILE_BYTES, image_ref, local_file
+from .image_refs import MAX_FILE_BYTES, as_on_disk, image_ref, local_file
 from .images import EncodedImage
 from .parquet import is_text, open_parquet, storage_type
 from .resize import Size
@@ -181,7 +181,10 @@ def _is_path(name: str) -> bool:
 
 
 def _stat(root: Path, name: str) -> os.stat_result:
-    return os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118 - a Path for each of 100 000 names is slow
+    try:
+        return os.stat(os.path.join(root, name))  # noqa: PTH116, PTH118 - a Path for each of 100 000 names is slow
+    except FileNotFoundError:
+        return as_on_disk(root / name).stat()
 
 
 def _state(status: os.stat_result) -> FileState:

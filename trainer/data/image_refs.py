@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import stat
+import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -121,7 +122,7 @@ def local_file(path: str, root: Path) -> Path:
     Raises BadImage when a link leads anywhere else, and when the file is missing or not a regular file.
     """
     try:
-        file = os.path.realpath(root / path)
+        file = os.path.realpath(as_on_disk(root / path))
         real_root = os.path.realpath(root)
         if not any(Path(file).is_relative_to(folder) for folder in (real_root, *linked_folders(Path(real_root)))):
             raise BadImage(
@@ -136,6 +137,14 @@ def local_file(path: str, root: Path) -> Path:
     if not stat.S_ISREG(mode):
         raise BadImage(f"{shorten(path)}: is not a file")
     return Path(file)
+
+
+def as_on_disk(path: Path) -> Path:
+    """Path in the Unicode form that its file has: macOS and archives made there decompose accents, parquets may not."""
+    if str(path).isascii() or path.exists():
+        return path
+    forms = (Path(unicodedata.normalize(form, str(path))) for form in ("NFC", "NFD"))
+    return next((form for form in forms if form.exists()), path)
 
 
 def linked_folders(root: Path) -> tuple[str, ...]:

@@ -47,7 +47,7 @@ def resolve_resource(resource: str, input_folder: Path | None = None, beside: Pa
     Relative paths are looked up in the current folder, in `beside` (the request file's folder), then in
     `input_folder`. The content is not read. Raises BadInput naming every place tried.
     """
-    path = Path(resource)
+    path = Path(resource).expanduser()
     starts = [Path(), *(folder for folder in (beside, input_folder) if folder is not None)]
     names = [path]
     if not path.is_absolute() and len(path.parts) > 1:
