@@ -36,7 +36,6 @@ from transformers import (
     T5EncoderModel,
     T5TokenizerFast,
 )
-from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
 from trainer.config.request import FineTuneRequest, parse_request
 from trainer.config.settings import parse_settings
@@ -46,6 +45,11 @@ from trainer.events import Event, RunControl, drain
 from trainer.models.edit_model import EditModel, open_model
 from trainer.models.qwen_image_edit import ImageTextProcessor
 from trainer.training.loop import train
+
+try:
+    from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
+except ImportError:  # its name in the first versions of transformers 5
+    from transformers.models.qwen2_vl.image_processing_qwen2_vl import Qwen2VLImageProcessor as Qwen2VLImageProcessorPil
 
 SCHEDULE = {"shift": 3.0, "use_dynamic_shifting": True, "base_shift": 0.5, "max_shift": 1.15}
 BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
