@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import shutil
 import threading
+import time
 import urllib.error
 import urllib.parse
 import urllib.request
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
+from ..trainer.hostile_parquets import HOSTILE
 from .graphs import edited, training
 from .run_snapshots import LiveSnapshot, RunSnapshot, RunSummary, keys
 from .server import PACK, Server
@@ -236,3 +238,27 @@ def test_stop_and_save_and_sample_now(server: Server) -> None:
     assert json.loads(ask(server, "/edit_trainer/runs/train/stop", b"")[1])["error"]
     line = next(line for line in server.get("/edit_trainer/archive") if line["run"] == "stopped")
     assert (line["state"], line["step"]) == ("stopped", last["step"])
+
+
+@pytest.mark.parametrize("hostile", HOSTILE)
+def test_a_hostile_file_leaves_comfyui_responsive(server: Server, hostile: str) -> None:
+    """While the dataset node asks for its columns and first rows."""
+    path = server.base / "input" / "hostile.parquet"
+    HOSTILE[hostile][0](path)
+    asked = [
+        "/edit_trainer/columns?resource=hostile.parquet",
+        "/edit_trainer/first_rows?resource=hostile.parquet&column=before&column=after",
+    ]
+    answers: list[int] = []
+    asking = threading.Thread(target=lambda: answers.extend(ask(server, address)[0] for address in asked))
+    asking.start()
+    waits = []
+    while asking.is_alive():
+        begun = time.monotonic()
+        server.get("/system_stats")
+        waits.append(time.monotonic() - begun)
+        asking.join(0.05)
+    path.unlink()
+    assert max(waits) < 1
+    assert len(answers) == 2
+    assert set(answers) <= {200, 400}
