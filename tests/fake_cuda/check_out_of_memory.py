@@ -83,6 +83,7 @@ def training(model: FakeModel, folder: Path) -> Training:
         cache=cast("Any", None),
         processes=Process(),
         init_lora=None,
+        identity={"fingerprint": "none"},
     )
     trainable = build_trainable(context.components, context.params, SETTINGS)
     optimizer = build_optimizer(trainable.parameters, SETTINGS, 1e-4)

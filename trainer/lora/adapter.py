@@ -116,8 +116,8 @@ def read_lora(source: LoraSource, family: Family, transformer: torch.nn.Module) 
     The transformer may be on the meta device. Raises BadInput if it is not a LoRA of this transformer.
     """
     if isinstance(source, Path):
-        weights = read_weights(source, "LoRA file")
-        return to_portable(weights, family, transformer, str(source), read_metadata(source))
+        metadata = read_metadata(source)  # checks the header, and says more of a foreign file than the library does
+        return to_portable(read_weights(source, "LoRA file"), family, transformer, str(source), metadata)
     return to_portable(source, family, transformer, "The LoRA")
 
 

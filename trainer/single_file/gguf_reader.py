@@ -43,7 +43,7 @@ class BoundedGgufReader(GGUFReader):
         types = [GGUFValueType.ARRAY, GGUFValueType(kind[0])]
         offset = orig_offs + 12
         if types[1] == GGUFValueType.STRING:
-            data, end = memoryview(self.data), min(len(self.data), MAX_HEADER)
+            data, end = self.data.data, min(len(self.data), MAX_HEADER)
             order = "little" if (sys.byteorder == "little") == (self.byte_order == "I") else "big"
             for _ in range(int(length[0])):
                 offset += 8 + int.from_bytes(data[offset : offset + 8], order)
