@@ -16,13 +16,12 @@ from safetensors.torch import load_file
 
 from trainer.training.checkpoint import last_step
 
-from .processes import start_script
+from .processes import Script, start_script
 
 pytestmark = pytest.mark.slow
 
 REPO = Path(__file__).parents[2]
 FAMILIES = ("flux-kontext", "qwen-image-edit")
-TORCHRUN = ("torch.distributed.run", "--standalone", "--nproc-per-node=2")
 ACCELERATE = ("accelerate.commands.launch", "--multi_gpu", "--num_processes=2", "--num_machines=1")
 ACCELERATE += ("--mixed_precision=no", "--dynamo_backend=no")
 
@@ -97,24 +96,22 @@ def test_a_bad_request_is_reported_once(kontext, runs):
     assert "exitcode  : 2" in printed
 
 
-@pytest.mark.skipif(not Path("/proc").is_dir(), reason="which process has which rank is read in /proc")
 def test_a_killed_process_restarts_all_from_the_last_checkpoint(kontext, runs):
     request = written_request(runs, kontext, steps=30, sample_every=100)
-    every = ("--checkpoint-every", "10")
-    undisturbed = launch(TORCHRUN, request, runs.folder / "undisturbed", *every)
-    printed, _ = undisturbed.communicate(timeout=180)
-    assert undisturbed.returncode == 0, printed
 
-    killed = runs.folder / "killed"
-    training = launch((*TORCHRUN, "--max-restarts=1"), request, killed, *every)
-    try:
-        wait_until(lambda: last_step(killed / "checkpoints") >= 10)
-        os.kill(process_of_rank(1, training.pid), signal.SIGKILL)
-        printed, _ = training.communicate(timeout=180)
-    finally:
-        training.terminate()
-    assert training.returncode == 0, printed
-    assert re.search(r"Continuing from step [12]0 ", printed), printed
+    def launched(name: str, restarts: int) -> Script:
+        arguments = (restarts, request, "--out", runs.folder / name, "--checkpoint-every", 10)
+        return start_script("tests.trainer.launched_train", *arguments, cwd=runs.folder)
+
+    code, *printed = launched("undisturbed", 0).wait()
+    assert code == 0, printed
+
+    training = launched("killed", 1)
+    wait_until(lambda: last_step(runs.folder / "killed" / "checkpoints") >= 10)
+    os.kill(int((runs.folder / "rank-1.pid").read_text()), signal.SIGKILL)
+    code, *printed = training.wait()
+    assert code == 0, printed
+    assert re.search(r"Continuing from step [12]0 ", "".join(printed)), printed
     exported = last_weights(runs, "killed", 30).read_bytes()
     assert exported == last_weights(runs, "undisturbed", 30).read_bytes()
     assert runs.losses("killed") == runs.losses("undisturbed")
@@ -125,12 +122,3 @@ def wait_until(reached, seconds: float = 120.0) -> None:
     while not reached():
         assert time.monotonic() < deadline
         time.sleep(0.01)
-
-
-def process_of_rank(rank: int, launcher: int) -> int:
-    """The launcher's child that has the rank."""
-    for process in map(int, Path(f"/proc/{launcher}/task/{launcher}/children").read_text().split()):
-        variables = Path(f"/proc/{process}/environ").read_text().split("\0")
-        if f"RANK={rank}" in variables:
-            return process
-    raise AssertionError(f"no process has rank {rank}")
