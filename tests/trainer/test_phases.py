@@ -23,6 +23,8 @@ from trainer.models.edit_model import EditModel, open_model
 
 from .steps import COLUMNS
 
+pytestmark = pytest.mark.xdist_group("plans")  # In one process: what was counted once is known to the next test.
+
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit", "black-forest-labs/FLUX.1-Kontext-dev"
 NAMES = ["encoding texts", "encoding images", "loading", "training", "sampling"]
 GB = 10**9

@@ -21,6 +21,8 @@ from trainer.models.edit_model import open_model
 from ..benchmarks.plans import sections
 from .processes import run_script
 
+pytestmark = pytest.mark.xdist_group("plans")  # In one process: what was counted once is known to the next test.
+
 QWEN, KONTEXT = "Qwen/Qwen-Image-Edit", "black-forest-labs/FLUX.1-Kontext-dev"
 COLUMNS = {"caption_column": "c", "control_image_column": "b", "image_column": "a"}
 PARAMS = TrainingParams(**COLUMNS)
