@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import json
 import logging
+import threading
+from importlib import import_module
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -22,6 +24,20 @@ FILES = "diffusion_models"
 """ComfyUI's folder of single-file transformers."""
 FOLDERS = "diffusers"
 """ComfyUI's folder of models in diffusers' pipeline layout."""
+
+
+_IMPORTING = threading.Lock()
+
+
+def import_models() -> None:
+    """Import what opens, plans and trains models, one thread at a time.
+
+    The page asks about a model while a graph runs. Where two threads import modules that import each other, as those of
+    diffusers do, Python gives one of them a half-made module.
+    """
+    with _IMPORTING:
+        for module in ("models.edit_model", "memory.planner", "training.loop"):
+            import_module(f"..trainer.{module}", __package__)
 
 
 def transformer_options() -> list[str]:
@@ -54,6 +70,7 @@ def open_choice(base_model: str, choice: str, connected: bool, ports: Ports | No
     unambiguous file in models/diffusion_models, then on the Hugging Face hub. Without the `ports` of a connected clip
     and vae the model can be described but not trained. Raises BadInput for a missing file or another model's.
     """
+    import_models()
     from ..trainer.models.edit_model import open_model
     from ..trainer.models.model_files import ModelFiles
 

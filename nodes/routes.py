@@ -209,7 +209,9 @@ def _columns(resource: str) -> dict[str, Any]:
 
 
 def _base_model(name: str, transformer: str, connected: list[str]) -> list[str]:
-    from .model_files import check_connected, open_choice
+    from .model_files import check_connected, import_models, open_choice
+
+    import_models()
     from .model_info import describe
 
     both = check_connected(name, transformer, "clip" in connected, "vae" in connected)
