@@ -46,12 +46,8 @@ def read_struct(data: bytes, at: int = 0, depth: int = 1) -> tuple[dict[int, Any
     fields: dict[int, Any] = {}
     number = 0
     while head := data[at]:
-        at += 1
+        number, at = _field_number(data, at, head, number)
         kind = head & 15
-        if head >> 4:
-            number += head >> 4
-        else:
-            number, at = _integer(data, at)
         if kind in _INTEGERS:
             fields[number], at = _integer(data, at)
         elif kind == _STRUCT:
@@ -70,12 +66,8 @@ def list_places(data: bytes, wanted: int) -> list[int]:
     places: list[int] = []
     at = number = 0
     while head := data[at]:
-        at += 1
+        number, at = _field_number(data, at, head, number)
         kind = head & 15
-        if head >> 4:
-            number += head >> 4
-        else:
-            number, at = _integer(data, at)
         if kind in (_LIST, _SET):
             size, part, at = _list(data, at)
             for _ in range(size):
@@ -101,7 +93,7 @@ def skip_struct(data: bytes, at: int, counts: list[int] | None = None) -> int:
     counts = counts or [0] * (MAX_DEPTH + 1)
     counts[1] += 1
     following = [0]
-    """Of each open struct, the number of structs that follow it in its list."""
+    """For each open struct, the number of structs that follow it in its list."""
     while following:
         at = _after(_PLAIN_FIELDS, data, at)
         head = data[at]
@@ -130,6 +122,14 @@ def skip_struct(data: bytes, at: int, counts: list[int] | None = None) -> int:
                 raise NotThrift("it nests too deeply")
             counts[len(following)] += 1
     return at
+
+
+def _field_number(data: bytes, at: int, head: int, before: int) -> tuple[int, int]:
+    """Number of the field whose first byte, at `at`, is `head`, and the offset after it. A small difference to the
+    number of the field before is in that byte."""
+    if head >> 4:
+        return before + (head >> 4), at + 1
+    return _integer(data, at + 1)
 
 
 def _read_list(data: bytes, at: int, depth: int) -> tuple[list[Any], int]:
