@@ -35,7 +35,7 @@ from transformers import (
 
 from trainer.families.records import CONFIGS, EMBEDDED
 from trainer.models.model_files import ModelFiles
-from trainer.models.qwen_image_edit import make_processor
+from trainer.models.qwen_processor import make_processor
 
 from .single_files import FLUX, QWEN, Tensors, stored
 

@@ -43,7 +43,7 @@ from trainer.data.dataset import open_dataset
 from trainer.data.hosts import ALLOW_VARIABLE
 from trainer.events import Event, RunControl, drain
 from trainer.models.edit_model import EditModel, open_model
-from trainer.models.qwen_image_edit import ImageTextProcessor
+from trainer.models.qwen_processor import ImageTextProcessor
 from trainer.training.loop import train
 
 try:

@@ -15,7 +15,7 @@ from trainer.errors import BadInput
 from trainer.lora.adapter import LoraAdapter, load_lora
 from trainer.lora.layer import LoraLinear
 from trainer.models.family import family_class
-from trainer.models.qwen_image_edit import load_processor
+from trainer.models.qwen_processor import load_processor
 from trainer.tensors import write_tensors
 
 SAMPLE = [{"ctrl_img_url": "", "prompt": "pair number one 1"}]

@@ -22,7 +22,7 @@ from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.models.edit_model import EditModel
 from trainer.models.family import Family
-from trainer.models.qwen_image_edit import load_processor
+from trainer.models.qwen_processor import load_processor
 
 CPU, F32 = "cpu", torch.float32
 PROMPT = "make it red"

@@ -15,7 +15,7 @@ from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
 from trainer.families.records import EMBEDDED
 from trainer.models.edit_model import open_model
-from trainer.models.qwen_image_edit import load_processor
+from trainer.models.qwen_processor import load_processor
 from trainer.tiny.parts import FAMILIES, flux_transformer, qwen_transformer
 from trainer.tiny.shapes import BASE_EDITS, SIZE, TAUGHT_EDITS, make_pair, make_pairs, write_parquet
 from trainer.tiny.vae import encode, flux_vae, qwen_vae, reconstruction_psnr, single_frames, to_pixels, train_vae

@@ -12,21 +12,12 @@ from diffusers.models.transformers import transformer_qwenimage
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
 from torch.nn.utils.rnn import pad_sequence
-from transformers import (
-    AutoImageProcessor,
-    BaseImageProcessor,
-    BatchFeature,
-    PreTrainedTokenizerBase,
-    ProcessorMixin,
-    Qwen2Tokenizer,
-    Qwen2VLProcessor,
-)
 
 from ..blocks.qwen_image import QwenImageTransformerBlock
 from ..data.resize import Size
 from ..families.records import QWEN_IMAGE_EDIT
 from ..single_file.key_mapping import Layout, Shapes, count_blocks, same_names
-from .captions import control_tokens, insert_caption, plain_ids
+from .captions import control_tokens, plain_ids
 from .diffusers_family import (
     AXES,
     HEAD_SIZE,
@@ -37,6 +28,7 @@ from .diffusers_family import (
     config_of,
     to_pil,
 )
+from .qwen_processor import load_processor, make_processor
 from .qwen_single_file import TEXT_ENCODERS, TOKENIZERS, VAE
 from .types import PackedLatents, TextConditioning
 
@@ -285,47 +277,6 @@ class QwenCodec(PipelineCodec):
         """None on the CPU, where batches are encoded in threads."""
         # The VAE caches frames in itself while encoding, so a second thread, as batches use on the CPU, is impossible.
         return None if self.module.device.type == "cpu" else self
-
-
-class ImageTextProcessor(Qwen2VLProcessor):
-    """Qwen2VLProcessor without its video processor, which needs torchvision in a matching release.
-
-    It would take `<|image_pad|>` in a caption for another image; such a caption is given as `caption_ids` instead.
-    """
-
-    caption_ids: Sequence[int] = ()
-    """Token ids of a caption that take the place of an empty one."""
-
-    def __init__(
-        self,
-        image_processor: BaseImageProcessor,
-        tokenizer: PreTrainedTokenizerBase,
-        chat_template: str | None = None,
-    ) -> None:
-        for medium in ("image", "video"):
-            token = f"<|{medium}_pad|>"
-            setattr(self, f"{medium}_token", token)
-            setattr(self, f"{medium}_token_id", tokenizer.convert_tokens_to_ids(token))
-        ProcessorMixin.__init__(self, image_processor, tokenizer, chat_template=chat_template)
-
-    def __call__(self, *arguments: Any, **options: Any) -> BatchFeature:
-        """Process one text with its images to `input_ids` `[1, tokens]` int64, `pixel_values` and more."""
-        inputs = super().__call__(*arguments, **options)
-        if not self.caption_ids:
-            return inputs
-        # In the pipeline's template the caption follows the image.
-        return insert_caption(inputs, self.caption_ids, self.tokenizer.convert_tokens_to_ids("<|vision_end|>"))
-
-
-def load_processor(folder: Path) -> Qwen2VLProcessor:
-    """Load the pipeline's processor of text and images."""
-    return ImageTextProcessor.from_pretrained(folder / "processor", local_files_only=True)
-
-
-def make_processor(tokenizer: Qwen2Tokenizer) -> Qwen2VLProcessor:
-    """The published model's processor with this tokenizer."""
-    folder = QWEN_IMAGE_EDIT.configs / "processor"
-    return ImageTextProcessor(AutoImageProcessor.from_pretrained(folder, local_files_only=True), tokenizer)
 
 
 def _vision_tokens(control: Size) -> int:

@@ -89,7 +89,7 @@ def qwen_pipeline(seed: int) -> DiffusionPipeline:
     from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
     from transformers.models.qwen2_vl.image_processing_pil_qwen2_vl import Qwen2VLImageProcessorPil
 
-    from ..models.qwen_image_edit import ImageTextProcessor
+    from ..models.qwen_processor import ImageTextProcessor
 
     tokenizer = qwen_tokenizer()
     torch.manual_seed(seed)
