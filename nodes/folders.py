@@ -15,6 +15,7 @@ from PIL import Image
 from ..trainer.config.request import Columns
 from ..trainer.errors import BadInput
 from ..trainer.files import atomic_write
+from ..trainer.paths import path_kind
 
 EXAMPLES = Path(__file__).parent.parent / "example_workflows"
 """Folder of the example parquet and request, which are found by their bare names."""
@@ -124,7 +125,7 @@ def find_request(text: str) -> Path | str:
         return text
     places = [Path(text), input_folder() / text, EXAMPLES / text]
     for place in places:
-        if place.is_file():
+        if path_kind(place) == "file":
             return place
     tried = ", ".join(str(place.absolute()) for place in places)
     raise BadInput(f'request: "{text}" is neither JSON nor a file; tried {tried}.')

@@ -13,7 +13,7 @@ from .source_tree import room_of, sources
 LADDER = (
     ("compiled", "errors", "events", "modules", "threads", "trainer"),
     ("families",),
-    ("config", "files"),
+    ("config", "files", "paths"),
     ("data", "quantization", "tensors"),
     ("single_file", "device", "blocks"),
     ("models", "distributed"),

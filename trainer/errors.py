@@ -41,6 +41,14 @@ def printable(text: str) -> str:
     )
 
 
+def shorten(text: str, limit: int = 200) -> str:
+    """Make text printable and at most `limit` characters long, for a message."""
+    text = text[: limit + 1]
+    if not text.isprintable():
+        text = "".join(character if character.isprintable() else "?" for character in text)
+    return text if len(text) <= limit else text[: limit - 3] + "..."
+
+
 _ALLOWED = "\n\t\u200c\u200d"
 """Newline, tab, and the joiners that some scripts and emojis are written with."""
 

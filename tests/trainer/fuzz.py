@@ -13,7 +13,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from pathlib import Path
 
 import numpy as np
@@ -201,13 +201,12 @@ def check(kind: str, path: Path) -> str:
     return result
 
 
-def run(folder: Path, seed: int, seconds: float, counts: Counter[str]) -> list[str]:
-    """Check mutated files for some seconds, each kind in turn. Returns the failures; their files stay in `folder`."""
+def run(folder: Path, seed: int, rounds: Iterable[object], counts: Counter[str]) -> list[str]:
+    """Check one mutated file of each kind a round. Returns the failures; their files stay in `folder`."""
     failures = []
     good = seeds(folder)
     pick = random.Random(seed)
-    end = time.monotonic() + seconds
-    while time.monotonic() < end:
+    for _ in rounds:
         for kind, files in good.items():
             data = mutated(pick.choice(files), pick)
             path = folder / f"case.{kind}"
@@ -231,7 +230,8 @@ def main() -> int:
     counts: Counter[str] = Counter()
     folder = Path(tempfile.mkdtemp(prefix="fuzz-"))
     print(f"seed {options.seed}; the last files are in {folder}", flush=True)
-    failures = run(folder, options.seed, options.minutes * 60, counts)
+    end = time.monotonic() + options.minutes * 60
+    failures = run(folder, options.seed, iter(lambda: time.monotonic() < end, False), counts)
     print(*failures, sep="\n")
     for name, count in sorted(counts.items()):
         print(f"{name:24}{count:8}")

@@ -18,6 +18,7 @@ from ..data.downloads import Downloads
 from ..errors import BadInput
 from ..events import Event, Finished, Progress, Started, Step
 from ..files import named_folder
+from ..paths import path_kind
 from .console import Console
 from .parser import model_file_options
 from .stopping import stop_signals
@@ -117,9 +118,10 @@ def run_training(
 def check_folder(folder: Path) -> None:
     """Raise BadInput when the folder cannot be created because a file has its name, or a parent's."""
     for place in (folder, *folder.parents):
-        if place.exists():
-            if not place.is_dir():
-                raise BadInput(f"--out {folder}: {place} is a file; name a folder.")
+        kind = path_kind(place)
+        if kind in ("file", "other"):
+            raise BadInput(f"--out {folder}: {place} is a file; name a folder.")
+        if kind == "folder":
             return
 
 

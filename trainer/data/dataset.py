@@ -16,11 +16,12 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..config.request import Columns
-from ..errors import BadInput, RunFailed
+from ..errors import BadInput, RunFailed, shorten
 from ..events import Progress, drain
+from ..paths import path_kind, typed_path
 from .digests import MISSING, FileDigests, file_states, named_files
 from .downloads import Downloads
-from .image_refs import ImageRef, image_ref, read_bytes, shorten
+from .image_refs import ImageRef, image_ref, read_bytes
 from .parquet import column_faults
 from .report import BadRow, DatasetReport, SizeStats, bad_rows_message, first_bad_rows
 from .resize import Size
@@ -238,8 +239,8 @@ def find_images_root(images_root: str, parquet: Path) -> Path:
     """Folder that a parquet's relative image paths start from. Raises BadInput when there is none."""
     if not images_root:
         return parquet.parent
-    for folder in (Path(images_root).expanduser(), parquet.parent / images_root):
-        if folder.is_dir():
+    for folder in (typed_path(images_root), parquet.parent / images_root):
+        if path_kind(folder) == "folder":
             return folder
     raise BadInput(f'images_root: "{images_root}" is not a folder.')
 

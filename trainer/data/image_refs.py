@@ -11,7 +11,8 @@ from pathlib import Path
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
-from ..errors import BadImage
+from ..errors import BadImage, BadInput, shorten
+from ..paths import path_kind, typed_path
 from .downloads import Downloads
 from .hosts import check_literal
 
@@ -108,14 +109,6 @@ def _checked_url(url: str) -> str:
     return url
 
 
-def shorten(text: str, limit: int = 200) -> str:
-    """Make text printable and at most `limit` characters long, for a message."""
-    text = text[: limit + 1]
-    if not text.isprintable():
-        text = "".join(character if character.isprintable() else "?" for character in text)
-    return text if len(text) <= limit else text[: limit - 3] + "..."
-
-
 def local_file(path: str, root: Path) -> Path:
     """Resolve a relative path below `root`, following symbolic links as far as `linked_folders` allow.
 
@@ -195,9 +188,12 @@ def fetch_control(url_or_path: str, downloads: Downloads, base: Path | None = No
     """
     if _SCHEME.match(url_or_path) or not url_or_path.strip():
         return read_bytes(_text_ref(url_or_path), Path(), downloads)
-    path = Path(url_or_path).expanduser()
-    places = [path] if base is None or path.is_absolute() else [base / path, path]
-    for place in places:
-        if place.is_file():
-            return _read_file(place, shorten(url_or_path))
+    try:
+        path = typed_path(url_or_path)
+        places = [path] if base is None or path.is_absolute() else [base / path, path]
+        file = next((place for place in places if path_kind(place) == "file"), None)
+    except BadInput as error:
+        raise BadImage(str(error).removesuffix(".")) from None
+    if file is not None:
+        return _read_file(file, shorten(url_or_path))
     raise BadImage(f"{shorten(url_or_path)}: no such image file; tried {', '.join(str(place) for place in places)}")

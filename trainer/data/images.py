@@ -12,10 +12,10 @@ from threading import Condition
 import numpy as np
 from PIL import Image, ImageFile
 
-from ..errors import BadImage
+from ..errors import BadImage, shorten
 from .downloads import Downloads
 from .image_headers import check_tiff, foreign_format, image_format, jpeg_scans, needed_png
-from .image_refs import fetch_control, shorten
+from .image_refs import fetch_control
 from .pillow import DECODE_SECONDS, READERS, TimedBytes, TooSlow
 from .resize import Size
 

@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
 from ..config.request import FineTuneRequest, parse_request
 from ..config.validation import decode_json, read_json_file
 from ..errors import BadInput
+from ..paths import path_kind, typed_path
 from .parquet import column_faults, folder_message
 
 
@@ -47,20 +47,16 @@ def resolve_resource(resource: str, input_folder: Path | None = None, beside: Pa
     Relative paths are looked up in the current folder, in `beside` (the request file's folder), then in
     `input_folder`. The content is not read. Raises BadInput naming every place tried.
     """
-    path = Path(resource).expanduser()
+    path = typed_path(resource)
     starts = [Path(), *(folder for folder in (beside, input_folder) if folder is not None)]
     names = [path]
     if not path.is_absolute() and len(path.parts) > 1:
         names.append(Path(*path.parts[1:]))
     places = list(dict.fromkeys(start / name for name in names for start in starts))
-    try:
-        for place in places:
-            if place.is_file():
-                return place
-        folder = next((place for place in places if place.is_dir()), None)
-    except ValueError:
-        raise BadInput(f"{json.dumps(resource)} is not a path.") from None
-    if folder is not None:
+    kinds = {place: path_kind(place) for place in places}
+    if found := next((place for place in places if kinds[place] == "file"), None):
+        return found
+    if folder := next((place for place in places if kinds[place] == "folder"), None):
         raise BadInput(folder_message(folder))
     if "*" in resource:
         raise BadInput(f'"{resource}" is a pattern; name one parquet file, or join several into one first.')

@@ -8,11 +8,10 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from ..config.request import DEFAULT_CONTROL_URL, SamplePrompt
-from ..data.image_refs import shorten
 from ..data.images import EncodedImage, load_control
 from ..data.report import LISTED_ROWS
 from ..data.resize import Size
-from ..errors import BadInput
+from ..errors import BadInput, shorten
 from ..events import Progress
 from ..models.captions import CaptionRules
 from ..threads import prefetch

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..data.image_refs import ImageRef, shorten
+from ..data.image_refs import ImageRef
 from ..data.images import decode_image
-from ..errors import RunFailed
+from ..errors import RunFailed, shorten
 from ..events import Progress, RunControl
 from ..threads import BackgroundWork, prefetch_or_idle
 from .cache import Tensors

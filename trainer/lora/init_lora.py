@@ -12,6 +12,7 @@ import torch
 from ..config.request import TrainingParams
 from ..config.settings import RunSettings
 from ..errors import BadInput
+from ..paths import path_kind
 from ..single_file.fingerprint import fingerprint_files
 from .adapter import lora_notes, read_lora
 from .scales import PREFIX, peft_config
@@ -48,7 +49,7 @@ def open_init_lora(model: EditModel, params: TrainingParams, settings: RunSettin
     if not params.use_lora:
         raise BadInput("init_lora: a full fine-tune (use_lora false) has no LoRA to start from; leave init_lora empty.")
     path = Path(settings.init_lora)
-    if not path.is_file():
+    if path_kind(path) != "file":
         raise BadInput(f"init_lora: there is no file {path}.")
     transformer = model.empty_transformer()
     tensors = read_lora(path, model.family, transformer)

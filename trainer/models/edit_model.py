@@ -22,6 +22,7 @@ from ..config.settings import Precision
 from ..errors import BadInput, RunFailed
 from ..families.info import Component, Policy
 from ..families.registry import find_variant
+from ..paths import path_kind
 from ..single_file.fingerprint import files_in, fingerprint_files
 from ..single_file.load_module import OneDevice, WeightSink
 from ..single_file.text_encoder import load_encoder
@@ -253,7 +254,7 @@ def open_model(
         )
     ports = None if policy == "diffusers" else ports
     folder = folder or variant.folder
-    if folder is not None and not (folder / "model_index.json").is_file():
+    if folder is not None and path_kind(folder / "model_index.json") != "file":
         raise BadInput(f"{folder} is not a model in diffusers' layout: it has no model_index.json.")
     files = files or NO_FILES
     model = EditModel(base_model, folder, "comfyui" if ports else "diffusers", files=files, ports=ports)

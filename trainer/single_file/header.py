@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Protocol
 
 from ..errors import BadInput
+from ..paths import path_kind
 
 if TYPE_CHECKING:
     import torch
@@ -149,18 +150,19 @@ def open_weights(path: Path, what: str) -> WeightFile:
     Raises BadInput for a file that is not safetensors or GGUF, or is truncated, and says what it is.
     """
     try:
-        if path.is_dir():
+        kind = path_kind(path)
+        if kind == "folder":
             raise BadInput(f"The {what} {path} is a folder; name the file.")
-        if path.exists() and not path.is_file():
+        if kind == "other":
             raise BadInput(f"The {what} {path} is not a file.")
+        if kind == "missing":
+            raise BadInput(f"The {what} {path} does not exist.")
         size = path.stat().st_size
         with path.open("rb") as file:
             start = file.read(64)
             length = int.from_bytes(start[:8], "little")
             file.seek(8)
             header = file.read(length) if 1 < length <= min(MAX_HEADER, size - 8) else b""
-    except FileNotFoundError:
-        raise BadInput(f"The {what} {path} does not exist.") from None
     except OSError as error:
         raise BadInput(f"Cannot read the {what} {path}: {error.strerror or error}.") from None
     if size == 0:

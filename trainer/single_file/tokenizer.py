@@ -12,6 +12,7 @@ from huggingface_hub import snapshot_download
 from transformers import PreTrainedTokenizerBase
 
 from ..errors import BadInput
+from ..paths import path_kind
 
 ENVIRONMENT = "COMFYUI_PATH"
 """Environment variable with the path of a ComfyUI installation."""
@@ -36,7 +37,7 @@ def find_tokenizers(
     Searched in this order: the given ComfyUI installation, the base model's folder, the installation at COMFYUI_PATH,
     the Hugging Face cache. Nothing is downloaded. Raises BadInput with remedies if a tokenizer is not found.
     """
-    if comfyui is not None and not comfyui.is_dir():
+    if comfyui is not None and path_kind(comfyui) != "folder":
         raise BadInput(f"The ComfyUI installation {comfyui} does not exist.")
     found = {}
     for name, tokenizer in tokenizers.items():

@@ -30,6 +30,7 @@ from ..files import (
     temporary_beside,
     write_json,
 )
+from ..paths import path_kind
 from .checkpoint import checkpoint_folders, last_step, read_state
 from .run_lock import lock_run
 from .run_log import read_log
@@ -267,7 +268,7 @@ def open_run_folder(
     which a run may still have. Raises BadInput when `wanted` is a file or the folder is in use.
     """
     wanted = named_folder(wanted)
-    if wanted.exists() and not wanted.is_dir():
+    if path_kind(wanted) in ("file", "other"):
         raise BadInput(f"The run folder {wanted} is a file; name a folder.")
     number, run, notices, former_fingerprint = 1, RunFolder(wanted), [], ""
     while True:
