@@ -55,11 +55,12 @@ def fuses(tensor: torch.Tensor) -> bool:
     Not under autocast, whose casts are those of single operations, nor inside a compiled block, which is compiled as a
     whole.
     """
-    if torch.compiler.is_compiling() or torch.is_autocast_enabled(tensor.device.type):
+    kind = tensor.device.type
+    if torch.compiler.is_compiling() or (kind != "meta" and torch.is_autocast_enabled(kind)):
         return False
     if _assumed:
         return _assumed[-1] is not None
-    return tensor.numel() >= MIN_ELEMENTS and has_compiler(tensor.device.type)
+    return tensor.numel() >= MIN_ELEMENTS and has_compiler(kind)
 
 
 @contextmanager

@@ -1,4 +1,4 @@
-"""Bytes of activations of a training step, measured by running blocks on tensors without storage (FakeTensor)."""
+"""Bytes of activations of a training step, measured by running blocks on tensors without storage."""
 
 from __future__ import annotations
 
@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch._subclasses.fake_tensor import FakeTensorMode
+from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from ..compiled import assume_compiler
@@ -23,7 +24,7 @@ from ..modules import blocks_of
 from ..quantization.formats import Format, format_of
 from ..quantization.linear import QuantizedLinear, set_quantize_activations
 from ..quantization.quantize import large_weights, quantize
-from .live_bytes import CudaAutocast, LiveBytes
+from .live_bytes import CudaAutocast, LiveBytes, MetaAttention
 from .plan import ActivationCheckpointing, Plan
 
 if TYPE_CHECKING:
@@ -187,10 +188,14 @@ class _Run:
         trained: _Trained,
         checkpointed: bool,
     ) -> None:
-        self.family, self.shape, self.mode = family, shape, FakeTensorMode()
-        with self.mode:
+        self.family, self.shape = family, shape
+        # Autocast knows no meta device; fake tensors are of the CPU, and take twice the time.
+        self.mode = FakeTensorMode() if shape.autocast else torch.device("meta")
+        with self.mode, LiveBytes():  # which remembers layouts
             self.transformer = family.bare_transformer(config)
             self._train(family, trained, shape)
+            for block in blocks_of(self.transformer):
+                block.forward = _within(CudaAutocast if shape.autocast else MetaAttention, block.forward)
             if checkpointed:
                 cast("ModelMixin", self.transformer).enable_gradient_checkpointing(_checkpointed)
             self.inputs = _inputs(family, config, shape)
@@ -232,13 +237,10 @@ class _Run:
 
     def measure(self) -> None:
         """Run forward and backward; sets `around`, `saved` and `work`, as in Footprint and BlockFootprint."""
-        shape = self.shape
         live = LiveBytes([*self.transformer.parameters(), *self.transformer.buffers()])
         marks: list[int] = []
         for block in blocks_of(self.transformer):
             block.register_forward_pre_hook(lambda *_: marks.append(live.now))
-            if shape.autocast:
-                block.forward = _as_on_cuda(block.forward)
         for parameter in self.transformer.parameters():
             if parameter.requires_grad:  # The plan counts gradients with the trained weights.
                 parameter.register_post_accumulate_grad_hook(lambda trained: live.forget(cast("Any", trained.grad)))
@@ -259,14 +261,14 @@ class _Run:
         return self.family.predict(self.transformer, noisy, controls, text, sigma, 1.0)
 
 
-def _as_on_cuda(forward: Callable[..., Any]) -> Callable[..., Any]:
-    """Let a block's forward, recomputation included, cast as CUDA's autocast does."""
+def _within(mode: Callable[[], TorchFunctionMode], forward: Callable[..., Any]) -> Callable[..., Any]:
+    """Let a block's forward, recomputation included, run in a mode, which torch suspends in a backward pass."""
 
-    def cast_forward(*args: Any, **kwargs: Any) -> Any:
-        with CudaAutocast():
+    def run(*args: Any, **kwargs: Any) -> Any:
+        with mode():
             return forward(*args, **kwargs)
 
-    return cast_forward
+    return run
 
 
 def _checkpointed(block: torch.nn.Module, *inputs: Any) -> Any:

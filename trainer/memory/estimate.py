@@ -94,6 +94,18 @@ class MemoryEstimate:
         self._measured: dict[ActivationCheckpointing, Footprint] = {}
         self.model, self.shape = model, step_shape(model.family, params, settings, self._plan(), device_info.compiler)
 
+    @property
+    def least(self) -> int:
+        """Bytes of device memory that every plan takes: the trained weights, and the frozen ones outside the blocks."""
+        return self._trained + (self.weights.around if self.params.use_lora else 0)
+
+    @property
+    def _trained(self) -> int:
+        """Bytes of the trained weights, their gradients and the optimizer's state."""
+        optimizer = self.settings.optimizer
+        each = TRAINED_BYTES[optimizer] if self.params.use_lora else full_fine_tune_bytes(optimizer, self.dtype)
+        return self.trainable * each
+
     def _footprint(self, activation_checkpointing: ActivationCheckpointing) -> Footprint:
         if activation_checkpointing not in self._measured:
             self._measured[activation_checkpointing] = measure(
@@ -177,13 +189,11 @@ class MemoryEstimate:
         streamed = [weights.blocks[index] for index in plan.streamed]
         if not self.params.use_lora:
             resident, modulation = 0, 0
-        optimizer = self.settings.optimizer
-        each = TRAINED_BYTES[optimizer] if self.params.use_lora else full_fine_tune_bytes(optimizer, self.dtype)
         saved, work = self._activations(plan)
         components = {
             FROZEN: resident + modulation,
             SLOTS: 2 * max(streamed, default=0),
-            TRAINED: self.trainable * each,
+            TRAINED: self._trained,
             ACTIVATIONS: saved,
             "workspace of the largest block": work,
             "driver and allocator": self.device_info.reserve(saved + work),

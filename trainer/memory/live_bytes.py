@@ -1,17 +1,16 @@
-"""Counting the bytes of living tensors while code runs on tensors without storage (FakeTensor) on the CPU, as a GPU
-would hold them."""
+"""Counting the bytes of living tensors while code runs on tensors without storage (the meta device, or FakeTensor), as
+a GPU would hold them."""
 
 from __future__ import annotations
 
 import weakref
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
-from typing import Any
+from collections.abc import Callable, Mapping, Sequence
+from typing import Any, NamedTuple
 
 import torch
 from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
-from torch.utils._pytree import tree_flatten, tree_leaves, tree_map
+from torch.utils._pytree import tree_leaves, tree_map
 
 ATTENTION_BACKWARD = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu_backward.default
 
@@ -28,7 +27,7 @@ class LiveBytes(TorchDispatchMode):
         self._others = weakref.WeakSet(tensor.untyped_storage() for tensor in others)
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        result = function(*args, **(kwargs or {}))
+        result = call_by_layout(function, args, kwargs)
         if not self._paused:
             self._count(result)
         if function is ATTENTION_BACKWARD:
@@ -66,24 +65,26 @@ class LiveBytes(TorchDispatchMode):
         self.now -= size
 
 
-def call_by_layout(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
+def call_by_layout(function: Callable[..., Any], args: tuple[Any, ...], kwargs: Mapping[str, Any] | None = None) -> Any:
     """Call a function of tensors without values, of any shape and dtype.
 
-    Its results' layouts are remembered for the next call with arguments of the same, which makes new results from them:
-    of all operations of a step, those in compiled functions are most.
+    The layouts of its results are remembered, and the next call with arguments of the same layouts makes new results
+    from them: blocks repeat each other, and torch works out a layout in Python, which takes a millisecond. Results that
+    share memory with an argument are not remembered.
     """
-    leaves, structure = tree_flatten(args)
-    key = function, str(structure), *map(_layout, leaves)
-    if key in _RESULTS:
-        return tree_map(_empty, _RESULTS[key])
-    result = function(*args)
-    if not _storages(result) & _storages(args):
-        _RESULTS[key] = tree_map(_layout, result)
+    kwargs = kwargs or {}
+    key = function, _key(args), _key(kwargs)
+    remembered = _RESULTS.get(key)
+    if remembered is not None:
+        return _empty(remembered)
+    result = function(*args, **kwargs)
+    if key not in _RESULTS:
+        shared = _storages(result) & _storages((args, kwargs))
+        _RESULTS[key] = None if shared else _layout(result)
     return result
 
 
-@dataclass(frozen=True, slots=True)
-class _Layout:
+class _Layout(NamedTuple):
     """Shape, strides, dtype and device of a tensor without storage."""
 
     shape: torch.Size
@@ -92,10 +93,21 @@ class _Layout:
     device: torch.device
 
 
+def _key(value: Any) -> Any:
+    """A value that is equal for equal arguments only: 1, 1.0 and True are three, with results of three dtypes."""
+    if isinstance(value, torch.Tensor):
+        return _layout(value)
+    if isinstance(value, (list, tuple)):  # torch's pytree does this too, at three times the cost of the rest
+        return type(value), *map(_key, value)
+    if isinstance(value, Mapping):
+        return tuple((name, _key(item)) for name, item in value.items())
+    return type(value), value
+
+
 def _layout(value: Any) -> Any:
-    if not isinstance(value, torch.Tensor):
-        return value
-    return _Layout(value.shape, value.stride(), value.dtype, value.device)
+    if isinstance(value, torch.Tensor):
+        return _Layout(value.shape, value.stride(), value.dtype, value.device)
+    return type(value)(map(_layout, value)) if isinstance(value, (list, tuple)) else value
 
 
 def _storages(tensors: Any) -> set[torch.UntypedStorage]:
@@ -103,12 +115,39 @@ def _storages(tensors: Any) -> set[torch.UntypedStorage]:
 
 
 def _empty(value: Any) -> Any:
-    if not isinstance(value, _Layout):
-        return value
-    return torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=value.device)
+    if isinstance(value, _Layout):
+        return torch.empty_strided(value.shape, value.stride, dtype=value.dtype, device=value.device)
+    return type(value)(map(_empty, value)) if isinstance(value, (list, tuple)) else value
 
 
 _RESULTS: dict[tuple, Any] = {}
+"""Layouts by function and arguments; None where the results share memory with an argument."""
+
+
+class MetaAttention(TorchFunctionMode):
+    """Computes attention on the meta device by a fused kernel, as every card does; torch has none for that device."""
+
+    def __torch_function__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if function is torch.nn.functional.scaled_dot_product_attention:
+            return _fused_attention(*args, **kwargs)
+        return function(*args, **kwargs)
+
+
+def _fused_attention(
+    query: torch.Tensor,
+    key: torch.Tensor,
+    value: torch.Tensor,
+    attn_mask: torch.Tensor | None = None,
+    dropout_p: float = 0.0,
+    is_causal: bool = False,
+    scale: float | None = None,
+    enable_gqa: bool = False,
+) -> torch.Tensor:
+    """`scaled_dot_product_attention` of [B, H, L, D] tensors of one float dtype; without grouped queries."""
+    assert not enable_gqa
+    fused = torch.ops.aten._scaled_dot_product_flash_attention_for_cpu
+    return fused(query, key, value, dropout_p, is_causal, attn_mask=attn_mask, scale=scale)[0]
 
 
 FLOAT32_ON_CUDA = frozenset(

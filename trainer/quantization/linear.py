@@ -77,7 +77,8 @@ def project(layers: Sequence[nn.Module], input: torch.Tensor) -> list[torch.Tens
 def computation_dtype(input: torch.Tensor) -> torch.dtype:
     """Return the dtype in which a layer multiplies `input` (any shape and dtype): autocast's, else the input's own."""
     kind = input.device.type
-    return torch.get_autocast_dtype(kind) if torch.is_autocast_enabled(kind) else input.dtype
+    autocasts = kind != "meta" and torch.is_autocast_enabled(kind)  # it knows no meta device
+    return torch.get_autocast_dtype(kind) if autocasts else input.dtype
 
 
 class _FrozenLinear(torch.autograd.Function):
