@@ -12,7 +12,9 @@ import torch
 from torch._subclasses.fake_tensor import FakeTensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from .traffic import Traffic, tensors_in
+from trainer.memory.live_bytes import call_by_layout
+
+from .traffic import Traffic, on_card, tensors_in
 
 ATTENTION_BACKWARD = (
     "_scaled_dot_product_flash_attention_backward",
@@ -114,7 +116,7 @@ class Log(TorchDispatchMode):
         self._note_sync(name, args, kwargs)
         if name == "_local_scalar_dense" and not _is_known(args[0]):
             return True if args[0].dtype == torch.bool else args[0].dtype.is_floating_point * 0.5 + 0.5
-        result = function(*args, **kwargs)
+        result = call_by_layout(function, args, kwargs) if on_card(args) else function(*args, **kwargs)
         if not self._fused:
             self.traffic.count(function, args, kwargs, result)
             self.note(result)

@@ -34,7 +34,7 @@ class Traffic:
         packet, name = function.overloadpacket, function.overloadpacket.__name__
         if name == "addmm_":
             packet, name = torch.ops.aten.addmm, "addmm"
-        if name in COPIES or function.namespace == "prim" or _is_view(function) or not _on_card((args, result)):
+        if name in COPIES or function.namespace == "prim" or _is_view(function) or not on_card((args, result)):
             return
         kind = "elementwise"
         if name in MATMULS:
@@ -88,5 +88,6 @@ def _is_view(function: Any) -> bool:
     return any(alias is not None and not alias.is_write for alias in aliases)
 
 
-def _on_card(values: Any) -> bool:
+def on_card(values: Any) -> bool:
+    """Tell whether any tensor in nested arguments or results is on the card."""
     return any(tensor.device.type == "cuda" for tensor in tensors_in(values))

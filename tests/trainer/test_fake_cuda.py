@@ -1,5 +1,5 @@
-"""The trainer on a fake CUDA card; see tests/fake_cuda/card.py. Each file of checks runs in a process of its own,
-because the fake card must be loaded before torch."""
+"""The trainer on a fake CUDA card; see tests/fake_cuda/card.py. The checks run in a process of their own, because the
+fake card must be loaded before torch."""
 
 from __future__ import annotations
 
@@ -19,10 +19,10 @@ pytestmark = [
 ]
 
 
-@pytest.mark.parametrize("checks", sorted(path.name for path in (ROOT / "tests" / "fake_cuda").glob("check_*.py")))
-def test_on_fake_cuda(checks: str) -> None:
+def test_on_fake_cuda() -> None:
+    checks = sorted(str(path) for path in (ROOT / "tests" / "fake_cuda").glob("check_*.py"))
     done = subprocess.run(
-        [sys.executable, "-m", "tests.fake_cuda", f"tests/fake_cuda/{checks}"],
+        [sys.executable, "-m", "tests.fake_cuda", *checks],
         cwd=ROOT,
         capture_output=True,
         text=True,

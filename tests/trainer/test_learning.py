@@ -26,11 +26,11 @@ TAUGHT: dict[str, tuple[float, Path]] = {}
 
 @pytest.fixture
 def short(base_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo of this base model alone, in 100 steps of half its batch, with a quarter of its pairs."""
+    """The demo of this base model alone, in 80 steps of a quarter of its batch, with a quarter of its pairs."""
     monkeypatch.setattr(demo, "LESSONS", {base_model: demo.LESSONS[base_model]})
     monkeypatch.setattr(demo, "HELD_OUT_PAIRS", 4)
     monkeypatch.setattr(demo, "TRAINING_PAIRS", demo.TRAINING_PAIRS // 4)
-    monkeypatch.setattr(demo, "TRAINING", demo.TRAINING | {"steps": 100, "batch_size": 8})
+    monkeypatch.setattr(demo, "TRAINING", demo.TRAINING | {"steps": 80, "batch_size": 4})
 
 
 def taught(capsys: pytest.CaptureFixture[str], folder: Path, *options: str) -> dict:
