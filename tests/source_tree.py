@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cache
 from pathlib import Path, PurePosixPath
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -17,6 +18,12 @@ def sources() -> dict[PurePosixPath, str]:
     """Source text of every module of the pack, by its path below the root."""
     paths = [path for folder in ("trainer", "nodes") for path in sorted((ROOT / folder).rglob("*.py"))]
     return {PurePosixPath(path.relative_to(ROOT).as_posix()): path.read_text(encoding="utf-8") for path in paths}
+
+
+@cache
+def syntax_trees() -> Modules:
+    """Syntax tree of every module of the pack, by its path below the root."""
+    return {path: ast.parse(text) for path, text in sources().items()}
 
 
 def room_of(parts: tuple[str, ...]) -> str:

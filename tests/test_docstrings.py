@@ -17,9 +17,9 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from .source_tree import Definition, Function, Modules, attributes, definitions, docstrings, sources
+from .source_tree import Definition, Function, Modules, attributes, definitions, docstrings, syntax_trees
 
-MODULES = {path: ast.parse(text) for path, text in sources().items()}
+MODULES = syntax_trees()
 
 SHAPE = re.compile(r"\[[\w .+*/()'-]+(, [\w .+*/()'-]+)*(, \.\.\.)?\]|\b(scalar|flat|any shape)\b", re.IGNORECASE)
 DTYPE = re.compile(r"\b(float(8|16|32|64)|bfloat16|bf16|fp(8|16|32)|u?int(8|16|32|64)|bool|dtypes?)\b")

@@ -9,9 +9,9 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from .source_tree import Modules, attributes, definitions, sources
+from .source_tree import Modules, attributes, definitions, syntax_trees
 
-MODULES = {path: ast.parse(text) for path, text in sources().items()}
+MODULES = syntax_trees()
 
 WORDS = {
     "agreed": "shared",

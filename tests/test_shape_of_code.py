@@ -7,13 +7,13 @@ from pathlib import PurePosixPath
 
 import pytest
 
-from .source_tree import Function, Modules, definitions, room_of, sources
+from .source_tree import Function, Modules, definitions, room_of, syntax_trees
 
 ROOMS = {"training", "encoding"}
 MAX_LINES = 60
 MAX_ARGUMENTS = 6
 
-MODULES = {path: ast.parse(text) for path, text in sources().items()}
+MODULES = syntax_trees()
 
 
 def oversized(modules: Modules) -> list[str]:
