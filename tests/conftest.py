@@ -3,6 +3,7 @@ the small models gain nothing from more."""
 
 from __future__ import annotations
 
+import gc
 import os
 from collections.abc import Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from typing import Any
 import pytest
 
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+gc.disable()  # Half of the time of importing torch, diffusers and the tests: see pytest_collection_finish.
 
 FOLDER_MARKERS = {"comfyui": ("comfyui", "slow"), "browser": ("browser", "slow"), "gpu": ("gpu", "slow")}
 LEFT_OUT = pytest.StashKey[int]()
@@ -25,6 +27,12 @@ def pytest_collection_modifyitems(items: Sequence[pytest.Item]) -> None:
             item.add_marker(marker)
         if folder == "gpu":
             item.add_marker(pytest.mark.xdist_group("gpu"))  # One card: its tests run one after the other.
+
+
+def pytest_collection_finish() -> None:
+    """Collect garbage from now on, and look no more at what is imported."""
+    gc.enable()
+    gc.freeze()
 
 
 def pytest_deselected(items: Sequence[pytest.Item]) -> None:

@@ -142,6 +142,7 @@ def test_what_nothing_tells_is_left_open(tmp_path: Path) -> None:
     assert guess_columns(write(tmp_path / "data.parquet", {"x": PATHS, "y": PATHS, "z": 1})) == {}
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "text", [".png?" * 60_000 + "\n", "a" * 50_000_000, "\u00e9." * 100_000], ids=["query", "long", "dots"]
 )

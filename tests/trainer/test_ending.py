@@ -33,6 +33,7 @@ def silent() -> Iterator[threading.Event]:
     answer.set()
 
 
+@pytest.mark.slow
 def test_a_command_that_is_done_does_not_wait_for_its_threads() -> None:
     program = (
         "import threading, time; from concurrent.futures import ThreadPoolExecutor\n"
@@ -87,6 +88,7 @@ def test_texts_that_wait_for_a_server_can_be_stopped_and_lose_no_step(qwen, runs
     assert last_step(runs.folder / "run" / "checkpoints") == steps
 
 
+@pytest.mark.slow
 def test_images_that_wait_for_a_server_can_be_stopped(kontext, runs, silent, monkeypatch) -> None:
     monkeypatch.setattr(Encoder, "_read", lambda *_: silent.wait(LONG))
     begun = time.monotonic()
@@ -96,6 +98,7 @@ def test_images_that_wait_for_a_server_can_be_stopped(kontext, runs, silent, mon
     assert time.monotonic() - begun < LONG / 2
 
 
+@pytest.mark.slow
 def test_processes_that_agree_to_stop_are_not_ended_while_they_save(monkeypatch) -> None:
     ended = []
     monkeypatch.setattr("trainer.cli.stopping.SECONDS_TO_AGREE", 0.2)

@@ -27,6 +27,7 @@ from .peak import peak_memory
 GIGABYTE = 2**30
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_parquet_is_refused_in_bounded_memory(what: str, tmp_path: Path) -> None:
     make, says = HOSTILE[what]
