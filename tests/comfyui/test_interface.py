@@ -27,8 +27,10 @@ assert after[-1].optional and after[-1].tooltip and (after[-1].default, after[-1
 """
 
 
-def test_a_new_setting_becomes_the_last_widget_of_the_settings_node(comfyui: Path) -> None:
-    command = [find_python(comfyui), "-c", NEW_SETTING, str(comfyui), str(PACK.parent), PACK.name]
+def test_a_new_setting_becomes_the_last_widget_of_the_settings_node(comfyui: Path, tmp_path: Path) -> None:
+    pack = tmp_path / "pack_of_any_name"  # a checkout may be called `main`, which is a module of ComfyUI
+    pack.symlink_to(PACK, target_is_directory=True)
+    command = [find_python(comfyui), "-c", NEW_SETTING, str(comfyui), str(tmp_path), pack.name]
     done = subprocess.run(command, capture_output=True, text=True, check=False)
     assert done.returncode == 0, done.stderr
 

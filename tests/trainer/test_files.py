@@ -49,7 +49,7 @@ def test_equal_tensors_and_metadata_give_equal_bytes_in_every_process(tmp_path):
         " {f'key {n}': 'é \"quoted\" \\n' * n for n in range(12)})"
     )
     contents = set()
-    for number in range(3):
+    for number in range(2):
         path = tmp_path / f"{number}.safetensors"
         subprocess.run([sys.executable, "-c", code, str(path)], check=True, cwd=REPO)
         contents.add(path.read_bytes())

@@ -72,6 +72,16 @@ def deltas(state, prefix: str = "transformer.") -> dict[str, torch.Tensor]:
     }
 
 
+def effects(state: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """What each module's delta makes of eight random inputs: at full width the deltas have gigabytes."""
+    found = {}
+    for name, down in state.items():
+        if name.endswith("lora_A.weight"):
+            inputs = torch.randn(down.shape[1], 8, generator=torch.Generator().manual_seed(0))
+            found[name.removesuffix(".lora_A.weight")] = state[name.replace("lora_A", "lora_B")] @ (down @ inputs)
+    return found
+
+
 @pytest.mark.parametrize("name", NAMES)
 def test_every_format_gives_the_same_tensors(model, name):
     transformer = empty(model)
@@ -168,11 +178,11 @@ def test_the_same_as_diffusers_converters_make_of_it(request, name, prefix):
     pairs = random_pairs(transformer, r".*transformer_blocks\..*", rank=2)
     state = kohya(launched_processes(pairs, family, transformer), prefix, flat=prefix == "lora_unet_")
     pipeline = FluxKontextPipeline if name == "kontext" else QwenImageEditPipeline
-    theirs = deltas(pipeline.lora_state_dict(dict(state)))
-    ours = deltas(to_portable(state, family, transformer, "it"))
+    theirs = effects(pipeline.lora_state_dict(dict(state)))
+    ours = effects(to_portable(state, family, transformer, "it"))
     assert ours.keys() == theirs.keys()
-    for key, delta in ours.items():
-        assert relative(delta, theirs[key]) < 1e-6, key
+    for key, effect in ours.items():
+        assert relative(effect, theirs[key]) < 1e-5, key
 
 
 @pytest.mark.parametrize("build", FULL_WIDTH)
