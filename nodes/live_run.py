@@ -61,19 +61,19 @@ class LiveRun:
     def reporting(self) -> Iterator[None]:
         """Context in which the run executes; reports its end to the page on exit.
 
-        Raises InterruptProcessingException for a run that was stopped early, as Cancel does: the nodes after this one
-        have nothing to work on yet.
+        Raises InterruptProcessingException for a run that ended without weights, as Cancel does: the nodes after this
+        one have nothing to work on yet.
         """
         snapshot = self.snapshot
         try:
             yield
-            if self.finished is None or self.finished.stopped:
+            if self.finished is None or self.finished.weights is None:
                 raise InterruptProcessingException
-            snapshot.state = "finished"
+            snapshot.state = "stopped" if self.finished.stopped else "finished"
         except InterruptProcessingException:
             saved = checkpoint_steps(RunFolder(runs_folder() / snapshot.run).checkpoints)
             snapshot.checkpoints += [step for step in saved if step not in snapshot.checkpoints]
-            snapshot.state, snapshot.status, snapshot.seconds_left = "stopped", "stopped; what is done is saved", None
+            snapshot.state, snapshot.status, snapshot.seconds_left = "stopped", "", None
             raise
         except BaseException as error:
             snapshot.state, snapshot.status = "failed", str(error)
@@ -109,12 +109,18 @@ class LiveRun:
             snapshot.memory = device_memory()
         if self._pace.due():
             self._send(wait=False)
-        if self.control.stopping and isinstance(event, Progress) and event.phase not in ("training", "saving"):
+        if self.control.stopping and isinstance(event, Progress) and event.phase not in self._last_phases():
             raise InterruptProcessingException
 
+    def _last_phases(self) -> tuple[str, ...]:
+        """Phases that a run which was asked to stop ends by itself; samples belong to the weights that it exports."""
+        exports = self.control.exporting and self.snapshot.step > 0
+        return ("training", "saving", "sampling") if exports else ("training", "saving")
+
     def result_text(self, line: str) -> str:
-        """Set the status line; returns it with the run's warnings below, for the node."""
+        """Set the status line and send it; returns it with the run's warnings below, for the node."""
         self.snapshot.status = line
+        self._send()
         return "\n".join([line, *(f"Warning: {warning}" for warning in self.snapshot.warnings)])
 
     def _add_progress(self, event: Progress) -> None:

@@ -12,6 +12,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ..trainer.errors import BadInput
+from .exports import publish_checkpoint
 from .folders import contained_path, find_contained_parquet, input_folder, is_folder_name, list_parquets
 from .live_run import LIVE_RUNS
 from .model_files import AUTO
@@ -49,6 +50,7 @@ def add_routes() -> None:
     for path, handler in {
         "/edit_trainer/runs/{node_id}/stop": stop,
         "/edit_trainer/runs/{node_id}/sample": sample_now,
+        "/edit_trainer/archive/{run}/export": export,
         "/edit_trainer/upload": upload,
         "/edit_trainer/request": read_request,
     }.items():
@@ -61,8 +63,8 @@ async def snapshot(request: web.Request) -> web.Response:
 
 
 async def stop(request: web.Request) -> web.Response:
-    """Make the node's run save a checkpoint after the current step and end."""
-    return _send_control(request, "stop")
+    """Make the node's run end after the current step, with a checkpoint, samples and the weights of that step."""
+    return _send_control(request, "stop_and_export")
 
 
 async def sample_now(request: web.Request) -> web.Response:
@@ -88,6 +90,14 @@ async def picture(request: web.Request) -> web.StreamResponse:
         return web.FileResponse(path, headers=headers)
     data = await asyncio.to_thread(thumbnail, path, _pixels(request))
     return web.Response(body=data, content_type="image/jpeg", headers=headers)
+
+
+async def export(request: web.Request) -> web.Response:
+    """`?step=`: export the weights of a run's checkpoint to ComfyUI's model folders; the response names the file."""
+    step = request.query.get("step", "")
+    if not step.isdecimal() or len(step) > 18:
+        raise BadInput("step: is not a whole number.")
+    return web.json_response(await asyncio.to_thread(publish_checkpoint, request.match_info["run"], int(step)))
 
 
 async def parquets(request: web.Request) -> web.Response:

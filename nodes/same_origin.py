@@ -8,7 +8,7 @@ from urllib.parse import urlsplit
 
 from aiohttp import web
 
-from ..trainer.errors import BadInput
+from ..trainer.errors import BadInput, RunFailed
 
 Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 
@@ -16,7 +16,8 @@ Handler = Callable[[web.Request], Awaitable[web.StreamResponse]]
 def same_origin_only(handler: Handler) -> Handler:
     """Wrap a handler: requests from other sites' pages get status 403, whatever ComfyUI's own settings allow.
 
-    ComfyUI's page and programs other than browsers pass. BadInput becomes status 400 with `{"error": message}`.
+    ComfyUI's page and programs other than browsers pass. BadInput becomes status 400 with `{"error": message}`, and
+    RunFailed status 500.
     """
 
     @functools.wraps(handler)
@@ -27,6 +28,8 @@ def same_origin_only(handler: Handler) -> Handler:
             answer = await handler(request)
         except BadInput as error:
             answer = web.json_response({"error": str(error)}, status=400)
+        except RunFailed as error:
+            answer = web.json_response({"error": str(error)}, status=500)
         answer.headers["X-Content-Type-Options"] = "nosniff"
         answer.headers["Cross-Origin-Resource-Policy"] = "same-origin"
         return answer

@@ -10,7 +10,7 @@ from typing import Any
 from ..trainer.data.images import decode_image
 from ..trainer.errors import BadInput, DamagedFile
 from ..trainer.files import read_json, write_json
-from ..trainer.training.checkpoint import checkpoint_steps
+from ..trainer.training.checkpoint import checkpoint_steps, last_step
 from ..trainer.training.run_folder import RunFolder
 from ..trainer.training.run_log import parse_log_line
 from .folders import CACHE, NO_LORA, find_lora, is_folder_name, lora_options, output_folder, runs_folder
@@ -54,6 +54,18 @@ def _changed(run: RunFolder) -> float:
         return (run.path / "run.json").stat().st_mtime
     except OSError:
         return 0.0
+
+
+def unfinished(name: str) -> str:
+    """Say at which step a run waits to be resumed; empty for one that is finished, or is not there."""
+    if not is_folder_name(name):
+        return ""
+    run = RunFolder(runs_folder() / name)
+    try:
+        step, finished = last_step(run.checkpoints), run.state().get("finished_step")
+    except BadInput:
+        return ""
+    return f"stopped at step {step}" if step and finished != run.planned_steps() else ""
 
 
 def run_details(name: str, running: set[str]) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from .folders import cache_folder, publish_lora, publish_transformer, run_folder
 from .host import borrowed_device, device_line, follow, readable_errors
 from .live_run import LiveRun
 from .request import build_request
+from .saved_runs import unfinished
 from .types import EditDataset, EditModel, EditParams, EditRun, EditSamples, EditSettings, FinishedRun
 from .widgets import field_input
 
@@ -32,7 +33,8 @@ class Train(io.ComfyNode):
             node_id="EditTrainerTrain",
             display_name="Train Edit LoRA",
             category="edit trainer",
-            description="Trains the model. Cancel saves a checkpoint; queueing the same graph again resumes from it.",
+            description="Trains the model. Cancel saves a checkpoint; Stop and save also gives the LoRA of that step "
+            "to the nodes after this one. Queueing the same graph again resumes.",
             is_output_node=True,
             hidden=[io.Hidden.unique_id, io.Hidden.extra_pnginfo],
             inputs=[
@@ -63,6 +65,11 @@ class Train(io.ComfyNode):
                 io.LossMap.Output("loss", tooltip="Losses, for Plot Loss Graph."),
             ],
         )
+
+    @classmethod
+    def fingerprint_inputs(cls, run_name: str | None = None, **inputs: Any) -> str:
+        """Change while a run is unfinished, so that the same graph resumes it."""
+        return unfinished(run_name) if run_name else ""
 
     @classmethod
     @readable_errors()
@@ -132,5 +139,6 @@ def _results(model: Model, request: FineTuneRequest, live_run: LiveRun) -> io.No
         path, lora = publish_transformer(finished.weights), {}
         trained = model.with_weights(path)
     loss = f", loss {losses[-1]:.4f}" if losses else ""  # the log may have been deleted
-    line = live_run.result_text(f"{finished.step} steps done{loss}, saved as {path}")
+    done = f"{finished.step} of {finished.steps}" if finished.stopped else str(finished.step)
+    line = live_run.result_text(f"{done} steps done{loss}, saved as {path}")
     return io.NodeOutput(trained, lora, run, str(path), {"loss": losses}, ui=ui.PreviewText(line))

@@ -95,7 +95,7 @@ class Finished:
     stopped: bool
     """True if stopped before the last step; starting the same run again resumes it."""
     weights: Path | None
-    """File of the exported LoRA or transformer; None when stopped."""
+    """File of the exported LoRA or transformer; None when stopped without exporting."""
     run_dir: Path
 
 
@@ -107,10 +107,19 @@ class RunControl:
 
     def __init__(self) -> None:
         self._stop = threading.Event()
+        self._export = threading.Event()
         self._sample = threading.Event()
 
     def stop(self) -> None:
         """Request a checkpoint after the current step, then the end of the run."""
+        self._stop.set()
+
+    def stop_and_export(self) -> None:
+        """Request the end of the run as `stop` does, with samples and the exported weights of that step.
+
+        One of several processes stops without them.
+        """
+        self._export.set()
         self._stop.set()
 
     def sample_now(self) -> None:
@@ -121,6 +130,11 @@ class RunControl:
     def stopping(self) -> bool:
         """True once `stop` was called."""
         return self._stop.is_set()
+
+    @property
+    def exporting(self) -> bool:
+        """True once `stop_and_export` was called."""
+        return self._export.is_set()
 
     def take_sample_request(self) -> bool:
         """Clear the request for samples; True if there was one."""

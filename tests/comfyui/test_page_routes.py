@@ -229,15 +229,44 @@ def test_stop_and_save_and_sample_now(server: Server) -> None:
     prompt = edited(training(run_name="stopped", params={"steps": 2000, "sample_every": 2000}))
     result = server.run(prompt, press)
     assert pressed == ["sample", "stop"]
-    assert result.status == "execution_interrupted"
-    assert "edit" not in result.executed(), "there is nothing yet to edit with"
+    assert result.status == "execution_success"
     last = result.events()[-1]
     assert last["state"] == "stopped"
     assert 2 < last["step"] < 2000
+    lora = f"stopped-{last['step']:06d}.safetensors"
+    assert lora in last["status"]
+    assert (server.output / "loras" / lora).is_file()
+    assert {"preview", "edit"} <= result.executed()
+    assert server.get("/edit_trainer/runs/train")["samples"][-1]["step"] == last["step"]
     assert last["checkpoints"][-1:] == [last["step"]] or server.get("/edit_trainer/runs/train")["checkpoints"]
     assert json.loads(ask(server, "/edit_trainer/runs/train/stop", b"")[1])["error"]
     line = next(line for line in server.get("/edit_trainer/archive") if line["run"] == "stopped")
     assert (line["state"], line["step"]) == ("stopped", last["step"])
+
+
+def test_a_run_that_was_stopped_and_saved_goes_on_in_the_same_graph(server: Server) -> None:
+    def press(kind: str, data: dict) -> None:
+        if kind == "edit_trainer.run" and data["step"] == 1 and data["state"] == "running":
+            threading.Thread(target=server.post, args=("/edit_trainer/runs/train/stop", {})).start()
+
+    steps = 60
+    prompt = training(run_name="twice", params={"steps": steps, "sample_every": 1000})
+    first = server.run(prompt, press).events()[-1]
+    assert first["state"] == "stopped" and 1 <= first["step"] < steps
+    name = f"twice-{first['step']:06d}.safetensors"
+    lora = server.output / "loras" / name
+    saved = lora.read_bytes()
+    lora.unlink()
+    exported = server.post(f"/edit_trainer/archive/twice/export?step={first['step']}", {})
+    assert exported == {"file": name, "folder": "loras", "path": str(lora)}
+    assert lora.read_bytes() == saved
+    status, answer = ask(server, "/edit_trainer/archive/twice/export?step=77", b"")
+    assert status == 400 and "has no checkpoint of step 77; it has those of" in json.loads(answer)["error"]
+    events = server.run(prompt).events()
+    assert (events[-1]["state"], events[-1]["step"]) == ("finished", steps)
+    assert min(event["step"] for event in events if event["steps"]) >= first["step"]
+    points = server.get("/edit_trainer/runs/train")["points"]
+    assert [step for step, _ in points] == list(range(1, steps + 1))
 
 
 @pytest.mark.parametrize("hostile", HOSTILE)

@@ -148,5 +148,5 @@ def test_a_new_setting_is_an_option_a_key_of_the_file_and_part_of_the_run(
     options = parser.build_parser().parse_args(["train", "request.json", "--loss-type", "huber"])
     settings = parser.read_settings(options)
     assert settings == Extended(loss_type="huber")
-    RunFolder(tmp_path / "run").begin(request_of(), settings, "f", {"precision": "fp32"})
+    RunFolder(tmp_path / "run").begin(request_of(), settings, {"fingerprint": "f", "precision": "fp32"})
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["loss_type"] == "huber"

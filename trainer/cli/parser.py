@@ -43,6 +43,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_inspect(commands)
     _add_plan(commands)
     _add_train(commands)
+    _add_export(commands)
     _add_edit(commands)
     return parser
 
@@ -170,6 +171,22 @@ def _add_train(commands: Any) -> None:
     _add_private_hosts(command)
     _add_model(command)
     add_settings(command)
+
+
+def _add_export(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "export RUN",
+        ("export", "export"),
+        "Export the LoRA, or the fine-tuned transformer, of a checkpoint.",
+        "RUN is a run folder, in which a run may be training. The file is the one that a run of that many steps\n"
+        "writes at its end.",
+        "export runs/frames --step 400 --out frames-400.safetensors",
+    )
+    command.add_argument("run_folder", metavar="RUN", type=Path)
+    command.add_argument("--step", metavar="N", type=int, help="Step of the checkpoint (default: the newest)")
+    _add_path(command, "--out", None, "The exported file.", "RUN/<name>-<step>.safetensors", metavar="FILE")
+    _add_model(command)
 
 
 def _add_edit(commands: Any) -> None:

@@ -67,11 +67,7 @@ class LoraAdapter:
 
     def exported(self, dtype: torch.dtype) -> dict[str, torch.Tensor]:
         """The portable state dict in `dtype`: A [rank, in features] and B [out features, rank]."""
-        return {PREFIX + name: self._exported(name, dtype) for name in self.parameters}
-
-    def _exported(self, name: str, dtype: torch.dtype) -> torch.Tensor:
-        values, fold = self.parameters[name].detach(), self._fold(name)
-        return (values if fold == 1.0 else values * fold).to(dtype)
+        return portable_tensors(self.parameters, self.scale, dtype)
 
     def export(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
         """Write the portable file. Raises RunFailed if writing fails."""
@@ -85,7 +81,7 @@ class LoraAdapter:
         """
         trained = {name: parameter.detach() for name, parameter in self.parameters.items()}
         for name, parameter in self.parameters.items():
-            parameter.data = self._exported(name, dtype)
+            parameter.data = _portable(name, parameter, self.scale, dtype)
         for layer in self._layers:
             layer.scale = 1.0
         try:
@@ -103,11 +99,23 @@ class LoraAdapter:
         if ".lora_A." in name:
             torch.nn.init.kaiming_uniform_(values, a=5**0.5, generator=generator)
         if start is not None:
-            values[: start.shape[0], : start.shape[1]] = start.float() / self._fold(name)
+            values[: start.shape[0], : start.shape[1]] = start.float() / _fold(name, self.scale)
         return values
 
-    def _fold(self, name: str) -> float:
-        return self.scale if ".lora_B." in name else 1.0
+
+def portable_tensors(trained: Mapping[str, torch.Tensor], scale: float, dtype: torch.dtype) -> dict[str, torch.Tensor]:
+    """Return the portable state dict in `dtype` of trained weights by parameter name, A [rank, in features] and
+    B [out features, rank] float32; `scale` is alpha / rank."""
+    return {PREFIX + name: _portable(name, tensor, scale, dtype) for name, tensor in trained.items()}
+
+
+def _portable(name: str, tensor: torch.Tensor, scale: float, dtype: torch.dtype) -> torch.Tensor:
+    values, fold = tensor.detach(), _fold(name, scale)
+    return (values if fold == 1.0 else values * fold).to(dtype)
+
+
+def _fold(name: str, scale: float) -> float:
+    return scale if ".lora_B." in name else 1.0
 
 
 def read_lora(source: LoraSource, family: Family, transformer: torch.nn.Module) -> dict[str, torch.Tensor]:

@@ -73,12 +73,11 @@ def train(
             yield opened
             return
         training = yield from prepare(opened)
-        if training is not None:
-            yield from training.run_steps()
+        weights = (yield from training.run_steps()) if training is not None else None
         done, steps = training.step if training is not None else 0, request.training_params.steps
         if processes.shared_control.stopping and done < steps:
             processes.barrier()
-            yield Finished(step=done, steps=steps, stopped=True, weights=None, run_dir=opened.run.path)
+            yield Finished(step=done, steps=steps, stopped=True, weights=weights, run_dir=opened.run.path)
 
 
 def prepare(context: RunContext) -> Generator[Event, None, Training | None]:
@@ -135,18 +134,20 @@ class Training:
         """Number of optimizer steps done."""
         return self.state.step
 
-    def run_steps(self) -> Generator[Event, None, None]:
-        """Train from the current step to the last, or until stopped.
+    def run_steps(self) -> Generator[Event, None, Path | None]:
+        """Train from the current step to the last, or until stopped; returns the exported weights, if any.
 
         A single process that is closed or interrupted on the way saves its last finished step first.
         """
         if self.processes.shared_control.stopping:
-            return
+            return None
         try:
             while (recover := (yield from self._train_to_end())) is not None:
                 yield from recover()
             if self.step == self.params.steps:
-                yield from self._finish()
+                return (yield from self._finish())
+            exporting = self.processes.shared_control.exporting and self.step
+            return (yield from self._export()) if exporting else None
         except BaseException as error:
             self._save_finished_steps(error)
             if isinstance(error, RunFailed):
@@ -182,6 +183,8 @@ class Training:
                         yield from self._draw_samples()
                 if self.step > self.state.saved_step:  # stopped while the last samples were drawn
                     yield self.state.save()
+                if control.exporting and self.step and self.loader.samples.missing(self.step):
+                    yield from self._draw_samples()
         except DamagedEntry as error:
             return partial(self.loader.make_again, error.key)
         except torch.OutOfMemoryError:
@@ -285,15 +288,21 @@ class Training:
         with self.state.trainable.exported_values(DTYPES[self.settings.save_dtype]):
             yield from self.loader.samples.draw(self.step)
 
-    def _finish(self) -> Generator[Event, None, None]:
-        """Export the trained weights and mark the run as finished."""
+    def _finish(self) -> Generator[Event, None, Path]:
+        """Export the trained weights and mark the run as finished; returns their file."""
+        weights = yield from self._export()
+        self.context.run.finish(self.step, weights)
+        self.processes.barrier()
+        yield Finished(step=self.step, steps=self.step, stopped=False, weights=weights, run_dir=self.context.run.path)
+        return weights
+
+    def _export(self) -> Generator[Event, None, Path]:
+        """Export the trained weights; returns their file."""
         yield Progress(phase="saving", done=0, total=1)
         run = self.context.run
         weights = run.weights_path(self.step)
         metadata = export_metadata(self.context.request, self.settings, self.components.model, self.step)
         if run.writes or self.state.sharded:
             self.state.trainable.export(weights, DTYPES[self.settings.save_dtype], metadata)
-        run.finish(self.step, weights)
-        self.processes.barrier()
         yield Progress(phase="saving", done=1, total=1)
-        yield Finished(step=self.step, steps=self.step, stopped=False, weights=weights, run_dir=run.path)
+        return weights

@@ -16,14 +16,15 @@ if TYPE_CHECKING:
 def export_metadata(request: FineTuneRequest, settings: RunSettings, model: EditModel, step: int) -> dict[str, str]:
     """Header metadata of a LoRA or transformer file: request, settings and the fields of the Stability AI model spec.
 
-    Without a date, so that equal runs give equal files. Source: https://github.com/Stability-AI/ModelSpec
+    At a step before the last they are those of a run that ends there. Without a date, so that equal runs give equal
+    files. Source: https://github.com/Stability-AI/ModelSpec
     """
     params = request.training_params
     resolution = settings.resolution or model.family.variant.resolution
     kind = "lora" if params.use_lora else "checkpoint"
     recorded_settings = settings.recorded()
     recorded_settings["init_lora"] = Path(settings.init_lora).name
-    recorded_request = request.model_dump() | {"training_params": params.recorded()}
+    recorded_request = request.model_dump() | {"training_params": params.recorded() | {"steps": step}}
     metadata = {
         "edit_trainer.request": json.dumps(recorded_request, ensure_ascii=False),
         "edit_trainer.settings": json.dumps(recorded_settings, ensure_ascii=False),

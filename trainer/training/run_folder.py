@@ -160,10 +160,8 @@ class RunFolder:
                     "folder for the run, or move that file away."
                 )
 
-    def begin(
-        self, request: FineTuneRequest, settings: RunSettings, fingerprint: str, arithmetic: Mapping[str, str]
-    ) -> None:
-        """Create the folder, or reuse it, for this request; `arithmetic` is how it computes, see `setup.arithmetic_of`.
+    def begin(self, request: FineTuneRequest, settings: RunSettings, identity: Mapping[str, str]) -> None:
+        """Create the folder, or reuse it, for this request; `identity` is that of its checkpoints.
 
         Raises BadInput when it cannot be created and RunFailed when it cannot be written.
         """
@@ -177,7 +175,7 @@ class RunFolder:
                 raise BadInput(f"Cannot create the run folder {folder}: {error.strerror or error}.") from None
             remove_unfinished(folder)
         # First: a folder with the files below but without it would count as somebody's own.
-        self._write_state({"fingerprint": fingerprint, **arithmetic, "steps": request.training_params.steps})
+        self._write_state({**identity, "steps": request.training_params.steps})
         write_json(self.path / "request.json", request.model_dump())
         write_json(self.path / "settings.json", settings.model_dump())
 

@@ -49,7 +49,7 @@ class RunContext:
     processes: SingleProcess
     init_lora: InitLora | None
     identity: Mapping[str, str]
-    """Fingerprint of the run and how it computes, which its checkpoints carry."""
+    """Fingerprint of the run, how it computes and its conditioning policy, which its checkpoints carry."""
 
     @property
     def params(self) -> TrainingParams:
@@ -87,12 +87,12 @@ def open_run(
     cache_dir = cache_dir or run_dir.parent / "edit_trainer_cache"
     yield from _notices(model.warnings())
 
-    def identity(data: str) -> str:
+    def fingerprint_of(data: str) -> str:
         return run_fingerprint(request, settings, data, weights, processes.world_size)
 
-    fingerprint = identity((yield from _data_fingerprint(dataset, cache_dir / "digests", processes)))
+    fingerprint = fingerprint_of((yield from _data_fingerprint(dataset, cache_dir / "digests", processes)))
     run = yield from _open_folder(
-        run_dir, fingerprint, lambda: identity(dataset.former_fingerprint()), params.steps, processes, held
+        run_dir, fingerprint, lambda: fingerprint_of(dataset.former_fingerprint()), params.steps, processes, held
     )
     if finished := _finished(run, params.steps, processes):
         return finished
@@ -109,7 +109,8 @@ def open_run(
     yield Planned(line=plan.line())
     arithmetic = arithmetic_of(plan, device)
     yield from _notices([_changed_arithmetic(began, arithmetic), _changed_schedule(run, params, settings)])
-    run.begin(request, settings, fingerprint, arithmetic)
+    identity = {"fingerprint": fingerprint, **arithmetic, "conditioning": model.policy}
+    run.begin(request, settings, identity)
     return RunContext(
         request=request,
         settings=settings,
@@ -119,7 +120,7 @@ def open_run(
         cache=TensorCache(cache_dir),
         processes=processes,
         init_lora=init_lora,
-        identity={"fingerprint": fingerprint, **arithmetic},
+        identity=identity,
     )
 
 

@@ -110,6 +110,21 @@ export const fetchSavedRuns = () => fetchJson("/archive");
 export const fetchSavedRun = (name) => fetchJson(`/archive/${encodeURIComponent(name)}`);
 
 /**
+ * File of weights in one of ComfyUI's model folders.
+ *
+ * @typedef {{file: string, folder: "loras" | "diffusion_models", path: string}} ExportedWeights
+ */
+
+/**
+ * Exports the weights of a run's checkpoint to ComfyUI's model folders.
+ *
+ * @param {string} run
+ * @param {number} step
+ * @returns {Promise<ExportedWeights>}
+ */
+export const exportCheckpoint = (run, step) => postJson(`/archive/${encodeURIComponent(run)}/export`, { step: String(step) });
+
+/**
  * URL of one of a run's images: full size, or a thumbnail of at most `pixels` on a side.
  *
  * @param {string} run

@@ -2,6 +2,7 @@
 import { el, oncePerFrame, setText, shieldFromGraph } from "../lib/dom.js";
 import { count, duration, loss, memory, speed, t, timeOfDay } from "../lib/text.js";
 import { LossChart } from "./chart.js";
+import { CheckpointRow } from "./checkpoints.js";
 import { SampleGrid } from "./samples.js";
 import { RunState, progressFraction } from "./state.js";
 
@@ -38,6 +39,7 @@ export class RunPanel {
     const numbers = el("dl", { class: "edit-trainer-numbers" }, ...Object.values(this.cells).map(({ cell }) => cell));
     this.plan = el("p", { class: "edit-trainer-plan", hidden: true });
     this.message = el("p", { class: "edit-trainer-message", role: "status", hidden: true });
+    this.exports = new CheckpointRow();
     this.chart = new LossChart();
     this.samples = new SampleGrid();
     /** @type {HTMLButtonElement[]} */
@@ -53,6 +55,7 @@ export class RunPanel {
       el("div", { class: "edit-trainer-figures" }, numbers, buttons),
       this.plan,
       this.message,
+      this.exports.element,
       this.chart.element,
       this.samples.element,
     );
@@ -176,6 +179,7 @@ export class RunPanel {
       const sampled = [...new Set(samples.map((sample) => sample.step))];
       this.chart.show([{ points, smoothed: this.state.smoothed }], { samples: sampled, checkpoints, steps });
     }
+    if (drawn.id !== id || drawn.checkpoints !== next.checkpoints) this.exports.show(run, checkpoints);
     if (newSamples) this.samples.show(run, samples);
   }
 
@@ -198,8 +202,9 @@ function numberCell(key) {
 
 /** @param {Snapshot} run */
 function endLines(run) {
-  if (run.state === "failed") return [run.status];
-  return run.state === "stopped" ? [t("stoppedSaved", { n: count(run.step) })] : [];
+  if (run.state === "running") return [];
+  const stopped = run.state === "stopped" ? [t("stoppedSaved", { n: count(run.step) })] : [];
+  return [...stopped, run.status].filter(Boolean);
 }
 
 /** @param {Snapshot} run */

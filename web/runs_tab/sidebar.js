@@ -1,6 +1,7 @@
 // @ts-check
 import { app } from "../../../scripts/app.js";
-import { addNode, addRequestGraph, freePosition, undoable, viewCenter } from "../graph/build.js";
+import { addRequestGraph, freePosition, viewCenter } from "../graph/build.js";
+import { addLoader } from "../graph/weights.js";
 import { refreshInfo } from "../dataset/info.js";
 import { el } from "../lib/dom.js";
 import { fetchSavedRun, fetchSavedRuns, imageUrl } from "../lib/server.js";
@@ -140,7 +141,7 @@ function button(label, press) {
 
 /** @param {string} file */
 function loraButton(file) {
-  const lora = button("addLora", () => addLora(file, viewCenter()));
+  const lora = button("addLora", () => addLoader(file, viewCenter()));
   lora.title = `${t("dragLora")}\n${file}`;
   lora.draggable = true;
   lora.addEventListener("dragstart", ({ dataTransfer }) => {
@@ -177,14 +178,5 @@ function dropLora(event) {
   if (!file) return;
   event.preventDefault();
   event.stopPropagation();
-  addLora(file, app.canvas.convertEventToCanvasOffset(event));
-}
-
-/**
- * @param {string} file
- * @param {Iterable<number>} pos
- */
-async function addLora(file, pos) {
-  await app.refreshComboInNodes();
-  undoable(() => addNode("LoraLoaderModelOnly", pos, { lora_name: file }));
+  addLoader(file, app.canvas.convertEventToCanvasOffset(event));
 }

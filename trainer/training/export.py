@@ -1,0 +1,73 @@
+"""Weights files of checkpoints: each as a run of that many steps writes it at its end."""
+
+from __future__ import annotations
+
+import json
+from dataclasses import replace
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from ..config.request import FineTuneRequest, parse_request
+from ..config.settings import RunSettings, parse_settings
+from ..errors import BadInput, DamagedFile
+from ..files import read_json
+from ..lora.adapter import portable_tensors
+from ..single_file.key_mapping import to_stored
+from ..tensors import DTYPES, write_tensors
+from .checkpoint import checkpoint_steps, load_checkpoint
+from .metadata import export_metadata
+from .run_folder import RunFolder
+
+if TYPE_CHECKING:
+    from ..models.edit_model import EditModel
+
+
+def saved_request(run: RunFolder) -> tuple[FineTuneRequest, RunSettings]:
+    """Read the request and the settings that a run was started with last. Raises BadInput."""
+    return parse_request(_saved(run, "request.json")), parse_settings(_saved(run, "settings.json"))
+
+
+def _saved(run: RunFolder, name: str) -> Any:
+    try:
+        return read_json(run.path / name)
+    except FileNotFoundError:
+        raise BadInput(f"{run.path} is not a run folder: it has no {name}.") from None
+    except DamagedFile as error:
+        raise BadInput(f"{run.path / name} {error}.") from None
+
+
+def export_checkpoint(run: RunFolder, model: EditModel, step: int | None = None, path: Path | None = None) -> Path:
+    """Write the LoRA or transformer of a checkpoint, None for the newest, and return its file: `path`, or that of the
+    run's own weights of this step.
+
+    `model` is the run's base model. Raises BadInput for a checkpoint that is missing or damaged, and RunFailed when the
+    disk refuses.
+    """
+    request, settings = saved_request(run)
+    step = _existing_step(run, step)
+    folder = run.checkpoints / f"step-{step:06d}"
+    try:
+        checkpoint = load_checkpoint(folder)
+    except DamagedFile as error:
+        raise BadInput(f"The checkpoint {folder} {error}; choose another step.") from None
+    model = replace(model, policy=checkpoint.run.get("conditioning", model.policy))
+    params, dtype = request.training_params, DTYPES[settings.save_dtype]
+    if params.use_lora:
+        tensors = portable_tensors(checkpoint.weights, params.lora_alpha / params.lora_rank, dtype)
+    else:
+        layout = model.family.layout(model.empty_transformer())
+        tensors = dict(to_stored(layout, {name: tensor.to(dtype) for name, tensor in checkpoint.weights.items()}))
+    path = path or run.weights_path(step)
+    write_tensors(path, tensors, export_metadata(request, settings, model, step))
+    return path
+
+
+def _existing_step(run: RunFolder, step: int | None) -> int:
+    steps = checkpoint_steps(run.checkpoints)
+    if step is None and steps:
+        return steps[-1]
+    if step is None or step not in steps:
+        kept = f"it has those of {', '.join(map(str, steps))}" if steps else "it has none"
+        wanted = "" if step is None else f" of step {json.dumps(step)}"
+        raise BadInput(f"{run.path} has no checkpoint{wanted}; {kept}.")
+    return step
