@@ -21,7 +21,7 @@ from ..trainer.training.run_folder import RunFolder
 from .folders import runs_folder
 from .host import NodeDisplay, Pace, device_memory, progress_line
 from .run_snapshot import LiveSnapshot
-from .saved_runs import sample_entries, sample_entry, save_workflow
+from .saved_runs import sample_entries, sample_entry, save_workflow, workflow_id
 
 EVENT = "edit_trainer.run"
 MAX_LIVE_RUNS = 32
@@ -49,6 +49,7 @@ class LiveRun:
             prompt_id=context.prompt_id if context else "",
             run=run,
             state="running",
+            workflow_id=workflow_id(workflow),
             plan=plan,
             phase="loading",
         )

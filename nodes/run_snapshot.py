@@ -22,6 +22,8 @@ class RunSnapshot:
     run: str
     """Name of the run folder."""
     state: RunState
+    workflow_id: str = ""
+    """Id of the workflow that started or resumed it; empty when it has none, or when no page queued it."""
     status: str = ""
     """Line of text below the chart."""
     plan: str = ""

@@ -71,6 +71,7 @@ def unfinished(name: str) -> str:
 def run_details(name: str, running: set[str]) -> dict[str, Any]:
     """Summary, snapshot, request, settings and graph of one run, for JSON. Raises BadInput."""
     run = find_run(name)
+    workflow = _workflow(run)
     try:
         summary, request, settings = _read_summary(run, running), _request(run), _settings(run)
     except (OSError, ValueError) as error:
@@ -79,6 +80,7 @@ def run_details(name: str, running: set[str]) -> dict[str, Any]:
         id=f"{name} {summary.changed}",
         run=summary.run,
         state=summary.state,
+        workflow_id=workflow_id(workflow),
         step=summary.step,
         steps=summary.steps,
         seconds=summary.seconds,
@@ -91,13 +93,19 @@ def run_details(name: str, running: set[str]) -> dict[str, Any]:
         **snapshot.to_dict(),
         "request": request,
         "settings": _node_values(settings),
-        "workflow": _workflow(run),
+        "workflow": workflow,
     }
 
 
 def save_workflow(run: RunFolder, workflow: dict[str, Any]) -> None:
     """Save the page's graph with the run that it started or resumed."""
     write_json(run.path / WORKFLOW, workflow)
+
+
+def workflow_id(workflow: dict[str, Any] | None) -> str:
+    """Id of a page's graph; empty when there is none, and for the zeros of a graph that was never given one."""
+    found = (workflow or {}).get("id")
+    return found if isinstance(found, str) and found.strip("0-") else ""
 
 
 def _workflow(run: RunFolder) -> dict[str, Any] | None:

@@ -5,13 +5,25 @@ import { choiceWidget } from "./dataset/choice.js";
 import { addInfo, refreshInfo } from "./dataset/info.js";
 import { addRequestButton, pasteRequest } from "./graph/paste.js";
 import { addModelInfo, showModelInfo } from "./model/info.js";
-import { fitToWidgets } from "./graph/nodes.js";
+import { callBefore, fitToWidgets } from "./graph/nodes.js";
 import { el } from "./lib/dom.js";
 import { setLanguage } from "./lib/text.js";
 import { addPanel, onMessage, showAllRuns } from "./panel/node.js";
 import { runsTab } from "./runs_tab/sidebar.js";
 
 const MESSAGE = "edit_trainer.run";
+
+/**
+ * What a node does with the values it is given, by class: when a workflow is opened, and when the node is pasted,
+ * restored by undo, or comes with a subgraph or template.
+ *
+ * @type {Record<string, (node: ComfyNode) => unknown>}
+ */
+const REFRESH = {
+  EditTrainerTrain: (node) => fitToWidgets(node),
+  EditTrainerLoadDataset: refreshInfo,
+  EditTrainerBaseModel: showModelInfo,
+};
 
 // Registered before anything is awaited: ComfyUI's page warns about messages that have no listener.
 api.addEventListener(MESSAGE, (event) => onMessage(event.detail));
@@ -38,12 +50,8 @@ app.registerExtension({
     if (node.comfyClass === "EditTrainerLoadDataset") addInfo(node);
     if (node.comfyClass === "EditTrainerBaseModel") addModelInfo(node);
     if (node.comfyClass === "EditTrainerLoadRequest") addRequestButton(node);
-  },
-
-  loadedGraphNode(node) {
-    if (node.comfyClass === "EditTrainerTrain") fitToWidgets(node);
-    if (node.comfyClass === "EditTrainerLoadDataset") refreshInfo(node);
-    if (node.comfyClass === "EditTrainerBaseModel") showModelInfo(node);
+    const refresh = REFRESH[node.comfyClass ?? ""];
+    if (refresh) callBefore(node, "onConfigure", () => refresh(node));
   },
 
   afterConfigureGraph: showAllRuns,

@@ -6,7 +6,7 @@ from .run_snapshots import LiveSnapshot, RunSnapshot, RunSummary, keys
 
 RUN_KEYS = {
     *("id", "run", "state", "status", "plan", "phase", "done", "total", "step", "steps", "seconds", "seconds_left"),
-    *("memory", "points", "samples", "checkpoints", "warnings"),
+    *("memory", "points", "samples", "checkpoints", "warnings", "workflow_id"),
 }
 LIVE_KEYS = RUN_KEYS | {"node_id", "prompt_id", "note"}
 SUMMARY_KEYS = {

@@ -53,12 +53,15 @@ interface ComfyNode {
   addWidget(type: "button", name: string, value: null, callback: () => void): ComfyWidget;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: ComfyDOMWidgetOptions): ComfyWidget;
   onRemoved?: (...args: any[]) => unknown;
+  onConfigure?: (...args: any[]) => unknown;
   onConnectionsChange?: (...args: any[]) => unknown;
   onDragOver?: (event: DragEvent) => boolean;
   onDragDrop?: (event: DragEvent) => boolean;
 }
 
 interface ComfyGraph {
+  /** Of the workflow, for the root graph. Missing in the oldest supported pages. */
+  id?: string;
   nodes: ComfyNode[];
   add(node: ComfyNode): unknown;
   getNodeById(id: number | string): ComfyNode | null | undefined;
@@ -93,7 +96,6 @@ interface ComfyExtension {
   setup?(): Promise<void>;
   getCustomWidgets?(): Record<string, (node: ComfyNode, name: string, spec: any) => { widget: ComfyWidget }>;
   nodeCreated?(node: ComfyNode): void;
-  loadedGraphNode?(node: ComfyNode): void;
   afterConfigureGraph?(): unknown;
 }
 

@@ -14,6 +14,7 @@ import { api } from "../../../scripts/api.js";
  * @typedef {object} Snapshot
  * @property {string} id Differs between two runs of the same name.
  * @property {string} run Name of the run folder.
+ * @property {string} workflow_id Id of the workflow that started it; empty when it has none.
  * @property {"running" | "finished" | "stopped" | "failed"} state
  * @property {string} status Last line of text, or the error of a failed run.
  * @property {string} plan

@@ -13,6 +13,8 @@ import { hasRunName } from "./state.js";
 
 const MIN_HEIGHT = 400;
 const MIN_WIDTH = 400;
+/** Saved runs that are read to find a node's own; a judgement: each has thousands of points. */
+const MAX_CANDIDATES = 4;
 
 /** @type {Map<ComfyNode, NodePanel>} */
 const panels = new Map();
@@ -77,14 +79,29 @@ async function showLastRun(node, entry) {
       return;
     }
   }
-  const name = widgetText(node, "run_name");
-  const exists = name && (await fetchSavedRuns().catch(() => [])).some((line) => line.run === name);
-  const run = exists ? await fetchSavedRun(name).catch(() => null) : null;
+  const run = await findSavedRun(widgetText(node, "run_name"));
   if (run && !panel.state.run) panel.reset(run);
 }
 
 /**
- * True if a run is this node's: a node of another workflow may have had the same id.
+ * Reads the newest saved run of a name, or of the numbered names beside it, that this workflow has started; the run of
+ * the name itself if none says so.
+ *
+ * @param {string} name
+ */
+async function findSavedRun(name) {
+  const lines = name ? await fetchSavedRuns().catch(() => []) : [];
+  const numbered = lines.filter((line) => hasRunName(line.run, name)).slice(0, MAX_CANDIDATES);
+  const runs = await Promise.all(numbered.map((line) => fetchSavedRun(line.run).catch(() => null)));
+  return runs.find((run) => run && isOfThisWorkflow(run)) ?? runs.find((run) => run?.run === name) ?? null;
+}
+
+/** @param {import("../lib/server.js").Snapshot} run */
+const isOfThisWorkflow = (run) => !!run.workflow_id && run.workflow_id === rootGraph().id;
+
+/**
+ * True if a run is this node's: a node of another workflow may have had the same id. Runs that carry no workflow's id,
+ * and workflows without one, are told by the name.
  *
  * @param {ComfyNode} node
  * @param {RunPanel} panel
@@ -92,6 +109,7 @@ async function showLastRun(node, entry) {
  */
 function isRunOf(node, panel, run) {
   if (panel.state.run?.id === run.id) return true;
+  if (run.workflow_id && rootGraph().id) return isOfThisWorkflow(run);
   const linked = node.inputs?.some((input) => input.name === "run_name" && input.link != null);
   return linked || hasRunName(run.run, widgetText(node, "run_name"));
 }

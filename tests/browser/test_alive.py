@@ -1,0 +1,84 @@
+"""Nodes that come to life by other ways than opening a workflow, and panels whose run is renamed meanwhile."""
+
+from __future__ import annotations
+
+import pytest
+from playwright.sync_api import Page
+
+from ..comfyui.server import Server
+from .helpers import PageLog, choose_renderer, load, read_panel, scroll_to, short_workflow, wait_until
+from .test_subgraph import ENTER
+
+RENDERERS = ["classic", "vue"]
+CHOSEN = "['EditTrainerBaseModel', 'EditTrainerLoadDataset'].includes(node.type)"
+PASTE = f"""() => {{
+  const nodes = app.graph.nodes.filter((node) => {CHOSEN})
+  app.canvas.copyToClipboard(nodes)
+  const before = new Set(app.graph.nodes)
+  app.canvas.pasteFromClipboard()
+  return app.graph.nodes.filter((node) => !before.has(node)).map((node) => [node.type, String(node.id)])
+}}"""
+ENCLOSE = f"""() => {{
+  const inside = app.graph.nodes.filter((node) => {CHOSEN})
+  return String(app.graph.convertToSubgraph(new Set(inside)).node.id)
+}}"""
+STATE = """() => Object.fromEntries(app.canvas.graph.nodes.map((node) => [String(node.id), {
+  text: (node.widgets ?? []).map((widget) => widget.element?.textContent ?? '').join(' '),
+  choices: Object.fromEntries((node.widgets ?? []).map((widget) => [widget.name, widget.options?.values])),
+}]))"""
+
+
+def wait_for_nodes(page: Page, nodes: dict[str, str]) -> None:
+    """Wait until a pasted or enclosed base model and dataset show what they name."""
+    base_model, dataset = nodes["EditTrainerBaseModel"], nodes["EditTrainerLoadDataset"]
+    wait_until(lambda: "part of the pack" in page.evaluate(STATE)[base_model]["text"], 30)
+    wait_until(lambda: "128 rows" in page.evaluate(STATE)[dataset]["text"], 30)
+    assert page.evaluate(STATE)[dataset]["text"].count("Choose file") == 1
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_pasted_nodes_show_what_they_name(page: Page, server: Server, renderer: str) -> None:
+    choose_renderer(page, renderer)
+    log = PageLog(page)
+    load(page, short_workflow("pasted", 4, 4))
+    wait_for_nodes(page, dict(page.evaluate(PASTE)))
+    assert not log.problems
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_nodes_in_a_subgraph_show_what_they_name(page: Page, server: Server, renderer: str) -> None:
+    choose_renderer(page, renderer)
+    log = PageLog(page)
+    load(page, short_workflow("enclosed", 4, 4))
+    subgraph = page.evaluate(ENCLOSE)
+    page.evaluate(ENTER, subgraph)
+    page.wait_for_timeout(1000)
+    types = "() => app.canvas.graph.nodes.map((node) => [node.type, String(node.id)])"
+    wait_for_nodes(page, dict(page.evaluate(types)))
+    assert not log.problems
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_run_that_is_renamed_while_it_trains_is_still_followed(page: Page, server: Server, renderer: str) -> None:
+    choose_renderer(page, renderer)
+    log = PageLog(page)
+    load(page, short_workflow(f"first-name-{renderer}", 5000, 5000))
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    wait_until(lambda: read_panel(page)["step"] >= 2)
+    rename = """(name) => {
+      const train = app.graph.nodes.find((node) => node.type === 'EditTrainerTrain')
+      train.widgets.find((widget) => widget.name === 'run_name').value = name
+    }"""
+    page.evaluate(rename, f"second-name-{renderer}")
+    step = read_panel(page)["step"]
+    wait_until(lambda: read_panel(page)["step"] > step)
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    page.evaluate(rename, f"third-name-{renderer}")
+    scroll_to(page, "EditTrainerTrain")
+    page.get_by_role("button", name="Stop and save").click()
+    shown = """() => document.querySelector('.edit-trainer-panel .edit-trainer-name')?.textContent"""
+    wait_until(lambda: page.evaluate(shown) == f"second-name-{renderer}" and read_panel(page)["step"] >= 2)
+    assert read_panel(page)["state"] == "running"
+    page.get_by_role("button", name="Stop and save").click()
+    wait_until(lambda: read_panel(page)["state"] == "stopped")
+    assert not log.problems
