@@ -125,3 +125,13 @@ def test_a_command_that_has_ended_is_not_ended_again(monkeypatch) -> None:
         time.sleep(LONG)
     time.sleep(0.6)
     assert not ended
+
+
+@pytest.mark.parametrize(("number", "raised"), [(signal.SIGINT, KeyboardInterrupt), (signal.SIGTERM, SystemExit)])
+def test_what_a_library_makes_of_a_signal_is_the_signal(number: int, raised: type[BaseException]) -> None:
+    """tqdm releases a lock that the signal kept it from taking."""
+    with pytest.raises(raised), stop_signals(RunControl(), prints=False, world_size=1):
+        try:
+            signal.raise_signal(number)
+        except BaseException:
+            raise RuntimeError("cannot release un-acquired lock") from None

@@ -50,6 +50,8 @@ class StopSignals:
         """True while nothing asks `control`: a signal raises KeyboardInterrupt or SystemExit then."""
         self.saves = False
         """True once there are finished steps to save."""
+        self.raised: BaseException | None = None
+        """What a signal has raised."""
         self._timer: threading.Timer | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -63,7 +65,8 @@ class StopSignals:
         elif self.world_size > 1:
             self._end_after(SECONDS_TO_AGREE)
         if self.opening:
-            raise KeyboardInterrupt if number == signal.SIGINT else SystemExit(self.exit_code)
+            self.raised = KeyboardInterrupt() if number == signal.SIGINT else SystemExit(self.exit_code)
+            raise self.raised
         # Not print(): the signal may have interrupted one.
         if self.prints and self.saves:
             os.write(2, STOPPING)
@@ -84,13 +87,20 @@ class StopSignals:
 
 @contextmanager
 def stop_signals(control: RunControl, prints: bool, world_size: int) -> Iterator[StopSignals]:
-    """Context in which signals stop the run that obeys `control`; `prints`: says so on stderr."""
+    """Context in which signals stop the run that obeys `control`; `prints`: says so on stderr.
+
+    Raises KeyboardInterrupt or SystemExit for a signal that comes before a run can stop by itself.
+    """
     stop = StopSignals(control, prints, world_size)
     # nohup and launchers ignore a signal on purpose; Ctrl-C is the user's, also in a shell's background job.
     ours = [n for n in SIGNALS if n == signal.SIGINT or signal.getsignal(n) != signal.SIG_IGN]
     before = {number: signal.signal(number, stop.handle) for number in ours}
     try:
         yield stop
+    except Exception:
+        if stop.raised is not None:  # inside a library, which has made another error of it
+            raise stop.raised from None
+        raise
     finally:
         for number, handler in before.items():
             signal.signal(number, handler)
