@@ -81,6 +81,11 @@ def test_hugging_face_datasets_write_image_features(tmp_path, monkeypatch):
         opened(path)
 
 
+def converted(values: pa.Array, kind: pa.DataType) -> pa.Array:
+    """The values in another type; older versions of pyarrow cast none to views."""
+    return pa.array(values.to_pylist(), kind) if "view" in str(kind) else values.cast(kind)
+
+
 @pytest.mark.parametrize(
     "kind",
     [
@@ -93,7 +98,7 @@ def test_hugging_face_datasets_write_image_features(tmp_path, monkeypatch):
     ids=str,
 )
 def test_text_types(tmp_path, kind):
-    columns = {name: pa.array(values).cast(kind) for name, values in write_files(tmp_path, 4).items()}
+    columns = {name: converted(pa.array(values), kind) for name, values in write_files(tmp_path, 4).items()}
     assert_rows_belong_together(opened(write(tmp_path, columns, row_group_size=3)), list(range(4)))
 
 
@@ -106,7 +111,7 @@ def test_binary_types(tmp_path, kind):
     columns = write_files(tmp_path, 4)
     for name, first in (("before", 0), ("after", 1000)):
         values = pa.array([png(first + number) for number in range(4)])
-        columns[name] = values.dictionary_encode() if pa.types.is_dictionary(kind) else values.cast(kind)
+        columns[name] = values.dictionary_encode() if pa.types.is_dictionary(kind) else converted(values, kind)
     assert_rows_belong_together(opened(write(tmp_path, columns)), list(range(4)))
 
 

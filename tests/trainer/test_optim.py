@@ -81,10 +81,10 @@ def test_they_learn(optimizer: str, kontext, runs):
     if optimizer == "adamw8bit":
         pytest.importorskip("bitsandbytes")
     rate = 0.05 if optimizer == "adafactor" else 0.005
-    events = runs.run(kontext, settings={"optimizer": optimizer}, steps=40, sample_every=40, learning_rate=rate)
+    events = runs.run(kontext, settings={"optimizer": optimizer}, steps=80, sample_every=80, learning_rate=rate)
     assert isinstance(events[-1], Finished)
     losses = runs.losses()
-    assert sum(losses[-10:]) < sum(losses[:10])
+    assert sum(losses[-20:]) < 0.97 * sum(losses[:20])
 
 
 @pytest.mark.slow
