@@ -80,11 +80,11 @@ def test_a_missing_package_is_said_before_anything_is_done(kontext, runs, monkey
 def test_they_learn(optimizer: str, kontext, runs):
     if optimizer == "adamw8bit":
         pytest.importorskip("bitsandbytes")
-    rate = 0.05 if optimizer == "adafactor" else 0.005
-    events = runs.run(kontext, settings={"optimizer": optimizer}, steps=80, sample_every=80, learning_rate=rate)
+    rate = 0.3 if optimizer == "adafactor" else 0.01  # adafactor scales it by the size of the weights, which begin at 0
+    events = runs.run(kontext, settings={"optimizer": optimizer}, steps=40, sample_every=40, learning_rate=rate)
     assert isinstance(events[-1], Finished)
     losses = runs.losses()
-    assert sum(losses[-20:]) < 0.97 * sum(losses[:20])
+    assert sum(losses[20:]) < 0.95 * sum(losses[:20])
 
 
 @pytest.mark.slow
