@@ -229,10 +229,8 @@ class MemoryEstimate:
                 peak, at_peak = saved + block.work, (saved, block.work)
             if not (plan.inputs_on_host and mode == "full"):
                 saved += block.saved
-        # While a block is recomputed, its inputs and those of the block before are on the device again.
-        fetched = (
-            2 * max(block.saved for block in self._footprint("full").blocks.values()) if plan.inputs_on_host else 0
-        )
+        # While a block is recomputed, the inputs of the one before are fetched from the host.
+        fetched = max(block.saved for block in self._footprint("full").blocks.values()) if plan.inputs_on_host else 0
         return at_peak[0] + fetched, at_peak[1]
 
 
