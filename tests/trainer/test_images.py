@@ -301,9 +301,10 @@ def test_flipped_bytes_never_raise_anything_else(kind):
 @pytest.mark.slow
 @pytest.mark.parametrize("what", HOSTILE)
 def test_a_hostile_picture_takes_bounded_memory_and_time(what: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(pillow, "HEADER_SECONDS", 0.6)
-    monkeypatch.setattr(images, "DECODE_SECONDS", 2)
     make, says = HOSTILE[what]
+    if says:  # what is read in the end may take its time, on a busy machine too
+        monkeypatch.setattr(pillow, "HEADER_SECONDS", 0.6)
+        monkeypatch.setattr(images, "DECODE_SECONDS", 2)
     data = make()
     with peak_memory() as peak:
         began = time.monotonic()
