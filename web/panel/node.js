@@ -55,7 +55,7 @@ export async function onMessage(message) {
   entry.executionId = message.node_id;
   if (entry.panel.merge(message) || entry.loading) return;
   entry.loading = true;
-  await showLastRun(node, entry).finally(() => (entry.loading = false));
+  await showLastRun(node, entry, message.id).finally(() => (entry.loading = false));
 }
 
 /** Shows the last known run in every Train node of the graph. */
@@ -68,12 +68,14 @@ export async function showAllRuns() {
  *
  * @param {ComfyNode} node
  * @param {NodePanel} entry
+ * @param {string} [wanted] Id of the run that the server tells of. Without it the run must have the node's name: a
+ *   workflow that is opened twice has one id.
  */
-async function showLastRun(node, entry) {
+async function showLastRun(node, entry, wanted) {
   const { panel } = entry;
   for (const id of executionIds(rootGraph(), node)) {
     const run = await fetchLiveRun(id).catch(() => null);
-    if (run && isRunOf(node, panel, run)) {
+    if (run && isRunOf(node, panel, run) && (run.id === wanted || isNamed(node, run))) {
       entry.executionId = id;
       panel.reset(run);
       return;
@@ -96,6 +98,17 @@ async function findSavedRun(name) {
   return runs.find((run) => run && isOfThisWorkflow(run)) ?? runs.find((run) => run?.run === name) ?? null;
 }
 
+/**
+ * True if a run has the name that the node gives, or gets through a link.
+ *
+ * @param {ComfyNode} node
+ * @param {import("../lib/server.js").Snapshot} run
+ */
+function isNamed(node, run) {
+  const linked = node.inputs?.some((input) => input.name === "run_name" && input.link != null);
+  return linked || hasRunName(run.run, widgetText(node, "run_name"));
+}
+
 /** @param {import("../lib/server.js").Snapshot} run */
 const isOfThisWorkflow = (run) => !!run.workflow_id && run.workflow_id === rootGraph().id;
 
@@ -110,6 +123,5 @@ const isOfThisWorkflow = (run) => !!run.workflow_id && run.workflow_id === rootG
 function isRunOf(node, panel, run) {
   if (panel.state.run?.id === run.id) return true;
   if (run.workflow_id && rootGraph().id) return isOfThisWorkflow(run);
-  const linked = node.inputs?.some((input) => input.name === "run_name" && input.link != null);
-  return linked || hasRunName(run.run, widgetText(node, "run_name"));
+  return isNamed(node, run);
 }
