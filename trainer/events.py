@@ -120,7 +120,7 @@ class RunControl:
         One of several processes stops without them.
         """
         self._export.set()
-        self._stop.set()
+        self.stop()
 
     def sample_now(self) -> None:
         """Request samples after the current step."""

@@ -22,18 +22,18 @@ ENCLOSE = f"""() => {{
   const inside = app.graph.nodes.filter((node) => {CHOSEN})
   return String(app.graph.convertToSubgraph(new Set(inside)).node.id)
 }}"""
-STATE = """() => Object.fromEntries(app.canvas.graph.nodes.map((node) => [String(node.id), {
-  text: (node.widgets ?? []).map((widget) => widget.element?.textContent ?? '').join(' '),
-  choices: Object.fromEntries((node.widgets ?? []).map((widget) => [widget.name, widget.options?.values])),
-}]))"""
+TEXTS = """() => Object.fromEntries(app.canvas.graph.nodes.map((node) => [
+  String(node.id), (node.widgets ?? []).map((widget) => widget.element?.textContent ?? '').join(' '),
+]))"""
+"""What the pack's elements on each node of the graph on display say, by the node's id."""
 
 
 def wait_for_nodes(page: Page, nodes: dict[str, str]) -> None:
     """Wait until a pasted or enclosed base model and dataset show what they name."""
     base_model, dataset = nodes["EditTrainerBaseModel"], nodes["EditTrainerLoadDataset"]
-    wait_until(lambda: "part of the pack" in page.evaluate(STATE)[base_model]["text"], 30)
-    wait_until(lambda: "128 rows" in page.evaluate(STATE)[dataset]["text"], 30)
-    assert page.evaluate(STATE)[dataset]["text"].count("Choose file") == 1
+    wait_until(lambda: "part of the pack" in page.evaluate(TEXTS)[base_model], 30)
+    wait_until(lambda: "128 rows" in page.evaluate(TEXTS)[dataset], 30)
+    assert page.evaluate(TEXTS)[dataset].count("Choose file") == 1
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)

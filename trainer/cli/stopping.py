@@ -51,7 +51,7 @@ class StopSignals:
         self.saves = False
         """True once there are finished steps to save."""
         self.raised: BaseException | None = None
-        """What a signal has raised."""
+        """Exception that a signal has raised; None before that."""
         self._timer: threading.Timer | None = None
 
     def handle(self, number: int, frame: FrameType | None) -> None:
@@ -97,8 +97,8 @@ def stop_signals(control: RunControl, prints: bool, world_size: int) -> Iterator
     before = {number: signal.signal(number, stop.handle) for number in ours}
     try:
         yield stop
-    except Exception:
-        if stop.raised is not None:  # inside a library, which has made another error of it
+    except Exception:  # A signal inside a library may come out of it as an error of its own.
+        if stop.raised is not None:
             raise stop.raised from None
         raise
     finally:

@@ -51,16 +51,16 @@ def _plans(
     params: TrainingParams,
     settings: RunSettings,
     device_info: DeviceInfo,
-    hopeless: bool = True,
+    skip_hopeless: bool = False,
 ) -> Iterator[tuple[Plan, bool]]:
     """Yield the plans that the settings allow, in order of preference, each with whether all of its phases fit.
 
-    Phases are counted only where the training itself fits, and not on the CPU, which has one memory. `hopeless` false
-    leaves out the plans of precisions whose weights alone do not fit, so that nothing is measured for them.
+    Phases are counted only where the training itself fits, and not on the CPU, which has one memory. `skip_hopeless`
+    leaves out precisions whose weights alone do not fit, so that nothing is measured for them.
     """
     for precision in precisions(settings, device_info):
         needs = MemoryEstimate(model, params, settings, device_info, precision)
-        if not hopeless and needs.least > device_info.free:
+        if skip_hopeless and needs.least > device_info.free:
             continue
         phases = Phases(needs)
         for plan in needs.plans():
@@ -131,7 +131,7 @@ def _advice(model: EditModel, params: TrainingParams, settings: RunSettings, dev
             _check(new, how)
         except BadInput:
             return False
-        return any(fit for _, fit in _plans(model, new, how, device_info, hopeless=False))
+        return any(fit for _, fit in _plans(model, new, how, device_info, skip_hopeless=True))
 
     resolution = settings.resolution or model.family.variant.resolution
     possible = [name for name in changes if not (name.startswith("resolution") and int(name.split()[1]) >= resolution)]

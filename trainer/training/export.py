@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -68,6 +67,6 @@ def _existing_step(run: RunFolder, step: int | None) -> int:
         return steps[-1]
     if step is None or step not in steps:
         kept = f"it has those of {', '.join(map(str, steps))}" if steps else "it has none"
-        wanted = "" if step is None else f" of step {json.dumps(step)}"
+        wanted = "" if step is None else f" of step {step}"
         raise BadInput(f"{run.path} has no checkpoint{wanted}; {kept}.")
     return step
