@@ -88,7 +88,8 @@ def main() -> None:
     print(f"peak: {used / 1e9:.2f} GB{reserved}, planned {plan.bytes / 1e9:.2f}, {plan.bytes / used:.2f} of it")
     card = device_name(device) + (f" capped at {options.cap_gb:g} GB" if options.cap_gb else "")
     shape = f"{options.model}, {shape_line(model, params, settings, plan)}"
-    cells = f"{step:.2f} | {done / step:.0f} | {done / step / rate:.2f} | {used / 1e9:.1f} | {plan.bytes / 1e9:.1f}"
+    memory = f"{used / 1e9:.1f}, {peak.reserved / 1e9:.1f}, {plan.bytes / 1e9:.1f}"
+    cells = f"{step:.2f} | {done / step:.0f} | {done / step / rate:.2f} | {memory}"
     print(f"| {card} | {shape} | {plan.line().partition(';')[0]} | {cells} |")
 
 

@@ -18,10 +18,11 @@ from trainer.memory.activation_bytes import StepShape
 from trainer.models.edit_model import EditModel, open_model
 from trainer.models.family import Family
 from trainer.models.types import Grid, PackedLatents
+from trainer.modules import own_parameters
 from trainer.quantization.formats import format_of
 from trainer.quantization.linear import QuantizedLinear
 from trainer.quantization.quantize import large_weights, quantize
-from trainer.single_file.load_module import WeightSink
+from trainer.single_file.load_module import OneDevice, WeightSink
 from trainer.training.batch import Batch, TextGroup
 from trainer.training.batch_sampler import Position
 from trainer.training.flow_matching import draw_sigmas, loss_weights
@@ -47,21 +48,28 @@ class RandomModel(EditModel):
         precision: Precision | None = None,
         sink: WeightSink | None = None,
     ) -> nn.Module:
-        """Weight by weight, so that no more than one is there unquantized."""
-        pool = torch.randn(POOL, generator=torch.Generator().manual_seed(0)) * 0.02
+        """Weight by weight, on the run's device and from there to where `sink` wants it, as a file is loaded."""
+        sink = sink or OneDevice(device)
+        pool = (torch.randn(POOL, generator=torch.Generator().manual_seed(0)) * 0.02).to(sink.device, dtype)
         transformer = self.empty_transformer()
         large = large_weights(transformer) if format_of(precision) else set()
-        for name, module in list(transformer.named_modules()):
-            for leaf, parameter in list(module.named_parameters(recurse=False)):
-                values = torch.ones(parameter.shape) if parameter.ndim == 1 else _drawn(pool, parameter.shape)
-                if leaf == "bias":
-                    values = torch.zeros(parameter.shape)
-                setattr(module, leaf, nn.Parameter(values.to(dtype), requires_grad=False))
+        sink.begin(transformer)
+        for name, leaves in dict(own_parameters(transformer)).items():
+            module, place = transformer.get_submodule(name), sink.device_of(name)
+            for leaf, parameter in leaves.items():
+                if parameter.ndim > 1:
+                    values = _drawn(pool, parameter.shape)
+                else:
+                    values = pool.new_full(parameter.shape, float(leaf != "bias"))
+                if leaf == "weight" and name in large:
+                    quantized = quantize(values, precision)
+                else:
+                    setattr(module, leaf, nn.Parameter(values.to(place), requires_grad=False))
             if name in large:
-                codes = quantize(module.weight.detach(), precision)
-                layer = QuantizedLinear(codes, module.in_features, module.bias.detach())
-                transformer.set_submodule(name, layer)
-        return transformer.eval().requires_grad_(False).to(device)
+                layer = QuantizedLinear(quantized, module.in_features, module.bias)
+                transformer.set_submodule(name, layer.to(place))
+            sink.filled(name)
+        return transformer.eval().requires_grad_(False)
 
 
 def random_model(base_model: str, **changes: int) -> RandomModel:
