@@ -134,7 +134,8 @@ def usable_memory(device: torch.device) -> int:
     if device.type != "cuda" or not hasattr(torch.cuda, "get_per_process_memory_fraction"):  # torch 2.7 has it
         return usable
     total = torch.cuda.get_device_properties(device).total_memory
-    return min(usable, int(torch.cuda.get_per_process_memory_fraction(device) * total))
+    index = torch.cuda.current_device() if device.index is None else device.index  # It takes no device without one.
+    return min(usable, int(torch.cuda.get_per_process_memory_fraction(index) * total))
 
 
 def release_cached_memory(device: torch.device) -> None:

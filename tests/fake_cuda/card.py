@@ -123,7 +123,7 @@ def _replacements(card: Card, log: Log) -> list[tuple[Any, dict[str, Any]]]:
         "memory_allocated": lambda *_: log.device.now,
         "memory_reserved": lambda *_: log.device.now,
         "max_memory_allocated": lambda *_: log.device.peak,
-        "get_per_process_memory_fraction": lambda *_: (log.limit or card.memory) / card.memory,
+        "get_per_process_memory_fraction": lambda *device: _fraction(log.limit or card.memory, card, *device),
     }
     return [
         (torch.cuda, cuda),
@@ -142,6 +142,12 @@ def _replacements(card: Card, log: Log) -> list[tuple[Any, dict[str, Any]]]:
         (torch.amp.autocast_mode, {"is_autocast_available": lambda *_: True}),
         (torch.cuda.amp.common, {"amp_definitely_not_available": lambda: False}),
     ]
+
+
+def _fraction(limit: int, card: Card, device: torch.device | int | None = None) -> float:
+    if isinstance(device, torch.device) and device.index is None:
+        raise ValueError(f"Expected a torch.device with a specified index or an integer, but got:{device}")
+    return limit / card.memory
 
 
 def _with_fakes(real: Callable[[torch.Tensor], Any], fake: Callable[[torch.Tensor], Any]) -> Callable[..., Any]:

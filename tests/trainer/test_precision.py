@@ -165,6 +165,14 @@ def test_file_folder_and_shards_give_the_same_codes(model: EditModel, tmp_path: 
 FAMILY_FILES = {"flux-kontext": FLUX, "qwen-image-edit": QWEN}
 
 
+def test_weights_without_values_are_quantized_where_they_are(monkeypatch: pytest.MonkeyPatch):
+    """A plan is counted on such weights, also where there is a card."""
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    for precision in ("int8", "fp8"):
+        quantized = quantize(torch.empty(64, 32, device="meta"), precision)
+        assert quantized.quantized.device.type == "meta"
+
+
 def test_plain_precisions_quantize_nothing(model: EditModel):
     for precision in ("fp32", "bf16", None):
         layers = model.load_transformer("cpu", F32, precision).modules()

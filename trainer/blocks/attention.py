@@ -46,10 +46,22 @@ def attend(
         with around():
             output = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=backend)
     output = output.flatten(2, 3).to(query.dtype)
-    if output.is_cuda and output.requires_grad and not torch.compiler.is_compiling():
-        # cuDNN's backward kernel must not see a part of a wider tensor, as the gradient of a concatenation is.
-        output.register_hook(torch.Tensor.contiguous)
-    return output
+    return _DenseGradient.apply(output) if output.is_cuda else output
+
+
+class _DenseGradient(torch.autograd.Function):
+    """Makes the gradient dense: cuDNN's backward kernel must not see a part of a wider tensor, as the gradient of a
+    concatenation is. Not a hook, which compiled code has none of."""
+
+    @staticmethod
+    def forward(ctx: Any, output: torch.Tensor) -> torch.Tensor:
+        """Return the tensor, of any shape and dtype."""
+        return output.view_as(output)
+
+    @staticmethod
+    def backward(ctx: Any, gradient: torch.Tensor) -> torch.Tensor:
+        """Return the gradient, of the same shape and dtype, in memory of its own if it is a part of another's."""
+        return gradient.contiguous()
 
 
 def keep_attention(context: Any, op: Any, *args: Any, **kwargs: Any) -> CheckpointPolicy:

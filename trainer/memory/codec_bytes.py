@@ -19,10 +19,6 @@ MEASURED_SIDE = 512
 which no kernel of a GPU stores; the bytes of all else grow with the number of pixels."""
 
 
-WORKSPACE = 1.25
-"""Factor for the workspaces of convolutions, which only a GPU has. A judgement."""
-
-
 def codec_bytes_per_pixel(family: Family, dtype: torch.dtype, way: Literal["encode", "decode"]) -> float:
     """Peak bytes of encoding or decoding in `dtype` for each pixel of the image, without tiling. Measured once for each
     kind of VAE."""
@@ -50,7 +46,7 @@ def _measured(family: Family, dtype: torch.dtype, way: Literal["encode", "decode
     live = LiveBytes([*vae.parameters(), *vae.buffers()])
     with live:
         _ = codec.encode(pixels) if way == "encode" else codec.decode(latents)
-    return WORKSPACE * live.peak / MEASURED_SIDE**2
+    return live.peak / MEASURED_SIDE**2
 
 
 def _empty_vae(family: Family) -> ModelMixin:

@@ -18,15 +18,15 @@ from .formats import Quantization, QuantizedWeight, format_of
 def quantize(weight: torch.Tensor, precision: Precision, device: torch.device | str | None = None) -> QuantizedWeight:
     """Quantize a plain weight [out, in] float for a quantized `precision` setting.
 
-    Runs on `device`, by default the current CUDA device where there is one; the result is on the weight's own. Raises
-    BadInput when the format's package is not installed, ValueError for fp32 and bf16.
+    Runs on `device`, by default, for a weight in host memory, on the current CUDA device where there is one; the result
+    is on the weight's own. Raises BadInput when the format's package is not installed, ValueError for fp32 and bf16.
     """
     row = format_of(precision)
     if row is None or row.quantize is None:
         raise ValueError(f"precision {precision} is not a quantized one")
     if row.package:
         require_package(row.package, f"precision {precision}")
-    if device is None and torch.cuda.is_available():
+    if device is None and weight.device.type == "cpu" and torch.cuda.is_available():
         device = "cuda"
     quantized, scale = row.quantize(weight if device is None else weight.to(device, non_blocking=True))
     return QuantizedWeight(quantized.to(weight.device), scale.to(weight.device), Quantization(row.name))
