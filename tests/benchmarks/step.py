@@ -4,8 +4,8 @@ Run from the repository's root: python tests/benchmarks/step.py --model qwen --c
 
 Prints the plan, seconds a step, TFLOP/s and what part of the device's own measured rate that is, the peak memory,
 allocated and reserved, beside the plan's estimate, and last a row for the table in docs/speed.md. `--cap-gb` plans for,
-and on CUDA enforces, a card of that size. `--width`, `--blocks`: a smaller model for a smaller machine. All settings of
-a run are options as well.
+and on CUDA enforces, a card of that size. `--width`, `--blocks`: a smaller model for a smaller machine. `--profile`: of
+one more step, what the device and what the CPU worked on longest. All settings of a run are options as well.
 """
 
 from __future__ import annotations
@@ -78,12 +78,15 @@ def main() -> None:
     rate = matmul_rate(device, plan.dtype)
     base = memory_now(device)
     with PeakMemory(device) as peak:
-        seconds, work = run(model, params, settings, plan, device, options)
+        seconds, ahead, work = run(model, params, settings, plan, device, options)
     done = work.of_step(plan)
     step = statistics.median(seconds)
-    print(f"step: {step:.3f} s (median of {len(seconds)}, {min(seconds):.3f} to {max(seconds):.3f})")
+    spread = f"median of {len(seconds)}, {min(seconds):.3f} to {max(seconds):.3f}"
+    print(f"step: {step:.3f} s ({spread}), of which modulation {ahead:.3f}")
     print(f"rate: {done / step:.2f} of {rate:.2f} TFLOP/s, {done / step / rate:.2f}; {done:.2f} TFLOP a step")
     used = peak.bytes - base
+    if peak.retries:
+        print(f"The allocator was full {peak.retries} times and gave back what it held to go on.")
     reserved = f", {peak.reserved / 1e9:.2f} reserved by the allocator" if peak.reserved else ""
     print(f"peak: {used / 1e9:.2f} GB{reserved}, planned {plan.bytes / 1e9:.2f}, {plan.bytes / used:.2f} of it")
     card = device_name(device) + (f" capped at {options.cap_gb:g} GB" if options.cap_gb else "")
@@ -104,6 +107,7 @@ def parse() -> argparse.Namespace:
     parser.add_argument("--blocks", type=int, nargs="*", default=[], help="Kontext: double and single; Qwen: one.")
     parser.add_argument("--cap-gb", type=float, default=0, help="Memory of the card that is planned for.")
     parser.add_argument("--threads", type=int, default=0)
+    parser.add_argument("--profile", action="store_true")
     add_settings(parser)
     return parser.parse_args()
 
@@ -140,28 +144,37 @@ def run(
     plan: Plan,
     device: torch.device,
     options: argparse.Namespace,
-) -> tuple[list[float], Work]:
-    """Seconds of each timed step, and the work of a forward pass."""
+) -> tuple[list[float], float, Work]:
+    """Seconds of each timed step, those of the last one's modulation, and the work of a forward pass."""
     components = ModelComponents(model, device, plan)
     trainable = build_trainable(components, params, settings)
     optimizer = build_optimizer(trainable.parameters, settings, 1e-4)
     shape = step_shape(model.family, params, settings, plan)
     batches = random_batches(model.family, model.transformer_config(), shape)
     seconds: list[float] = []
+
+    def step(batch: Batch) -> float:
+        begun = time.perf_counter()
+        micro_step(components, batch, params.batch_size, 1.0)
+        nn.utils.clip_grad_norm_(list(trainable.parameters.values()), 1.0)
+        optimizer.step()
+        optimizer.zero_grad()
+        synchronize(device)
+        return time.perf_counter() - begun
+
     while len(seconds) < options.steps + options.warmup:
         begun = time.perf_counter()
-        block = with_modulation(components, list(islice(batches, min(AHEAD, options.steps))), 1.0)
+        block = with_modulation(components, list(islice(batches, AHEAD)), 1.0)
         synchronize(device)
         each = (time.perf_counter() - begun) / len(block)
-        for batch in block:
-            begun = time.perf_counter()
-            micro_step(components, batch, params.batch_size, 1.0)
-            nn.utils.clip_grad_norm_(list(trainable.parameters.values()), 1.0)
-            optimizer.step()
-            optimizer.zero_grad()
-            synchronize(device)
-            seconds.append(time.perf_counter() - begun + each)
-    return seconds[options.warmup :], forward_work(model, batch)
+        for batch in block[: options.steps + options.warmup - len(seconds)]:
+            seconds.append(step(batch) + each)
+    if options.profile:
+        with torch.profiler.profile() as profiler:
+            step(block[-1])
+        for longest in ("self_device_time_total", "self_cpu_time_total")[device.type == "cpu" :]:
+            print(profiler.key_averages().table(sort_by=longest, row_limit=12, max_name_column_width=48))
+    return seconds[options.warmup :], each, forward_work(model, block[0])
 
 
 def forward_work(model: RandomModel, batch: Batch) -> Work:
@@ -236,6 +249,8 @@ class PeakMemory:
         self.bytes = 0
         self.reserved = 0
         """The most that CUDA's allocator held, given out or not."""
+        self.retries = 0
+        """Times that CUDA's allocator was full."""
         self._done = threading.Event()
 
     def __enter__(self) -> PeakMemory:
@@ -250,6 +265,7 @@ class PeakMemory:
         if self.device.type == "cuda":
             self.bytes = torch.cuda.max_memory_allocated(self.device)
             self.reserved = torch.cuda.max_memory_reserved(self.device)
+            self.retries = torch.cuda.memory_stats(self.device)["num_alloc_retries"]
 
     def _watch(self) -> None:
         while not self._done.wait(0.01):

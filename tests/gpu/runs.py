@@ -8,8 +8,8 @@ from pathlib import Path
 from trainer.tiny.shapes import TAUGHT_EDITS, write_parquet
 
 
-def write_request(folder: Path, base_model: str, steps: int) -> Path:
-    """Write four pairs of an edit and a request that trains on them, two at a time, without samples; its file."""
+def write_request(folder: Path, base_model: str, steps: int, batch_size: int = 2) -> Path:
+    """Write four pairs of an edit and a request that trains on them without samples; its file."""
     request = {
         "resource": str(write_parquet(folder / "pairs.parquet", TAUGHT_EDITS[:1], seed=0, count=4)),
         "base_model": base_model,
@@ -18,7 +18,7 @@ def write_request(folder: Path, base_model: str, steps: int) -> Path:
             "caption_column": "caption",
             "control_image_column": "control",
             "image_column": "target",
-            "batch_size": 2,
+            "batch_size": batch_size,
             "steps": steps,
             "samples": [],
         },

@@ -34,15 +34,18 @@ def test_two_steps_on_cuda_lose_what_they_lose_on_the_cpu(base_model: str, tmp_p
             "fp32",
         ]
 
-    torch.cuda.reset_peak_memory_stats()
-    assert main(arguments("cuda")) == 0
-    assert torch.cuda.max_memory_allocated() > 0
-    subprocess.run(
+    on_the_cpu = subprocess.Popen(
         [sys.executable, "-m", "trainer", *arguments("cpu")],
         env=os.environ | {"CUDA_VISIBLE_DEVICES": "-1"},
         cwd=ROOT,
-        check=True,
     )
+    torch.cuda.reset_peak_memory_stats()
+    try:
+        assert main(arguments("cuda")) == 0
+    finally:
+        exit_code = on_the_cpu.wait()
+    assert exit_code == 0
+    assert torch.cuda.max_memory_allocated() > 0
     on_cuda, on_cpu = losses(tmp_path / "cuda"), losses(tmp_path / "cpu")
     assert len(on_cuda) == len(on_cpu) == 2
     # Sums in another order, and TF32 in cuDNN's convolutions, whose relative precision is 2**-10.

@@ -24,8 +24,7 @@ from .runs import losses, write_request
 BASES = ("tiny/flux-kontext", "tiny/qwen-image-edit")
 
 
-@pytest.mark.parametrize("precision", ["auto", "int8"])
-@pytest.mark.parametrize("base_model", BASES)
+@pytest.mark.parametrize(("base_model", "precision"), [(BASES[0], "auto"), (BASES[1], "auto"), (BASES[0], "int8")])
 def test_the_demo_learns(
     base_model: str,
     precision: str,
@@ -63,13 +62,21 @@ def test_a_step_out_of_memory_is_planned_again(
     tmp_path: Path, capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """The allocator is given less than the plan believes it has."""
-    request = write_request(tmp_path, BASES[0], steps=4)
-    # Of so small a model the activations are nearly all of the memory.
-    command = ["train", str(request), "--resolution", "1024"]
-    assert main([*command, "--out", str(tmp_path / "free"), "--gradient-checkpointing", "off"]) == 0
-    needed = torch.cuda.max_memory_reserved()
-    torch.cuda.empty_cache()
+    # Of so small a model at so large a resolution the activations are nearly all of the memory.
+    request = write_request(tmp_path, BASES[0], steps=4, batch_size=4)
+    command = ["train", str(request), "--resolution", "2048"]
     real = loop.micro_step
+    needed: list[int] = []
+
+    def note_peak(*arguments: Any) -> torch.Tensor:
+        torch.cuda.empty_cache()
+        torch.cuda.reset_peak_memory_stats()
+        loss = real(*arguments)
+        needed.append(torch.cuda.max_memory_reserved())
+        return loss
+
+    monkeypatch.setattr(loop, "micro_step", note_peak)
+    assert main([*command, "--out", str(tmp_path / "free"), "--gradient-checkpointing", "off"]) == 0
     capped = False
 
     def cap_once(*arguments: Any) -> torch.Tensor:
@@ -78,12 +85,13 @@ def test_a_step_out_of_memory_is_planned_again(
             capped = True
             torch.cuda.empty_cache()
             total = torch.cuda.get_device_properties(0).total_memory
-            torch.cuda.set_per_process_memory_fraction(0.75 * needed / total)
+            torch.cuda.set_per_process_memory_fraction(0.75 * max(needed) / total)
         return real(*arguments)
 
     monkeypatch.setattr(loop, "micro_step", cap_once)
     capsys.readouterr()
-    assert main([*command, "--out", str(tmp_path / "capped")]) == 0
+    done = main([*command, "--out", str(tmp_path / "capped")])
     printed = capsys.readouterr()
+    assert done == 0, printed.out + printed.err
     assert (printed.out + printed.err).count("The device ran out of memory after step") == 1
     assert losses(tmp_path / "free") == pytest.approx(losses(tmp_path / "capped"), rel=1e-2)

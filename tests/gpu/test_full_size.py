@@ -14,7 +14,6 @@ import pytest
 ROOT = Path(__file__).resolve().parents[2]
 CASES = [
     ("kontext", 0, ""),
-    ("kontext", 24, "int8"),
     ("kontext", 12, "int8"),
     ("qwen", 24, "int8"),
     ("qwen", 16, "int8"),
@@ -33,7 +32,7 @@ def test_a_plan_holds(
     environment = {name: value for name, value in os.environ.items() if name != "OMP_NUM_THREADS"}  # One: see tests/.
     done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, env=environment, check=False)
     assert done.returncode == 0, done.stdout + done.stderr[-3000:]
-    record_property("figure", done.stdout.splitlines()[-1])
+    record_property("figure", done.stdout)
     found = re.search(r"peak: ([\d.]+) GB, ([\d.]+) reserved by the allocator, planned ([\d.]+)", done.stdout)
     assert found is not None, done.stdout
     allocated, reserved, planned = map(float, found.groups())

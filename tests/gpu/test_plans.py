@@ -33,6 +33,8 @@ def test_every_plan_gives_the_plain_step(name: str, precision: str, deterministi
     model = reduced(name)
     products = precision == "int8"
     plain = gradients(model, plan(precision=precision, quantize_activations=products))
+    again = gradients(model, plan(precision=precision, quantize_activations=products))
+    assert equal(again, plain), "the card's kernels sum in another order each time"
     assert all(gradient.any() for gradient in plain[0].values())
     different = [
         what
@@ -42,12 +44,11 @@ def test_every_plan_gives_the_plain_step(name: str, precision: str, deterministi
     assert different == []
 
 
-@pytest.mark.parametrize("name", MODELS)
-def test_compiled_blocks_give_the_gradients_of_plain_ones(name: str) -> None:
+@pytest.mark.parametrize(("name", "how"), [("kontext", {}), ("qwen", PLANS["everything off the card"])])
+def test_compiled_blocks_give_the_gradients_of_plain_ones(name: str, how: dict[str, Any]) -> None:
     model = reduced(name)
     plain = gradients(model, plan())
-    for how in ({}, PLANS["everything off the card"]):
-        assert cosine(gradients(model, plan(compile=True, **how)), plain) > 0.999
+    assert cosine(gradients(model, plan(compile=True, **how)), plain) > 0.999
 
 
 @pytest.mark.parametrize("name", MODELS)

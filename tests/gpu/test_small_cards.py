@@ -25,7 +25,8 @@ def test_a_streamed_text_encoder_gives_the_resident_ones_bits(record_property: C
     """T5-XXL at full width with few layers."""
     published = json.loads((CONFIGS / "flux-kontext" / "text_encoder_2" / "config.json").read_text(encoding="utf-8"))
     torch.manual_seed(0)
-    encoder = T5EncoderModel(T5Config.from_dict(published | {"num_layers": LAYERS})).to(CUDA, torch.bfloat16)
+    with CUDA:
+        encoder = T5EncoderModel(T5Config.from_dict(published | {"num_layers": LAYERS})).to(torch.bfloat16)
     encoder.eval().requires_grad_(False)
     texts = [torch.randint(0, published["vocab_size"], (1, 512), device=CUDA) for _ in range(3)]
     with torch.no_grad():
