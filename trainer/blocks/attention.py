@@ -51,7 +51,7 @@ def attend(
 
 class _DenseGradient(torch.autograd.Function):
     """Makes the gradient dense: cuDNN's backward kernel must not see a part of a wider tensor, as the gradient of a
-    concatenation is. Not a hook, which compiled code has none of."""
+    concatenation is. A hook on the tensor would do, but is lost where blocks are compiled."""
 
     @staticmethod
     def forward(ctx: Any, output: torch.Tensor) -> torch.Tensor:
