@@ -3,8 +3,8 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { choiceWidget } from "./dataset/choice.js";
 import { addInfo, refreshInfo } from "./dataset/info.js";
-import { addRequestButton, pasteRequest } from "./graph/paste.js";
-import { addModelInfo, showModelInfo } from "./model/info.js";
+import { addRequestButton, dropParquet, paste } from "./graph/paste.js";
+import { addModelInfo, showLinkedModels, showModelInfo } from "./model/info.js";
 import { callBefore, fitToWidgets } from "./graph/nodes.js";
 import { el } from "./lib/dom.js";
 import { setLanguage } from "./lib/text.js";
@@ -23,6 +23,7 @@ const REFRESH = {
   EditTrainerTrain: (node) => fitToWidgets(node),
   EditTrainerLoadDataset: refreshInfo,
   EditTrainerBaseModel: showModelInfo,
+  EditTrainerLoadRequest: showLinkedModels,
 };
 
 // Registered before anything is awaited: ComfyUI's page warns about messages that have no listener.
@@ -39,7 +40,8 @@ app.registerExtension({
 
   async setup() {
     api.addEventListener("reconnected", showAllRuns);
-    document.addEventListener("paste", pasteRequest, true);
+    document.addEventListener("paste", paste, true);
+    addEventListener("drop", dropParquet, true);
     app.extensionManager.registerSidebarTab(runsTab());
   },
 
@@ -49,7 +51,7 @@ app.registerExtension({
     if (node.comfyClass === "EditTrainerTrain") addPanel(node);
     if (node.comfyClass === "EditTrainerLoadDataset") addInfo(node);
     if (node.comfyClass === "EditTrainerBaseModel") addModelInfo(node);
-    if (node.comfyClass === "EditTrainerLoadRequest") addRequestButton(node);
+    if (node.comfyClass === "EditTrainerLoadRequest") addRequestButton(node, () => showLinkedModels(node));
     const refresh = REFRESH[node.comfyClass ?? ""];
     if (refresh) callBefore(node, "onConfigure", () => refresh(node));
   },

@@ -4,6 +4,7 @@ type ComfyPoint = [x: number, y: number];
 
 interface ComfyWidget {
   name: string;
+  options?: { values?: unknown };
   label?: string;
   value: unknown;
   serialize?: boolean;
@@ -48,6 +49,7 @@ interface ComfyNode {
   computeSize(): ArrayLike<number> & Iterable<number>;
   setSize(size: ComfyPoint): void;
   findInputSlot(name: string): number;
+  getInputNode(slot: number): ComfyNode | null;
   findOutputSlot(name: string): number;
   connect(output: number, node: ComfyNode, input: number): unknown;
   addWidget(type: "button", name: string, value: null, callback: () => void): ComfyWidget;
@@ -64,7 +66,13 @@ interface ComfyGraph {
   id?: string;
   nodes: ComfyNode[];
   add(node: ComfyNode): unknown;
+  getNodeOnPos(x: number, y: number): ComfyNode | null;
   getNodeById(id: number | string): ComfyNode | null | undefined;
+}
+
+/** Undo history of a workflow. Changes between `beforeChange` and `afterChange` are one step. */
+interface ComfyChangeTracker {
+  changeCount: number;
   beforeChange(): void;
   afterChange(): void;
 }
@@ -78,6 +86,14 @@ interface ComfyCanvas {
   setDirty(foreground: boolean, background: boolean): void;
   centerOnNode(node: ComfyNode): void;
   convertEventToCanvasOffset(event: MouseEvent): ArrayLike<number> & Iterable<number>;
+}
+
+/** Input's type, or a menu's options, and what else the server says of it, by the input's name. */
+type ComfyInputSpec = [type: string | string[], options?: Record<string, any>];
+
+interface ComfyInputSpecs {
+  required?: Record<string, ComfyInputSpec>;
+  optional?: Record<string, ComfyInputSpec>;
 }
 
 interface ComfySidebarTab {
@@ -106,6 +122,7 @@ interface ComfyApp {
   canvas: ComfyCanvas;
   extensionManager: {
     setting: { get(id: string): string | undefined };
+    workflow?: { activeWorkflow?: { changeTracker?: ComfyChangeTracker } | null };
     toast: { add(message: { severity: "error"; summary: string; detail: string; life?: number }): void };
     registerSidebarTab(tab: ComfySidebarTab): void;
   };
@@ -121,7 +138,10 @@ interface ComfyApi {
 }
 
 interface Window {
-  LiteGraph: { createNode(type: string): ComfyNode | null };
+  LiteGraph: {
+    createNode(type: string): ComfyNode | null;
+    registered_node_types: Record<string, { nodeData?: { input?: ComfyInputSpecs } }>;
+  };
 }
 
 declare module "*/scripts/app.js" {

@@ -1,7 +1,7 @@
 import assert from "node:assert/strict";
 import { readFileSync } from "node:fs";
 import test from "node:test";
-import { completionPlan, isRequest, requestPlan } from "../../web/graph/request.js";
+import { completionPlan, datasetPlan, draftRequest, readRequest, requestPlan } from "../../web/graph/request.js";
 
 const INTERFACE = JSON.parse(readFileSync(new URL("../comfyui/object_info.json", import.meta.url), "utf-8"));
 const REQUEST = {
@@ -33,8 +33,8 @@ function check(plan, existing = {}) {
 }
 
 test("a request is recognized by its training_params", () => {
-  assert.ok(isRequest(JSON.stringify(REQUEST)));
-  assert.ok(isRequest(`\n  ${JSON.stringify({ training_params: {} })}`));
+  assert.ok(readRequest(JSON.stringify(REQUEST)));
+  assert.ok(readRequest(`\n  ${JSON.stringify({ training_params: {} })}`));
 });
 
 test("a workflow, other JSON and other text are not requests", () => {
@@ -49,7 +49,7 @@ test("a workflow, other JSON and other text are not requests", () => {
   ];
   others.push(JSON.stringify({ nodes: [], training_params: {} }));
   others.push(JSON.stringify({ training_params: "x".repeat(4 * 2 ** 20) }));
-  assert.deepEqual(others.filter(isRequest), []);
+  assert.deepEqual(others.filter(readRequest), []);
 });
 
 test("a request's graph: inputs, then training, then the preview", () => {
@@ -101,4 +101,36 @@ test("a request node is completed with all that training needs", () => {
     required.map(([name]) => name).filter((name) => !linked.includes(name)),
     [],
   );
+});
+
+test("a request with dots for its parameters is read, and what a draft lacks stays empty", () => {
+  const data = readRequest('{"resource": "main/a.parquet", "base_model": "<name>", "training_params": { ... }}');
+  assert.deepEqual(data.training_params, {});
+  assert.deepEqual(draftRequest(data), { resource: "main/a.parquet", base_model: "<name>", training_params: { samples: [] } });
+  assert.deepEqual(draftRequest({ training_params: { samples: ["no", { prompt: "yes" }] } }).training_params.samples, [
+    { prompt: "yes" },
+  ]);
+});
+
+test("the gaps of a request stand in a note before its other nodes", () => {
+  const plan = requestPlan(REQUEST, "mine", null, "caption_column: is missing");
+  assert.equal(keys(plan)[0][0], "note");
+  assert.equal(node(plan, "note").values.text, "caption_column: is missing");
+});
+
+test("a parquet's graph has its guessed columns, its name and its first captions as samples", () => {
+  const guess = { caption_column: "text", image_column: "after" };
+  const file = { columns: {}, kinds: {}, guess, rows: 3, texts: { text: ["one", "two", "three"] } };
+  const plan = datasetPlan("cats.parquet", file, "tiny/flux-kontext");
+  check(plan);
+  assert.equal(node(plan, "dataset").values.image_column, "after");
+  assert.equal(node(plan, "train").values.run_name, "cats");
+  assert.deepEqual(
+    [0, 1, 2].map((index) => node(plan, `sample ${index}`)?.values.prompt),
+    ["one", "two", undefined],
+  );
+  assert.equal(node(plan, "params").values.steps, 200);
+  const large = datasetPlan("cats.parquet", { ...file, guess: {} }, null);
+  assert.equal(node(large, "params").values.steps, undefined);
+  assert.equal(node(large, "sample 0"), undefined);
 });

@@ -1,7 +1,6 @@
 // @ts-check
 import { app } from "../../../scripts/app.js";
-import { findWidget, positionBelow } from "./nodes.js";
-import { completionPlan, requestPlan } from "./request.js";
+import { drawnSize, findWidget, nextDrawing, positionBelow } from "./nodes.js";
 
 /** Distance between columns in graph coordinates; nodes of a column are twice as far apart. */
 const GAP = 40;
@@ -11,7 +10,8 @@ const GAP = 40;
  *
  * @param {string} type
  * @param {Iterable<number>} pos
- * @param {Record<string, unknown>} [values] Names that the node has no widget for are ignored.
+ * @param {Record<string, unknown>} [values] Names that the node has no widget for are ignored,
+ *   and so are values of another type and those that a menu does not have.
  */
 export function addNode(type, pos, values = {}) {
   const node = window.LiteGraph.createNode(type);
@@ -20,7 +20,7 @@ export function addNode(type, pos, values = {}) {
   app.canvas.graph.add(node);
   for (const [name, value] of Object.entries(values)) {
     const widget = findWidget(node, name);
-    if (!widget) continue;
+    if (!widget || !accepts(widget, value)) continue;
     widget.value = value;
     widget.callback?.(value);
   }
@@ -28,19 +28,34 @@ export function addNode(type, pos, values = {}) {
 }
 
 /**
- * Runs a change of the graph as one step of its undo history.
+ * @param {ComfyWidget} widget
+ * @param {unknown} value
+ */
+function accepts(widget, value) {
+  const { values } = widget.options ?? {};
+  return Array.isArray(values) ? values.includes(value) : typeof value === typeof widget.value;
+}
+
+/**
+ * Runs a change of the graph as one step of the page's undo history, until all that it waits for is done. What was
+ * changed before is a step of its own.
  *
  * @template T
- * @param {() => T} change
- * @returns {T}
+ * @param {() => T | Promise<T>} change
+ * @returns {Promise<T>}
  */
-export function undoable(change) {
-  const { graph } = app.canvas;
-  graph.beforeChange();
+export async function undoable(change) {
+  const active = () => app.extensionManager.workflow?.activeWorkflow?.changeTracker;
+  const tracker = active();
+  tracker?.beforeChange();
+  tracker?.afterChange();
+  tracker?.beforeChange();
   try {
-    return change();
+    return await change();
   } finally {
-    graph.afterChange();
+    // Another workflow may be on display by now: its graph is not to be taken for this one's.
+    if (tracker && tracker === active()) tracker.afterChange();
+    else if (tracker) tracker.changeCount--;
     app.canvas.setDirty(true, true);
   }
 }
@@ -59,53 +74,52 @@ export function viewCenter() {
 export const freePosition = () => positionBelow(app.canvas.graph.nodes, 3 * GAP) ?? viewCenter();
 
 /**
- * Adds the graph of a fine-tune request, with its top left corner at `pos`. Returns the dataset node.
+ * Adds the nodes and links of a plan as one step of the undo history.
  *
- * @param {import("../lib/server.js").TrainingRequest} request
- * @param {Iterable<number>} pos
- * @param {{runName?: string, settings?: import("../lib/server.js").Settings | null}} [options]
+ * @param {import("./request.js").GraphPlan} plan
+ * @param {Iterable<number>} pos Top left corner.
+ * @param {object} [options]
+ * @param {Record<string, ComfyNode>} [options.existing] Nodes of the graph that the plan links to, by key.
+ * @param {(nodes: Record<string, ComfyNode>) => unknown} [options.fill] Fills in what has to be asked for first.
+ * @returns {Promise<Record<string, ComfyNode>>} All of these nodes, by key.
  */
-export function addRequestGraph(request, pos, { runName = "edit-lora", settings = null } = {}) {
-  return undoable(() => {
-    const nodes = addPlan(requestPlan(request, runName, settings), pos);
-    app.canvas.centerOnNode(nodes.train);
-    return nodes.dataset;
+export function addPlan(plan, pos, { existing = {}, fill } = {}) {
+  return undoable(async () => {
+    const nodes = { ...existing };
+    for (const { key, type, values, size } of plan.columns.flat()) {
+      nodes[key] = addNode(type, pos, values);
+      if (size) nodes[key].setSize(size);
+    }
+    for (const [from, output, to, input] of plan.links) {
+      const [source, target] = [nodes[from], nodes[to]];
+      source.connect(source.findOutputSlot(output), target, target.findInputSlot(input));
+    }
+    const columns = plan.columns.map((column) => column.map(({ key }) => nodes[key]));
+    arrange(columns, pos);
+    await fill?.(nodes);
+    await nextDrawing();
+    arrange(columns, pos);
+    await nextDrawing();
+    return nodes;
   });
 }
 
 /**
- * Adds a base model, a Train node and a preview beside a request node, and connects all four.
+ * Places nodes in columns by the sizes at which they are drawn.
  *
- * @param {ComfyNode} request
- */
-export function completeRequestNode(request) {
-  const pos = [request.pos[0] + request.size[0] + GAP, request.pos[1]];
-  undoable(() => addPlan(completionPlan(), pos, { request }));
-}
-
-/**
- * Adds the nodes and links of a plan.
- *
- * @param {import("./request.js").GraphPlan} plan
+ * @param {ComfyNode[][]} columns
  * @param {Iterable<number>} pos Top left corner.
- * @param {Record<string, ComfyNode>} [existing] Nodes of the graph that the plan links to, by key.
  */
-function addPlan(plan, pos, existing = {}) {
-  const nodes = { ...existing };
+function arrange(columns, pos) {
   let [x, top] = pos;
-  for (const column of plan.columns) {
-    let [y, width] = [top, 0];
-    for (const { key, type, values } of column) {
-      const node = addNode(type, [x, y], values);
-      nodes[key] = node;
-      y += node.size[1] + 2 * GAP;
-      width = Math.max(width, node.size[0]);
+  for (const column of columns) {
+    let [y, columnWidth] = [top, 0];
+    for (const node of column) {
+      const [width, height] = drawnSize(node);
+      node.pos = [x, y];
+      y += height + 2 * GAP;
+      columnWidth = Math.max(columnWidth, width);
     }
-    x += width + GAP;
+    x += columnWidth + GAP;
   }
-  for (const [from, output, to, input] of plan.links) {
-    const [source, target] = [nodes[from], nodes[to]];
-    source.connect(source.findOutputSlot(output), target, target.findInputSlot(input));
-  }
-  return nodes;
 }

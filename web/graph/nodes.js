@@ -1,5 +1,10 @@
 // @ts-check
 
+/** Frames in which Vue nodes are mounted, measured and stored; a judgement, as most take two. */
+const SETTLE_FRAMES = 4;
+/** Longest wait for these frames, which a hidden tab does not draw. */
+const SETTLE_MS = 500;
+
 /**
  * Finds a node by its id in a prompt: `7`, or `1:2:7` inside subgraphs.
  *
@@ -64,6 +69,27 @@ export const widgetText = (node, name) => String(findWidget(node, name)?.value ?
 export function fitToWidgets(node, minWidth = 0) {
   const [width, height] = node.computeSize();
   node.setSize([Math.max(node.size[0], width, minWidth), Math.max(node.size[1], height)]);
+}
+
+/**
+ * Size at which a node is drawn, without its title: in Vue nodes that of its element, as its own is the classic canvas's.
+ *
+ * @param {ComfyNode} node
+ * @returns {ComfyPoint}
+ */
+export function drawnSize(node) {
+  const element = /** @type {HTMLElement | null} */ (document.querySelector(`[data-node-id="${node.id}"]`));
+  const [width, height] = node.size;
+  if (!element) return [width, height];
+  return [Math.max(width, element.offsetWidth), Math.max(height, element.offsetHeight)];
+}
+
+/** Waits until nodes that have been added or resized are drawn and measured; not for long where nothing is drawn. */
+export async function nextDrawing() {
+  const frames = async () => {
+    for (let frame = 0; frame < SETTLE_FRAMES; frame++) await new Promise(requestAnimationFrame);
+  };
+  await Promise.race([frames(), new Promise((resolve) => setTimeout(resolve, SETTLE_MS))]);
 }
 
 /**

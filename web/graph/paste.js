@@ -1,39 +1,54 @@
 // @ts-check
 import { app } from "../../../scripts/app.js";
-import { refreshInfo } from "../dataset/info.js";
-import { parseRequest } from "../lib/server.js";
 import { t } from "../lib/text.js";
-import { addRequestGraph, completeRequestNode } from "./build.js";
-import { findWidget, widgetText } from "./nodes.js";
-import { REQUEST_NODE, isRequest } from "./request.js";
+import { addParquet, addRequestText, completeRequestNode } from "./add.js";
+import { callBefore, findWidget, widgetText } from "./nodes.js";
+import { REQUEST_NODE, readRequest } from "./request.js";
+
+/** Pause in typing after which an edited request is read. */
+const TYPING_MS = 350;
 
 /**
- * Handles a paste anywhere in the page. The JSON of a fine-tune request becomes a graph of nodes when pasted onto the
- * canvas; pasted into a request node without links, it is inserted and the nodes needed for training are added. All
- * other pastes pass through.
+ * Handles a paste anywhere in the page. The JSON of a fine-tune request or a parquet file becomes a graph of nodes when
+ * pasted onto the canvas; a request pasted into a request node without links is inserted, and the nodes needed for
+ * training are added. All other pastes pass through.
  *
  * @param {ClipboardEvent} event
  */
-export function pasteRequest(event) {
+export function paste(event) {
   const text = event.clipboardData?.getData("text/plain") ?? "";
-  if (!isRequest(text)) return;
+  const parquet = findParquet(event.clipboardData);
   const field = event.target instanceof Element ? event.target : null;
   const node = field && findRequestNode(field);
-  if (node?.outputs.every((output) => !output.links?.length)) completeRequestNode(node);
+  if (!parquet && !readRequest(text)) return;
+  // The text is in its field once the paste has been handled.
+  if (node?.outputs.every((output) => !output.links?.length)) setTimeout(() => completeRequestNode(node, text));
   if (field?.closest("input, textarea, [contenteditable]")) return;
   event.preventDefault();
   event.stopImmediatePropagation();
-  addGraph(text, [...app.canvas.graph_mouse]);
+  const pos = [...app.canvas.graph_mouse];
+  if (parquet) attempt(t("parquetUnusable"), () => addParquet(parquet, pos));
+  else attempt(t("requestUnusable"), () => addRequestText(text, pos));
 }
 
 /**
  * Adds a button to a request node that turns its JSON into a graph of nodes.
  *
  * @param {ComfyNode} node
+ * @param {() => void} onChange Called after the request has been edited.
  */
-export function addRequestButton(node) {
+export function addRequestButton(node, onChange) {
+  const request = findWidget(node, "request");
+  /** @type {ReturnType<typeof setTimeout> | undefined} */
+  let timer;
+  const edited = () => {
+    clearTimeout(timer);
+    timer = setTimeout(onChange, TYPING_MS);
+  };
+  if (request) callBefore(request, "callback", edited);
   const button = node.addWidget("button", t("makeNodes"), null, () => {
-    addGraph(widgetText(node, "request"), [node.pos[0] + node.size[0] + 80, node.pos[1]]);
+    const pos = [node.pos[0] + node.size[0] + 80, node.pos[1]];
+    attempt(t("requestUnusable"), () => addRequestText(widgetText(node, "request"), pos));
   });
   button.serialize = false;
 }
@@ -53,14 +68,36 @@ function findRequestNode(field) {
 }
 
 /**
- * @param {string} text
- * @param {Iterable<number>} pos
+ * Takes a parquet file that is dropped on the canvas: it becomes a graph that trains on it. A file dropped on a node is
+ * the node's.
+ *
+ * @param {DragEvent} event
  */
-async function addGraph(text, pos) {
+export function dropParquet(event) {
+  const parquet = findParquet(event.dataTransfer);
+  const target = event.target instanceof Element ? event.target : null;
+  if (!parquet || target?.closest("[data-node-id], [role=dialog], dialog, input, textarea")) return;
+  const pos = app.canvas.convertEventToCanvasOffset(event);
+  if (app.canvas.graph.getNodeOnPos(pos[0], pos[1])?.onDragDrop) return;
+  event.preventDefault();
+  event.stopImmediatePropagation();
+  attempt(t("parquetUnusable"), () => addParquet(parquet, [...pos]));
+}
+
+/** @param {DataTransfer | null} data */
+const findParquet = (data) => [...(data?.files ?? [])].find(({ name }) => name.toLowerCase().endsWith(".parquet"));
+
+/**
+ * Runs an action and shows its error.
+ *
+ * @param {string} summary
+ * @param {() => Promise<unknown>} action
+ */
+async function attempt(summary, action) {
   try {
-    await refreshInfo(addRequestGraph(await parseRequest(text), pos));
+    await action();
   } catch (error) {
     const detail = error instanceof Error ? error.message : String(error);
-    app.extensionManager.toast.add({ severity: "error", summary: t("requestUnusable"), detail });
+    app.extensionManager.toast.add({ severity: "error", summary, detail });
   }
 }

@@ -2,6 +2,8 @@
 import { callBefore, findWidget, fitToWidgets, widgetText } from "../graph/nodes.js";
 import { el } from "../lib/dom.js";
 import { fetchModelInfo } from "../lib/server.js";
+import { t } from "../lib/text.js";
+import { REQUEST_NODE, readRequest } from "../graph/request.js";
 
 const MIN_HEIGHT = 62;
 const CHOICES = ["base_model", "transformer"];
@@ -31,6 +33,44 @@ export function addModelInfo(node) {
 }
 
 /**
+ * Updates the base-model nodes that a request node is connected to.
+ *
+ * @param {ComfyNode} request
+ */
+export function showLinkedModels(request) {
+  for (const node of request.graph?.nodes ?? []) if (infos.has(node) && linkedTo(node) === request) showModelInfo(node);
+}
+
+/**
+ * Node that is connected to a base-model node's `base_model`.
+ *
+ * @param {ComfyNode} node
+ * @returns {ComfyNode | null | undefined} Undefined when nothing is connected; null for what cannot be followed.
+ */
+function linkedTo(node) {
+  const slot = node.findInputSlot("base_model");
+  return node.inputs[slot]?.link == null ? undefined : node.getInputNode(slot);
+}
+
+/**
+ * Base model that a node will load: its own choice, or the request's; empty where only the run will tell. The node's
+ * menu, which a link disables, shows the request's.
+ *
+ * @param {ComfyNode} node
+ */
+function baseModel(node) {
+  const source = linkedTo(node);
+  const menu = findWidget(node, "base_model");
+  if (source === undefined || !menu) return widgetText(node, "base_model");
+  const request = source?.comfyClass === REQUEST_NODE ? readRequest(widgetText(source, "request")) : null;
+  const model = String(request?.base_model ?? "");
+  const { values } = menu.options ?? {};
+  if (!Array.isArray(values) || !values.includes(model)) return "";
+  if (menu.value !== model) menu.value = model;
+  return model;
+}
+
+/**
  * Updates the lines from the node's widgets and links.
  *
  * @param {ComfyNode} node
@@ -43,7 +83,9 @@ export async function showModelInfo(node) {
   const linked = PORTS.filter((name) => node.inputs?.some((input) => input.name === name && input.link != null));
   let [text, failed] = ["", false];
   try {
-    text = (await fetchModelInfo(widgetText(node, "base_model"), widgetText(node, "transformer"), linked)).join("\n");
+    const model = baseModel(node);
+    const lines = model ? await fetchModelInfo(model, widgetText(node, "transformer"), linked) : [t("requestChooses")];
+    text = lines.join("\n");
   } catch (error) {
     [text, failed] = [error instanceof Error ? error.message : String(error), true];
   }

@@ -1,8 +1,8 @@
 // @ts-check
 import { app } from "../../../scripts/app.js";
-import { addRequestGraph, freePosition, viewCenter } from "../graph/build.js";
+import { addRequestGraph } from "../graph/add.js";
+import { freePosition, viewCenter } from "../graph/build.js";
 import { addLoader } from "../graph/weights.js";
-import { refreshInfo } from "../dataset/info.js";
 import { el } from "../lib/dom.js";
 import { fetchSavedRun, fetchSavedRuns, imageUrl } from "../lib/server.js";
 import { count, loss, t } from "../lib/text.js";
@@ -168,8 +168,8 @@ async function resume(name) {
     await app.loadGraphData(workflow);
     return;
   }
-  const dataset = addRequestGraph(request, freePosition(), { runName: name, settings });
-  await Promise.all([refreshInfo(dataset), showAllRuns()]);
+  await addRequestGraph(request, freePosition(), { runName: name, settings });
+  await showAllRuns();
 }
 
 /** @param {DragEvent} event */
