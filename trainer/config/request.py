@@ -45,6 +45,10 @@ DEFAULT_CONTROL_URL = (
 )
 
 
+DEFAULT_SAMPLE_SIDE = 1024
+"""Width and height of samples, in pixels, that nobody chose: a model that makes smaller ones follows its own size."""
+
+
 class SamplePrompt(BaseModel):
     """One sample image of a run: a control image and the edit to make."""
 
@@ -112,10 +116,16 @@ class TrainingParams(RecordedModel):
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     sample_height: int = Field(
-        default=1024, ge=1, description="Height of the samples, in pixels.", json_schema_extra=NO_EFFECT_ON_TRAINING
+        default=DEFAULT_SAMPLE_SIDE,
+        ge=1,
+        description="Height of the samples, in pixels.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     sample_width: int = Field(
-        default=1024, ge=1, description="Width of the samples, in pixels.", json_schema_extra=NO_EFFECT_ON_TRAINING
+        default=DEFAULT_SAMPLE_SIDE,
+        ge=1,
+        description="Width of the samples, in pixels.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
     samples: list[SamplePrompt] = Field(
         default_factory=lambda: list(DEFAULT_SAMPLES),

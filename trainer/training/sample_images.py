@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from ..config.request import DEFAULT_CONTROL_URL
+from ..config.request import DEFAULT_CONTROL_URL, DEFAULT_SAMPLE_SIDE, DEFAULT_SAMPLES
 from ..data.image_refs import fetch_control
 from ..data.images import decode_image
 from ..data.resize import Size
@@ -58,12 +58,13 @@ class SampleImages:
     def prepare(self, texts: TextEmbeddings, control: RunControl) -> Generator[Progress | Notice, None, None]:
         """Fetch and encode control images and prompts.
 
-        The published default control image is replaced by the dataset's own when it cannot be fetched. Raises BadInput
-        for any other that cannot.
+        The published default samples are replaced by the dataset's first control images and captions when their image
+        cannot be fetched. Raises BadInput for any other that cannot.
         """
         requested = Size(self.params.sample_width, self.params.sample_height)
         size = self.family.sample_size(requested)
-        if size != requested and self.params.samples:
+        chosen = requested != Size(DEFAULT_SAMPLE_SIDE, DEFAULT_SAMPLE_SIDE)
+        if size != requested and chosen and self.params.samples:
             yield Notice(
                 message=f"This model cannot make samples of {requested.width} x {requested.height} pixels; "
                 f"they are drawn at {size.width} x {size.height}."
@@ -81,12 +82,16 @@ class SampleImages:
                 if not default_failed:
                     yield Notice(
                         message="The default sample image cannot be fetched; samples are drawn from the dataset's "
-                        f"first control images instead. ({error})"
+                        f"first control images and captions instead. ({error})"
                     )
                 default_failed = True
+            prompt = sample.prompt
             if data is None:
-                data = self.dataset.fetch(self.dataset[number % len(self.dataset)].controls[0])
-            self.prepared.append(self._encode(sample.prompt, data, size, texts))
+                row = self.dataset[number % len(self.dataset)]
+                data = self.dataset.fetch(row.controls[0])
+                # The default prompts are about the default image.
+                prompt = row.caption if sample in DEFAULT_SAMPLES else prompt
+            self.prepared.append(self._encode(prompt, data, size, texts))
             yield Progress(phase="caching", done=number + 1, total=len(self.params.samples), note="samples")
 
     def _control_file(self, url: str) -> bytes | None:
