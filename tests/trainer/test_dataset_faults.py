@@ -117,6 +117,17 @@ def test_no_rows_left(tmp_path):
         opened(write(tmp_path, columns), bad_rows="skip")
 
 
+def test_missing_files_are_one_cause(tmp_path):
+    columns = write_files(tmp_path, 30)
+    for folder in ("in", "out"):
+        (tmp_path / folder).rename(tmp_path / f"moved {folder}")
+    with pytest.raises(BadInput, match="the images that the 30 rows name are not there") as caught:
+        opened(write(tmp_path, columns))
+    assert 'row 0, column "after": out/0.png: no such file below' in str(caught.value)
+    assert "set images_root" in str(caught.value)
+    assert len(str(caught.value).splitlines()) == 2
+
+
 def test_text_that_is_not_utf8(tmp_path):
     columns = write_files(tmp_path, 3)
     for name, row in (("prompt", 0), ("before", 2)):

@@ -23,7 +23,7 @@ from .digests import MISSING, FileDigests, file_states, named_files
 from .downloads import Downloads
 from .image_refs import ImageRef, image_ref, read_bytes
 from .parquet import column_faults
-from .report import BadRow, DatasetReport, SizeStats, bad_rows_message, first_bad_rows
+from .report import BadRow, BadRows, DatasetReport, DatasetWarning, SizeStats, first_bad_rows
 from .resize import Size
 from .row_blocks import Block, Cells, RowBlocks, plain_parts
 from .validation import Findings, check_rows, looks_swapped
@@ -115,7 +115,7 @@ class EditDataset:
             bad=tuple(first_bad_rows(sorted([*self.report.bad, *faults]))),
         )
         if bad and (self.bad_rows == "stop" or not len(self._rows)):
-            raise BadInput(bad_rows_message(self.report))
+            raise BadRows(self.report)
 
     def without(self, bad: Mapping[int, tuple[str, str]]) -> EditDataset:
         """The dataset without rows that one model cannot take, as `exclude` drops them; this one stays as it is."""
@@ -212,11 +212,7 @@ def open_dataset(
     Raises BadInput for columns that are missing or of the wrong type, for a parquet without rows, for bad rows with
     `bad_rows` "stop", and when no usable row is left.
     """
-    fields = columns.to_fields()
-    faults = [f"{field}: is required but empty" for field, name in fields.items() if not name]
-    faults += column_faults(fields, path)
-    if faults:
-        raise BadInput(f"{path} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
+    check_columns(columns.to_fields(), path)
     root = find_images_root(images_root, path)
     downloads = downloads or Downloads()
     blocks = RowBlocks(path, columns.names)
@@ -228,11 +224,19 @@ def open_dataset(
         )
         report = _report(path, columns, findings)
         if report.bad_rows and (bad_rows == "stop" or not report.good_rows):
-            raise BadInput(bad_rows_message(report))
+            raise BadRows(report)
     except BaseException:  # A generator closed half way (GeneratorExit) must close the file too.
         blocks.close()
         raise
     return EditDataset(blocks, root, downloads, bad_rows, findings.good, report)
+
+
+def check_columns(fields: Mapping[str, str], path: Path) -> None:
+    """Check column names by request field. Raises BadInput for any that is empty, missing or of the wrong type."""
+    faults = [f"{field}: is required but empty" for field, name in fields.items() if not name]
+    faults += column_faults(fields, path)
+    if faults:
+        raise BadInput(f"{path} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
 
 
 def find_images_root(images_root: str, parquet: Path) -> Path:
@@ -269,16 +273,34 @@ def _warnings(columns: Columns, findings: Findings) -> Iterator[str]:
     control, target = columns.control_image, columns.image
     rows, sampled = len(findings.good), len(findings.control_sizes)
     if findings.same_cells:
-        yield f"control and target are the same image in {findings.same_cells} of {rows} rows; nothing is edited there"
+        yield DatasetWarning(
+            f"control and target are the same image in {findings.same_cells} of {rows} rows; nothing is edited there",
+            "same",
+            n=findings.same_cells,
+            rows=rows,
+        )
     elif findings.same_pixels:
-        yield f"control and target show the same in {findings.same_pixels} of {sampled} sampled rows"
+        yield DatasetWarning(
+            f"control and target show the same in {findings.same_pixels} of {sampled} sampled rows",
+            "same",
+            n=findings.same_pixels,
+            rows=sampled,
+        )
     if looks_swapped(control, target) or findings.swapped_paths * 10 > sampled * 9:
-        yield (
+        yield DatasetWarning(
             f'control and target look swapped: "{control}" is used as the input image and "{target}" as the result; '
-            "check control_image_column and image_column"
+            "check control_image_column and image_column",
+            "swapped",
+            control=control,
+            target=target,
         )
     if findings.empty_captions:
-        yield f"{findings.empty_captions} of {rows} captions are empty"
+        yield DatasetWarning(
+            f"{findings.empty_captions} of {rows} captions are empty",
+            "emptyCaptions",
+            n=findings.empty_captions,
+            rows=rows,
+        )
 
 
 def _with_progress(

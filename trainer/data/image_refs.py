@@ -20,6 +20,10 @@ MAX_FILE_BYTES = 256 * 2**20
 """A judgement: more than an encoded image of MAX_PIXELS usually takes."""
 
 
+NO_SUCH_FILE = "no such file below"
+"""Words in the message about a missing file, between its path and its folder."""
+
+
 LINK_VARIABLE = "EDIT_TRAINER_LINK_ROOTS"
 """Environment variable with folders that links to images may lead to, separated as in PATH."""
 
@@ -124,7 +128,7 @@ def local_file(path: str, root: Path) -> Path:
             )
         mode = os.stat(file).st_mode  # noqa: PTH116
     except FileNotFoundError:
-        raise BadImage(f"{shorten(path)}: no such file below {root}") from None
+        raise BadImage(f"{shorten(path)}: {NO_SUCH_FILE} {root}") from None
     except OSError as error:
         raise BadImage(f"{shorten(path)}: {error.strerror or error}") from None
     if not stat.S_ISREG(mode):

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
 from ..config.request import Columns
+from ..errors import BadInput
+from .image_refs import NO_SUCH_FILE
 from .resize import Size
 
 LISTED_ROWS = 20
@@ -22,6 +24,25 @@ class BadRow(NamedTuple):
     """Row of the parquet, from 0."""
     column: str
     why: str
+
+    @property
+    def missing_file(self) -> tuple[str, str] | None:
+        """Path and folder of an image file that does not exist; None for any other fault."""
+        path, separator, folder = self.why.partition(f": {NO_SUCH_FILE} ")
+        return (path, folder) if separator else None
+
+
+class DatasetWarning(str):
+    """A warning about a dataset, in English, with its kind and figures for other languages."""
+
+    code: str
+    values: Mapping[str, Any]
+
+    def __new__(cls, text: str, code: str, **values: Any) -> DatasetWarning:
+        """Make a warning of one of the kinds that a `code` names."""
+        warning = super().__new__(cls, text)
+        warning.code, warning.values = code, values
+        return warning
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +100,13 @@ class DatasetReport:
         """Number of rows that can be used for training."""
         return self.rows - self.bad_rows
 
+    @property
+    def missing_files(self) -> tuple[str, str] | None:
+        """Path of the first image file and its folder, in a dataset of which no file exists; None for any other."""
+        if self.good_rows or not self.bad or not all(fault.missing_file for fault in self.bad):
+            return None
+        return self.bad[0].missing_file
+
     def bad_row_lines(self) -> list[str]:
         """Listed faults, one line each, then the number of further bad rows."""
         lines = [f"row {fault.row}, column {_quoted(fault.column)}: {fault.why}" for fault in self.bad]
@@ -128,8 +156,21 @@ def first_bad_rows(faults: Iterable[BadRow]) -> list[BadRow]:
     return first
 
 
-def bad_rows_message(report: DatasetReport) -> str:
-    """Error message about bad rows: which they are, and what to do."""
+class BadRows(BadInput):
+    """Rows of a dataset that cannot be used. The message says which they are, and what to do."""
+
+    def __init__(self, report: DatasetReport) -> None:
+        super().__init__(_bad_rows_message(report))
+        self.report = report
+
+
+def _bad_rows_message(report: DatasetReport) -> str:
+    if report.missing_files:
+        return (
+            f"{report.path}: no rows left, as the images that the {_rows(report.rows)} name are not there; "
+            f"{report.bad_row_lines()[0]}.\nRelative paths start at the parquet's folder, or at images_root: put the "
+            "images there, or set images_root to the folder that the paths start from."
+        )
     lines = "".join(f"\n  - {line}" for line in report.bad_row_lines())
     if not report.good_rows:
         return f"{report.path}: no rows left, all {report.rows} are bad (counted from 0):{lines}"
