@@ -8,7 +8,7 @@ from comfy_api.latest import io
 
 from ..trainer.families.registry import base_model_names, find_family
 from .host import readable_errors
-from .model_files import AUTO, check_connected, open_choice, state_of, transformer_options
+from .model_files import AUTO, check_connected, open_choice, present_base_model, state_of, transformer_options
 from .types import EditModel
 
 if TYPE_CHECKING:
@@ -26,7 +26,12 @@ class BaseModel(io.ComfyNode):
             category="edit trainer",
             description="Chooses the model to train. The tiny ones are part of the pack and run on any machine.",
             inputs=[
-                io.Combo.Input("base_model", options=base_model_names(), tooltip="The model to train."),
+                io.Combo.Input(
+                    "base_model",
+                    options=base_model_names(),
+                    default=present_base_model(),
+                    tooltip="The model to train.",
+                ),
                 io.Combo.Input(
                     "transformer",
                     options=transformer_options(),

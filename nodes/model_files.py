@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING
 import folder_paths
 
 from ..trainer.errors import BadInput
-from ..trainer.families.registry import FAMILIES, find_family, find_variant
+from ..trainer.families.registry import FAMILIES, base_model_names, find_family, find_variant
 from .folders import file_state, output_folder
 
 if TYPE_CHECKING:
@@ -44,6 +44,16 @@ def transformer_options() -> list[str]:
     """Options of the transformer input: auto, the files of models/diffusion_models, and the edit models of
     models/diffusers as `diffusers/<name>`."""
     return [AUTO, *_file_names(), *(f"{FOLDERS}/{folder.name}" for folder in edit_folders())]
+
+
+def present_base_model() -> str:
+    """Name of the first base model whose weights are on the disk, complete; else of the first embedded one."""
+    names = base_model_names()
+    embedded = [name for name in names if find_variant(name).embedded]
+    for name in names:
+        if name not in embedded and (_folder_of(name, find_family(name).pipeline_class) or _in_hub_cache(name)):
+            return name
+    return embedded[0]
 
 
 def state_of(choice: str) -> str:
