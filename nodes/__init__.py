@@ -20,6 +20,7 @@ routes         HTTP routes of the page
 same_origin    guard of these routes
 folders        ComfyUI's input, output and LoRA folders
 host           cancelling, progress, memory and errors in ComfyUI
+notes          messages that stand in a node
 pil_images     conversion between IMAGE tensors and PIL
 
 The training itself knows nothing of ComfyUI: the trainer never imports from here.

@@ -9,9 +9,10 @@ from comfy_api.latest import io
 
 from ..trainer.config.request import COLUMN_FIELDS, Columns, FineTuneRequest, TrainingParams
 from ..trainer.config.settings import RunSettings
-from ..trainer.errors import BadInput
+from ..trainer.errors import BadInput, printable
 from .folders import cache_folder, dataset_state, find_parquet
 from .host import NodeDisplay, follow, readable_errors
+from .notes import OUTPUT, bad_rows_note, report_notes, send_notes
 from .pil_images import grid, shrink, to_tensor
 from .types import EditDataset
 from .widgets import field_inputs
@@ -56,6 +57,26 @@ class LoadDataset(io.ComfyNode):
             return "not there"
 
     @classmethod
+    def validate_inputs(
+        cls,
+        resource: str | None = None,
+        caption_column: str | None = None,
+        control_image_column: str | None = None,
+        image_column: str | None = None,
+    ) -> bool | str:
+        """Check the parquet and its columns before anything runs; linked inputs are None."""
+        from ..trainer.data.dataset import check_columns
+
+        columns = zip(COLUMN_FIELDS, (caption_column, control_image_column, image_column), strict=True)
+        try:
+            if resource is not None:
+                known = {field: column for field, column in columns if column is not None}
+                check_columns(known, find_parquet(resource))
+        except BadInput as error:
+            return printable(str(error))
+        return True
+
+    @classmethod
     @readable_errors()
     def execute(
         cls, resource: str, images_root: str, bad_rows: Literal["stop", "skip"], **columns: str
@@ -63,6 +84,7 @@ class LoadDataset(io.ComfyNode):
         from ..trainer.data.dataset import open_dataset
         from ..trainer.data.downloads import Downloads
         from ..trainer.data.images import decode_image
+        from ..trainer.data.report import BadRows
 
         downloads = Downloads(cache_folder() / "downloads")
         opening = open_dataset(
@@ -72,9 +94,14 @@ class LoadDataset(io.ComfyNode):
             bad_rows=bad_rows,
             downloads=downloads,
         )
-        dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
+        try:
+            dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
+        except BadRows as error:
+            send_notes(cls.hidden.unique_id, [bad_rows_note(error.report)])
+            raise
         pairs = [
             grid([[shrink(decode_image(dataset.fetch(image))) for image in (*row.controls, row.target)]])
             for row in islice(dataset, PREVIEW_ROWS)
         ]
-        return io.NodeOutput(dataset, to_tensor(pairs), str(dataset.report))
+        notes = report_notes(dataset.report)
+        return io.NodeOutput(dataset, to_tensor(pairs), str(dataset.report), ui={OUTPUT: notes})

@@ -11,6 +11,7 @@ from ..trainer.errors import BadInput
 from ..trainer.families.registry import FAMILIES
 from .folders import NO_LORA, find_lora, lora_options, lora_state
 from .host import NodeDisplay, borrowed_device, follow, readable_errors
+from .notes import OUTPUT, Note, note
 from .pil_images import to_pil, to_tensor
 from .types import EditModel
 
@@ -21,6 +22,10 @@ if TYPE_CHECKING:
 
     from ..trainer.data.resize import Size
     from ..trainer.models.edit_model import EditModel as Model
+
+
+MUCH_SMALLER = 2
+"""Image area over edit area from which the node says so; a judgement: rounding to a bucket is less."""
 
 
 class EditImage(io.ComfyNode):
@@ -123,7 +128,16 @@ class EditImage(io.ComfyNode):
                     device=device,
                 )
                 edited.append(follow(events, display.show))
-        return io.NodeOutput(to_tensor(edited))
+        notes = [] if width or height else _size_notes(to_pil(image)[0], edited[0], model.base_model)
+        return io.NodeOutput(to_tensor(edited), ui={OUTPUT: notes})
+
+
+def _size_notes(picture: Image.Image, edited: Image.Image, base_model: str) -> list[Note]:
+    """Say that an edit is much smaller than its image, where nobody chose its size."""
+    if edited.width * edited.height * MUCH_SMALLER > picture.width * picture.height:
+        return []
+    sizes = {"from_width": picture.width, "from_height": picture.height, "width": edited.width, "height": edited.height}
+    return [note("warning", "editSmaller", base_model=base_model, **sizes)]
 
 
 def _chosen_lora(name: str, connected: dict[str, torch.Tensor] | None) -> Path | dict[str, torch.Tensor] | None:

@@ -86,7 +86,7 @@ def find_contained_parquet(resource: str) -> Path:
     text = resource.strip()
     name = Path(text)
     names = [text] if name.is_absolute() or len(name.parts) < 2 else [text, str(Path(*name.parts[1:]))]
-    for name, start in ((name, start) for name in names for start in (EXAMPLES, input_folder())):
+    for name, start in ((name, start) for name in names for start in (Path(), EXAMPLES, input_folder())):
         path = contained_path(start, name)
         with suppress(OSError):
             if path is not None and path.is_file():
@@ -108,6 +108,11 @@ def contained_path(start: Path, name: str) -> Path | None:
     except (OSError, ValueError, RuntimeError):
         return None
     return path if any(path.is_relative_to(root) for root in roots) else None
+
+
+def is_outside(name: str) -> bool:
+    """Tell whether a path is one that the page is not shown: absolute, of a home, or out of ComfyUI's input folder."""
+    return contained_path(input_folder(), name) is None or name.strip().startswith("~")
 
 
 def list_parquets() -> list[str]:

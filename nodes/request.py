@@ -24,6 +24,7 @@ from .folders import (
     output_folder,
 )
 from .host import NodeDisplay, follow, readable_errors
+from .notes import OUTPUT, bad_rows_note, report_notes, send_notes
 from .params import PARAMS
 from .types import EditDataset, EditModel, EditParams, EditSamples
 
@@ -98,13 +99,20 @@ class LoadRequest(io.ComfyNode):
         from ..trainer.data.dataset import open_dataset
         from ..trainer.data.downloads import Downloads
         from ..trainer.data.load_request import load_request
+        from ..trainer.data.report import BadRows
 
         parsed, parquet = load_request(find_request(request), input_folder(), EXAMPLES)
         params = parsed.training_params
         downloads = Downloads(cache_folder() / "downloads")
         opening = open_dataset(parquet, params.columns, downloads=downloads)
-        dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
-        return io.NodeOutput(dataset, params.model_dump(include=set(PARAMS)), tuple(params.samples), parsed.base_model)
+        try:
+            dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
+        except BadRows as error:
+            send_notes(cls.hidden.unique_id, [bad_rows_note(error.report)])
+            raise
+        kept = params.model_dump(include=set(PARAMS))
+        notes = report_notes(dataset.report)
+        return io.NodeOutput(dataset, kept, tuple(params.samples), parsed.base_model, ui={OUTPUT: notes})
 
 
 class SaveRequest(io.ComfyNode):

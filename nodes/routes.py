@@ -11,11 +11,13 @@ from typing import Any
 from aiohttp import web
 from server import PromptServer
 
+from ..trainer.config.request import COLUMN_FIELDS
 from ..trainer.errors import BadInput
 from .exports import publish_checkpoint
 from .folders import contained_path, find_contained_parquet, input_folder, is_folder_name, list_parquets
 from .live_run import LIVE_RUNS
 from .model_files import AUTO
+from .notes import input_notes
 from .same_origin import same_origin_only
 from .saved_runs import list_runs, run_details, sample_file, shrink_to_jpeg, thumbnail
 
@@ -44,6 +46,7 @@ def add_routes() -> None:
         "/edit_trainer/parquets": parquets,
         "/edit_trainer/columns": columns,
         "/edit_trainer/first_rows": first_rows,
+        "/edit_trainer/dataset_notes": dataset_notes,
         "/edit_trainer/base_model": base_model,
     }.items():
         routes.get(path)(same_origin_only(handler))
@@ -120,6 +123,13 @@ async def first_rows(request: web.Request) -> web.Response:
     names = request.query.getall("column", [])[:MAX_COLUMNS]
     where = request.query.get("resource", ""), request.query.get("images_root", "")
     return web.json_response(await asyncio.to_thread(_first_rows, *where, names))
+
+
+async def dataset_notes(request: web.Request) -> web.Response:
+    """`?resource=&images_root=` and the column fields that are not linked: notes on them, as `{"notes": […]}`."""
+    columns = {field: request.query[field] for field in COLUMN_FIELDS if field in request.query}
+    where = request.query.get("resource", ""), columns, request.query.get("images_root", "")
+    return web.json_response({"notes": await asyncio.to_thread(input_notes, *where)})
 
 
 async def base_model(request: web.Request) -> web.Response:

@@ -8,10 +8,12 @@ import { addModelInfo, showLinkedModels, showModelInfo } from "./model/info.js";
 import { callBefore, fitToWidgets } from "./graph/nodes.js";
 import { el } from "./lib/dom.js";
 import { setLanguage } from "./lib/text.js";
+import { onExecuted, onExecuting, onExecutionError, showRunNotes } from "./notes/node.js";
 import { addPanel, onMessage, showAllRuns } from "./panel/node.js";
 import { runsTab } from "./runs_tab/sidebar.js";
 
 const MESSAGE = "edit_trainer.run";
+const NOTES = "edit_trainer.notes";
 
 /**
  * What a node does with the values it is given, by class: when a workflow is opened, and when the node is pasted,
@@ -28,6 +30,10 @@ const REFRESH = {
 
 // Registered before anything is awaited: ComfyUI's page warns about messages that have no listener.
 api.addEventListener(MESSAGE, (event) => onMessage(event.detail));
+api.addEventListener(NOTES, ({ detail }) => showRunNotes(detail.node_id, detail.notes));
+api.addEventListener("executing", ({ detail }) => onExecuting(detail));
+api.addEventListener("executed", ({ detail }) => onExecuted(detail));
+api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail));
 
 app.registerExtension({
   name: "edit_trainer",

@@ -45,6 +45,40 @@ def on_ports(prompt: Prompt, base_model: str, clip: str, vae: str, transformer: 
     }
 
 
+def test_a_new_node_begins_with_a_model_that_is_on_the_disk(server: Server) -> None:
+    def default() -> str:
+        inputs = server.get("/object_info/EditTrainerBaseModel")["EditTrainerBaseModel"]["input"]["required"]
+        return inputs["base_model"][1]["default"]
+
+    assert default() == "tiny/flux-kontext"
+    index = server.base / "models" / "diffusers" / "mine" / "model_index.json"
+    index.parent.mkdir(parents=True)
+    index.write_text(json.dumps({"_class_name": "FluxKontextPipeline"}), encoding="utf-8")
+    assert default() == FLUX
+    index.unlink()
+    index.parent.rmdir()
+
+
+def test_an_edit_says_that_it_is_smaller_than_its_image(server: Server) -> None:
+    edit = {"prompt": "paint it", "negative_prompt": "", "seed": 1, "steps": 1, "guidance": 0.0, "lora_strength": 1.0}
+    edit |= {"model": ["model", 0], "image": ["image", 0]}
+
+    def notes(side: int, width: int) -> list[dict]:
+        prompt = {
+            "model": node("EditTrainerBaseModel", base_model="tiny/flux-kontext", transformer="auto"),
+            "image": node("EmptyImage", width=side, height=side, batch_size=1, color=0),
+            "edit": node("EditTrainerEditImage", **edit, width=width, height=width),
+            "saved": node("SaveImage", images=["edit", 0], filename_prefix="small"),
+        }
+        executed = [data for _, kind, data in server.run(prompt).messages if kind == "executed"]
+        return next(data["output"]["edit_trainer_notes"] for data in executed if data["node"] == "edit")
+
+    sizes = {"from_width": 1000, "from_height": 1000, "width": 64, "height": 64}
+    values = {"base_model": "tiny/flux-kontext"} | sizes
+    assert notes(1000, 0) == [{"level": "warning", "code": "editSmaller", "values": values}]
+    assert notes(1000, 64) == notes(64, 0) == []
+
+
 def test_one_port_without_the_other_is_refused(server: Server) -> None:
     prompt = on_ports(training(run_name="one-port"), FLUX, "flux-kontext", "flux-kontext")
     del prompt["model"]["inputs"]["vae"]

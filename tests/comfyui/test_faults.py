@@ -60,11 +60,21 @@ def refused(result: Result, at: str, *said: str) -> None:
         ({"resource": ""}, ["resource", "empty"]),
         ({"control_image_column": "contrl"}, ["control_image_column", "contrl", "did you mean", '"target"']),
         ({"caption_column": ""}, ["caption_column", "is required"]),
-        ({"images_root": "nowhere"}, ["images_root", "nowhere", "not a folder"]),
     ],
 )
-def test_dataset_faults(server: Server, change: dict[str, str], said: list[str]) -> None:
-    refused(server.run(training(dataset=change)), "dataset", *said)
+def test_parquet_and_columns_are_checked_before_anything_runs(
+    server: Server, change: dict[str, str], said: list[str]
+) -> None:
+    result = server.run(training(dataset=change))
+    assert result.status == "refused"
+    assert list(result.details["node_errors"]) == ["dataset"]
+    for part in said:
+        assert part in result.details["node_errors"]["dataset"]["errors"][0]["details"]
+
+
+def test_a_folder_of_images_that_is_not_there(server: Server) -> None:
+    change = {"images_root": "nowhere"}
+    refused(server.run(training(dataset=change)), "dataset", "images_root", "nowhere", "not a folder")
 
 
 def test_bad_rows_are_named_and_can_be_skipped(server: Server) -> None:
@@ -80,6 +90,37 @@ def test_bad_rows_are_named_and_can_be_skipped(server: Server) -> None:
     refused(server.run(training(dataset={"resource": "one_bad.parquet"})), "dataset", "row 1", '"caption"', "skip")
     skipped = server.run(training(run_name="skips", dataset={"resource": "one_bad.parquet", "bad_rows": "skip"}))
     assert skipped.status == "execution_success"
+
+
+def test_a_dataset_says_what_is_wrong_in_its_node(server: Server) -> None:
+    example = pq.read_table(Path(__file__).parents[2] / "example_workflows" / "edit_trainer_example.parquet")
+    rows = example.slice(0, 3).to_pylist()
+    rows[1]["caption"], rows[2]["target"] = None, rows[2]["control"]
+    pq.write_table(pa.Table.from_pylist(rows, example.schema), server.base / "input" / "warned.parquet")
+    prompt = training(dataset={"resource": "warned.parquet"})
+    prompt = {"dataset": prompt["dataset"], "shown": node("PreviewImage", images=["dataset", 1])}
+    events = server.run(prompt).messages
+    (stopped,) = [data for _, kind, data in events if kind == "edit_trainer.notes"]
+    fault = {"row": 1, "column": "caption", "code": "whyNull", "values": {}}
+    values = {"n": 1, "rows": 3, "faults": [fault]}
+    assert stopped == {"node_id": "dataset", "notes": [{"level": "error", "code": "badRows", "values": values}]}
+    prompt["dataset"]["inputs"]["bad_rows"] = "skip"
+    for prefix in ("first", "cached"):
+        prompt["saved"] = node("SaveImage", images=["dataset", 1], filename_prefix=prefix)
+        executed = [data for _, kind, data in server.run(prompt).messages if kind == "executed"]
+        notes = next(data["output"]["edit_trainer_notes"] for data in executed if data["node"] == "dataset")
+        assert [(note["level"], note["code"]) for note in notes] == [("warning", "same"), ("warning", "rowsLeftOut")]
+
+
+def test_the_page_is_told_nothing_of_files_outside(server: Server) -> None:
+    columns = {"caption_column": "caption", "control_image_column": "control", "image_column": "target"}
+    there = server.base / "outside.parquet"
+    pq.write_table(pa.table({"caption": ["x"], "control": ["a.png"], "target": ["b.png"]}), there)
+    for path in (there, there.with_name("not there.parquet")):
+        (note,) = server.get("/edit_trainer/dataset_notes", resource=str(path), **columns)["notes"]
+        assert (note["level"], note["code"]) == ("warning", "parquetOutside")
+    (note,) = server.get("/edit_trainer/dataset_notes", resource="none.parquet", **columns)["notes"]
+    assert (note["level"], note["code"]) == ("error", "parquetMissing")
 
 
 def test_a_parquet_leads_to_no_private_host(server: Server) -> None:

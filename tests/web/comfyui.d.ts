@@ -53,6 +53,7 @@ interface ComfyNode {
   findOutputSlot(name: string): number;
   connect(output: number, node: ComfyNode, input: number): unknown;
   addWidget(type: "button", name: string, value: null, callback: () => void): ComfyWidget;
+  removeWidget(widget: ComfyWidget): void;
   addDOMWidget(name: string, type: string, element: HTMLElement, options: ComfyDOMWidgetOptions): ComfyWidget;
   onRemoved?: (...args: any[]) => unknown;
   onConfigure?: (...args: any[]) => unknown;

@@ -1,8 +1,9 @@
 // @ts-check
 import { el, setText, shieldFromGraph } from "../lib/dom.js";
-import { fetchColumns, fetchFirstRows, fetchParquets, uploadParquet } from "../lib/server.js";
+import { fetchColumns, fetchDatasetNotes, fetchFirstRows, fetchParquets, uploadParquet } from "../lib/server.js";
 import { count, t } from "../lib/text.js";
 import { callBefore, findWidget, fitToWidgets, widgetText } from "../graph/nodes.js";
+import { embedNotes, setNotes } from "../notes/node.js";
 import { COLUMN_FIELDS, columnOptions, guessEmptyFields, missingFields } from "./columns.js";
 
 /**
@@ -12,6 +13,10 @@ import { COLUMN_FIELDS, columnOptions, guessEmptyFields, missingFields } from ".
 
 const MAX_ROWS = 3;
 const MIN_HEIGHT = 100;
+/** Gap between the parts, as in the style sheet. */
+const GAP = 6;
+/** Notes on a folder of images that the server does not show. */
+const UNSEEN = ["imagesOutside", "imagesRootMissing"];
 /** Pause in typing after which a file name is looked up. */
 const TYPING_MS = 350;
 
@@ -55,6 +60,10 @@ class DatasetInfo {
   #timer;
   /** Number of the last lookup: an older one's answer is dropped. */
   #request = 0;
+  /** Values that were last checked. */
+  #checked = "";
+  /** Notes on them. @type {Promise<import("../notes/text.js").Note[]>} */
+  #notes = Promise.resolve([]);
   #removed = false;
 
   /** @param {ComfyNode} node */
@@ -71,9 +80,11 @@ class DatasetInfo {
     );
     this.input = input;
     const head = el("header", {}, this.line, choose, input);
-    const element = el("section", { class: "edit-trainer edit-trainer-info" }, head, this.rows);
+    this.notes = embedNotes(node);
+    const element = el("section", { class: "edit-trainer edit-trainer-info" }, head, this.notes.element, this.rows);
     shieldFromGraph(element);
-    const options = { serialize: false, hideOnZoom: false, margin: 6, getMinHeight: () => MIN_HEIGHT };
+    const getMinHeight = () => MIN_HEIGHT + (this.notes.height && this.notes.height + GAP);
+    const options = { serialize: false, hideOnZoom: false, margin: 6, getMinHeight };
     node.addDOMWidget("rows", "edit-trainer-info", element, options).serialize = false;
     this.#connectMenus();
     this.#acceptDrops();
@@ -93,16 +104,11 @@ class DatasetInfo {
   async read(guess) {
     const resource = widgetText(this.node, "resource").trim();
     const request = ++this.#request;
-    let [file, error] = [/** @type {ParquetColumns | null} */ (null), ""];
-    try {
-      if (resource) file = await fetchColumns(resource);
-    } catch (failure) {
-      error = messageOf(failure);
-    }
+    const file = resource ? await fetchColumns(resource).catch(() => null) : null;
     if (request !== this.#request || this.#removed) return;
     this.#file = file && { ...file, resource };
     if (file && guess) this.#setColumns(guessEmptyFields(file, this.#columns()));
-    if (error) this.#say(error, true);
+    if (!file) this.#say(resource ? t("noPreview") : t("dropParquet"));
     this.#draw();
   }
 
@@ -119,7 +125,24 @@ class DatasetInfo {
     }
   }
 
+  /** Shows in the node what is wrong with the values that are chosen in it. */
+  #check() {
+    const names = ["resource", ...Object.keys(COLUMN_FIELDS), "images_root"];
+    const chosen = names.filter((name) => !this.node.inputs?.some((input) => input.name === name && input.link != null));
+    const inputs = Object.fromEntries(chosen.map((name) => [name, widgetText(this.node, name)]));
+    const key = JSON.stringify(inputs);
+    if (key === this.#checked) return;
+    if (this.#checked) setNotes(this.node, "run", []);
+    this.#checked = key;
+    this.#notes = fetchDatasetNotes(inputs).catch(() => []);
+    void this.#notes.then((notes) => {
+      if (key === this.#checked && !this.#removed) setNotes(this.node, "inputs", notes);
+    });
+  }
+
   #connectMenus() {
+    const root = findWidget(this.node, "images_root");
+    if (root) callBefore(root, "callback", () => setTimeout(() => this.#draw()));
     const resource = this.#menu("resource");
     resource?.setOptions?.(async () => (await fetchParquets()).map((value) => ({ value })));
     if (resource) {
@@ -182,6 +205,7 @@ class DatasetInfo {
   }
 
   #draw() {
+    this.#check();
     const [file, columns] = [this.#file, this.#columns()];
     const missing = missingFields(file, columns);
     for (const field of Object.keys(COLUMN_FIELDS)) {
@@ -210,7 +234,8 @@ class DatasetInfo {
     this.#thumbnails = {};
     const columns = images.filter((name) => name in file.columns);
     const root = widgetText(this.node, "images_root");
-    const thumbnails = await fetchFirstRows(file.resource, root, columns).catch(() => ({}));
+    const unseen = (await this.#notes).some(({ code }) => UNSEEN.includes(code ?? ""));
+    const thumbnails = unseen ? {} : await fetchFirstRows(file.resource, root, columns).catch(() => ({}));
     if (this.#thumbnailKey !== key || this.#removed) return;
     this.#thumbnails = thumbnails;
     this.#drawRows(file, this.#columns().caption_column, images);

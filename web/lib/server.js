@@ -166,6 +166,14 @@ export function fetchFirstRows(resource, imagesRoot, columns) {
 }
 
 /**
+ * Checks what is chosen in a dataset node.
+ *
+ * @param {Record<string, string>} inputs Values by input, without those that are linked.
+ * @returns {Promise<import("../notes/text.js").Note[]>}
+ */
+export const fetchDatasetNotes = async (inputs) => (await fetchJson("/dataset_notes", inputs)).notes;
+
+/**
  * Describes in a few lines which weights a base-model node will load.
  *
  * @param {string} baseModel
