@@ -17,6 +17,10 @@ LISTED_ROWS = 20
 """Bad rows listed in a report; a judgement: enough to see a pattern, few enough to read."""
 
 
+FEW_ROWS = 3
+"""Rows of missing images that a message still lists one by one; a judgement."""
+
+
 class BadRow(NamedTuple):
     """A fault in one row."""
 
@@ -165,7 +169,7 @@ class BadRows(BadInput):
 
 
 def _bad_rows_message(report: DatasetReport) -> str:
-    if report.missing_files:
+    if report.missing_files and report.bad_rows > FEW_ROWS:
         return (
             f"{report.path}: no rows left, as the images that the {_rows(report.rows)} name are not there; "
             f"{report.bad_row_lines()[0]}.\nRelative paths start at the parquet's folder, or at images_root: put the "
