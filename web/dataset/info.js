@@ -64,6 +64,8 @@ class DatasetInfo {
   #checked = "";
   /** Notes on them. @type {Promise<import("../notes/text.js").Note[]>} */
   #notes = Promise.resolve([]);
+  /** Done when they are shown. @type {Promise<void>} */
+  #shown = Promise.resolve();
   #removed = false;
 
   /** @param {ComfyNode} node */
@@ -110,6 +112,7 @@ class DatasetInfo {
     if (file && guess) this.#setColumns(guessEmptyFields(file, this.#columns()));
     if (!file) this.#say(resource ? t("noPreview") : t("dropParquet"));
     this.#draw();
+    await this.#shown; // The node grows with them, which belongs to the step of the undo history that it was added in.
   }
 
   /** Columns that are chosen, by field. */
@@ -135,7 +138,7 @@ class DatasetInfo {
     if (this.#checked) setNotes(this.node, "run", []);
     this.#checked = key;
     this.#notes = fetchDatasetNotes(inputs).catch(() => []);
-    void this.#notes.then((notes) => {
+    this.#shown = this.#notes.then((notes) => {
       if (key === this.#checked && !this.#removed) setNotes(this.node, "inputs", notes);
     });
   }
