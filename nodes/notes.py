@@ -49,7 +49,7 @@ def send_notes(node_id: str, notes: list[Note]) -> None:
 
 def report_notes(report: DatasetReport) -> list[Note]:
     """Notes on a dataset that can be used: its warnings, and the rows that are left out."""
-    from ..trainer.data.report import DatasetWarning
+    from ..trainer.data.findings import DatasetWarning
 
     notes = [
         note("warning", warning.code, **warning.values)

@@ -21,12 +21,13 @@ from ..events import Progress, drain
 from ..paths import path_kind, typed_path
 from .digests import MISSING, FileDigests, file_states, named_files
 from .downloads import Downloads
+from .findings import report_findings
 from .image_refs import ImageRef, image_ref, read_bytes
 from .parquet import column_faults
-from .report import BadRow, BadRows, DatasetReport, DatasetWarning, SizeStats, first_bad_rows
+from .report import BadRow, BadRows, DatasetReport, first_bad_rows
 from .resize import Size
 from .row_blocks import Block, Cells, RowBlocks, plain_parts
-from .validation import Findings, check_rows, looks_swapped
+from .validation import check_rows
 
 
 @dataclass(frozen=True, slots=True)
@@ -222,7 +223,7 @@ def open_dataset(
         findings = yield from check_rows(
             blocks, columns, root, lambda reference: read_bytes(reference, root, downloads)
         )
-        report = _report(path, columns, findings)
+        report = report_findings(path, columns, findings)
         if report.bad_rows and (bad_rows == "stop" or not report.good_rows):
             raise BadRows(report)
     except BaseException:  # A generator closed half way (GeneratorExit) must close the file too.
@@ -253,54 +254,6 @@ def _edit_row(block: Block, row: int) -> EditRow:
     caption, control, target = (cells[row - block.first] for cells in block.columns)
     assert isinstance(caption, str)  # rows were checked
     return EditRow(row, caption, (image_ref(control),), image_ref(target))
-
-
-def _report(path: Path, columns: Columns, findings: Findings) -> DatasetReport:
-    return DatasetReport(
-        path=path,
-        columns=columns,
-        rows=len(findings.good),
-        bad_rows=int(np.count_nonzero(~findings.good)),
-        bad=tuple(findings.bad),
-        sampled=len(findings.control_sizes),
-        control_sizes=SizeStats.of(findings.control_sizes),
-        target_sizes=SizeStats.of(findings.target_sizes),
-        warnings=tuple(_warnings(columns, findings)),
-    )
-
-
-def _warnings(columns: Columns, findings: Findings) -> Iterator[str]:
-    control, target = columns.control_image, columns.image
-    rows, sampled = len(findings.good), len(findings.control_sizes)
-    if findings.same_cells:
-        yield DatasetWarning(
-            f"control and target are the same image in {findings.same_cells} of {rows} rows; nothing is edited there",
-            "same",
-            n=findings.same_cells,
-            rows=rows,
-        )
-    elif findings.same_pixels:
-        yield DatasetWarning(
-            f"control and target show the same in {findings.same_pixels} of {sampled} sampled rows",
-            "same",
-            n=findings.same_pixels,
-            rows=sampled,
-        )
-    if looks_swapped(control, target) or findings.swapped_paths * 10 > sampled * 9:
-        yield DatasetWarning(
-            f'control and target look swapped: "{control}" is used as the input image and "{target}" as the result; '
-            "check control_image_column and image_column",
-            "swapped",
-            control=control,
-            target=target,
-        )
-    if findings.empty_captions:
-        yield DatasetWarning(
-            f"{findings.empty_captions} of {rows} captions are empty",
-            "emptyCaptions",
-            n=findings.empty_captions,
-            rows=rows,
-        )
 
 
 def _with_progress(

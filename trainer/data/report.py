@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -34,19 +34,6 @@ class BadRow(NamedTuple):
         """Path and folder of an image file that does not exist; None for any other fault."""
         path, separator, folder = self.why.partition(f": {NO_SUCH_FILE} ")
         return (path, folder) if separator else None
-
-
-class DatasetWarning(str):
-    """A warning about a dataset, in English, with its kind and figures for other languages."""
-
-    code: str
-    values: Mapping[str, Any]
-
-    def __new__(cls, text: str, code: str, **values: Any) -> DatasetWarning:
-        """Make a warning of one of the kinds that a `code` names."""
-        warning = super().__new__(cls, text)
-        warning.code, warning.values = code, values
-        return warning
 
 
 @dataclass(frozen=True, slots=True)

@@ -1,0 +1,75 @@
+"""The report on what the check of a dataset's rows found: its figures, and warnings about what looks wrong."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from ..config.request import Columns
+from .report import DatasetReport, SizeStats
+from .validation import Findings, looks_swapped
+
+
+class DatasetWarning(str):
+    """A warning about a dataset, in English, with its kind and figures for other languages."""
+
+    code: str
+    values: Mapping[str, Any]
+
+    def __new__(cls, text: str, code: str, **values: Any) -> DatasetWarning:
+        """Make a warning of one of the kinds that a `code` names."""
+        warning = super().__new__(cls, text)
+        warning.code, warning.values = code, values
+        return warning
+
+
+def report_findings(path: Path, columns: Columns, findings: Findings) -> DatasetReport:
+    """Put what the check of a parquet's rows found into a report, with warnings about what looks wrong."""
+    return DatasetReport(
+        path=path,
+        columns=columns,
+        rows=len(findings.good),
+        bad_rows=int(np.count_nonzero(~findings.good)),
+        bad=tuple(findings.bad),
+        sampled=len(findings.control_sizes),
+        control_sizes=SizeStats.of(findings.control_sizes),
+        target_sizes=SizeStats.of(findings.target_sizes),
+        warnings=tuple(_warnings(columns, findings)),
+    )
+
+
+def _warnings(columns: Columns, findings: Findings) -> Iterator[str]:
+    control, target = columns.control_image, columns.image
+    rows, sampled = len(findings.good), len(findings.control_sizes)
+    if findings.same_cells:
+        yield DatasetWarning(
+            f"control and target are the same image in {findings.same_cells} of {rows} rows; nothing is edited there",
+            "same",
+            n=findings.same_cells,
+            rows=rows,
+        )
+    elif findings.same_pixels:
+        yield DatasetWarning(
+            f"control and target show the same in {findings.same_pixels} of {sampled} sampled rows",
+            "same",
+            n=findings.same_pixels,
+            rows=sampled,
+        )
+    if looks_swapped(control, target) or findings.swapped_paths * 10 > sampled * 9:
+        yield DatasetWarning(
+            f'control and target look swapped: "{control}" is used as the input image and "{target}" as the result; '
+            "check control_image_column and image_column",
+            "swapped",
+            control=control,
+            target=target,
+        )
+    if findings.empty_captions:
+        yield DatasetWarning(
+            f"{findings.empty_captions} of {rows} captions are empty",
+            "emptyCaptions",
+            n=findings.empty_captions,
+            rows=rows,
+        )
