@@ -60,6 +60,8 @@ def start(page: Page, renderer: str) -> PageLog:
     """Empty the canvas and add one node by hand, which the page has not recorded yet."""
     choose_renderer(page, renderer)
     log = PageLog(page)
+    # Older pages open their first workflow, whose history undo goes by, after the extensions are there.
+    page.wait_for_function("() => app.extensionManager.workflow?.activeWorkflow?.changeTracker")
     page.evaluate("() => app.graph.clear()")
     page.mouse.click(1200, 900)
     page.evaluate(
