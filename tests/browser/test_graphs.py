@@ -70,10 +70,14 @@ def start(page: Page, renderer: str) -> PageLog:
     return log
 
 
+def wait_until_laid_out(page: Page) -> None:
+    """Wait for the end of the step that adds nodes: drawing them takes a second or two without a graphics card."""
+    page.wait_for_function("() => app.extensionManager.workflow.activeWorkflow.changeTracker.changeCount === 0")
+
+
 def check_undo(page: Page, before: list[str]) -> None:
     """Undo the last action, and redo it, twice: once by each key for redoing."""
-    # The step ends when the nodes are drawn and laid out, which takes a second or two without a graphics card.
-    page.wait_for_function("() => app.extensionManager.workflow.activeWorkflow.changeTracker.changeCount === 0")
+    wait_until_laid_out(page)
     after = types(page)
     links = sorted(page.evaluate(LINKS))
     for redo in ("Control+Shift+z", "Control+y"):
@@ -155,7 +159,7 @@ def test_the_published_request_becomes_a_graph_that_names_its_gaps(
     log = start(page, renderer)
     page.evaluate(PASTE, text)
     wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 30)
-    page.wait_for_timeout(1000)
+    wait_until_laid_out(page)
     assert page.locator(".p-toast-message-error").count() == 0
     assert all(field in note(page) for field in ("caption_column", "base_model")), note(page)
     assert "not complete" in note(page)
