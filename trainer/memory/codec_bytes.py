@@ -62,5 +62,11 @@ def codec_bytes(family: Family, dtype: torch.dtype, pixels: int) -> int:
 
 
 def codec_weights(family: Family, dtype: torch.dtype) -> int:
-    """Bytes of the weights of the VAE in `dtype`."""
-    return sum(parameter.numel() for parameter in _empty_vae(family).parameters()) * dtype.itemsize
+    """Bytes of the weights of the VAE in `dtype`. Counted once for each kind of VAE."""
+    key = _kind(family)
+    if key not in _PARAMETERS:
+        _PARAMETERS[key] = sum(parameter.numel() for parameter in _empty_vae(family).parameters())
+    return _PARAMETERS[key] * dtype.itemsize
+
+
+_PARAMETERS: dict[tuple[object, ...], int] = {}

@@ -16,7 +16,7 @@ from ..device import DeviceInfo
 from ..quantization.formats import format_of
 from .activation_bytes import Footprint, measure, step_shape
 from .plan import ACTIVATIONS, FROZEN, SLOTS, TRAINED, ActivationCheckpointing, Plan
-from .weight_bytes import weight_bytes
+from .weight_bytes import KEPT_TRANSFORMERS, linears_of, weight_bytes
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
@@ -244,10 +244,6 @@ def _empty_transformer(model: EditModel) -> torch.nn.Module:
     return _EMPTY[key]
 
 
-KEPT_TRANSFORMERS = 4
-"""Empty transformers that are kept. A judgement: programs plan for one or two models."""
-
-
 _EMPTY: dict[tuple, torch.nn.Module] = {}
 
 
@@ -264,19 +260,13 @@ def spread_blocks(blocks: int, count: int) -> frozenset[int]:
 def _outputs(transformer: torch.nn.Module, layers: str) -> int:
     """Values that the Linears named by the pattern `layers` compute for one example."""
     named = re.compile(layers)
-    return sum(
-        module.out_features
-        for name, module in transformer.named_modules()
-        if isinstance(module, torch.nn.Linear) and named.fullmatch(name)
-    )
+    return sum(linear.out_features for name, linear in linears_of(transformer).items() if named.fullmatch(name))
 
 
 def _trainable(model: EditModel, transformer: torch.nn.Module, params: TrainingParams, settings: RunSettings) -> int:
     if not params.use_lora:
         return sum(parameter.numel() for parameter in transformer.parameters())
     targets = re.compile(model.family.lora_targets(settings.lora_targets, transformer))
-    return sum(
-        params.lora_rank * sum(module.weight.shape)
-        for name, module in transformer.named_modules()
-        if isinstance(module, torch.nn.Linear) and targets.fullmatch(name)
+    return params.lora_rank * sum(
+        sum(linear.weight.shape) for name, linear in linears_of(transformer).items() if targets.fullmatch(name)
     )

@@ -5,6 +5,7 @@ from __future__ import annotations
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from functools import lru_cache
 from typing import TYPE_CHECKING
 
 import torch
@@ -47,9 +48,7 @@ def weight_bytes(
     place = {id(module): index for index, block in enumerate(blocks) for module in block.modules()}
     is_modulation = re.compile(model.family.modulation_layers())
     around, of_blocks, modulation = 0, [0] * len(blocks), [0] * (len(blocks) + 1)
-    modules = dict(transformer.named_modules())
-    for name, parameters in own_parameters(transformer):
-        module = modules[name]
+    for name, module, parameters in _with_parameters(transformer):
         index = place.get(id(module), len(blocks))
         is_large = isinstance(module, torch.nn.Linear) and index < len(blocks)
         size = 0
@@ -68,6 +67,26 @@ def weight_bytes(
             around += size
     kinds = tuple(type(block).__name__ for block in blocks)
     return WeightBytes(around, tuple(of_blocks), tuple(modulation), kinds)
+
+
+KEPT_TRANSFORMERS = 4
+"""Empty transformers that are kept. A judgement: programs plan for one or two models."""
+
+
+@lru_cache(maxsize=KEPT_TRANSFORMERS)
+def linears_of(transformer: torch.nn.Module) -> Mapping[str, torch.nn.Linear]:
+    """Linears of an empty transformer by name. Kept, because a plan asks often and looking takes a tenth of a
+    second."""
+    return {name: module for name, module in transformer.named_modules() if isinstance(module, torch.nn.Linear)}
+
+
+@lru_cache(maxsize=KEPT_TRANSFORMERS)
+def _with_parameters(
+    transformer: torch.nn.Module,
+) -> tuple[tuple[str, torch.nn.Module, Mapping[str, torch.nn.Parameter]], ...]:
+    """Modules of an empty transformer that have parameters of their own: name, module, parameters by name."""
+    modules = dict(transformer.named_modules())
+    return tuple((name, modules[name], parameters) for name, parameters in own_parameters(transformer))
 
 
 def _stored_bits(model: EditModel, transformer: torch.nn.Module) -> Mapping[str, float]:
