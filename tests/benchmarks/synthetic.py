@@ -91,7 +91,7 @@ def random_batches(family: Family, config: Mapping[str, Any], shape: StepShape) 
 
     text = {
         name: torch.randn(shape.batch, *own, generator=generator).to(shape.dtype)
-        for name, own in family.text_shapes(config, shape.controls[0]).items()
+        for name, own in family.text_shapes(config, shape.text_controls).items()
     }
     clean = image(shape.target)
     batch = Batch(

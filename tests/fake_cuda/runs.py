@@ -237,8 +237,9 @@ def sample_inputs(model: Any, side: int = 1024, steps: int = 1) -> tuple[Denoise
     control = family.control_size(size, size, "inference")
     grid = Grid(control.height // family.patch, control.width // family.patch)
     channels = model.transformer_config()["in_channels"]
+    seen = family.text_control_size(size, control)
     text = {
-        name: torch.randn(1, *shape) for name, shape in family.text_shapes(model.transformer_config(), control).items()
+        name: torch.randn(1, *shape) for name, shape in family.text_shapes(model.transformer_config(), [seen]).items()
     }
     options = DenoiseOptions.for_variant(family.variant, steps, 0.0, 1)
     negative = dict(text) if family.negative_prompt("", options.guidance) is not None else None

@@ -10,7 +10,7 @@ WIDE, TALL = Size(96, 64), Size(64, 96)
 
 
 def example(row: int, target: Size = WIDE, control: Size = WIDE) -> Example:
-    return Example(row, f"caption {row}", (ControlImage("digest", control, "key"),), f"target {row}", target)
+    return Example(row, f"caption {row}", (ControlImage("digest", control, "key", control),), f"target {row}", target)
 
 
 def mixed(count: int) -> list[Example]:

@@ -112,7 +112,7 @@ def test_inspect_lists_what_the_dataset_and_what_the_model_refuse(runs, capsys):
 
 def test_the_plan_counts_the_longest_caption(qwen):
     def tokens(model: EditModel) -> int:
-        return model.family.text_shapes(model.transformer_config(), Size(64, 64))["prompt_embeds"][0]
+        return model.family.text_shapes(model.transformer_config(), [Size(64, 64)])["prompt_embeds"][0]
 
     usual = tokens(qwen)
     assert tokens(replace(qwen, longest_caption=100)) == usual

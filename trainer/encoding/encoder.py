@@ -178,7 +178,13 @@ class Encoder:
 
     def _control(self, source: _Source, target_size: Size) -> ControlImage:
         size = self.family.control_size(source.image.size, target_size, self.settings.control_resolution)
-        return ControlImage(source.digest, size, self._latents_key("control", source, size))
+        text_size = self.family.text_control_size(source.image.size, size)
+        return ControlImage(source.digest, size, self._latents_key("control", source, size), text_size)
+
+    def seen_by_text(self, data: bytes, control: ControlImage) -> torch.Tensor:
+        """Prepare a control image, given as the content of its file, as the text encoder sees it: float32
+        `[1, 3, H, W]` in 0..1."""
+        return self.family.prepare_control(EncodedImage(data).decode(), control.text_size)
 
     def _latents_key(self, role: str, source: _Source, size: Size) -> str:
         return cache_key("latents", self._policy, role, source.digest, size, self._vae, self.components.dtype)
@@ -217,7 +223,7 @@ class Encoder:
 
     def text_key(self, caption: str, controls: Sequence[ControlImage]) -> str:
         """Return the cache key of the conditioning of a caption with its control images."""
-        seen = [(control.digest, *control.size) for control in controls] if self.family.info.sees_control else []
+        seen = [(control.digest, *control.sizes) for control in controls] if self.family.info.sees_control else []
         return cache_key("text", self._policy, caption, seen, self._text, self.components.dtype)
 
     def encode_text(self, caption: str, controls: Sequence[torch.Tensor]) -> Tensors:

@@ -14,8 +14,16 @@ class ControlImage:
     digest: str
     """sha256 of the image file's bytes."""
     size: Size
+    """Size at which its latents are made."""
     latents: str
     """Cache key of its latents."""
+    text_size: Size
+    """Size at which the text encoder sees it."""
+
+    @property
+    def sizes(self) -> tuple[int, ...]:
+        """Width and height of its latents, followed by those that the text encoder sees where they differ."""
+        return self.size if self.text_size == self.size else (*self.size, *self.text_size)
 
 
 @dataclass(frozen=True, slots=True)

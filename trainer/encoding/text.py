@@ -10,7 +10,6 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..data.image_refs import ImageRef
-from ..data.images import decode_image
 from ..errors import RunFailed, shorten
 from ..events import Progress, RunControl
 from ..threads import BackgroundWork, prefetch_or_idle
@@ -93,12 +92,11 @@ class TextEmbeddings:
         return tensors
 
     def _controls(self, example: Example) -> list[torch.Tensor]:
-        family = self.encoder.family
-        if not family.info.sees_control:
+        if not self.encoder.family.info.sees_control:
             return []
         references = self.dataset.read_row(example.row).controls
         return [
-            family.prepare_control(decode_image(self._fetch_again(reference, control)), control.size)
+            self.encoder.seen_by_text(self._fetch_again(reference, control), control)
             for reference, control in zip(references, example.controls, strict=True)
         ]
 

@@ -114,6 +114,8 @@ class FamilyInfo:
     """Class name of the diffusers pipeline whose inference is matched."""
     subfolders: Mapping[Component, tuple[str, ...]]
     """Subfolders of the pipeline layout that each component is loaded from."""
+    max_controls: int
+    """Control images that an example may have; more than one means several are taken, in an order that matters."""
     sees_control: bool
     """True if the text encoder is shown the control image, so that a caption's conditioning depends on the image."""
     uses_negative_prompt: bool

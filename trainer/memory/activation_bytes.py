@@ -44,6 +44,8 @@ class StepShape:
     batch: int
     target: Size
     controls: tuple[Size, ...]
+    text_controls: tuple[Size, ...]
+    """Sizes at which the text encoder sees the controls."""
     dtype: torch.dtype
     """Compute dtype."""
     precision: Precision
@@ -87,6 +89,7 @@ def step_shape(
         params.batch_size,
         target,
         (control,),
+        (family.text_control_size(target, control),),
         plan.dtype,
         plan.precision,
         plan.quantize_activations,
@@ -285,6 +288,6 @@ def _inputs(
 
     text = {
         name: torch.empty(shape.batch, *own, dtype=shape.dtype)
-        for name, own in family.text_shapes(config, shape.controls[0]).items()
+        for name, own in family.text_shapes(config, shape.text_controls).items()
     }
     return image(shape.target), [image(control) for control in shape.controls], text, torch.empty(shape.batch)

@@ -141,7 +141,9 @@ def _parts(estimate: MemoryEstimate) -> _Parts:
     family = model.family
     size = family.sample_size(Size(params.sample_width, params.sample_height))
     control = family.control_size(size, size, "inference")
-    sample = forward_bytes(model, replace(shape, batch=1, target=size, controls=(control,)), params, estimate.settings)
+    seen = family.text_control_size(size, control)
+    drawn = replace(shape, batch=1, target=size, controls=(control,), text_controls=(seen,))
+    sample = forward_bytes(model, drawn, params, estimate.settings)
     encoder = _encoder(model, dtype)
     if model.ports is not None or encoder is None:
         return _Parts(EncoderBytes(0, ()), 0, 0, 0, 0, 0, sample)

@@ -106,6 +106,11 @@ class Family(ABC):
         """Size to which a control image is resized; `target` is the target's final size, for control_resolution
         "target"."""
 
+    def text_control_size(self, control: Size, latent_size: Size) -> Size:
+        """Size at which the text encoder sees a control image of size `control` whose latents are made at
+        `latent_size`."""
+        return latent_size
+
     @abstractmethod
     def target_size(self, target: Size, resolution: int) -> Size:
         """The aspect-ratio bucket of a target image at an area of resolution x resolution pixels."""
@@ -197,9 +202,9 @@ class Family(ABC):
         return ""
 
     @abstractmethod
-    def text_shapes(self, config: Mapping[str, Any], control: Size) -> dict[str, tuple[int, ...]]:
-        """Shapes, without the batch dimension, of the conditioning of a caption of typical length with a control image
-        of this size, for the transformer of this diffusers config."""
+    def text_shapes(self, config: Mapping[str, Any], controls: Sequence[Size]) -> dict[str, tuple[int, ...]]:
+        """Shapes, without the batch dimension, of the conditioning of a caption of typical length with control images
+        that the text encoder sees at these sizes, for the transformer of this diffusers config."""
 
     @abstractmethod
     def few_blocks(self, count: int) -> list[dict[str, int]]:

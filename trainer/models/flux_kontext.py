@@ -145,7 +145,7 @@ class FluxKontext(PipelineFamily):
             targets += [rf"{double}{any_of('norm1', 'norm1_context')}\.linear", rf"{single}norm\.linear"]
         return "|".join(targets)
 
-    def text_shapes(self, config: Mapping[str, Any], control: Size) -> dict[str, tuple[int, ...]]:
+    def text_shapes(self, config: Mapping[str, Any], controls: Sequence[Size]) -> dict[str, tuple[int, ...]]:
         return {
             "prompt_embeds": (self.variant.text_length, config["joint_attention_dim"]),
             "pooled_prompt_embeds": (config["pooled_projection_dim"],),

@@ -214,8 +214,8 @@ class QwenImageEdit(PipelineFamily):
         last = rf"transformer_blocks\.{config_of(transformer)['num_layers'] - 1}\."
         return rf"{last}(attn\.{any_of('add_q_proj', 'to_add_out')}|txt_mlp\.net\.{any_of('0.proj', '2')})"
 
-    def text_shapes(self, config: Mapping[str, Any], control: Size) -> dict[str, tuple[int, ...]]:
-        image_tokens = control.width * control.height // VISION_TOKEN**2
+    def text_shapes(self, config: Mapping[str, Any], controls: Sequence[Size]) -> dict[str, tuple[int, ...]]:
+        image_tokens = sum(control.width * control.height // VISION_TOKEN**2 for control in controls)
         caption_tokens = max(CAPTION_TOKENS, self.longest_caption)
         return {"prompt_embeds": (image_tokens + caption_tokens, config["joint_attention_dim"])}
 

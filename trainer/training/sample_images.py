@@ -101,7 +101,7 @@ class SampleImages:
     def _encode(self, prompt: str, data: bytes, size: Size, texts: TextEmbeddings) -> SampleInputs:
         image = decode_image(data)
         control_image, latents = self.encoder.control_image(data, size)
-        pixels = self.family.prepare_control(image, control_image.size)
+        pixels = self.encoder.seen_by_text(data, control_image)
         negative = self.family.negative_prompt("", self.options.guidance)
         text = texts.encode_one(prompt, (control_image,), [pixels])
         negative_text = None if negative is None else texts.encode_one(negative, (control_image,), [pixels])
