@@ -51,8 +51,8 @@ SETTINGS = (
 )
 NEWER_SETTINGS = ("save_layout",)
 """Optional, because graphs saved before them lack them."""
-SETTINGS_ELSEWHERE = ("seed", "images_root", "bad_rows")
-"""Widgets of Train Edit LoRA and Load Edit Dataset."""
+SETTINGS_ELSEWHERE = ("seed", "images_root", "bad_rows", "allow_no_control", "cache_text_embeddings")
+"""Widgets of Train Edit LoRA, Load Edit Dataset and Edit Training Params."""
 
 
 def settings_inputs(settings: type[RunSettings]) -> list[io.Input]:

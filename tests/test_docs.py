@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 from pydantic import BaseModel
 
-from trainer.config.request import TrainingParams
+from trainer.config.request import MultiImageParams, TrainingParams
 from trainer.config.settings import RunSettings
 
 from .test_layers import LADDER
@@ -35,7 +35,10 @@ def test_optional_packages_are_tested_and_documented() -> None:
         assert f'pip install "{package}"' in pages
 
 
-@pytest.mark.parametrize(("page", "model"), [("request.md", TrainingParams), ("settings.md", RunSettings)])
+@pytest.mark.parametrize(
+    ("page", "model"),
+    [("request.md", TrainingParams), ("request.md", MultiImageParams), ("settings.md", RunSettings)],
+)
 def test_every_field_is_listed_with_its_default_and_description(page: str, model: type[BaseModel]) -> None:
     text = (ROOT / "docs" / page).read_text(encoding="utf-8")
     for name, field in model.model_fields.items():

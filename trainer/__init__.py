@@ -17,7 +17,7 @@ _HOMES = {
     "RunFailed": "errors",
     "FineTuneRequest": "config.request",
     "TrainingParams": "config.request",
-    "SamplePrompt": "config.request",
+    "SamplePrompt": "config.samples",
     "parse_request": "config.request",
     "RunSettings": "config.settings",
     "parse_settings": "config.settings",

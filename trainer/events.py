@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import threading
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal, TypeVar
@@ -74,7 +74,8 @@ class Sample:
     """Index into the request's samples."""
     prompt: str
     image: Image.Image
-    control: Image.Image
+    controls: Sequence[Image.Image]
+    """Its control images."""
     path: Path
 
 

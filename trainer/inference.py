@@ -15,6 +15,7 @@ from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchE
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
+from .config.request import too_many_controls
 from .config.settings import parse_settings
 from .data.resize import Size
 from .device import query_device
@@ -27,6 +28,7 @@ from .memory.planner import inference_plan
 from .models.captions import CaptionRules
 from .models.diffusers_family import VAE_SCALE
 from .models.edit_model import EditModel
+from .models.family import Family
 from .models.types import Grid, PackedLatents, TextConditioning, has_mask
 
 
@@ -74,7 +76,8 @@ def denoise(
     grid = Grid(inputs.size.height // family.patch, inputs.size.width // family.patch)
     controls = [PackedLatents(control.tokens.to(device, dtype), control.grid) for control in inputs.controls]
     texts = [place(text, device, dtype) for text in (inputs.text, inputs.negative_text) if text is not None]
-    tokens = family.pack(_noise(inputs, grid, options.seed, device, dtype)).tokens
+    channels = components.model.transformer_config()["in_channels"] // 4
+    tokens = family.pack(_noise(channels, grid, options.seed, device, dtype)).tokens
     timesteps, sigmas = _set_timesteps(scheduler, options.steps, tokens.shape[1], device)
 
     def predict(step: int, text: TextConditioning) -> torch.Tensor:
@@ -98,9 +101,8 @@ def denoise(
     return family.unpack(PackedLatents(tokens, grid))
 
 
-def _noise(inputs: DenoiseInputs, grid: Grid, seed: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Return noise `[1, C, H/8, W/8]`, drawn on the CPU."""
-    channels = inputs.controls[0].tokens.shape[-1] // 4
+def _noise(channels: int, grid: Grid, seed: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
+    """Return noise `[1, channels, H/8, W/8]`, drawn on the CPU."""
     shape = (1, channels, 2 * grid.height, 2 * grid.width)
     return randn_tensor(shape, generator=torch.Generator("cpu").manual_seed(seed), device=device, dtype=dtype)
 
@@ -142,23 +144,62 @@ def place(text: TextConditioning, device: torch.device | str, dtype: torch.dtype
 
 
 def encode_prompt(
-    components: ModelComponents, prompt: str, control: torch.Tensor, guidance: float, negative_prompt: str = ""
+    components: ModelComponents,
+    prompt: str,
+    controls: Sequence[torch.Tensor],
+    guidance: float,
+    negative_prompt: str = "",
 ) -> tuple[TextConditioning, TextConditioning | None]:
     """Encode a prompt and, where guidance uses one, a negative prompt; each to `[1, ...]` in the encoder's dtype.
 
-    `control` is the prepared control image, float32 `[1, 3, H, W]` in 0..1.
+    `controls` are the control images as the text encoder sees them, each float32 `[1, 3, H, W]` in 0..1.
     """
     encoder = components.text_encoder()
     negative = components.model.family.negative_prompt(prompt, guidance)
-    text = encoder.encode(prompt, [control])
-    return text, None if negative is None else encoder.encode(negative_prompt or negative, [control])
+    text = encoder.encode(prompt, controls)
+    return text, None if negative is None else encoder.encode(negative_prompt or negative, controls)
 
 
-def _check(model: EditModel, image: Image.Image, prompts: Sequence[str], size: Size, control_size: Size) -> None:
+@dataclass(frozen=True, slots=True)
+class PreparedControl:
+    """A control image as the model sees it."""
+
+    pixels: torch.Tensor
+    """The image that the codec encodes, float32 `[1, 3, H, W]` in 0..1."""
+    seen: torch.Tensor
+    """The image that the text encoder sees, float32 `[1, 3, H, W]` in 0..1."""
+
+
+def prepare_control(family: Family, image: Image.Image, size: Size) -> PreparedControl:
+    """Prepare a control image for an edit of this size."""
+    original = Size(*image.size)
+    own = family.control_size(original, size, "inference")
+    pixels, text_size = family.prepare_control(image, own), family.text_control_size(original, own)
+    seen = pixels if text_size == own else family.prepare_control(image, text_size)
+    return PreparedControl(pixels, seen)
+
+
+def _check_count(model: EditModel, images: Sequence[Image.Image]) -> None:
+    """Raise BadInput for more control images than the model takes, or for none."""
+    if not images:
+        raise BadInput("image: is required but missing.")
+    if fault := too_many_controls(model.base_model, len(images)):
+        raise BadInput(f"image: {fault}.")
+
+
+def _check(
+    model: EditModel,
+    images: Sequence[Image.Image],
+    prompts: Sequence[str],
+    size: Size,
+) -> None:
     """Raise BadInput for an image or a prompt that the model cannot take."""
-    if fault := model.family.size_fault(control_size):
-        raise BadInput(f"image: has {image.width} x {image.height} pixels: {fault}.")
-    rules, room = CaptionRules(model), model.family.caption_room(size, [control_size])
+    controls = [model.family.control_size(Size(*image.size), size, "inference") for image in images]
+    for number, (image, control) in enumerate(zip(images, controls, strict=True), 1):
+        if fault := model.family.size_fault(control):
+            name = "image" if len(images) == 1 else f"image {number}"
+            raise BadInput(f"{name}: has {image.width} x {image.height} pixels: {fault}.")
+    rules, room = CaptionRules(model), model.family.caption_room(size, controls)
     for name, prompt in zip(("prompt", "negative prompt"), prompts, strict=True):
         if fault := rules.fault(prompt, room):
             raise BadInput(f"{name}: {fault}.")
@@ -166,7 +207,7 @@ def _check(model: EditModel, image: Image.Image, prompts: Sequence[str], size: S
 
 def edit(
     model: EditModel,
-    image: Image.Image,
+    image: Image.Image | Sequence[Image.Image],
     prompt: str,
     *,
     negative_prompt: str = "",
@@ -178,12 +219,13 @@ def edit(
     lora_strength: float = 1.0,
     device: torch.device | str = "cpu",
 ) -> Generator[Progress | Notice, None, Image.Image]:
-    """Edit one RGB image; yield Progress, and a Notice about unused parts of the LoRA; return the edited image.
+    """Edit an RGB image, or several together, in the order in which the model sees them; yield Progress, and a Notice
+    about unused parts of the LoRA; return the edited image.
 
     Steps and guidance of 0 are the model's own; without a size the image gets the one that the inference pipeline gives
-    the control image. `lora` is a file, or tensors of any dtype, `[rank, in]` and `[out, rank]`, in any known format.
-    One component of the model is on the device at a time. Raises BadInput for a negative prompt that has no effect, and
-    the errors of `EditModel.load_*`.
+    the control image, or one of them. `lora` is a file, or tensors of any dtype, `[rank, in]` and `[out, rank]`, in
+    any known format. One component of the model is on the device at a time. Raises BadInput for more images than the
+    model takes and for a negative prompt that has no effect, and the errors of `EditModel.load_*`.
     """
     family = model.family
     options = DenoiseOptions.for_variant(family.variant, steps, guidance, seed)
@@ -191,26 +233,30 @@ def edit(
         raise BadInput(
             f"negative prompt: {family.info.name} does not use one at guidance {options.guidance:g}; leave it empty."
         )
-    size = family.sample_size(size or family.target_size(Size(*image.size), family.variant.resolution))
-    control_size = family.control_size(Size(*image.size), size, "inference")
-    _check(model, image, (prompt, negative_prompt), size, control_size)
-    control = family.prepare_control(image, control_size)
+    images = [image] if isinstance(image, Image.Image) else list(image)
+    _check_count(model, images)
+    sizing = Size(*images[family.sizing_control].size)
+    size = family.sample_size(size or family.target_size(sizing, family.variant.resolution))
+    _check(model, images, (prompt, negative_prompt), size)
+    controls = [prepare_control(family, each, size) for each in images]
     if lora is not None:
         model = model.with_adapter(lora, lora_strength)
     for note in lora_notes(model.adapter) if model.adapter is not None else []:
         yield Notice(message=note)
     device = torch.device(device)
-    components = ModelComponents(model, device, inference_plan(model, parse_settings({}), query_device(device)))
+    plan = inference_plan(model, parse_settings({}), query_device(device), len(controls))
+    components = ModelComponents(model, device, plan)
 
     yield Progress(phase="loading", done=0, total=3, note="text encoder")
-    text, negative_text = encode_prompt(components, prompt, control, options.guidance, negative_prompt)
+    seen = [control.seen for control in controls]
+    text, negative_text = encode_prompt(components, prompt, seen, options.guidance, negative_prompt)
     components.drop("text_encoder")
     yield Progress(phase="loading", done=1, total=3, note="VAE")
-    packed = family.pack(family.encode(components.codec(), control))
+    packed = [family.pack(family.encode(components.codec(), control.pixels)) for control in controls]
     yield Progress(phase="loading", done=2, total=3, note="transformer")
     components.transformer()
     yield Progress(phase="loading", done=3, total=3)
-    inputs = DenoiseInputs([packed], text, negative_text, size)
+    inputs = DenoiseInputs(packed, text, negative_text, size)
     latents = yield from denoise(components, inputs, options)
     components.drop("transformer")
     edited = decode(components, latents)

@@ -91,7 +91,7 @@ def measure(path: Path) -> None:
     """Open, report and fingerprint; print what each took."""
     with Peak() as peak:
         start = time.perf_counter()
-        dataset = drain(open_dataset(path, Columns("prompt", "before", "after")))
+        dataset = drain(open_dataset(path, Columns("prompt", ("before",), "after")))
         print(dataset.report)
         seconds = time.perf_counter() - start
     print(f"opened and reported: {seconds:.1f} s, {(peak.bytes - peak.before) / 2**20:.0f} MB above the imports")

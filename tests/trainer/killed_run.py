@@ -1,8 +1,8 @@
 """Trains in child processes that are killed: run as a script by test_kill.py.
 
 One process imports everything and forks a child an attempt, because importing takes much longer than training.
-Arguments: run folder, parquet, number of kills. Prints one line an attempt: how it was killed, and the newest
-checkpoint that could be read afterwards.
+Arguments: run folder, parquet, number of kills, and "several" for a parquet of several controls. Prints one line an
+attempt: how it was killed, and the newest checkpoint that could be read afterwards.
 """
 
 import os
@@ -12,7 +12,6 @@ import sys
 import time
 from pathlib import Path
 
-from trainer.config.request import Columns
 from trainer.config.settings import parse_settings
 from trainer.data.dataset import open_dataset
 from trainer.data.load_request import load_request
@@ -22,7 +21,10 @@ from trainer.models.edit_model import open_model
 from trainer.training.checkpoint import checkpoint_folders, last_step, load_checkpoint
 from trainer.training.loop import train
 
+from ..several_controls import registered, several_request
+
 STEPS = 30
+SEVERAL_CONTROLS = sys.argv[4:] == ["several"]
 
 
 def run(folder: Path, parquet: Path) -> None:
@@ -30,18 +32,17 @@ def run(folder: Path, parquet: Path) -> None:
     import torch
 
     torch.set_num_threads(1)
-    columns = {"caption_column": "words", "control_image_column": "before", "image_column": "after"}
     params = {"steps": STEPS, "sample_every": 10, "samples": [{"ctrl_img_url": "", "prompt": "x"}], "lora_rank": 4}
-    request, path = load_request(
-        {
-            "resource": str(parquet),
-            "base_model": "tiny/flux-kontext",
-            "script_type": "image_editing",
-            "training_params": columns | params,
-        }
-    )
+    columns = {"caption_column": "words", "control_image_column": "before", "image_column": "after"}
+    one = {
+        "resource": str(parquet),
+        "base_model": "tiny/flux-kontext",
+        "script_type": "image_editing",
+        "training_params": columns | params,
+    }
+    request, path = load_request(several_request(parquet, batch_size=2, **params) if SEVERAL_CONTROLS else one)
     settings = parse_settings({"checkpoint_every": 1, "sample_steps": 2, "keep_checkpoints": 2})
-    dataset = drain(open_dataset(path, Columns.from_fields(columns)))
+    dataset = drain(open_dataset(path, request.training_params.columns))
     for _ in train(request, dataset, open_model(request.base_model), settings, run_dir=folder):
         pass
 
@@ -104,4 +105,5 @@ def main() -> None:
 
 
 if __name__ == "__main__":
-    main()
+    with registered():
+        main()

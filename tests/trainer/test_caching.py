@@ -188,7 +188,7 @@ def test_stopped_in_the_middle_the_cache_can_be_used(tiny, tmp_path, way):
 def test_only_so_many_images_are_prepared_ahead(tiny, tmp_path, monkeypatch):
     dataset, encoder = write_pairs(tmp_path, 40), new_encoder(tiny, tmp_path / "cache")
     monkeypatch.setattr(encode, "AHEAD_PIXELS", 3 * 2 * 64 * 64)
-    assert encoder.rows_ahead == 3
+    assert encoder.rows_ahead(1) == 3
     alive, most, lock = 0, 0, threading.Lock()
 
     class Counted(PreparedImage):

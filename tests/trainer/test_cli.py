@@ -73,7 +73,7 @@ def test_help_of_each_command_has_an_example_that_parses(command: str, capsys: p
 
 @pytest.mark.parametrize("command", [["train", "request.json"], ["demo"]])
 def test_every_setting_is_an_option(command: list[str]) -> None:
-    other = {int: 7, float: 0.5, str: "folder"}
+    other = {int: 7, float: 0.5, str: "folder", bool: True}
     for name, field in RunSettings.model_fields.items():
         choices = getattr(field.annotation, "__args__", None)
         value = choices[-1] if choices else other[field.annotation]

@@ -13,11 +13,11 @@ import pyarrow.parquet as pq
 import pytest
 
 from trainer.data import validation as dataset_check
+from trainer.data.cell_checks import suspicious_cells
 from trainer.data.image_refs import image_ref
 from trainer.data.load_request import resolve_resource
 from trainer.data.parquet import column_faults
 from trainer.data.row_blocks import Cells
-from trainer.data.validation import suspicious_cells
 from trainer.errors import BadImage, BadInput
 
 from .edits import NAMES, assert_rows_belong_together, opened, png, write, write_files

@@ -13,7 +13,7 @@ def test_sizes(tmp_path):
     columns = write_files(tmp_path, 5)
     for number, size in enumerate([(10, 10), (40, 10), (10, 40), (30, 30), (20, 20)]):
         (tmp_path / "in" / f"{number}.png").write_bytes(png(number, size))
-    sizes = opened(write(tmp_path, columns)).report.control_sizes
+    (sizes,) = opened(write(tmp_path, columns)).report.control_sizes
     assert (sizes.smallest, sizes.median, sizes.largest) == ((10, 10), (10, 40), (30, 30))
     assert (sizes.min_aspect, sizes.max_aspect) == (0.25, 4)
 

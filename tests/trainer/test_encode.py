@@ -142,7 +142,7 @@ def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypa
     runs.write(pairs=7)
     for cached in (False, True):
         runs.run(model, f"cached-{cached}", steps=8, batch_size=2, cache_text_embeddings=cached)
-    dataset = drain(open_dataset(runs.parquet, Columns("words", "before", "after")))
+    dataset = drain(open_dataset(runs.parquet, Columns("words", ("before",), "after")))
     family = model.family
     codec = model.load_codec("cpu", torch.float32)
     encoder = model.load_text_encoder("cpu", torch.float32)

@@ -132,7 +132,7 @@ def test_samples(model, runs):
     samples = [PROMPT, {"ctrl_img_url": str(control), "prompt": "turn it around"}]
     events = [e for e in runs.run(model, steps=1, samples=samples) if isinstance(e, Sample) and e.step == 1]
     assert [event.prompt for event in events] == ["invert it", "turn it around"]
-    assert events[1].control.getpixel((5, 5)) == (255, 165, 0)
+    assert events[1].controls[0].getpixel((5, 5)) == (255, 165, 0)
     assert np.any(np.asarray(events[0].image) != np.asarray(events[1].image))
     other = [e for e in runs.run(model, "other", steps=1, samples=[PROMPT | {"prompt": "no"}]) if isinstance(e, Sample)]
     assert np.any(np.asarray(other[-1].image) != np.asarray(events[0].image))
@@ -140,7 +140,7 @@ def test_samples(model, runs):
 
 @pytest.mark.slow
 def test_default_samples_fall_back_to_the_dataset_and_say_so_once(kontext, runs, monkeypatch):
-    from trainer.config.request import DEFAULT_SAMPLES
+    from trainer.config.samples import DEFAULT_SAMPLES
     from trainer.errors import BadInput
     from trainer.training import sample_images as samples_module
 
@@ -156,7 +156,7 @@ def test_default_samples_fall_back_to_the_dataset_and_say_so_once(kontext, runs,
     assert "dataset's" in warnings[0]
     drawn = [event for event in events if isinstance(event, Sample) and event.step == 1]
     assert len(drawn) == 2
-    assert np.any(np.asarray(drawn[0].control) != np.asarray(drawn[1].control))
+    assert np.any(np.asarray(drawn[0].controls[0]) != np.asarray(drawn[1].controls[0]))
 
 
 @pytest.mark.slow

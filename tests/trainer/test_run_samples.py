@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from trainer.config.request import DEFAULT_CONTROL_URL
+from trainer.config.samples import DEFAULT_CONTROL_URL
 from trainer.errors import BadImage
 from trainer.events import Notice, Sample
 from trainer.training import sample_images

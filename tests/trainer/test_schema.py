@@ -4,7 +4,8 @@ import json
 
 import pytest
 
-from trainer.config.request import DEFAULT_CONTROL_URL, FineTuneRequest, TrainingParams, parse_request, request_faults
+from trainer.config.request import FineTuneRequest, TrainingParams, parse_request, request_faults
+from trainer.config.samples import DEFAULT_CONTROL_URL
 from trainer.errors import BadInput
 
 COLUMNS = {"caption_column": "c", "control_image_column": "i", "image_column": "o"}

@@ -132,7 +132,7 @@ def _edited(
     """Edit the pairs' control images by their captions, each from noise of its own."""
     from ..data.resize import Size
     from ..device import default_device, query_device
-    from ..inference import DenoiseInputs, DenoiseOptions, decode, denoise, encode_prompt
+    from ..inference import DenoiseInputs, DenoiseOptions, decode, denoise, encode_prompt, prepare_control
     from ..memory.model_parts import ModelComponents
     from ..memory.planner import inference_plan
 
@@ -140,17 +140,14 @@ def _edited(
     components = ModelComponents(model, device, inference_plan(model, settings, query_device(device)))
     family = model.family
     size = family.target_size(Size(*pairs[0].target.size), family.variant.resolution)
-    controls = [
-        family.prepare_control(pair.control, family.control_size(Size(*pair.control.size), size, "inference"))
-        for pair in pairs
-    ]
-    latents = [family.pack(family.encode(components.codec(), control)) for control in controls]
+    controls = [prepare_control(family, pair.control, size) for pair in pairs]
+    latents = [family.pack(family.encode(components.codec(), control.pixels)) for control in controls]
     edited = []
     for number, (pair, control, packed) in enumerate(zip(pairs, controls, latents, strict=True)):
         options = DenoiseOptions.for_variant(
             family.variant, settings.sample_steps, settings.sample_guidance, settings.sample_seed + number
         )
-        text, negative_text = encode_prompt(components, pair.caption, control, options.guidance)
+        text, negative_text = encode_prompt(components, pair.caption, [control.seen], options.guidance)
         inputs = DenoiseInputs([packed], text, negative_text, size)
         edited.append(decode(components, drain(denoise(components, inputs, options))))
         yield Progress(phase="sampling", done=number + 1, total=len(pairs), note="held-out images")

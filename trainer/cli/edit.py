@@ -1,4 +1,4 @@
-"""`edit`: one image, one prompt, with or without a LoRA."""
+"""`edit`: one image or several, one prompt, with or without a LoRA."""
 
 from __future__ import annotations
 
@@ -20,7 +20,8 @@ def edit(options: argparse.Namespace) -> int:
     from ..data.downloads import Downloads
     from ..data.images import load_control
 
-    image = load_control(str(options.image), None, Downloads())
+    downloads = Downloads()
+    images = [load_control(str(image), None, downloads) for image in options.image]
     model = load_model(options.base_model, model_options(options))
     from ..data.resize import Size
     from ..device import default_device
@@ -32,7 +33,7 @@ def edit(options: argparse.Namespace) -> int:
             console.show(Notice(message=warning))
         editing = edit(
             model,
-            image,
+            images,
             options.prompt,
             negative_prompt=options.negative_prompt,
             seed=options.seed,

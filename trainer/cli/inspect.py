@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import argparse
 import json
+from typing import Any
 
-from ..config.request import COLUMN_FIELDS, Columns
+from ..config.request import COLUMN_FIELDS, CONTROL_COLUMNS, Columns, too_many_controls
 from ..config.settings import RunSettings
 from ..data.columns import guess_columns
 from ..data.dataset import EditDataset
@@ -22,18 +23,30 @@ def _check_for_model(console: Console, dataset: EditDataset, base_model: str) ->
     from ..models.captions import CaptionRules
 
     rules = CaptionRules(load_model(base_model, {}))
+    if fault := too_many_controls(base_model, len(dataset.columns.controls)):
+        raise BadInput(f"{CONTROL_COLUMNS}: {fault}.")
     findings = consume(console, RowChecks(dataset, rules, RunSettings()).check())
     dataset.exclude(findings.bad)
     if notice := findings.notice(dataset, rules.family):
         dataset.warn(notice)
 
 
+def _given_columns(options: argparse.Namespace) -> dict[str, Any]:
+    """Return the columns that options name, by request field."""
+    given = {field: name for field in COLUMN_FIELDS if (name := getattr(options, field)) is not None}
+    controls = given.pop("control_image_column", [])
+    if len(controls) > 1:
+        return given | {CONTROL_COLUMNS: controls}
+    return given | {"control_image_column": controls[0]} if controls else given
+
+
 def inspect(options: argparse.Namespace) -> int:
     """Run `inspect DATA.parquet`."""
     columns = parquet_columns(options.data)
-    given = {field: getattr(options, field) for field in COLUMN_FIELDS}
-    guessed = {field: name for field, name in guess_columns(options.data).items() if given[field] is None}
-    chosen = guessed | {field: name for field, name in given.items() if name is not None}
+    given = _given_columns(options)
+    taken = {"control_image_column" if field == CONTROL_COLUMNS else field for field in given}
+    guessed = {field: name for field, name in guess_columns(options.data).items() if field not in taken}
+    chosen = guessed | given
     faults = column_faults(chosen, options.data)
     if faults:
         raise BadInput("\n".join(fault.removeprefix("training_params.") for fault in faults))
@@ -47,7 +60,14 @@ def inspect(options: argparse.Namespace) -> int:
         if len(chosen) == len(COLUMN_FIELDS):
             if guessed and not options.json:
                 console.line("Guessed from the names: " + ", ".join(f"{f} = {n}" for f, n in sorted(guessed.items())))
-            dataset = load_dataset(console, Columns.from_fields(chosen), options.data, options.images_root, "skip")
+            dataset = load_dataset(
+                console,
+                Columns.from_fields(chosen),
+                options.data,
+                options.images_root,
+                "skip",
+                options.allow_no_control,
+            )
             if options.base_model:
                 _check_for_model(console, dataset, options.base_model)
             report = dataset.report
@@ -55,7 +75,7 @@ def inspect(options: argparse.Namespace) -> int:
         print(json.dumps({"columns": columns, "used": chosen, "report": report and report.to_dict()}, indent=2))
         return OK
     if report is None:
-        missing = [option_of(field) for field in COLUMN_FIELDS if field not in chosen]
+        missing = [option_of(field) for field in COLUMN_FIELDS if field not in chosen and field not in taken]
         print(f"To check the rows, name the columns that cannot be guessed: {', '.join(missing)}.")
         return OK
     print(printable(f"\n{report}\n\nFor the training_params of a request:"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import argparse
+import json
 from pathlib import Path
 from typing import Any, Literal, NoReturn, get_args, get_origin
 
@@ -66,7 +67,7 @@ def read_settings(options: argparse.Namespace, defaults: dict[str, Any] | None =
         )
     given = {name: getattr(options, name) for name in RunSettings.model_fields}
     given = {
-        name: _number(text, RunSettings.model_fields[name].annotation)
+        name: _value(text, RunSettings.model_fields[name].annotation)
         for name, text in given.items()
         if text is not None
     }
@@ -112,12 +113,16 @@ def _add_inspect(commands: Any) -> None:
     )
     command.add_argument("data", metavar="DATA.parquet", type=Path)
     for name, meaning in _COLUMN_OPTIONS.items():
-        command.add_argument(name, metavar="NAME", help=meaning)
+        action = "append" if name == "--control-image-column" else "store"
+        command.add_argument(name, metavar="NAME", help=meaning, action=action)
     command.add_argument(
         "--images-root", metavar="DIR", default="", help="Folder that relative image paths start from."
     )
     command.add_argument(
         "--base-model", metavar="NAME", help=f"Check the rows for this model too: {', '.join(base_model_names())}."
+    )
+    command.add_argument(
+        "--allow-no-control", action="store_true", help="Let rows have no control image: they are text to image."
     )
     command.add_argument("--json", action="store_true", help="Print JSON instead of text.")
     _add_private_hosts(command)
@@ -125,7 +130,7 @@ def _add_inspect(commands: Any) -> None:
 
 _COLUMN_OPTIONS = {
     "--caption-column": "The column that holds the prompt.",
-    "--control-image-column": "The column that holds the input image.",
+    "--control-image-column": "The column that holds the input image. Once more for each further one.",
     "--image-column": "The column that holds the target (output) image.",
 }
 
@@ -194,13 +199,20 @@ def _add_edit(commands: Any) -> None:
         commands,
         "edit --base-model NAME --image IN.png --prompt TEXT --out OUT.png",
         ("edit", "edit"),
-        "Edit one image, with or without a LoRA.",
+        "Edit one image, or several together, with or without a LoRA.",
         "Uses the sampler of the training's sample images.",
         'edit --base-model tiny/flux-kontext --image in.png --prompt "add a red frame" --lora my.safetensors'
         " --out out.png",
     )
     command.add_argument("--base-model", metavar="NAME", required=True, help=f"One of {', '.join(base_model_names())}.")
-    command.add_argument("--image", metavar="IN.png", type=Path, required=True, help="The image to edit.")
+    command.add_argument(
+        "--image",
+        metavar="IN.png",
+        type=Path,
+        required=True,
+        action="append",
+        help="The image to edit. Once more for each further image, in their order, where the model takes several.",
+    )
     command.add_argument("--prompt", metavar="TEXT", required=True, help="The edit to make.")
     command.add_argument("--out", metavar="OUT.png", type=Path, required=True, help="The edited image, a PNG.")
     _add_path(command, "--lora", None, "A LoRA file.", "none", metavar="FILE")
@@ -267,7 +279,8 @@ def add_settings(command: argparse.ArgumentParser) -> None:
         "--settings", metavar="FILE", type=Path, help="JSON file with any of these settings; options override it."
     )
     for name, field in RunSettings.model_fields.items():
-        text = f"{field.description} (default: {'empty' if field.default == '' else field.default})"
+        default = json.dumps(field.default) if field.annotation is bool else field.default
+        text = f"{field.description} (default: {'empty' if default == '' else default})"
         group.add_argument(
             option_of(name), dest=name, metavar=_placeholder(field.annotation), help=text.replace("%", "%%")
         )
@@ -300,11 +313,14 @@ def _add_number(
 def _placeholder(annotation: Any) -> str:
     if get_origin(annotation) is Literal:
         return "|".join(get_args(annotation))
-    return {int: "N", float: "X", str: "TEXT"}[annotation]
+    return {int: "N", float: "X", str: "TEXT", bool: "true|false"}[annotation]
 
 
-def _number(text: str, annotation: Any) -> str | int | float:
-    """Convert text to the field's number type; text that is no number stays, to be reported with the other faults."""
+def _value(text: str, annotation: Any) -> str | int | float | bool:
+    """Convert text to the field's number type or to a truth value; text that is neither stays, to be reported with the
+    other faults."""
+    if annotation is bool:
+        return {"true": True, "false": False}.get(text.lower(), text)
     if annotation not in (int, float):
         return text
     try:

@@ -83,7 +83,15 @@ def run_training(
         downloads = Downloads(cache_dir / "downloads")
         columns = request.training_params.columns
         with processes.main_process_first():
-            dataset = load_dataset(console, columns, parquet, settings.images_root, settings.bad_rows, downloads)
+            dataset = load_dataset(
+                console,
+                columns,
+                parquet,
+                settings.images_root,
+                settings.bad_rows,
+                settings.allow_no_control,
+                downloads,
+            )
         console.line(str(dataset.report))
         console.line(f"Loading {request.base_model} ...")
         with processes.main_process_first():
@@ -131,10 +139,18 @@ def load_dataset(
     parquet: Path,
     images_root: str,
     bad_rows: Literal["stop", "skip"],
+    allow_no_control: bool,
     downloads: Downloads | None = None,
 ) -> EditDataset:
     """Open and check a dataset and show the progress. Raises BadInput."""
-    opening = open_dataset(parquet, columns, images_root=images_root, bad_rows=bad_rows, downloads=downloads)
+    opening = open_dataset(
+        parquet,
+        columns,
+        images_root=images_root,
+        bad_rows=bad_rows,
+        allow_no_control=allow_no_control,
+        downloads=downloads,
+    )
     return consume(console, opening)
 
 

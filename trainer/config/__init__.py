@@ -1,6 +1,7 @@
 """Requests and run settings: pydantic models of what a user asks for, and messages about what is wrong with it.
 
-request         the fine-tune request, its training parameters and columns
+request         the fine-tune requests, their training parameters and columns
+samples         the sample prompts of a request
 settings        the run settings
 recorded        fields that enter run fingerprints and weights files
 cuda_allocator  settings of torch's CUDA allocator, in the environment

@@ -41,7 +41,13 @@ FIRST_PARAMS = frozenset(
         "use_lora",
     }
 )
-"""Training parameters of the first release. Complete: never add to it."""
+"""Parameters of `image_editing` in the first release. Complete: never add to it."""
+
+
+FIRST_MULTI_IMAGE_PARAMS = (FIRST_PARAMS - {"cache_text_embeddings", "control_image_column"}) | {
+    "control_image_columns"
+}
+"""Parameters of `multi_image_editing` in the first release that has it. Complete: never add to it."""
 
 
 FIRST_SETTINGS = frozenset(

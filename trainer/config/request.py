@@ -1,17 +1,27 @@
-"""The fine-tune request: base model, dataset and training parameters, as the `image_editing` JSON has them."""
+"""The fine-tune requests: base model, dataset and training parameters, as the JSON of `image_editing` and of
+`multi_image_editing` has them."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import Annotated, Any, Literal
+from typing import Annotated, Any, Literal, get_args
 
-from pydantic import BaseModel, BeforeValidator, Field, ValidationError
+from pydantic import (
+    BaseModel,
+    BeforeValidator,
+    Field,
+    SerializerFunctionWrapHandler,
+    ValidationError,
+    model_serializer,
+)
 from pydantic_core import PydanticKnownError
 
 from ..errors import BadInput
-from ..families.registry import base_model_names
-from .recorded import FIRST_PARAMS, NO_EFFECT_ON_TRAINING, STRICT, RecordedModel
+from ..families.registry import base_model_names, find_family
+from .recorded import FIRST_MULTI_IMAGE_PARAMS, FIRST_PARAMS, NO_EFFECT_ON_TRAINING, STRICT, RecordedModel
+from .samples import DEFAULT_SAMPLE_SIDE, DEFAULT_SAMPLES, MultiImageSample, SamplePrompt
 from .validation import count, decode_json, describe_fault
 
 
@@ -35,35 +45,15 @@ BaseModelName = Annotated[str, BeforeValidator(_known_base_model), Field(json_sc
 TimestepType = Literal["weighted", "sigmoid", "linear"]
 
 
+ScriptType = Literal["image_editing", "multi_image_editing"]
+
+
 COLUMN_FIELDS = ("caption_column", "control_image_column", "image_column")
-"""Request fields that name a column, in the order of `Columns`."""
+"""Fields of an `image_editing` request that name a column, in the order of `Columns`."""
 
 
-DEFAULT_CONTROL_URL = (
-    "https://hub.oxen.ai/api/repos/ox/Oxen-Character-Simple-Vector-Graphic"
-    "/file/main/images/reference/bloxy_white_bg.png"
-)
-
-
-DEFAULT_SAMPLE_SIDE = 1024
-"""Width and height of samples, in pixels, that nobody chose: a model that makes smaller ones follows its own size."""
-
-
-class SamplePrompt(BaseModel):
-    """One sample image of a run: a control image and the edit to make."""
-
-    model_config = STRICT
-
-    ctrl_img_url: str = Field(
-        default="", description="URL or local path of the control image. Empty: the dataset's first control image."
-    )
-    prompt: str = Field(description="The edit to make.")
-
-
-DEFAULT_SAMPLES = (
-    SamplePrompt(ctrl_img_url=DEFAULT_CONTROL_URL, prompt="an ox holding a sign that says 'Oxen.ai'"),
-    SamplePrompt(ctrl_img_url=DEFAULT_CONTROL_URL, prompt="a herd of oxen running in a field"),
-)
+CONTROL_COLUMNS = "control_image_columns"
+"""Field of a `multi_image_editing` request that names the columns of the control images."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,39 +61,36 @@ class Columns:
     """Names of the parquet columns that an example is read from."""
 
     caption: str
-    control_image: str
+    controls: tuple[str, ...]
+    """The control images, in the order in which the model sees them."""
     image: str
     """The target."""
 
     @classmethod
-    def from_fields(cls, fields: Mapping[str, str]) -> Columns:
-        """Columns from a mapping that has all of COLUMN_FIELDS."""
-        return cls(*(fields[field] for field in COLUMN_FIELDS))
+    def from_fields(cls, fields: Mapping[str, Any]) -> Columns:
+        """Columns from the column fields of a request of either kind."""
+        caption, control, image = COLUMN_FIELDS
+        controls = fields[CONTROL_COLUMNS] if CONTROL_COLUMNS in fields else [fields[control]]
+        return cls(fields[caption], tuple(controls), fields[image])
 
-    def to_fields(self) -> dict[str, str]:
-        """Column names by request field."""
-        return dict(zip(COLUMN_FIELDS, self.names, strict=True))
+    def to_fields(self) -> dict[str, Any]:
+        """Column names by request field: those of `image_editing` for one control image, of `multi_image_editing` for
+        several."""
+        caption, control, image = COLUMN_FIELDS
+        controls = {control: self.controls[0]} if len(self.controls) == 1 else {CONTROL_COLUMNS: [*self.controls]}
+        return {caption: self.caption, **controls, image: self.image}
 
     @property
-    def names(self) -> tuple[str, str, str]:
-        """Caption, control image, target."""
-        return self.caption, self.control_image, self.image
+    def names(self) -> tuple[str, ...]:
+        """Caption, control images, target."""
+        return self.caption, *self.controls, self.image
 
 
-class TrainingParams(RecordedModel):
-    """The `training_params` of a request; defaults and bounds are the published ones."""
-
-    first_fields = FIRST_PARAMS
+class RequestParams(RecordedModel):
+    """The `training_params` that every request has; defaults and bounds are the published ones."""
 
     batch_size: int = Field(default=1, ge=1, description="Examples per forward pass.")
-    cache_text_embeddings: bool = Field(
-        default=False,
-        description="Compute every text embedding once, store it on disk and unload the text encoder for the rest of "
-        "the run.",
-        json_schema_extra=NO_EFFECT_ON_TRAINING,
-    )
     caption_column: str = Field(min_length=1, description="The parquet column that holds the prompt.")
-    control_image_column: str = Field(min_length=1, description="The parquet column that holds the input image.")
     gradient_accumulation: int = Field(default=1, ge=1, description="Micro-batches per optimizer step.")
     image_column: str = Field(min_length=1, description="The parquet column that holds the target (output) image.")
     learning_rate: float = Field(default=0.0002, gt=0, description="The optimizer's peak learning rate.")
@@ -141,13 +128,72 @@ class TrainingParams(RecordedModel):
     use_lora: bool = Field(default=True, description="Train a LoRA. Off: fine-tune the full transformer.")
 
     @property
+    @abstractmethod
     def columns(self) -> Columns:
         """Columns of the parquet that the request names."""
-        return Columns(self.caption_column, self.control_image_column, self.image_column)
+
+    @property
+    def caches_texts(self) -> bool:
+        """True if the request asks for text embeddings that are computed once and kept."""
+        return False
+
+    @model_serializer(mode="wrap")
+    def _in_order(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write the fields in the order of the published tables, which is alphabetical."""
+        return dict(sorted(serialize(self).items()))
+
+
+class TrainingParams(RequestParams):
+    """The `training_params` of an `image_editing` request."""
+
+    first_fields = FIRST_PARAMS
+
+    cache_text_embeddings: bool = Field(
+        default=False,
+        description="Compute every text embedding once, store it on disk and unload the text encoder for the rest of "
+        "the run.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
+    control_image_column: str = Field(min_length=1, description="The parquet column that holds the input image.")
+
+    @property
+    def columns(self) -> Columns:
+        """Columns of the parquet that the request names."""
+        return Columns(self.caption_column, (self.control_image_column,), self.image_column)
+
+    @property
+    def caches_texts(self) -> bool:
+        """True if the request asks for text embeddings that are computed once and kept."""
+        return self.cache_text_embeddings
+
+
+class MultiImageParams(RequestParams):
+    """The `training_params` of a `multi_image_editing` request."""
+
+    first_fields = FIRST_MULTI_IMAGE_PARAMS
+
+    control_image_columns: list[Annotated[str, Field(min_length=1)]] = Field(
+        min_length=1,
+        description="The parquet columns that hold the input images, in the order in which the model sees them.",
+    )
+    samples: list[MultiImageSample] = Field(
+        default_factory=lambda: [MultiImageSample(**sample.model_dump()) for sample in DEFAULT_SAMPLES],
+        description="Prompts and control images sampled during the run to show progress.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
+
+    @property
+    def columns(self) -> Columns:
+        """Columns of the parquet that the request names."""
+        return Columns(self.caption_column, tuple(self.control_image_columns), self.image_column)
+
+
+WITHOUT_EFFECT = ("is_public", "oxen_model_path")
+"""Fields that only the hosted service has a use for."""
 
 
 class FineTuneRequest(BaseModel):
-    """A complete `image_editing` fine-tune request."""
+    """A complete fine-tune request."""
 
     model_config = STRICT
 
@@ -156,21 +202,66 @@ class FineTuneRequest(BaseModel):
         description="Path of the parquet file, optionally after a branch name (main/edits.parquet).",
     )
     base_model: BaseModelName
-    script_type: Literal["image_editing"]
-    training_params: TrainingParams
+    script_type: ScriptType
+    training_params: RequestParams
+    is_public: bool = Field(default=False, description="Of the hosted service; has no effect here.")
+    oxen_model_path: str | None = Field(default=None, description="Of the hosted service; has no effect here.")
 
     def to_json(self) -> str:
         """Serialize the request to JSON with all defaults; `parse_request` restores an equal request."""
         return self.model_dump_json(indent=2)
 
+    def notice(self) -> str | None:
+        """Say which fields of the request have no effect; None where it has none of them."""
+        given = [name for name in WITHOUT_EFFECT if name in self.model_fields_set]
+        if not given:
+            return None
+        return f"{' and '.join(given)} of the request {'has' if len(given) == 1 else 'have'} no effect here."
+
+    @model_serializer(mode="wrap")
+    def _as_given(self, serialize: SerializerFunctionWrapHandler) -> dict[str, Any]:
+        """Write the fields without effect only where the request has them."""
+        left_out = set(WITHOUT_EFFECT) - self.model_fields_set
+        return {name: value for name, value in serialize(self).items() if name not in left_out}
+
+
+class ImageEditingRequest(FineTuneRequest):
+    """An `image_editing` request."""
+
+    training_params: TrainingParams
+
+
+class MultiImageRequest(FineTuneRequest):
+    """A `multi_image_editing` request."""
+
+    training_params: MultiImageParams
+
+
+def _request_class(data: Any) -> type[FineTuneRequest]:
+    """The class of a request in decoded JSON; where its script_type is not known, its column fields tell."""
+    kind, params = (data.get("script_type"), data.get("training_params")) if isinstance(data, dict) else (None, None)
+    if kind in get_args(ScriptType):
+        return MultiImageRequest if kind == "multi_image_editing" else ImageEditingRequest
+    return MultiImageRequest if isinstance(params, dict) and CONTROL_COLUMNS in params else ImageEditingRequest
+
 
 def request_faults(data: Any) -> list[str]:
     """List every fault of a request in decoded JSON, one line each: field, value and what is allowed."""
+    kind = _request_class(data)
+    known = _fields_of(kind)
+
+    def place(fault: Any) -> tuple[int, bool, str]:
+        """Place of a fault in the order of the published tables, unknown fields last."""
+        outer, inner = (*fault["loc"], "", "")[:2]
+        at = [*kind.model_fields, outer].index(outer)
+        return at, inner not in known, inner if outer == "training_params" and inner in known else ""
+
     try:
-        FineTuneRequest.model_validate(data)
+        request = kind.model_validate(data)
     except ValidationError as error:
-        return [describe_fault(fault) for fault in error.errors(include_url=False)]
-    return []
+        faults = sorted(error.errors(include_url=False), key=place)
+        return [describe_fault(fault) for fault in faults] + _control_faults(data)
+    return _control_faults(request.model_dump())
 
 
 def parse_request(data: str | bytes | dict[str, Any], more_faults: list[str] | None = None) -> FineTuneRequest:
@@ -184,4 +275,39 @@ def parse_request(data: str | bytes | dict[str, Any], more_faults: list[str] | N
     faults = request_faults(data) + (more_faults or [])
     if faults:
         raise BadInput(f"The request has {count(faults, 'fault')}:\n" + "\n".join(f"  - {fault}" for fault in faults))
-    return FineTuneRequest.model_validate(data)
+    return _request_class(data).model_validate(data)
+
+
+def _fields_of(kind: type[FineTuneRequest]) -> set[str]:
+    params = kind.model_fields["training_params"].annotation
+    assert isinstance(params, type) and issubclass(params, RequestParams)
+    return {*params.model_fields, ""}
+
+
+def _control_faults(data: Any) -> list[str]:
+    """List the columns and samples with more control images than the base model takes. Other faults are passed over."""
+    try:
+        params = data["training_params"]
+        columns, samples = params.get(CONTROL_COLUMNS), params.get("samples")
+    except (KeyError, TypeError, AttributeError):
+        return []
+    given = {CONTROL_COLUMNS: columns} | {
+        f"samples.{index}.ctrl_img_url": sample.get("ctrl_img_url")
+        for index, sample in enumerate(samples if isinstance(samples, list) else [])
+        if isinstance(sample, dict)
+    }
+    return [
+        f"training_params.{field}: {fault}"
+        for field, value in given.items()
+        if isinstance(value, list) and (fault := too_many_controls(data.get("base_model"), len(value)))
+    ]
+
+
+def too_many_controls(base_model: Any, count: int) -> str | None:
+    """Say that a base model does not take that many control images; None if it does, and for an unknown one."""
+    try:
+        most = find_family(base_model).max_controls
+    except BadInput:
+        return None
+    takes = "one control image" if most == 1 else f"at most {most} control images"
+    return f"{base_model} takes {takes}, and {count} are named" if count > most else None

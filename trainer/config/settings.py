@@ -8,13 +8,15 @@ from pydantic import Field, ValidationError
 
 from ..errors import BadInput
 from .recorded import FIRST_SETTINGS, NO_EFFECT_ON_TRAINING, RecordedModel
+from .request import RequestParams
 from .validation import count, describe_fault
 
 
 class RunSettings(RecordedModel):
     """Settings of one run. Each field is a node input, a command-line option and a key of `settings.json`.
 
-    Choices are Literals of strings, numbers are int or float: widgets and options are made from these types.
+    Choices are Literals of strings, numbers are int or float, switches are bool: widgets and options are made from
+    these types.
     """
 
     first_fields = FIRST_SETTINGS
@@ -139,6 +141,21 @@ class RunSettings(RecordedModel):
         description="Round the inputs of int8 and fp8 weights too, and multiply in int8 and fp8. off: only weights are "
         "rounded. auto: where the GPU is faster so.",
     )
+    allow_no_control: bool = Field(
+        default=False,
+        description="Train rows without a control image too, as text to image. Off: such a row cannot be used.",
+    )
+    cache_text_embeddings: bool = Field(
+        default=False,
+        description="Compute every text embedding once and store it on disk, as the parameter of this name does, which "
+        "a request for several control images does not have.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
+
+
+def caches_texts(params: RequestParams, settings: RunSettings) -> bool:
+    """Tell whether text embeddings are computed once and kept, as the request or the settings say."""
+    return params.caches_texts or settings.cache_text_embeddings
 
 
 def parse_settings(data: Any) -> RunSettings:

@@ -50,8 +50,8 @@ def describe_fault(fault: Any) -> str:
         return f"{field}: is required but missing"
     if kind == "extra_forbidden":
         return f"{field}: unknown field (value {shown}); remove it or check its spelling"
-    if kind == "string_too_short":
-        return f'{field}: is required but empty (value "")'
+    if kind in ("string_too_short", "too_short"):
+        return f"{field}: is required but empty (value {shown})"
     if kind == "literal_error":
         return f"{field}: {shown} is not one of {context['expected']}"
     if kind == "greater_than_equal":
@@ -66,6 +66,7 @@ def describe_fault(fault: Any) -> str:
         "finite_number": "a finite number",
         "bool_type": "true or false",
         "string_type": "text",
+        "texts_type": "text or a list of texts",
         "list_type": "a list",
         "model_type": "an object",
         "model_attributes_type": "an object",

@@ -7,6 +7,7 @@ footer        what a parquet's footer says of its column chunks
 thrift        structs in parquet files that pyarrow does not show
 parquet       opening parquet files; the check of column names and types
 validation    the check of every row before training
+cell_checks   its part that looks at every cell
 findings      what that check found, as a report with warnings
 report        results of that check
 columns       a guess at the columns of an unknown parquet

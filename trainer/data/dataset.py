@@ -22,7 +22,7 @@ from ..paths import path_kind, typed_path
 from .digests import MISSING, FileDigests, file_states, named_files
 from .downloads import Downloads
 from .findings import report_findings
-from .image_refs import ImageRef, image_ref, read_bytes
+from .image_refs import ImageRef, image_ref, is_absent, read_bytes
 from .parquet import column_faults
 from .report import BadRow, BadRows, DatasetReport, first_bad_rows
 from .resize import Size
@@ -38,8 +38,10 @@ class EditRow:
     """Row of the parquet, from 0."""
     caption: str
     controls: tuple[ImageRef, ...]
-    """Always one: the base models take one control image."""
+    """Its control images, in the order of the columns; cells that are null or empty are left out."""
     target: ImageRef
+    control_columns: tuple[str, ...]
+    """Column of each control image."""
 
 
 class EditDataset:
@@ -57,6 +59,7 @@ class EditDataset:
         bad_rows: str,
         good: np.ndarray,
         report: DatasetReport,
+        allow_no_control: bool = False,
     ) -> None:
         """Use `open_dataset`. `good` is bool [rows of the parquet]."""
         self.path = report.path
@@ -65,6 +68,7 @@ class EditDataset:
         self.downloads = downloads
         self.report = report
         self.bad_rows = bad_rows
+        self.allow_no_control = allow_no_control
         self._blocks = blocks
         self._checked_rows = np.flatnonzero(good)
         self._rows = self._checked_rows
@@ -83,7 +87,7 @@ class EditDataset:
 
     def read_row(self, row: int) -> EditRow:
         """Read the example in a row of the parquet, counted from 0."""
-        return _edit_row(self._blocks.block(row), row)
+        return _edit_row(self._blocks.block(row), row, self.columns)
 
     def __iter__(self) -> Iterator[EditRow]:
         """Iterate over all examples in order; faster than indexing."""
@@ -91,7 +95,7 @@ class EditDataset:
         for block in self._blocks:
             first, end = np.searchsorted(rows, (block.first, block.first + block.rows))
             for row in rows[first:end].tolist():
-                yield _edit_row(block, row)
+                yield _edit_row(block, row, self.columns)
 
     def shard(self, rank: int, world_size: int) -> EditDataset:
         """Every `world_size`-th example from index `rank` on. `exclude` on a shard leaves the full dataset as it is."""
@@ -180,8 +184,8 @@ class EditDataset:
         self, of_files: Callable[[Sequence[str]], Generator[None, None, list[str]]]
     ) -> Generator[Progress, None, str]:
         """Hash the good rows; `of_files` says what stands for each of some files."""
-        cells_digests = [[hashlib.sha256() for _ in range(4)] for _ in range(3)]
-        files_digests = [hashlib.sha256() for _ in range(2)]
+        cells_digests = [[hashlib.sha256() for _ in range(4)] for _ in self.columns.names]
+        files_digests = [hashlib.sha256() for _ in self.columns.names[1:]]
         for block in self._blocks:
             first, end = np.searchsorted(self._checked_rows, (block.first, block.first + block.rows))
             good = np.zeros(block.rows, dtype=bool)
@@ -190,7 +194,7 @@ class EditDataset:
             for cells, digests in zip(block.columns, cells_digests, strict=True):
                 _hash_cells(cells, digests)
             for cells, digest in zip(block.columns[1:], files_digests, strict=True):
-                names, indices = named_files(cells, good)
+                names, indices = named_files(cells, good & ~cells.absent)
                 files = [name for name in names if "://" not in name]
                 found = dict(zip(files, (yield from _with_progress(of_files(files), progress)), strict=True))
                 digest.update("".join([f"{found.get(names[index], '')}\n" for index in indices]).encode())
@@ -204,12 +208,14 @@ def open_dataset(
     *,
     images_root: str = "",
     bad_rows: Literal["stop", "skip"] = "stop",
+    allow_no_control: bool = False,
     downloads: Downloads | None = None,
 ) -> Generator[Progress, None, EditDataset]:
     """Open and check a parquet. A generator that yields Progress and returns the EditDataset (`yield from`, `drain`).
 
     `images_root` is the folder that relative image paths start from: absolute, or relative to the current folder or to
     the parquet's; empty for the parquet's folder. `downloads` stores images behind URLs; None uses a temporary folder.
+    Where there are several columns of control images, a row may lack some of them, and with `allow_no_control` all.
     Raises BadInput for columns that are missing or of the wrong type, for a parquet without rows, for bad rows with
     `bad_rows` "stop", and when no usable row is left.
     """
@@ -221,7 +227,7 @@ def open_dataset(
         if not blocks.rows:
             raise BadInput(f"{path} is empty: it has the columns but no rows.")
         findings = yield from check_rows(
-            blocks, columns, root, lambda reference: read_bytes(reference, root, downloads)
+            blocks, columns, root, lambda reference: read_bytes(reference, root, downloads), allow_no_control
         )
         report = report_findings(path, columns, findings)
         if report.bad_rows and (bad_rows == "stop" or not report.good_rows):
@@ -229,12 +235,12 @@ def open_dataset(
     except BaseException:  # A generator closed half way (GeneratorExit) must close the file too.
         blocks.close()
         raise
-    return EditDataset(blocks, root, downloads, bad_rows, findings.good, report)
+    return EditDataset(blocks, root, downloads, bad_rows, findings.good, report, allow_no_control)
 
 
-def check_columns(fields: Mapping[str, str], path: Path) -> None:
+def check_columns(fields: Mapping[str, Any], path: Path) -> None:
     """Check column names by request field. Raises BadInput for any that is empty, missing or of the wrong type."""
-    faults = [f"{field}: is required but empty" for field, name in fields.items() if not name]
+    faults = [f"{field}: is required but empty" for field, names in fields.items() if not names or "" in [*names]]
     faults += column_faults(fields, path)
     if faults:
         raise BadInput(f"{path} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
@@ -250,10 +256,19 @@ def find_images_root(images_root: str, parquet: Path) -> Path:
     raise BadInput(f'images_root: "{images_root}" is not a folder.')
 
 
-def _edit_row(block: Block, row: int) -> EditRow:
-    caption, control, target = (cells[row - block.first] for cells in block.columns)
+def _edit_row(block: Block, row: int, columns: Columns) -> EditRow:
+    caption, *cells, target = (cells[row - block.first] for cells in block.columns)
     assert isinstance(caption, str)  # rows were checked
-    return EditRow(row, caption, (image_ref(control),), image_ref(target))
+    controls = [
+        (name, image_ref(cell)) for name, cell in zip(columns.controls, cells, strict=True) if not is_absent(cell)
+    ]
+    return EditRow(
+        row,
+        caption,
+        tuple(reference for _, reference in controls),
+        image_ref(target),
+        tuple(name for name, _ in controls),
+    )
 
 
 def _with_progress(

@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config.request import Columns
+from ..config.request import CONTROL_COLUMNS, Columns
 from .report import DatasetReport, SizeStats
 from .validation import Findings, looks_swapped
 
@@ -34,34 +34,41 @@ def report_findings(path: Path, columns: Columns, findings: Findings) -> Dataset
         rows=len(findings.good),
         bad_rows=int(np.count_nonzero(~findings.good)),
         bad=tuple(findings.bad),
-        sampled=len(findings.control_sizes),
-        control_sizes=SizeStats.of(findings.control_sizes),
+        sampled=findings.sampled,
+        control_sizes=tuple(SizeStats.of(findings.control_sizes.get(name, [])) for name in columns.controls),
+        without_control=tuple(findings.without_control.get(name, 0) for name in columns.controls),
         target_sizes=SizeStats.of(findings.target_sizes),
         warnings=tuple(_warnings(columns, findings)),
     )
 
 
 def _warnings(columns: Columns, findings: Findings) -> Iterator[str]:
-    control, target = columns.control_image, columns.image
-    rows, sampled = len(findings.good), len(findings.control_sizes)
+    target, rows, sampled = columns.image, len(findings.good), findings.sampled
+    several = len(columns.controls) > 1
     if findings.same_cells:
         yield DatasetWarning(
-            f"control and target are the same image in {findings.same_cells} of {rows} rows; nothing is edited there",
+            f"a control and the target are the same image in {findings.same_cells} of {rows} rows"
+            if several
+            else f"control and target are the same image in {findings.same_cells} of {rows} rows; nothing is edited "
+            "there",
             "same",
             n=findings.same_cells,
             rows=rows,
         )
     elif findings.same_pixels:
         yield DatasetWarning(
-            f"control and target show the same in {findings.same_pixels} of {sampled} sampled rows",
+            f"{'a control and the' if several else 'control and'} target show the same in {findings.same_pixels} of "
+            f"{sampled} sampled rows",
             "same",
             n=findings.same_pixels,
             rows=sampled,
         )
-    if looks_swapped(control, target) or findings.swapped_paths * 10 > sampled * 9:
+    swapped = [control for control in columns.controls if looks_swapped(control, target)]
+    if swapped or findings.swapped_paths * 10 > sampled * 9:
+        control = swapped[0] if swapped else columns.controls[0]
         yield DatasetWarning(
             f'control and target look swapped: "{control}" is used as the input image and "{target}" as the result; '
-            "check control_image_column and image_column",
+            f"check {CONTROL_COLUMNS if several else 'control_image_column'} and image_column",
             "swapped",
             control=control,
             target=target,

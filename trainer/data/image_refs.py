@@ -8,6 +8,7 @@ import stat
 import unicodedata
 from dataclasses import dataclass, field
 from pathlib import Path
+from string import whitespace
 from typing import Any, Literal
 from urllib.parse import urlsplit
 
@@ -70,6 +71,11 @@ def image_ref(value: Any) -> ImageRef:
             raise BadImage("is empty (0 bytes)")
         return ImageRef("bytes", bytes(value))
     raise BadImage(f"is {type(value).__name__}, not a path, a URL or image bytes")
+
+
+def is_absent(cell: str | bytes | None) -> bool:
+    """Tell whether a cell is null or empty, as `Cells.absent` does for many."""
+    return cell is None or not (cell.strip(whitespace) if isinstance(cell, str) else cell)
 
 
 def _text_ref(text: str) -> ImageRef:

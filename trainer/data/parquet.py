@@ -13,12 +13,9 @@ from typing import Any
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..config.request import COLUMN_FIELDS
+from ..config.request import COLUMN_FIELDS, CONTROL_COLUMNS
 from ..errors import BadInput
 from .thrift import count_structs
-
-IMAGE_FIELDS = ("control_image_column", "image_column")
-
 
 MAX_COLUMNS = 5000
 """Columns of a parquet, counting each part of a struct; a judgement: datasets of pictures have a few dozen."""
@@ -128,8 +125,7 @@ def column_faults(params: Mapping[str, Any], path: Path) -> list[str]:
     Missing or empty fields are ignored. Raises BadInput when the file is not a parquet.
     """
     schema = read_schema(path)
-    named = {field: params.get(field) for field in COLUMN_FIELDS}
-    named = {field: column for field, column in named.items() if isinstance(column, str) and column}
+    named = named_columns(params)
     faults = [fault for field, column in named.items() for fault in _column_fault(field, column, schema, path)]
     fields = list(named)
     for number, field in enumerate(fields):
@@ -137,6 +133,18 @@ def column_faults(params: Mapping[str, Any], path: Path) -> list[str]:
         if twin:
             faults.append(f"{field}: {_quoted(named[field])} is also the {twin}; each needs a column of its own")
     return faults
+
+
+def named_columns(params: Mapping[str, Any]) -> dict[str, str]:
+    """Columns by the fields that name them: caption, control images, target. A list gives a field for each of its
+    items, such as `control_image_columns.0`; `control_image_column_2` and further ones are fields of a node."""
+    caption, control, image = COLUMN_FIELDS
+    columns = params.get(CONTROL_COLUMNS)
+    names = columns if isinstance(columns, list) else []
+    listed = {f"{CONTROL_COLUMNS}.{index}": name for index, name in enumerate(names)}
+    more = {field: params[field] for field in params if field.startswith(f"{control}_")}
+    named = {caption: params.get(caption), control: params.get(control), **listed, **more, image: params.get(image)}
+    return {field: column for field, column in named.items() if isinstance(column, str) and column}
 
 
 def _column_fault(field: str, column: str, schema: pa.Schema, path: Path) -> list[str]:
@@ -155,7 +163,7 @@ def _column_fault(field: str, column: str, schema: pa.Schema, path: Path) -> lis
     kind = schema.field(indices[0]).type
     if field == "caption_column" and not is_text(kind):
         return [f"{field}: {_quoted(column)} holds {kind}, it must hold text"]
-    if field in IMAGE_FIELDS and not is_image(kind):
+    if field != "caption_column" and not is_image(kind):
         return [
             f"{field}: {_quoted(column)} holds {kind}, it must hold paths or URLs (text), image bytes (binary) "
             "or {bytes, path} structs"

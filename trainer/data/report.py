@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -82,7 +82,10 @@ class DatasetReport:
     """The faults of the first LISTED_ROWS bad rows."""
     sampled: int
     """Number of rows whose images were decoded."""
-    control_sizes: SizeStats | None
+    control_sizes: tuple[SizeStats | None, ...]
+    """By column."""
+    without_control: tuple[int, ...]
+    """Number of good rows without the control image of each column."""
     target_sizes: SizeStats | None
     warnings: tuple[str, ...]
 
@@ -109,7 +112,7 @@ class DatasetReport:
         lines = [
             f"{self.path.name}: {_rows(self.rows)}, {usable}",
             f"  caption  {_quoted(self.columns.caption)}",
-            f"  control  {_quoted(self.columns.control_image)}: {self.control_sizes or 'no image decoded'}",
+            *self._control_lines(),
             f"  target   {_quoted(self.columns.image)}: {self.target_sizes or 'no image decoded'}",
         ]
         if self.sampled < self.good_rows:
@@ -119,8 +122,16 @@ class DatasetReport:
             lines += ["  bad rows (counted from 0):", *(f"    {line}" for line in self.bad_row_lines())]
         return "\n".join(lines)
 
+    def _control_lines(self) -> Iterator[str]:
+        """One line for each column of control images."""
+        for name, sizes, missing in zip(self.columns.controls, self.control_sizes, self.without_control, strict=True):
+            without = f" (none in {_rows(missing)})" if missing else ""
+            yield f"  control  {_quoted(name)}: {sizes or 'no image decoded'}{without}"
+
     def to_dict(self) -> dict[str, Any]:
-        """Fields by name, for JSON."""
+        """Fields by name, for JSON. Those of control images are lists where there are several columns of them."""
+        sizes: list[Any] = [sizes and sizes.to_dict() for sizes in self.control_sizes]
+        several = len(sizes) > 1 or any(self.without_control)
         return {
             "path": str(self.path),
             **self.columns.to_fields(),
@@ -129,7 +140,8 @@ class DatasetReport:
             "bad_rows": self.bad_rows,
             "bad": [fault._asdict() for fault in self.bad],
             "sampled": self.sampled,
-            "control_sizes": self.control_sizes and self.control_sizes.to_dict(),
+            "control_sizes": sizes if len(sizes) > 1 else sizes[0],
+            **({"without_control": list(self.without_control)} if several else {}),
             "target_sizes": self.target_sizes and self.target_sizes.to_dict(),
             "warnings": list(self.warnings),
         }

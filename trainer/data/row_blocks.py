@@ -66,6 +66,17 @@ class Cells:
         return both.to_numpy(zero_copy_only=False)
 
     @property
+    def absent(self) -> np.ndarray:
+        """bool [rows]: cells that are null or empty, of which there is nothing to read."""
+        empty = self.null
+        if self.data is not None:
+            empty = empty | (by_value(self.data, pc.binary_length).fill_null(-1).to_numpy() == 0)
+        if self.text is not None:
+            lengths = by_value(self.text, lambda texts: pc.binary_length(pc.ascii_trim_whitespace(texts)))
+            empty = empty | ((lengths.fill_null(-1).to_numpy() == 0) & ~self.has_data)
+        return empty
+
+    @property
     def has_data(self) -> np.ndarray:
         """bool [rows]: cells that are bytes."""
         if self.data is None:

@@ -98,8 +98,9 @@ class Encoder:
         examples: list[Example] = []
         bad: dict[int, tuple[str, str]] = {}
         pending = PendingImages(self.cache)
-        threads = _threads(dataset, self.rows_ahead)
-        reading = prefetch_or_idle(dataset, lambda row: self._read(dataset, row, pending), self.rows_ahead, threads)
+        ahead = self.rows_ahead(len(dataset.columns.controls))
+        threads = _threads(dataset, ahead)
+        reading = prefetch_or_idle(dataset, lambda row: self._read(dataset, row, pending), ahead, threads)
         done = 0
         with LatentEncoder(self.components, self.cache, pending.forget) as batches, closing(reading) as rows:
             for future in rows:
@@ -120,11 +121,10 @@ class Encoder:
             dataset.exclude(bad)
         return examples
 
-    @property
-    def rows_ahead(self) -> int:
-        """Number of rows whose images are prepared while another row is encoded."""
+    def rows_ahead(self, controls: int) -> int:
+        """Number of rows, with that many control images each, that are prepared while another row is encoded."""
         control = self.resolution if self.settings.control_resolution == "target" else self.family.variant.resolution
-        return max(2, min(MAX_ROWS_AHEAD, AHEAD_PIXELS // (self.resolution**2 + control**2)))
+        return max(2, min(MAX_ROWS_AHEAD, AHEAD_PIXELS // (self.resolution**2 + controls * control**2)))
 
     def _read(self, dataset: EditDataset, row: EditRow, pending: PendingImages) -> _ReadRow:
         images: list[PreparedImage] = []
@@ -132,9 +132,9 @@ class Encoder:
         try:
             target = _Source.read(dataset, row.target)
             target_size = self.family.target_size(target.image.size, self.resolution)
-            column = dataset.columns.control_image
             controls = []
-            for reference in row.controls:
+            for name, reference in zip(row.control_columns, row.controls, strict=True):
+                column = name
                 source = _Source.read(dataset, reference)
                 control = self._control(source, target_size)
                 prepare = self.family.prepare_control

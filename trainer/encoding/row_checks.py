@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterable, Iterator, Sequence
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import closing
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
-from ..config.request import DEFAULT_CONTROL_URL, SamplePrompt
+from ..config.samples import DEFAULT_CONTROL_URL, SamplePrompt
 from ..data.images import EncodedImage, load_control
 from ..data.report import LISTED_ROWS
 from ..data.resize import Size
@@ -19,7 +19,6 @@ from ..threads import prefetch
 if TYPE_CHECKING:
     from ..config.settings import RunSettings
     from ..data.dataset import EditDataset, EditRow
-    from ..data.image_refs import ImageRef
     from ..models.family import Family
 
 READERS = 4
@@ -73,8 +72,10 @@ class RowChecks:
 
     def _sizes(self, row: EditRow) -> tuple[EditRow, list[Size] | tuple[str, str]]:
         """Sizes of target and controls, or (column, reason) of a bad image."""
-        columns, sizes = self.dataset.columns, []
-        for column, reference in self._references(row):
+        columns, sizes = (self.dataset.columns.image, *row.control_columns), []
+        if not row.controls and self.family.info.needs_control:
+            return row, (self.dataset.columns.controls[0], f"{self.family.info.title} needs a control image")
+        for column, reference in zip(columns, (row.target, *row.controls), strict=True):
             try:
                 sizes.append(self.dataset.picture_size(reference) or EncodedImage(self.dataset.fetch(reference)).size)
             except BadInput as error:
@@ -82,16 +83,10 @@ class RowChecks:
         target = self.family.target_size(sizes[0], self.resolution)
         resolution = self.settings.control_resolution
         final = [target, *(self.family.control_size(size, target, resolution) for size in sizes[1:])]
-        for size, own, column in zip(
-            final, sizes, [columns.image, *[columns.control_image] * len(sizes)], strict=False
-        ):
+        for size, own, column in zip(final, sizes, columns, strict=True):
             if fault := self.family.size_fault(size):
                 return row, (column, f"the image has {own.width} x {own.height} pixels: {fault}")
         return row, final
-
-    def _references(self, row: EditRow) -> Iterable[tuple[str, ImageRef]]:
-        columns = self.dataset.columns
-        return [(columns.image, row.target), *((columns.control_image, control) for control in row.controls)]
 
     def _add(self, row: EditRow, found: list[Size] | tuple[str, str]) -> None:
         if isinstance(found, tuple):
@@ -117,19 +112,23 @@ def check_samples(
     """
     family = rules.family
     square = Size(family.variant.resolution, family.variant.resolution)
-    room = family.caption_room(square, [square])
     for index, sample in enumerate(samples):
-        if fault := rules.fault(sample.prompt, room):
+        controls = len(sample.control_urls) or len(dataset.columns.controls)
+        if fault := rules.fault(sample.prompt, family.caption_room(square, [square] * controls)):
             yield f"training_params.samples.{index}.prompt: {fault}"
-        if sample.ctrl_img_url in ("", DEFAULT_CONTROL_URL):
-            continue
-        try:
-            image = load_control(sample.ctrl_img_url, dataset.path.parent, dataset.downloads)
-        except BadInput as error:
-            yield f"training_params.samples.{index}.ctrl_img_url: {error}"
-            continue
-        if fault := family.size_fault(family.control_size(Size(*image.size), square, resolution)):
-            yield (
-                f"training_params.samples.{index}.ctrl_img_url: {shorten(sample.ctrl_img_url)} has "
-                f"{image.width} x {image.height} pixels: {fault}"
-            )
+        for url in sample.control_urls:
+            if fault := _control_fault(url, dataset, family, square, resolution):
+                yield f"training_params.samples.{index}.ctrl_img_url: {fault}"
+
+
+def _control_fault(url: str, dataset: EditDataset, family: Family, sample: Size, resolution: str) -> str | None:
+    """Say why a control image cannot be used for a sample of this size; None if it can."""
+    if url == DEFAULT_CONTROL_URL:
+        return None
+    try:
+        image = load_control(url, dataset.path.parent, dataset.downloads)
+    except BadInput as error:
+        return str(error)
+    if fault := family.size_fault(family.control_size(Size(*image.size), sample, resolution)):
+        return f"{shorten(url)} has {image.width} x {image.height} pixels: {fault}"
+    return None

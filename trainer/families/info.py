@@ -116,6 +116,8 @@ class FamilyInfo:
     """Subfolders of the pipeline layout that each component is loaded from."""
     max_controls: int
     """Control images that an example may have; more than one means several are taken, in an order that matters."""
+    needs_control: bool = False
+    """True if the text encoder cannot do without a control image."""
     sees_control: bool
     """True if the text encoder is shown the control image, so that a caption's conditioning depends on the image."""
     uses_negative_prompt: bool

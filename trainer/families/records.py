@@ -149,6 +149,7 @@ QWEN_IMAGE_EDIT = FamilyInfo(
         "text": ("text_encoder", "tokenizer", "processor"),
     },
     max_controls=1,
+    needs_control=True,
     sees_control=True,
     uses_negative_prompt=True,
     transformer=QWEN_TRANSFORMER,

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, get_args
 
 import torch
 
-from ..config.request import TrainingParams
+from ..config.request import RequestParams
 from ..config.settings import RunSettings
 from ..errors import BadInput
 from ..paths import path_kind
@@ -39,7 +39,7 @@ class InitLora:
         return tensors
 
 
-def open_init_lora(model: EditModel, params: TrainingParams, settings: RunSettings) -> InitLora | None:
+def open_init_lora(model: EditModel, params: RequestParams, settings: RunSettings) -> InitLora | None:
     """Read the LoRA file that the settings name; None when they name none. Loads no weights of the model.
 
     Raises BadInput when the file does not exist or the training cannot start from it.
@@ -72,7 +72,7 @@ def _without_idle_layers(
     return {name: tensor for name, tensor in tensors.items() if not idle.fullmatch(_module(name))}
 
 
-def _check_rank(path: Path, tensors: Mapping[str, torch.Tensor], params: TrainingParams) -> None:
+def _check_rank(path: Path, tensors: Mapping[str, torch.Tensor], params: RequestParams) -> None:
     rank = max(tensor.shape[0] for name, tensor in tensors.items() if ".lora_A." in name)
     if rank > params.lora_rank:
         raise BadInput(

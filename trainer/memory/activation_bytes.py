@@ -15,7 +15,7 @@ from torch.overrides import TorchFunctionMode
 from torch.utils.checkpoint import checkpoint
 
 from ..compiled import assume_compiler
-from ..config.request import TrainingParams
+from ..config.request import RequestParams
 from ..config.settings import Precision, RunSettings
 from ..data.resize import Size
 from ..lora.layer import LoraLinear
@@ -79,17 +79,19 @@ class Footprint:
 
 
 def step_shape(
-    family: Family, params: TrainingParams, settings: RunSettings, plan: Plan, compiler: bool = False
+    family: Family, params: RequestParams, settings: RunSettings, plan: Plan, compiler: bool = False
 ) -> StepShape:
-    """Shape of the forward pass for square images, whose area all buckets have. `compiler`: the device has one."""
+    """Shape of the forward pass for square images, whose area all buckets have, in a row that has every control image.
+    `compiler`: the device has one."""
     resolution = settings.resolution or family.variant.resolution
     target = family.target_size(Size(resolution, resolution), resolution)
     control = family.control_size(target, target, settings.control_resolution)
+    count = len(params.columns.controls)
     return StepShape(
         params.batch_size,
         target,
-        (control,),
-        (family.text_control_size(target, control),),
+        (control,) * count,
+        (family.text_control_size(target, control),) * count,
         plan.dtype,
         plan.precision,
         plan.quantize_activations,
@@ -101,7 +103,7 @@ def step_shape(
 def measure(
     model: EditModel,
     shape: StepShape,
-    params: TrainingParams,
+    params: RequestParams,
     settings: RunSettings,
     activation_checkpointing: ActivationCheckpointing,
 ) -> Footprint:
@@ -118,7 +120,7 @@ def measure(
     return replace(found, blocks=blocks)
 
 
-def forward_bytes(model: EditModel, shape: StepShape, params: TrainingParams, settings: RunSettings) -> int:
+def forward_bytes(model: EditModel, shape: StepShape, params: RequestParams, settings: RunSettings) -> int:
     """Peak bytes of activations of a forward pass without gradients, counted as in `measure`. Cached by shape."""
     trained = _trained(params, settings)
     key = _key(model, shape, trained)
@@ -157,7 +159,7 @@ class _Trained:
     """A full fine-tune's weights are in the compute dtype, updated with stochastic rounding."""
 
 
-def _trained(params: TrainingParams, settings: RunSettings) -> _Trained:
+def _trained(params: RequestParams, settings: RunSettings) -> _Trained:
     return _Trained(
         rank=params.lora_rank if params.use_lora else None,
         targets=settings.lora_targets,

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..config.request import TrainingParams
+from ..config.request import RequestParams
 from ..config.settings import Precision, RunSettings
 from ..device import DeviceInfo
 from ..quantization.formats import format_of
@@ -79,7 +79,7 @@ class MemoryEstimate:
     def __init__(
         self,
         model: EditModel,
-        params: TrainingParams,
+        params: RequestParams,
         settings: RunSettings,
         device_info: DeviceInfo,
         precision: Precision,
@@ -263,7 +263,7 @@ def _outputs(transformer: torch.nn.Module, layers: str) -> int:
     return sum(linear.out_features for name, linear in linears_of(transformer).items() if named.fullmatch(name))
 
 
-def _trainable(model: EditModel, transformer: torch.nn.Module, params: TrainingParams, settings: RunSettings) -> int:
+def _trainable(model: EditModel, transformer: torch.nn.Module, params: RequestParams, settings: RunSettings) -> int:
     if not params.use_lora:
         return sum(parameter.numel() for parameter in transformer.parameters())
     targets = re.compile(model.family.lora_targets(settings.lora_targets, transformer))

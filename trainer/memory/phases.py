@@ -9,6 +9,7 @@ from weakref import WeakKeyDictionary
 
 import torch
 
+from ..config.settings import caches_texts
 from ..data.resize import Size
 from .activation_bytes import forward_bytes
 from .codec_bytes import codec_bytes, codec_weights
@@ -59,6 +60,7 @@ class Phases:
     def __init__(self, estimate: MemoryEstimate) -> None:
         self.estimate = estimate
         self.free = estimate.device_info.free
+        self._caches_texts = caches_texts(estimate.params, estimate.settings)
         self._measured: _Parts | None = None
 
     def of(self, plan: Plan) -> tuple[PhaseMemory, ...]:
@@ -69,7 +71,7 @@ class Phases:
 
     def _all(self, plan: Plan, parts: _Parts) -> Iterator[PhaseMemory]:
         params, hosted = self.estimate.params, self.estimate.host_bytes(plan)
-        waiting = 0 if params.cache_text_embeddings else parts.encoder.resident
+        waiting = 0 if self._caches_texts else parts.encoder.resident
         yield self._encoding_texts(parts.encoder, plan, hosted)
         whole = parts.codec + parts.encode_work
         device = whole if whole <= self.free else parts.codec + parts.encode_tiled
@@ -87,7 +89,7 @@ class Phases:
         alone = encoder.resident + TEXT_WORK_BYTES
         if plan.stream_text_encoder or alone > self.free:
             alone = encoder.streamed + TEXT_WORK_BYTES
-        if self.estimate.params.cache_text_embeddings:
+        if self._caches_texts:
             return PhaseMemory("encoding texts", alone, encoder.resident)
         host, beside = encoder.resident + hosted, self._placed(plan) + alone
         if beside <= self.free:
@@ -142,7 +144,8 @@ def _parts(estimate: MemoryEstimate) -> _Parts:
     size = family.sample_size(Size(params.sample_width, params.sample_height))
     control = family.control_size(size, size, "inference")
     seen = family.text_control_size(size, control)
-    drawn = replace(shape, batch=1, target=size, controls=(control,), text_controls=(seen,))
+    count = max([len(shape.controls), *(len(sample.control_urls) for sample in params.samples)])
+    drawn = replace(shape, batch=1, target=size, controls=(control,) * count, text_controls=(seen,) * count)
     sample = forward_bytes(model, drawn, params, estimate.settings)
     encoder = _encoder(model, dtype)
     if model.ports is not None or encoder is None:

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..config.request import TrainingParams
-from ..config.settings import Precision, RunSettings
+from ..config.request import RequestParams
+from ..config.settings import Precision, RunSettings, caches_texts
 from ..device import DeviceInfo
 from ..distributed.processes import SingleProcess
 from ..errors import BadInput
@@ -24,10 +24,11 @@ if TYPE_CHECKING:
 
 
 DRAWING_BYTES = 3_000_000_000
-"""Bytes allowed for the activations of inference at 1024 x 1024. A judgement, generous; not measured on a GPU."""
+"""Bytes allowed for the activations of inference at 1024 x 1024 with one control image. A judgement, generous; not
+measured on a GPU."""
 
 
-def make_plan(model: EditModel, params: TrainingParams, settings: RunSettings, device_info: DeviceInfo) -> Plan:
+def make_plan(model: EditModel, params: RequestParams, settings: RunSettings, device_info: DeviceInfo) -> Plan:
     """Choose the fastest plan that fits the device: what costs least time is given up first.
 
     Raises BadInput for settings that contradict each other and, except on the CPU, when nothing fits; the message then
@@ -48,7 +49,7 @@ def make_plan(model: EditModel, params: TrainingParams, settings: RunSettings, d
 
 def _plans(
     model: EditModel,
-    params: TrainingParams,
+    params: RequestParams,
     settings: RunSettings,
     device_info: DeviceInfo,
     skip_hopeless: bool = False,
@@ -67,7 +68,7 @@ def _plans(
             fits = plan.bytes <= device_info.free and needs.host_bytes(plan) <= device_info.host
             if fits and not device_info.is_cpu:
                 plan = replace(plan, phases=phases.of(plan))
-                if _too_large(plan, device_info) and not params.cache_text_embeddings:
+                if _too_large(plan, device_info) and not caches_texts(params, settings):
                     plan = replace(plan, stream_text_encoder=True)
                     plan = replace(plan, phases=phases.of(plan))
                 fits = not _too_large(plan, device_info)
@@ -85,7 +86,7 @@ def _missing(plan: Plan, device_info: DeviceInfo) -> tuple[int, int]:
 
 
 def _refusal(
-    model: EditModel, params: TrainingParams, settings: RunSettings, device_info: DeviceInfo, smallest: Plan
+    model: EditModel, params: RequestParams, settings: RunSettings, device_info: DeviceInfo, smallest: Plan
 ) -> str:
     """Say what does not fit, and what would make it fit."""
     free = f"{device_info.free / 1e9:.1f} GB are free, besides {device_info.host / 1e9:.0f} GB of host memory"
@@ -106,12 +107,12 @@ def _refusal(
     return f"The training does not fit: {fault} {advice or 'No setting makes it fit.'}"
 
 
-def _advice(model: EditModel, params: TrainingParams, settings: RunSettings, device_info: DeviceInfo) -> str | None:
+def _advice(model: EditModel, params: RequestParams, settings: RunSettings, device_info: DeviceInfo) -> str | None:
     """Name the changes of the request and the settings that make it fit, each alone or some together; None: none do."""
     changes: dict[str, tuple[dict[str, object], dict[str, object]]] = {
         'offload "auto"': ({}, {"offload": "auto"}),
         'gradient_checkpointing "auto"': ({}, {"gradient_checkpointing": "auto"}),
-        "cache_text_embeddings true": ({"cache_text_embeddings": True}, {}),
+        "cache_text_embeddings true": ({}, {"cache_text_embeddings": True}),
         'precision "int8"': ({}, {"precision": "int8"}),
         'precision "nf4"': ({}, {"precision": "nf4"}),
         "batch_size 1": ({"batch_size": 1}, {}),
@@ -159,7 +160,7 @@ def precisions(settings: RunSettings, device_info: DeviceInfo) -> list[Precision
     return ["bf16" if device_info.bf16 else "fp32", "int8"]
 
 
-def _check(params: TrainingParams, settings: RunSettings) -> None:
+def _check(params: RequestParams, settings: RunSettings) -> None:
     faults = []
     if settings.offload == "blocks" and settings.gradient_checkpointing in ("off", "selective"):
         faults.append('offload "blocks" recomputes every block: set gradient_checkpointing to auto or on')
@@ -177,9 +178,11 @@ def _check(params: TrainingParams, settings: RunSettings) -> None:
         raise BadInput("\n".join(f"{fault}." for fault in faults))
 
 
-def inference_plan(model: EditModel, settings: RunSettings, device_info: DeviceInfo) -> Plan:
-    """Choose the plan for inference: the first precision whose weights fit, else as few streamed blocks as possible."""
+def inference_plan(model: EditModel, settings: RunSettings, device_info: DeviceInfo, controls: int = 1) -> Plan:
+    """Choose the plan for inference with this number of control images: the first precision whose weights fit, else as
+    few streamed blocks as possible."""
     offered = precisions(settings, device_info)
+    drawing = DRAWING_BYTES * (1 + max(1, controls)) // 2
     for precision in offered:
         dtype = computation_dtype(precision, device_info)
         weights = weight_bytes(model, model.empty_transformer(), precision, dtype)
@@ -189,20 +192,20 @@ def inference_plan(model: EditModel, settings: RunSettings, device_info: DeviceI
             offload="phases",
             quantize_activations=quantizes_activations(precision, settings, device_info),
         )
-        if device_info.is_cpu or weights.total + DRAWING_BYTES <= device_info.free:
+        if device_info.is_cpu or weights.total + drawing <= device_info.free:
             return plan
         resident = weights.around + sum(weights.blocks)
         plan = replace(plan, modulation_on_host=True)
-        if resident + DRAWING_BYTES <= device_info.free:
+        if resident + drawing <= device_info.free:
             return plan
     slots, count = 2 * max(weights.blocks), len(weights.blocks)
-    missing = resident + slots + DRAWING_BYTES - device_info.free
+    missing = resident + slots + drawing - device_info.free
     streamed = min(count, -(-missing // min(weights.blocks)))
     return replace(plan, streamed=spread_blocks(count, streamed))
 
 
 def joint_plan(
-    model: EditModel, params: TrainingParams, settings: RunSettings, processes: SingleProcess, device: torch.device
+    model: EditModel, params: RequestParams, settings: RunSettings, processes: SingleProcess, device: torch.device
 ) -> Plan:
     """Return one plan for all processes, made for the least of their devices. Raises BadInput as `make_plan` does.
 

@@ -45,6 +45,8 @@ class Family(ABC):
     """Tokenizers of those files, by subfolder."""
     counted_tokenizer: ClassVar[str] = ""
     """Subfolder of the tokenizer that the length of captions is counted with; empty: it is not counted."""
+    sizing_control: ClassVar[int] = 0
+    """Index of the control image whose shape an edit takes that nobody chose a size for; -1 for the last."""
     longest_caption: int = 0
     """Tokens of the longest caption to be encoded, for memory estimates; 0: not known."""
     vae_file: ClassVar[VaeFile]

@@ -7,6 +7,7 @@ from contextlib import closing, suppress
 from itertools import chain, islice
 from typing import TYPE_CHECKING
 
+from ..config.settings import caches_texts
 from ..encoding.encoder import Encoder
 from ..encoding.example import Example
 from ..encoding.text import TextEmbeddings
@@ -45,7 +46,8 @@ class BatchLoader:
         self.dataset, self.params, self.settings = context.dataset, context.params, context.settings
         self.components, self.processes = context.components, context.processes
         self.encoder = Encoder(context.components, context.cache, context.settings)
-        self.texts = TextEmbeddings(self.encoder, context.dataset, on_disk=context.params.cache_text_embeddings)
+        on_disk = caches_texts(context.params, context.settings)
+        self.texts = TextEmbeddings(self.encoder, context.dataset, on_disk)
         self.samples = SampleImages(context, self.encoder)
         self.examples: list[Example] = []
         self._made_again: set[str] = set()
@@ -149,5 +151,5 @@ class BatchLoader:
 
 
 def _has_small_target(example: Example) -> bool:
-    target, control = example.target_size, example.controls[0].size
-    return target.width * target.height < SMALL_TARGET * control.width * control.height
+    target = example.target_size.width * example.target_size.height
+    return any(target < SMALL_TARGET * control.size.width * control.size.height for control in example.controls)

@@ -14,6 +14,7 @@ import re
 from collections.abc import Callable, Mapping, Sequence
 from contextlib import ExitStack, suppress
 from dataclasses import dataclass
+from itertools import count, takewhile
 from pathlib import Path
 from typing import Any
 
@@ -196,9 +197,13 @@ class RunFolder:
     def _write_state(self, changes: Mapping[str, Any]) -> None:
         write_run_state(self.path / "run.json", {**self.state(), **changes})
 
-    def control_path(self, index: int) -> Path:
-        """Return the file of a sample's control image."""
-        return self.samples / f"control-{index:02d}.png"
+    def control_path(self, index: int, number: int = 0) -> Path:
+        """Return the file of one of a sample's control images, numbered from 0."""
+        return self.samples / (f"control-{index:02d}-{number + 1}.png" if number else f"control-{index:02d}.png")
+
+    def control_files(self, index: int) -> list[Path]:
+        """Return the existing files of a sample's control images, in order."""
+        return list(takewhile(Path.is_file, (self.control_path(index, number) for number in count())))
 
     def sample_path(self, step: int, index: int) -> Path:
         """Return the file of a sample image."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator
+from collections.abc import Generator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 from PIL import Image
 
-from ..config.request import DEFAULT_CONTROL_URL, DEFAULT_SAMPLE_SIDE, DEFAULT_SAMPLES
+from ..config.samples import DEFAULT_CONTROL_URL, DEFAULT_SAMPLE_SIDE, DEFAULT_SAMPLES, SamplePrompt
 from ..data.image_refs import fetch_control
 from ..data.images import decode_image
 from ..data.resize import Size
@@ -29,13 +29,13 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True, slots=True)
 class SampleInputs:
-    """One sample prompt with its control image, encoded."""
+    """One sample prompt with its control images, encoded."""
 
     prompt: str
-    control: Image.Image
+    controls: Sequence[Image.Image]
     size: Size
-    control_latents: torch.Tensor
-    """Its normalized latents `[1, C, H/8, W/8]` in the compute dtype, on the CPU."""
+    control_latents: Sequence[torch.Tensor]
+    """Their normalized latents `[1, C, H/8, W/8]` in the compute dtype, on the CPU."""
     text: TextConditioning
     """Conditioning of the prompt, `[1, ...]` in the text encoder's dtype."""
     negative_text: TextConditioning | None
@@ -73,12 +73,12 @@ class SampleImages:
         for number, sample in enumerate(self.params.samples):
             if control.stopping:
                 return
+            urls, files = sample.control_urls, []
             try:
-                data = self._control_file(sample.ctrl_img_url)
+                files = [fetch_control(url, self.dataset.downloads, self.dataset.path.parent) for url in urls]
             except BadInput as error:
-                if sample.ctrl_img_url != DEFAULT_CONTROL_URL:
+                if urls != [DEFAULT_CONTROL_URL]:
                     raise BadInput(f"training_params.samples.{number}.ctrl_img_url: {error}") from None
-                data = None
                 if not default_failed:
                     yield Notice(
                         message="The default sample image cannot be fetched; samples are drawn from the dataset's "
@@ -86,26 +86,24 @@ class SampleImages:
                     )
                 default_failed = True
             prompt = sample.prompt
-            if data is None:
+            if not files:
                 row = self.dataset[number % len(self.dataset)]
-                data = self.dataset.fetch(row.controls[0])
+                files = [self.dataset.fetch(reference) for reference in row.controls]
                 # The default prompts are about the default image.
-                prompt = row.caption if sample in DEFAULT_SAMPLES else prompt
-            self.prepared.append(self._encode(prompt, data, size, texts))
+                prompt = row.caption if _is_default(sample) else prompt
+            self.prepared.append(self._encode(prompt, files, size, texts))
             yield Progress(phase="caching", done=number + 1, total=len(self.params.samples), note="samples")
 
-    def _control_file(self, url: str) -> bytes | None:
-        """Fetch the file at an address or path; None for an empty one. Raises BadInput."""
-        return fetch_control(url, self.dataset.downloads, self.dataset.path.parent) if url else None
-
-    def _encode(self, prompt: str, data: bytes, size: Size, texts: TextEmbeddings) -> SampleInputs:
-        image = decode_image(data)
-        control_image, latents = self.encoder.control_image(data, size)
-        pixels = self.encoder.seen_by_text(data, control_image)
+    def _encode(self, prompt: str, files: Sequence[bytes], size: Size, texts: TextEmbeddings) -> SampleInputs:
+        """Encode a prompt with its control images, given as the contents of their files."""
+        images = [decode_image(data) for data in files]
+        encoded = [self.encoder.control_image(data, size) for data in files]
+        controls = [control for control, _ in encoded]
+        pixels = [self.encoder.seen_by_text(data, control) for data, control in zip(files, controls, strict=True)]
         negative = self.family.negative_prompt("", self.options.guidance)
-        text = texts.encode_one(prompt, (control_image,), [pixels])
-        negative_text = None if negative is None else texts.encode_one(negative, (control_image,), [pixels])
-        return SampleInputs(prompt, image, size, latents, text, negative_text)
+        text = texts.encode_one(prompt, controls, pixels)
+        negative_text = None if negative is None else texts.encode_one(negative, controls, pixels)
+        return SampleInputs(prompt, images, size, [latents for _, latents in encoded], text, negative_text)
 
     def missing(self, step: int) -> bool:
         """Tell whether samples of this step are still to be drawn."""
@@ -115,8 +113,8 @@ class SampleImages:
         """Draw all samples and save them; a process that does not write only takes part in the drawing."""
         drawn = []
         for sample in self.prepared:
-            control = self.family.pack(sample.control_latents)
-            inputs = DenoiseInputs([control], sample.text, sample.negative_text, sample.size)
+            controls = [self.family.pack(latents) for latents in sample.control_latents]
+            inputs = DenoiseInputs(controls, sample.text, sample.negative_text, sample.size)
             drawn.append((yield from denoise(self.components, inputs, self.options)))
         if not self.run.writes:
             return
@@ -126,12 +124,20 @@ class SampleImages:
 
     def _save(self, step: int, index: int, sample: SampleInputs, image: Image.Image) -> Sample:
         path = self.run.sample_path(step, index)
-        save_image(self.run.control_path(index), sample.control)
+        for old in self.run.control_files(index)[len(sample.controls) :]:
+            old.unlink(missing_ok=True)
+        for number, control in enumerate(sample.controls):
+            save_image(self.run.control_path(index, number), control)
         save_image(path, image)
         self.run.append_log(
             {"event": "sample", "step": step, "index": index, "prompt": sample.prompt, "file": path.name}
         )
-        return Sample(step=step, index=index, prompt=sample.prompt, image=image, control=sample.control, path=path)
+        return Sample(step=step, index=index, prompt=sample.prompt, image=image, controls=sample.controls, path=path)
+
+
+def _is_default(sample: SamplePrompt) -> bool:
+    published = [(default.control_urls, default.prompt) for default in DEFAULT_SAMPLES]
+    return (sample.control_urls, sample.prompt) in published
 
 
 def save_image(path: Path, image: Image.Image) -> None:

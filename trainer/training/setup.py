@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..config.request import FineTuneRequest, TrainingParams
+from ..config.request import FineTuneRequest, RequestParams
 from ..config.settings import RunSettings
 from ..distributed.processes import SingleProcess
 from ..encoding.cache import TensorCache
@@ -52,7 +52,7 @@ class RunContext:
     """Fingerprint of the run, how it computes and its conditioning policy, which its checkpoints carry."""
 
     @property
-    def params(self) -> TrainingParams:
+    def params(self) -> RequestParams:
         """The request's training parameters."""
         return self.request.training_params
 
@@ -85,7 +85,7 @@ def open_run(
         weights.append(init_lora.fingerprint)
     run_dir = named_folder(run_dir)
     cache_dir = cache_dir or run_dir.parent / "edit_trainer_cache"
-    yield from _notices(model.warnings())
+    yield from _notices([*model.warnings(), request.notice()])
 
     def fingerprint_of(data: str) -> str:
         return run_fingerprint(request, settings, data, weights, processes.world_size)
@@ -184,7 +184,7 @@ def _finished(run: RunFolder, steps: int, processes: SingleProcess) -> Finished 
     return Finished(step=steps, steps=steps, stopped=False, weights=weights, run_dir=run.path)
 
 
-def _check_optimizer(params: TrainingParams, settings: RunSettings, processes: SingleProcess) -> None:
+def _check_optimizer(params: RequestParams, settings: RunSettings, processes: SingleProcess) -> None:
     check_optimizer(settings)
     if processes.world_size > 1 and not params.use_lora and settings.optimizer != "adamw":
         raise BadInput(f"optimizer: a full fine-tune in several processes needs adamw, not {settings.optimizer}.")
@@ -209,7 +209,7 @@ def resumed_settings(run: RunFolder, settings: RunSettings) -> RunSettings:
     return settings.model_copy(update={name: began[name] for name in names if name in began})
 
 
-def _changed_schedule(run: RunFolder, params: TrainingParams, settings: RunSettings) -> str | None:
+def _changed_schedule(run: RunFolder, params: RequestParams, settings: RunSettings) -> str | None:
     """Say that the learning rate jumps because the run was planned for another number of steps; None for no."""
     done, planned = last_step(run.checkpoints), run.planned_steps() or params.steps
     return changed_schedule(done, planned, params.steps, params.learning_rate, settings)

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import torch
 
-from ..config.request import TrainingParams
+from ..config.request import RequestParams
 from ..config.settings import RunSettings
 from ..distributed.fsdp import full_tensor
 from ..files import atomic_write, remove
@@ -44,7 +44,7 @@ class Trainable(Protocol):
 
 def build_trainable(
     components: ModelComponents,
-    params: TrainingParams,
+    params: RequestParams,
     settings: RunSettings,
     init_lora: InitLora | None = None,
     writes: bool = True,
