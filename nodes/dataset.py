@@ -7,7 +7,7 @@ from typing import Literal
 
 from comfy_api.latest import io
 
-from ..trainer.config.request import COLUMN_FIELDS, Columns, FineTuneRequest, TrainingParams
+from ..trainer.config.request import COLUMN_FIELDS, FineTuneRequest, TrainingParams
 from ..trainer.config.settings import RunSettings
 from ..trainer.errors import BadInput, printable
 from .folders import cache_folder, dataset_state, find_parquet
@@ -15,7 +15,7 @@ from .host import NodeDisplay, follow, readable_errors
 from .notes import OUTPUT, bad_rows_note, report_notes, send_notes
 from .pil_images import grid, shrink, to_tensor
 from .types import EditDataset
-from .widgets import field_inputs
+from .widgets import MORE_CONTROL_COLUMNS, columns_of, field_inputs, more_control_inputs
 
 PREVIEW_ROWS = 4
 """Rows in the preview output; part of the node's behaviour in saved graphs."""
@@ -36,6 +36,8 @@ class LoadDataset(io.ComfyNode):
                 *field_inputs(FineTuneRequest, ("resource",)),
                 *field_inputs(TrainingParams, COLUMN_FIELDS),
                 *field_inputs(RunSettings, ("images_root", "bad_rows")),
+                *more_control_inputs(),
+                *field_inputs(RunSettings, ("allow_no_control",), optional=True),
             ],
             outputs=[
                 EditDataset.Output("dataset", tooltip="For Train Edit LoRA."),
@@ -48,11 +50,12 @@ class LoadDataset(io.ComfyNode):
     def fingerprint_inputs(
         cls, resource: str | None = None, images_root: str | None = None, **others: str
     ) -> str | float:
-        columns = {field: name for field in COLUMN_FIELDS if (name := others.get(field)) is not None}
-        if resource is None or images_root is None or len(columns) < len(COLUMN_FIELDS):
+        required = [resource, images_root, *(others.get(field) for field in COLUMN_FIELDS)]
+        more = [others[field] for field in MORE_CONTROL_COLUMNS if field in others]
+        if resource is None or images_root is None or None in (*required, *more):
             return float("nan")  # of linked inputs the values are not known yet
         try:
-            return dataset_state(find_parquet(resource), Columns.from_fields(columns), images_root)
+            return dataset_state(find_parquet(resource), columns_of(others), images_root)
         except (BadInput, OSError):
             return "not there"
 
@@ -63,14 +66,18 @@ class LoadDataset(io.ComfyNode):
         caption_column: str | None = None,
         control_image_column: str | None = None,
         image_column: str | None = None,
+        control_image_column_2: str | None = None,
+        control_image_column_3: str | None = None,
     ) -> bool | str:
         """Check the parquet and its columns before anything runs; linked inputs are None."""
         from ..trainer.data.dataset import check_columns
 
-        columns = zip(COLUMN_FIELDS, (caption_column, control_image_column, image_column), strict=True)
+        columns = dict(zip(COLUMN_FIELDS, (caption_column, control_image_column, image_column), strict=True))
+        more = zip(MORE_CONTROL_COLUMNS, (control_image_column_2, control_image_column_3), strict=True)
+        columns |= {field: column or None for field, column in more}
         try:
             if resource is not None:
-                known = {field: column for field, column in columns if column is not None}
+                known = {field: column for field, column in columns.items() if column is not None}
                 check_columns(known, find_parquet(resource))
         except BadInput as error:
             return printable(str(error))
@@ -79,7 +86,12 @@ class LoadDataset(io.ComfyNode):
     @classmethod
     @readable_errors()
     def execute(
-        cls, resource: str, images_root: str, bad_rows: Literal["stop", "skip"], **columns: str
+        cls,
+        resource: str,
+        images_root: str,
+        bad_rows: Literal["stop", "skip"],
+        allow_no_control: bool = False,
+        **columns: str,
     ) -> io.NodeOutput:
         from ..trainer.data.dataset import open_dataset
         from ..trainer.data.downloads import Downloads
@@ -89,9 +101,10 @@ class LoadDataset(io.ComfyNode):
         downloads = Downloads(cache_folder() / "downloads")
         opening = open_dataset(
             find_parquet(resource),
-            Columns.from_fields(columns),
+            columns_of(columns),
             images_root=images_root,
             bad_rows=bad_rows,
+            allow_no_control=allow_no_control,
             downloads=downloads,
         )
         try:

@@ -38,7 +38,7 @@ class EditImage(io.ComfyNode):
             node_id="EditTrainerEditImage",
             display_name="Edit Image",
             category="edit trainer",
-            description="Edits an image with the sampler that training uses for its samples.",
+            description="Edits an image, or several together, with the sampler that training uses for its samples.",
             hidden=[io.Hidden.unique_id],
             inputs=[
                 EditModel.Input("model", tooltip="A base model, or the trained model from Train Edit LoRA."),
@@ -83,6 +83,12 @@ class EditImage(io.ComfyNode):
                     optional=True,
                     tooltip="A LoRA file; it replaces the model's own. Cannot be combined with lora.",
                 ),
+                *(
+                    io.Image.Input(
+                        f"image_{number}", optional=True, tooltip=f"Image {number}, for models that take several."
+                    )
+                    for number in (2, 3)
+                ),
             ],
             outputs=[io.Image.Output("image", tooltip="The edited image.")],
         )
@@ -107,29 +113,46 @@ class EditImage(io.ComfyNode):
         lora_strength: float,
         lora: dict[str, torch.Tensor] | None = None,
         lora_name: str = NO_LORA,
+        image_2: torch.Tensor | None = None,
+        image_3: torch.Tensor | None = None,
     ) -> io.NodeOutput:
         from ..trainer.inference import edit
 
         if adapter := _chosen_lora(lora_name, lora) or model.adapter:
             model = model.with_adapter(adapter, lora_strength)
         display = NodeDisplay(cls.hidden.unique_id)
+        batch = _batch(image=image, image_2=image_2, image_3=image_3)
+        shapes = [pictures[model.family.sizing_control] for pictures in batch]
         edited = []
         with borrowed_device() as device:
-            for picture in to_pil(image):
+            for pictures, shape in zip(batch, shapes, strict=True):
                 events = edit(
                     model,
-                    picture,
+                    pictures,
                     prompt,
                     negative_prompt=negative_prompt,
                     seed=seed,
                     steps=steps,
                     guidance=guidance,
-                    size=_size(picture, width, height),
+                    size=_size(shape, width, height),
                     device=device,
                 )
                 edited.append(follow(events, display.show))
-        notes = [] if width or height else _size_notes(to_pil(image)[0], edited[0], model.base_model)
+        notes = [] if width or height else _size_notes(shapes[0], edited[0], model.base_model)
         return io.NodeOutput(to_tensor(edited), ui={OUTPUT: notes})
+
+
+def _batch(**images: torch.Tensor | None) -> list[tuple[Image.Image, ...]]:
+    """Images that are edited together, edit by edit. A single image goes with every one of a batch.
+
+    Raises BadInput for batches of different lengths.
+    """
+    given = {name: to_pil(image) for name, image in images.items() if image is not None}
+    length = max(map(len, given.values()))
+    for name, pictures in given.items():
+        if len(pictures) not in (1, length):
+            raise BadInput(f"{name}: has {len(pictures)} images, another input {length}; give as many, or one.")
+    return list(zip(*(pictures * (length if len(pictures) == 1 else 1) for pictures in given.values()), strict=True))
 
 
 def _size_notes(picture: Image.Image, edited: Image.Image, base_model: str) -> list[Note]:

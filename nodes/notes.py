@@ -15,6 +15,7 @@ from server import PromptServer
 from ..trainer.config.request import COLUMN_FIELDS
 from ..trainer.errors import BadInput, printable
 from .folders import contained_path, find_contained_parquet, is_outside
+from .widgets import CONTROL_COLUMN_FIELDS, MORE_CONTROL_COLUMNS
 
 if TYPE_CHECKING:
     from ..trainer.data.report import BadRow, DatasetReport
@@ -109,6 +110,8 @@ def _column_notes(columns: Mapping[str, str], path: Path) -> Iterator[Note]:
 
     names = list(parquet_columns(path))
     for field, column in columns.items():
+        if not column and field in MORE_CONTROL_COLUMNS:
+            continue
         if not column:
             yield note("error", "columnEmpty", field=field)
         elif column not in names:
@@ -122,14 +125,16 @@ def _column_notes(columns: Mapping[str, str], path: Path) -> Iterator[Note]:
 def _swapped(columns: Mapping[str, str]) -> Iterator[Note]:
     from ..trainer.data.validation import looks_swapped
 
-    control, target = (columns.get(field, "") for field in COLUMN_FIELDS[1:])
-    if looks_swapped(control, target):
-        yield note("warning", "swapped", control=control, target=target)
+    target = columns.get("image_column", "")
+    for field in CONTROL_COLUMN_FIELDS:
+        if looks_swapped(control := columns.get(field, ""), target):
+            yield note("warning", "swapped", control=control, target=target)
+            return
 
 
 def _image_notes(columns: Mapping[str, str], path: Path, images_root: str) -> Iterator[Note]:
     """Look for the image files of the first rows."""
-    from ..trainer.data.image_refs import image_ref
+    from ..trainer.data.image_refs import image_ref, is_absent
     from ..trainer.data.report import BadRow
     from ..trainer.data.row_blocks import RowBlocks
 
@@ -140,13 +145,17 @@ def _image_notes(columns: Mapping[str, str], path: Path, images_root: str) -> It
     if root is None or not root.is_dir():
         yield note("error", "imagesRootMissing", folder=images_root)
         return
-    names = list(dict.fromkeys(columns[field] for field in COLUMN_FIELDS[1:] if field in columns))
+    fields = (*CONTROL_COLUMN_FIELDS, "image_column")
+    names = list(dict.fromkeys(name for field in fields if (name := columns.get(field))))
+    several = len(names) > len(COLUMN_FIELDS[1:])
     blocks = RowBlocks(path, names)
     faults = []
     try:
         cells = blocks.block(0).columns if names and blocks.rows else ()
         for name, column in zip(blocks.columns, cells, strict=False):
             for row in range(min(FIRST_ROWS, len(column))):
+                if several and is_absent(column[row]):
+                    continue
                 reference = image_ref(column[row])
                 if reference.kind != "path":
                     return

@@ -23,8 +23,8 @@ class PreviewSamples(io.ComfyNode):
             node_id="EditTrainerPreviewSamples",
             display_name="Preview Training Samples",
             category="edit trainer",
-            description="The samples of a run: one row per prompt, with the control image first and then one column "
-            "per step that has samples.",
+            description="The samples of a run: one row per prompt, with the control images first and then one "
+            "column per step that has samples.",
             is_output_node=True,
             inputs=[EditRun.Input("run", tooltip="From Train Edit LoRA.")],
             outputs=[
@@ -43,8 +43,14 @@ class PreviewSamples(io.ComfyNode):
             raise BadInput(
                 f"The run {run.folder} has no samples at its last step. Connect Sample Prompt nodes to Train Edit LoRA."
             )
+        controls = {index: folder.control_files(index) for index in indices}
+        most = max(map(len, controls.values()))
         rows = [
-            [_open(folder.control_path(index)), *(_open(files[index]) for files in drawn.values() if index in files)]
+            [
+                *map(_open, controls[index]),
+                *[Image.new("RGB", (1, 1))] * (most - len(controls[index])),
+                *(_open(files[index]) for files in drawn.values() if index in files),
+            ]
             for index in indices
         ]
         sheet = to_tensor([grid([[shrink(picture) for picture in row] for row in rows])])

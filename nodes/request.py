@@ -9,7 +9,8 @@ from typing import TYPE_CHECKING, Any
 import folder_paths
 from comfy_api.latest import io, ui
 
-from ..trainer.config.request import FineTuneRequest, SamplePrompt, parse_request
+from ..trainer.config.request import FineTuneRequest, parse_request
+from ..trainer.config.samples import SamplePrompt, sample_prompt
 from ..trainer.errors import BadInput
 from ..trainer.families.registry import base_model_names
 from ..trainer.files import write_text
@@ -42,15 +43,29 @@ def build_request(
     """
     if model.is_trained:
         raise BadInput("model: is already trained; connect Load Edit Base Model.")
+    if samples is not None and not _has_several(dataset):
+        samples = tuple(sample_prompt(sample.prompt, sample.control_urls) for sample in samples)
     drawn = {} if samples is None else {"samples": [sample.model_dump() for sample in samples]}
+    of_settings = params_for_settings(dataset, params)
+    params = {name: value for name, value in params.items() if name not in of_settings}
     return parse_request(
         {
             "resource": dataset.path.absolute().as_posix(),
             "base_model": model.base_model,
-            "script_type": "image_editing",
+            "script_type": "multi_image_editing" if _has_several(dataset) else "image_editing",
             "training_params": dataset.columns.to_fields() | params | drawn,
         }
     )
+
+
+def params_for_settings(dataset: Dataset, params: dict[str, Any]) -> dict[str, Any]:
+    """Parameters that the dataset's kind of request does not have and that are run settings instead."""
+    names = ("cache_text_embeddings",) if _has_several(dataset) else ()
+    return {name: params[name] for name in names if name in params}
+
+
+def _has_several(dataset: Dataset) -> bool:
+    return len(dataset.columns.controls) > 1
 
 
 class LoadRequest(io.ComfyNode):
@@ -62,7 +77,8 @@ class LoadRequest(io.ComfyNode):
             node_id="EditTrainerLoadRequest",
             display_name="Fine-tune Request (JSON)",
             category="edit trainer",
-            description="Reads a complete image_editing fine-tune request, in the format of the hosted service.",
+            description="Reads a complete image_editing or multi_image_editing fine-tune request, in the format of the "
+            "hosted service.",
             hidden=[io.Hidden.unique_id],
             inputs=[
                 io.String.Input(
@@ -159,6 +175,10 @@ class SaveRequest(io.ComfyNode):
             command += f' --images-root "{dataset.images_root.absolute()}"'
         if dataset.bad_rows != "stop":
             command += f" --bad-rows {dataset.bad_rows}"
+        if dataset.allow_no_control:
+            command += " --allow-no-control true"
+        if any(params_for_settings(dataset, params).values()):
+            command += " --cache-text-embeddings true"
         return io.NodeOutput(request.to_json(), ui=ui.PreviewText(f"{file}\n{command}"))
 
 
@@ -166,9 +186,13 @@ def _with_saved_controls(samples: tuple[SamplePrompt, ...], file: Path) -> tuple
     """Copy control images from ComfyUI's temporary folder to `file`'s; returns samples with the new paths."""
     saved = []
     for index, sample in enumerate(samples):
-        if is_saved_control(sample.ctrl_img_url):
-            path = file.with_name(f"{file.stem}control-{index:02d}.png")
-            shutil.copyfile(sample.ctrl_img_url, path)
-            sample = sample.model_copy(update={"ctrl_img_url": path.absolute().as_posix()})
-        saved.append(sample)
+        urls = []
+        for number, url in enumerate(sample.control_urls):
+            if is_saved_control(url):
+                name = f"control-{index:02d}-{number + 1}.png" if number else f"control-{index:02d}.png"
+                path = file.with_name(f"{file.stem}{name}")
+                shutil.copyfile(url, path)
+                url = path.absolute().as_posix()
+            urls.append(url)
+        saved.append(sample_prompt(sample.prompt, urls))
     return tuple(saved)

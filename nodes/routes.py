@@ -11,7 +11,6 @@ from typing import Any
 from aiohttp import web
 from server import PromptServer
 
-from ..trainer.config.request import COLUMN_FIELDS
 from ..trainer.errors import BadInput
 from .exports import publish_checkpoint
 from .folders import contained_path, find_contained_parquet, input_folder, is_folder_name, list_parquets
@@ -20,6 +19,7 @@ from .model_files import AUTO
 from .notes import input_notes
 from .same_origin import same_origin_only
 from .saved_runs import list_runs, run_details, sample_file, shrink_to_jpeg, thumbnail
+from .widgets import COLUMN_INPUTS
 
 THUMBNAIL_PIXELS = (32, 512)
 """Smallest and largest thumbnail, in pixels on a side; a judgement."""
@@ -127,7 +127,7 @@ async def first_rows(request: web.Request) -> web.Response:
 
 async def dataset_notes(request: web.Request) -> web.Response:
     """`?resource=&images_root=` and the column fields that are not linked: notes on them, as `{"notes": […]}`."""
-    columns = {field: request.query[field] for field in COLUMN_FIELDS if field in request.query}
+    columns = {field: request.query[field] for field in COLUMN_INPUTS if field in request.query}
     where = request.query.get("resource", ""), columns, request.query.get("images_root", "")
     return web.json_response({"notes": await asyncio.to_thread(input_notes, *where)})
 

@@ -142,9 +142,17 @@ def sample_entries(run: RunFolder) -> list[dict[str, Any]]:
 
 
 def sample_entry(step: int, index: int, prompt: str, file: Path) -> dict[str, Any]:
-    """Entry of one sample and its control image, both as parameters of ComfyUI's /view."""
-    control = RunFolder(file.parent.parent).control_path(index)
-    return {"step": step, "index": index, "prompt": prompt, "image": _viewable(file), "control": _viewable(control)}
+    """Entry of one sample and its control images, as parameters of ComfyUI's /view. `control` is the first one's, also
+    where there is none."""
+    run = RunFolder(file.parent.parent)
+    return {
+        "step": step,
+        "index": index,
+        "prompt": prompt,
+        "image": _viewable(file),
+        "control": _viewable(run.control_path(index)),
+        "controls": [_viewable(control) for control in run.control_files(index)],
+    }
 
 
 def sample_file(name: str, file: str) -> Path:

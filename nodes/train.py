@@ -7,13 +7,13 @@ from typing import TYPE_CHECKING, Any
 
 from comfy_api.latest import io, ui
 
-from ..trainer.config.request import SamplePrompt
+from ..trainer.config.samples import SamplePrompt
 from ..trainer.config.settings import RunSettings, parse_settings
 from ..trainer.errors import BadInput, RunFailed
 from .folders import cache_folder, publish_lora, publish_transformer, run_folder
 from .host import borrowed_device, device_line, follow, readable_errors
 from .live_run import LiveRun
-from .request import build_request
+from .request import build_request, params_for_settings
 from .saved_runs import unfinished
 from .types import EditDataset, EditModel, EditParams, EditRun, EditSamples, EditSettings, FinishedRun
 from .widgets import field_input
@@ -89,7 +89,7 @@ class Train(io.ComfyNode):
         folder = run_folder(run_name, resume)
         request = build_request(dataset, params, model, samples)
         model = _conditioned(model, (settings or {}).get("conditioning", "auto"))
-        run_settings = _run_settings(dataset, seed, settings or {})
+        run_settings = _run_settings(dataset, params, seed, settings or {})
         workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
         live_run = LiveRun(cls.hidden.unique_id, folder.name, f"{model.base_model} {device_line()}", workflow)
         with live_run.reporting(), borrowed_device() as device:
@@ -117,9 +117,15 @@ def _conditioned(model: Model, policy: str) -> Model:
     return replace(model, policy="diffusers", ports=None) if policy == "diffusers" else model
 
 
-def _run_settings(dataset: Dataset, seed: int, settings: dict[str, Any]) -> RunSettings:
-    root = str(dataset.images_root)
-    return parse_settings(settings | {"seed": seed, "images_root": root, "bad_rows": dataset.bad_rows})
+def _run_settings(dataset: Dataset, params: dict[str, Any], seed: int, settings: dict[str, Any]) -> RunSettings:
+    elsewhere = {
+        "seed": seed,
+        "images_root": str(dataset.images_root),
+        "bad_rows": dataset.bad_rows,
+        "allow_no_control": dataset.allow_no_control,
+        **params_for_settings(dataset, params),
+    }
+    return parse_settings(settings | elsewhere)
 
 
 def _results(model: Model, request: FineTuneRequest, live_run: LiveRun) -> io.NodeOutput:

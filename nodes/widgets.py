@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any, Literal, get_args, get_origin
 
 from annotated_types import Ge, Gt, Le
@@ -9,14 +10,24 @@ from comfy_api.latest import io
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
+from ..trainer.config.request import COLUMN_FIELDS, Columns
+
 MAX_INT = 2**53 - 1
 """Largest integer that the page's doubles represent exactly."""
 MAX_FLOAT = 1e6
 """Bound of float widgets without one of their own; a judgement: ComfyUI requires one."""
 STEPS = {"learning_rate": 1e-6, "weight_decay": 1e-4, "caption_dropout": 0.01}
 """Steps of float widgets for which 0.1 is too coarse; the page rounds typed values to a hundredth of the step."""
+MENU = {"widgetType": "EDIT_TRAINER_CHOICE"}
+"""Makes the page add a menu to a text input."""
 CHOICES = {"resource", "caption_column", "control_image_column", "image_column"}
-"""Text inputs for which the page adds a menu."""
+"""Text inputs with such a menu."""
+MORE_CONTROL_COLUMNS = ("control_image_column_2", "control_image_column_3")
+"""Inputs of a dataset node that name the columns of further control images."""
+CONTROL_COLUMN_FIELDS = ("control_image_column", *MORE_CONTROL_COLUMNS)
+"""All of its inputs that name a column of control images, in the order in which the model sees them."""
+COLUMN_INPUTS = (*COLUMN_FIELDS, *MORE_CONTROL_COLUMNS)
+"""All of its inputs that name a column."""
 
 
 def field_input(model: type[BaseModel], name: str, optional: bool = False) -> io.Input:
@@ -29,7 +40,7 @@ def field_input(model: type[BaseModel], name: str, optional: bool = False) -> io
     if field.annotation is bool:
         return io.Boolean.Input(**common)
     if field.annotation is str:
-        menu = {"extra_dict": {"widgetType": "EDIT_TRAINER_CHOICE"}} if name in CHOICES else {}
+        menu = {"extra_dict": MENU} if name in CHOICES else {}
         return io.String.Input(**menu, **common)
     bounds = {type(bound): bound for bound in field.metadata}
     if field.annotation is int:
@@ -41,6 +52,26 @@ def field_input(model: type[BaseModel], name: str, optional: bool = False) -> io
     bottom = step / 100 if Gt in bounds else bounds[Ge].ge
     top = float(bounds[Le].le) if Le in bounds else MAX_FLOAT
     return io.Float.Input(min=float(bottom), max=top, step=step, round=step / 100, **common)
+
+
+def more_control_inputs() -> list[io.Input]:
+    """Make the inputs that name the columns of further control images."""
+    return [
+        io.String.Input(
+            name,
+            default="",
+            optional=True,
+            tooltip=f"The parquet column that holds control image {number}, for models that take several. Empty: none.",
+            extra_dict=MENU,
+        )
+        for number, name in enumerate(MORE_CONTROL_COLUMNS, 2)
+    ]
+
+
+def columns_of(fields: Mapping[str, Any]) -> Columns:
+    """Columns of a dataset node's inputs; those of further control images may be empty or missing."""
+    controls = [name for field in CONTROL_COLUMN_FIELDS if (name := fields.get(field))]
+    return Columns(fields["caption_column"], tuple(controls), fields["image_column"])
 
 
 def field_inputs(model: type[BaseModel], names: tuple[str, ...], optional: bool = False) -> list[io.Input]:

@@ -134,3 +134,25 @@ test("a parquet's graph has its guessed columns, its name and its first captions
   assert.equal(node(large, "params").values.steps, undefined);
   assert.equal(node(large, "sample 0"), undefined);
 });
+
+test("a request for several control images names their columns, and its samples all their images", () => {
+  const request = {
+    ...REQUEST,
+    training_params: {
+      caption_column: "c",
+      control_image_columns: ["a", "b"],
+      image_column: "o",
+      samples: [
+        { ctrl_img_url: ["1.png", "2.png"], prompt: "both" },
+        { ctrl_img_url: ["1.png"], prompt: "one" },
+      ],
+    },
+  };
+  const nodes = requestPlan(request, "r", { seed: 1, cache_text_embeddings: true }).columns.flat();
+  const values = Object.fromEntries(nodes.map((node) => [node.key, node.values]));
+  const { control_image_column, control_image_column_2, control_image_column_3 } = values.dataset;
+  assert.deepEqual([control_image_column, control_image_column_2, control_image_column_3], ["a", "b", ""]);
+  assert.equal(values.params.cache_text_embeddings, true);
+  assert.deepEqual(values["sample 0"], { prompt: "both", ctrl_img_url: '["1.png","2.png"]' });
+  assert.deepEqual(values["sample 1"], { prompt: "one", ctrl_img_url: "1.png" });
+});

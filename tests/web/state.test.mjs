@@ -143,7 +143,7 @@ test("samples become rows in order of prompt and step", () => {
   const { rows, steps } = sampleRows([sample(10, 1), sample(0, 1), sample(0, 0), sample(20, 0)]);
   assert.deepEqual(steps, [0, 10, 20]);
   assert.deepEqual(
-    rows.map((row) => [row.prompt, row.control.filename]),
+    rows.map((row) => [row.prompt, row.controls[0].filename]),
     [
       ["p0", "c0"],
       ["p1", "c1"],
@@ -157,6 +157,8 @@ test("samples become rows in order of prompt and step", () => {
     ],
   );
   assert.deepEqual(sampleRows([]), { rows: [], steps: [] });
+  const both = { ...sample(0, 0), controls: [image("a"), image("b")] };
+  assert.deepEqual(sampleRows([both]).rows[0].controls, both.controls);
 });
 
 test("a row shows its newest sample at or before the chosen step", () => {

@@ -3,7 +3,13 @@
 /** @typedef {import("../lib/server.js").ParquetColumns} ParquetColumns */
 
 /** Column fields of a dataset node, and the kind of column that each needs. */
-export const COLUMN_FIELDS = { caption_column: "text", control_image_column: "image", image_column: "image" };
+export const COLUMN_FIELDS = {
+  caption_column: "text",
+  control_image_column: "image",
+  control_image_column_2: "image",
+  control_image_column_3: "image",
+  image_column: "image",
+};
 
 /**
  * Lists the columns for a field's menu: those of the kind it needs first, and among equals in the file's order.

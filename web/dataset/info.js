@@ -187,7 +187,8 @@ class DatasetInfo {
     setText(this.line, t("uploading", { name: parquet.name }));
     try {
       const resource = await uploadParquet(parquet);
-      this.#setColumns({ resource, caption_column: "", control_image_column: "", image_column: "" });
+      const empty = Object.fromEntries(Object.keys(COLUMN_FIELDS).map((field) => [field, ""]));
+      this.#setColumns({ ...empty, resource });
       await this.read(true);
     } catch (error) {
       this.#say(messageOf(error), true);
@@ -221,7 +222,8 @@ class DatasetInfo {
     this.line.classList.remove("edit-trainer-bad");
     const size = { rows: count(file.rows), columns: count(Object.keys(file.columns).length) };
     setText(this.line, t("rowsAndColumns", size));
-    const images = [columns.control_image_column, columns.image_column];
+    const more = [columns.control_image_column_2, columns.control_image_column_3].filter(Boolean);
+    const images = [columns.control_image_column, ...more, columns.image_column];
     const key = JSON.stringify([file.resource, widgetText(this.node, "images_root"), images]);
     if (this.#thumbnailKey === key) this.#drawRows(file, columns.caption_column, images);
     else this.#readThumbnails(file, key, images);
@@ -257,6 +259,7 @@ class DatasetInfo {
       const text = file.texts[caption]?.[row] ?? "";
       return el("figure", {}, ...pictures, el("figcaption", { title: text }, text));
     });
+    this.rows.style.setProperty("--et-pictures", String(images.length));
     this.rows.replaceChildren(...rows);
   }
 }

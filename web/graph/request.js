@@ -1,4 +1,5 @@
 // @ts-check
+import { COLUMN_FIELDS } from "../dataset/columns.js";
 
 /**
  * @typedef {import("../lib/server.js").TrainingRequest} TrainingRequest
@@ -88,15 +89,15 @@ const isObject = (value) => typeof value === "object" && value !== null && !Arra
  * @returns {GraphPlan}
  */
 export function requestPlan(request, runName, settings, gaps) {
-  const params = request.training_params;
-  const samples = (params.samples ?? []).map((values, index) => ({
+  const params = { ...request.training_params, ...controlColumns(request.training_params) };
+  const samples = (params.samples ?? []).map(({ prompt, ctrl_img_url }, index) => ({
     key: `sample ${index}`,
     type: "EditTrainerSample",
-    values,
+    values: { prompt, ctrl_img_url: oneText(ctrl_img_url) },
   }));
   const inputs = [
     { key: "dataset", type: "EditTrainerLoadDataset", values: { resource: request.resource, ...params, ...settings } },
-    { key: "params", type: "EditTrainerParams", values: params },
+    { key: "params", type: "EditTrainerParams", values: { ...settings, ...params } },
     { key: "model", type: "EditTrainerBaseModel", values: { base_model: request.base_model } },
     ...(settings ? [{ key: "settings", type: "EditTrainerSettings", values: settings }] : []),
   ];
@@ -116,6 +117,24 @@ export function requestPlan(request, runName, settings, gaps) {
     links,
   };
 }
+
+/**
+ * Column inputs of a dataset node that name the control images of a request for several.
+ *
+ * @param {Record<string, unknown>} params
+ */
+function controlColumns({ control_image_columns: columns }) {
+  if (!Array.isArray(columns)) return {};
+  const fields = Object.keys(COLUMN_FIELDS).filter((field) => field.startsWith("control_image_column"));
+  return Object.fromEntries(fields.map((field, index) => [field, columns[index] ?? ""]));
+}
+
+/**
+ * Text of a sample's widget: a URL or path, or several as a JSON list.
+ *
+ * @param {unknown} urls
+ */
+const oneText = (urls) => (Array.isArray(urls) ? (urls.length > 1 ? JSON.stringify(urls) : (urls[0] ?? "")) : urls);
 
 /**
  * A note, without Markdown: it quotes what a person wrote.

@@ -4,7 +4,8 @@ import { api } from "../../../scripts/api.js";
 /**
  * @typedef {[step: number, loss: number]} Point
  * @typedef {{filename: string, subfolder: string, type: string}} ImageFile
- * @typedef {{step: number, index: number, prompt: string, image: ImageFile, control: ImageFile}} Sample
+ * @typedef {{step: number, index: number, prompt: string, image: ImageFile, control: ImageFile, controls?: ImageFile[]}}
+ *   Sample
  * @typedef {"points" | "samples" | "checkpoints" | "warnings"} ListName
  */
 
@@ -55,7 +56,7 @@ import { api } from "../../../scripts/api.js";
 /**
  * A fine-tune request and a run's settings: widget values by name.
  *
- * @typedef {{ctrl_img_url: string, prompt: string}} SamplePrompt
+ * @typedef {{ctrl_img_url: string | string[], prompt: string}} SamplePrompt
  * @typedef {Record<string, unknown> & {samples?: SamplePrompt[]}} TrainingParams
  * @typedef {{resource: string, base_model: string, training_params: TrainingParams}} TrainingRequest
  * @typedef {Record<string, unknown>} Settings

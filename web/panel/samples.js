@@ -30,7 +30,7 @@ const MAX_VISIBLE_ROWS = 2;
 const MAX_LOADED = 120;
 
 /**
- * Samples of a run: for each prompt a row with its control image, the sample of the chosen step, and a strip of all
+ * Samples of a run: for each prompt a row with its control images, the sample of the chosen step, and a strip of all
  * steps. A slider and the arrow keys choose the step. Thumbnails load as they scroll into view, and those scrolled out
  * of view longest ago are unloaded.
  */
@@ -172,15 +172,14 @@ export class SampleGrid {
    * @param {SampleRow} row
    * @returns {RowView}
    */
-  #newRow({ index, prompt, control, generated }) {
-    const controlImage = el("img", {
-      class: "edit-trainer-control",
-      src: imageUrl(this.#run, control.filename, LARGE_PIXELS),
-      alt: t("controlImage"),
-      title: t("controlImage"),
-      draggable: false,
-      decoding: "async",
+  #newRow({ index, prompt, controls, generated }) {
+    const pictures = controls.map(({ filename }, number) => {
+      const title = controls.length > 1 ? t("controlNumber", { n: number + 1 }) : t("controlImage");
+      const src = imageUrl(this.#run, filename, LARGE_PIXELS);
+      return el("img", { src, alt: title, title, draggable: false, decoding: "async" });
     });
+    const one = pictures.length === 1 ? pictures[0] : el("div", {}, ...pictures);
+    one.classList.add("edit-trainer-control");
     const large = el("img", { class: "edit-trainer-large", draggable: false, decoding: "async" });
     const openRow = () => {
       const row = this.#rows.find((other) => other.index === index);
@@ -193,7 +192,7 @@ export class SampleGrid {
     );
     const strip = el("div", { class: "edit-trainer-strip" });
     const caption = el("p", { class: "edit-trainer-prompt", textContent: prompt, title: prompt });
-    const element = el("div", { class: "edit-trainer-row" }, caption, controlImage, picture, strip);
+    const element = el("div", { class: "edit-trainer-row" }, caption, one, picture, strip);
     /** @type {RowView} */
     const view = { element, large, strip, shown: generated[0], current: null };
     return view;

@@ -103,7 +103,7 @@ export function hasRunName(folder, runName) {
 
 /**
  * @typedef {Pick<Sample, "step" | "image">} GeneratedSample
- * @typedef {{index: number, prompt: string, control: Sample["control"], generated: GeneratedSample[]}} SampleRow
+ * @typedef {{index: number, prompt: string, controls: Sample["control"][], generated: GeneratedSample[]}} SampleRow
  */
 
 /**
@@ -115,8 +115,8 @@ export function hasRunName(folder, runName) {
 export function sampleRows(samples) {
   /** @type {Map<number, SampleRow>} */
   const rows = new Map();
-  for (const { step, index, prompt, image, control } of samples) {
-    const row = rows.get(index) ?? { index, prompt, control, generated: [] };
+  for (const { step, index, prompt, image, control, controls = [control] } of samples) {
+    const row = rows.get(index) ?? { index, prompt, controls, generated: [] };
     row.generated.push({ step, image });
     rows.set(index, row);
   }

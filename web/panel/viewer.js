@@ -4,7 +4,8 @@ import { imageUrl } from "../lib/server.js";
 import { t } from "../lib/text.js";
 
 /**
- * Opens a sample in full size over the page, with a slider that wipes between it and its control image.
+ * Opens a sample in full size over the page, with a slider that wipes between it and its control image. Of several
+ * control images a button each chooses which.
  *
  * @param {string} run
  * @param {import("./state.js").SampleRow} row
@@ -15,7 +16,7 @@ export function openViewer(run, row, step) {
     0,
     row.generated.findIndex((sample) => sample.step === step),
   );
-  const before = el("img", { src: imageUrl(run, row.control.filename), alt: t("controlImage"), draggable: false });
+  const before = el("img", { alt: t("controlImage"), draggable: false });
   const after = el("img", { draggable: false });
   const title = el("h2", {});
   const swipe = el("input", { type: "range", min: 0, max: 1000, value: 500, "aria-label": t("beforeAfter") });
@@ -25,7 +26,8 @@ export function openViewer(run, row, step) {
   const earlier = button("earlier", () => show(index - 1));
   const later = button("later", () => show(index + 1));
   const close = button("close", () => dialog.close());
-  const head = el("header", {}, title, earlier, later, close);
+  const choices = row.controls.map((_, number) => button("controlNumber", () => compare(number), { n: number + 1 }));
+  const head = el("header", {}, title, ...(choices.length > 1 ? choices : []), earlier, later, close);
   const dialog = el(
     "dialog",
     { class: "edit-trainer edit-trainer-viewer", "aria-label": row.prompt },
@@ -44,6 +46,14 @@ export function openViewer(run, row, step) {
     earlier.disabled = index === 0;
     later.disabled = index === row.generated.length - 1;
   }
+  /** @param {number} number */
+  function compare(number) {
+    const control = row.controls[number];
+    for (const part of [before, handle, swipe, labels]) part.hidden = !control;
+    if (!control) swipe.value = "0";
+    else before.src = imageUrl(run, control.filename);
+    choices.forEach((choice, other) => choice.setAttribute("aria-pressed", String(other === number)));
+  }
   const moveHandle = () => stage.style.setProperty("--swipe", `${swipe.valueAsNumber / 10}%`);
   swipe.addEventListener("input", moveHandle);
   dialog.addEventListener("keydown", (event) => {
@@ -56,6 +66,7 @@ export function openViewer(run, row, step) {
   dialog.addEventListener("click", (event) => event.target === dialog && dialog.close());
   dialog.addEventListener("close", () => dialog.remove());
   show(index);
+  compare(0);
   moveHandle();
   document.body.append(dialog);
   dialog.showModal();
@@ -65,7 +76,8 @@ export function openViewer(run, row, step) {
 /**
  * @param {string} label
  * @param {() => void} press
+ * @param {Record<string, unknown>} [values]
  */
-function button(label, press) {
-  return el("button", { class: "edit-trainer-button", type: "button", on: { click: press } }, t(label));
+function button(label, press, values) {
+  return el("button", { class: "edit-trainer-button", type: "button", on: { click: press } }, t(label, values));
 }
