@@ -107,6 +107,11 @@ def requests(folder: Path) -> Iterator[bytes]:
         "training_params": params,
     }
     yield json.dumps(request | {"script_type": "image_editing"}).encode()
+    several = params | {"control_image_columns": [params["control_image_column"]]}
+    several["samples"] = [{"ctrl_img_url": ["a.png"], "prompt": "b"}]
+    del several["control_image_column"]
+    hosted = {"script_type": "multi_image_editing", "is_public": True, "oxen_model_path": "a/b"}
+    yield json.dumps(request | hosted | {"training_params": several}).encode()
     yield b'{"resource": ' + b"[" * 3000 + b"1" * 5000 + b"]" * 3000 + b"}"
 
 
@@ -157,13 +162,15 @@ def read_parquet(path: Path) -> None:
     kinds, _ = first_look(path)
     guess_from_kinds(kinds)
     parquet_columns(path)
-    dataset = drain(open_dataset(path, Columns.from_fields(NAMES), bad_rows="skip"))
-    try:
-        dataset.fingerprint()
-        for row in list(dataset)[:2]:
-            dataset.read_row(row.row)
-    finally:
-        dataset.close()
+    for optional in (False, True):
+        opening = open_dataset(path, Columns.from_fields(NAMES), bad_rows="skip", allow_no_control=optional)
+        dataset = drain(opening)
+        try:
+            dataset.fingerprint()
+            for row in list(dataset)[:2]:
+                dataset.read_row(row.row)
+        finally:
+            dataset.close()
 
 
 def read_picture(path: Path) -> None:

@@ -19,7 +19,7 @@ from .conditioning_nodes import FileModel, Fingerprints, Seen, Watch
 from .family_nodes import ThirdFamily
 from .file_nodes import FullSizeLayout, SingleFile
 from .reduced_models import ReducedClip, ReducedVae, VaeFile
-from .several_nodes import SeveralControls
+from .several_family import SeveralFamily
 from .trainer_access import trainer
 
 EditModel = io.Custom("EDIT_MODEL")
@@ -247,6 +247,6 @@ class Oracles(ComfyExtension):
             Seen,
             FileModel,
             Fingerprints,
-            SeveralControls,
+            SeveralFamily,
             ThirdFamily,
         ]

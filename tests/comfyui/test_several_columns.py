@@ -28,9 +28,9 @@ COLUMNS = {
 def known(server: Server) -> Iterator[None]:
     """The model, offered by the nodes, and a dataset for it in the input folder."""
     write_several(server.base / "input" / "several.parquet")
-    ok(server.run({"known": node("OracleSeveralControls", known=True)}))
+    ok(server.run({"known": node("OracleSeveralFamily", known=True)}))
     yield
-    ok(server.run({"known": node("OracleSeveralControls", known=False)}))
+    ok(server.run({"known": node("OracleSeveralFamily", known=False)}))
 
 
 def several(server: Server, run_name: str, **params: Any) -> dict[str, Any]:

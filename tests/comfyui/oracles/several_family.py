@@ -14,12 +14,12 @@ from .trainer_access import nodes, trainer
 NAME = "tiny/several"
 
 
-class SeveralControls(io.ComfyNode):
+class SeveralFamily(io.ComfyNode):
     """Makes the family known, or unknown again."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="OracleSeveralControls", inputs=[io.Boolean.Input("known")], is_output_node=True)
+        return io.Schema(node_id="OracleSeveralFamily", inputs=[io.Boolean.Input("known")], is_output_node=True)
 
     @classmethod
     def execute(cls, known: bool) -> io.NodeOutput:
