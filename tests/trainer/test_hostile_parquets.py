@@ -146,6 +146,19 @@ def test_no_byte_of_a_footer_ends_the_process(tmp_path: Path) -> None:
                     list(RowBlocks(path, ["text"]))
 
 
+def test_a_page_whose_number_of_values_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path = tmp_path / "edits.parquet"
+    pq.write_table(pa.table({"prompt": ["a", "b"]}), path)
+
+    def damaged(data: bytes) -> tuple[dict, int]:
+        header, end = read_struct(data)
+        return {field: part | {1: {}} if isinstance(part, dict) else part for field, part in header.items()}, end
+
+    monkeypatch.setattr(pages, "read_struct", damaged)
+    with pytest.raises(BadInput, match="a page without a number of values"):
+        RowBlocks(path, ["prompt"]).block(0)
+
+
 def test_a_footer_that_asks_for_gigabytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     path = tmp_path / "a.parquet"
     table = pa.table({"a": ["x"], "b": ["y"]})

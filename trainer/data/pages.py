@@ -150,6 +150,7 @@ def _read_chunk(file: BinaryIO, size: int, chunk: Chunk, found: _Chunk, rows: in
         details = header.get({_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}.get(kind, 0))
         details = details if isinstance(details, dict) else {}
         count, code = (details.get(field, -1) for field in (1, 4 if kind == _DATA_V2 else 2))
+        count = count if isinstance(count, int) else -1
         if kind == _DICTIONARY:
             if chunk.is_bytes and count * 4 > raw:
                 raise BadPages(f"{found.path} has a dictionary that is longer than its page")
