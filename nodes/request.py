@@ -43,9 +43,7 @@ def build_request(
     """
     if model.is_trained:
         raise BadInput("model: is already trained; connect Load Edit Base Model.")
-    if samples is not None and not _has_several(dataset):
-        samples = tuple(sample_prompt(sample.prompt, sample.control_urls) for sample in samples)
-    drawn = {} if samples is None else {"samples": [sample.model_dump() for sample in samples]}
+    drawn = {} if samples is None else {"samples": [sample.model_dump() for sample in _fitting(samples, dataset)]}
     of_settings = params_for_settings(dataset, params)
     params = {name: value for name, value in params.items() if name not in of_settings}
     return parse_request(
@@ -56,6 +54,21 @@ def build_request(
             "training_params": dataset.columns.to_fields() | params | drawn,
         }
     )
+
+
+def _fitting(samples: tuple[SamplePrompt, ...], dataset: Dataset) -> tuple[SamplePrompt, ...]:
+    """Samples as the dataset's kind of request has them.
+
+    Raises BadInput for one with several control images, where the dataset has one column of them.
+    """
+    if _has_several(dataset):
+        return samples
+    if most := max((len(sample.control_urls) for sample in samples if len(sample.control_urls) > 1), default=0):
+        raise BadInput(
+            f"samples: a sample has {most} control images, and the dataset one column of them; name a column for each "
+            "in Load Edit Dataset, or give the sample one image."
+        )
+    return tuple(sample_prompt(sample.prompt, sample.control_urls) for sample in samples)
 
 
 def params_for_settings(dataset: Dataset, params: dict[str, Any]) -> dict[str, Any]:

@@ -72,6 +72,7 @@ def test_a_graph_of_two_columns_trains_previews_and_edits(server: Server) -> Non
 def test_one_column_makes_a_request_for_one_control_image(server: Server) -> None:
     prompt = several(server, "one-column", steps=1)
     prompt["dataset"]["inputs"]["control_image_column_2"] = ""
+    refused(server.run(prompt), "train", "a sample has 2 control images, and the dataset one column of them")
     del prompt["sample"]["inputs"]["control_image_3"]
     ok(server.run(prompt))
     assert written(server, "one-column")["script_type"] == "image_editing"
