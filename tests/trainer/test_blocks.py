@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections import Counter
 from collections.abc import Callable
+from dataclasses import dataclass
 from functools import partial
 from typing import Any
 
@@ -23,13 +24,27 @@ from trainer.models.qwen_image_edit import QwenImageEdit
 
 HEADS, HEAD, IMAGE, TEXT = 2, 16, 12, 5
 OURS = FluxKontext.blocks | QwenImageEdit.blocks
+
+
+@dataclass(frozen=True)
+class Case:
+    """A block and its batch."""
+
+    kind: type[nn.Module]
+    batch: int
+    masked: bool = False
+    """The second text is padded."""
+    two_timesteps: bool = False
+    """The last image tokens are modulated by timestep 0."""
+
+
 CASES = {
-    "flux double": (FluxTransformerBlock, 1, False),
-    "flux single": (FluxSingleTransformerBlock, 2, False),
-    "qwen": (QwenImageTransformerBlock, 1, False),
-    "qwen, padded texts": (QwenImageTransformerBlock, 2, True),
+    "flux double": Case(FluxTransformerBlock, 1),
+    "flux single": Case(FluxSingleTransformerBlock, 2),
+    "qwen": Case(QwenImageTransformerBlock, 1),
+    "qwen, padded texts": Case(QwenImageTransformerBlock, 2, masked=True),
+    "qwen, two timesteps": Case(QwenImageTransformerBlock, 2, masked=True, two_timesteps=True),
 }
-Case = tuple[type[nn.Module], int, bool]
 
 
 @pytest.fixture(params=CASES.values(), ids=CASES)
@@ -37,33 +52,35 @@ def case(request: pytest.FixtureRequest) -> Case:
     return request.param
 
 
-def block_of(kind: type[nn.Module], own: bool) -> nn.Module:
+def block_of(case: Case, own: bool) -> nn.Module:
     torch.manual_seed(3)
-    block = kind(dim=HEADS * HEAD, num_attention_heads=HEADS, attention_head_dim=HEAD)
+    options = {"zero_cond_t": True} if case.two_timesteps else {}
+    block = case.kind(dim=HEADS * HEAD, num_attention_heads=HEADS, attention_head_dim=HEAD, **options)
     for name, parameter in block.named_parameters():
         if "norm_" in name:
             nn.init.uniform_(parameter, 0.5, 2)
     if own:
         use_blocks(block, OURS)
-        assert type(block) is OURS[kind]
-        assert type(block).__name__ == kind.__name__
+        assert type(block) is OURS[case.kind]
+        assert type(block).__name__ == case.kind.__name__
     return block
 
 
-def inputs_of(kind: type[nn.Module], batch: int, masked: bool, dtype: torch.dtype = torch.float32) -> list[Any]:
+def inputs_of(case: Case, dtype: torch.dtype = torch.float32) -> list[Any]:
     """Positional inputs in the order in which the transformers give them."""
-    draw = torch.Generator().manual_seed(4)
+    draw, batch = torch.Generator().manual_seed(4), case.batch
     image, text, time = (
-        torch.randn(batch, *size, HEADS * HEAD, generator=draw).to(dtype).requires_grad_()
-        for size in ((IMAGE,), (TEXT,), ())
+        torch.randn(*size, HEADS * HEAD, generator=draw).to(dtype).requires_grad_()
+        for size in ((batch, IMAGE), (batch, TEXT), (2 * batch if case.two_timesteps else batch,))
     )
     angles = torch.randn(TEXT + IMAGE, HEAD // 2, generator=draw)
-    if kind is not QwenImageTransformerBlock:
+    if case.kind is not QwenImageTransformerBlock:
         angles = angles.repeat_interleave(2, dim=1)
         return [image, text, time, (angles.cos(), angles.sin())]
     rotary = torch.polar(torch.ones_like(angles), angles).split([IMAGE, TEXT])
-    mask = torch.arange(TEXT).expand(batch, -1) < torch.tensor([[TEXT], [TEXT - 2]]) if masked else None
-    return [image, text, mask, time, rotary]
+    mask = torch.arange(TEXT).expand(batch, -1) < torch.tensor([[TEXT], [TEXT - 2]]) if case.masked else None
+    index = (torch.arange(IMAGE) >= IMAGE // 3).int().expand(batch, -1) if case.two_timesteps else None
+    return [image, text, mask, time, rotary, None, index]
 
 
 def results(block: nn.Module, inputs: list[Any], run: Callable[..., Any] | None = None) -> list[torch.Tensor]:
@@ -78,14 +95,13 @@ def results(block: nn.Module, inputs: list[Any], run: Callable[..., Any] | None 
 
 
 def test_without_a_compiler_values_and_gradients_are_those_of_diffusers(case: Case):
-    kind, batch, masked = case
-    expected, ours = (results(block_of(kind, own), inputs_of(kind, batch, masked)) for own in (False, True))
+    expected, ours = (results(block_of(case, own), inputs_of(case)) for own in (False, True))
     assert len(ours) > 10
     assert all(map(torch.equal, ours, expected))
 
 
-def frozen(kind: type[nn.Module]) -> nn.Module:
-    return block_of(kind, own=True).requires_grad_(False)
+def frozen(case: Case) -> nn.Module:
+    return block_of(case, own=True).requires_grad_(False)
 
 
 def without_modulation_gradient(inputs: list[Any]) -> list[Any]:
@@ -95,8 +111,7 @@ def without_modulation_gradient(inputs: list[Any]) -> list[Any]:
 
 @pytest.mark.parametrize(("dtype", "error"), [(torch.float32, 2e-6), (torch.bfloat16, 0.02)])
 def test_with_a_compiler_they_differ_by_rounding(case: Case, dtype: torch.dtype, error: float):
-    kind, batch, masked = case
-    expected = results(frozen(kind), without_modulation_gradient(inputs_of(kind, batch, masked)))
+    expected = results(frozen(case), without_modulation_gradient(inputs_of(case)))
     called: Counter[str] = Counter()
 
     def run(function: Callable[..., Any], args: tuple[Any, ...]) -> Any:
@@ -104,7 +119,7 @@ def test_with_a_compiler_they_differ_by_rounding(case: Case, dtype: torch.dtype,
         return function(*args)
 
     with assume_compiler(run):
-        ours = results(frozen(kind).to(dtype), without_modulation_gradient(inputs_of(kind, batch, masked, dtype)))
+        ours = results(frozen(case).to(dtype), without_modulation_gradient(inputs_of(case, dtype)))
     assert called["_norm_modulate"] and called["_join_rotated"] and called["_join_rotated_grad"]
     assert len(ours) == 4
     for found, exact in zip(ours, expected, strict=True):
@@ -143,11 +158,10 @@ class Attentions(TorchDispatchMode):
 
 @pytest.mark.parametrize("own", [True, False], ids=["own forward pass", "diffusers' forward pass"])
 def test_selective_checkpointing_keeps_attention_and_changes_no_gradient(case: Case, own: bool):
-    kind, batch, masked = case
     found = []
     for run in (None, partial(run_checkpointed, selective=False), partial(run_checkpointed, selective=True)):
         with Attentions() as attentions:
-            found.append((attentions, results(block_of(kind, own), inputs_of(kind, batch, masked), run)))
+            found.append((attentions, results(block_of(case, own), inputs_of(case), run)))
     assert [attentions.count for attentions, _ in found] == [1, 2, 1]
     for _, ours in found[1:]:
         assert all(map(torch.equal, ours, found[0][1]))
@@ -155,12 +169,11 @@ def test_selective_checkpointing_keeps_attention_and_changes_no_gradient(case: C
 
 def test_selective_checkpointing_looks_at_attention_alone(case: Case):
     """torch's own calls Python code at every operation of a block, which takes as long as the operations."""
-    kind, batch, masked = case
-    block, modes = block_of(kind, own=True), []
+    block, modes = block_of(case, own=True), []
     for layer in block.modules():
         if isinstance(layer, nn.Linear):
             layer.register_forward_hook(lambda *_: modes.append(_get_current_dispatch_mode()))
-    results(block, inputs_of(kind, batch, masked), partial(run_checkpointed, selective=True))
+    results(block, inputs_of(case), partial(run_checkpointed, selective=True))
     assert len(modes) > 6
     assert set(modes) == {None}
 

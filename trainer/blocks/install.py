@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Iterator, Mapping
 from functools import lru_cache
 from typing import Any
 
@@ -38,18 +38,29 @@ def _same_outputs(theirs: type[nn.Module], ours: type[nn.Module]) -> bool:
     ):
         torch.manual_seed(0)
         try:
-            block = theirs(dim=HEADS * HEAD_SIZE, num_attention_heads=HEADS, attention_head_dim=HEAD_SIZE)
-            inputs = _inputs(theirs)
-            expected = block(**inputs)
-            block.__class__ = ours
-            found = block(**inputs)
-            return all(map(torch.equal, found, expected))
+            return all(_same(theirs, ours, *case) for case in _cases(theirs))
         except Exception:  # Whatever another diffusers has changed: it runs its own forward pass.
             return False
 
 
+def _same(theirs: type[nn.Module], ours: type[nn.Module], options: dict[str, Any], inputs: dict[str, Any]) -> bool:
+    block = theirs(dim=HEADS * HEAD_SIZE, num_attention_heads=HEADS, attention_head_dim=HEAD_SIZE, **options)
+    expected = block(**inputs)
+    block.__class__ = ours
+    found = block(**inputs)
+    return all(map(torch.equal, found, expected))
+
+
+def _cases(block: type[nn.Module]) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
+    """Options of a block, and inputs of a forward pass in float32, by name."""
+    inputs = _inputs(block)
+    yield {}, inputs
+    if "Qwen" in block.__name__:
+        rows = torch.arange(TOKENS)[None] // (TOKENS // 2)
+        yield {"zero_cond_t": True}, inputs | {"temb": torch.randn(2, HEADS * HEAD_SIZE), "modulate_index": rows}
+
+
 def _inputs(block: type[nn.Module]) -> dict[str, Any]:
-    """Inputs of a forward pass in float32, by name."""
     width, tokens = HEADS * HEAD_SIZE, TEXT_TOKENS + TOKENS
     inputs: dict[str, Any] = {
         "hidden_states": torch.randn(1, TOKENS, width),

@@ -45,10 +45,12 @@ class QwenImageTransformerBlock(transformer_qwenimage.QwenImageTransformerBlock)
     ) -> Pair:
         """Map image and text tokens [B, Li, D] and [B, Lt, D] to text and image tokens of the same shapes and dtype.
 
-        `temb` is [B, D], the mask [B, Lt] bool, the rotary frequencies complex64 [Li, 64] and [Lt, 64]. What only other
-        models than Qwen-Image-Edit use is left to diffusers.
+        `temb` is [B, D], the mask [B, Lt] bool, the rotary frequencies complex64 [Li, 64] and [Lt, 64]. With
+        `zero_cond_t`, `temb` is [2B, D], the second half for timestep 0, and `modulate_index` [B, Li] int: 0 at image
+        tokens that the first half modulates, 1 at the others. What only other models than Qwen-Image-Edit use is left
+        to diffusers.
         """
-        if self.zero_cond_t or modulate_index is not None or joint_attention_kwargs or image_rotary_emb is None:
+        if self.zero_cond_t != (modulate_index is not None) or joint_attention_kwargs or image_rotary_emb is None:
             return super().forward(
                 hidden_states,
                 encoder_hidden_states,
@@ -58,16 +60,19 @@ class QwenImageTransformerBlock(transformer_qwenimage.QwenImageTransformerBlock)
                 joint_attention_kwargs,
                 modulate_index,
             )
+        row = None if modulate_index is None else modulate_index[..., None]
         shift, scale, gate, shift2, scale2, gate2 = self.img_mod(temb).chunk(6, -1)
+        if self.zero_cond_t:
+            temb = temb.chunk(2)[0]
         txt_shift, txt_scale, txt_gate, txt_shift2, txt_scale2, txt_gate2 = self.txt_mod(temb).chunk(6, -1)
-        image, image_input = norm_modulate(self.img_norm1, hidden_states, scale, shift)
+        image, image_input = norm_modulate(self.img_norm1, hidden_states, scale, shift, row)
         text, text_input = norm_modulate(self.txt_norm1, encoder_hidden_states, txt_scale, txt_shift)
         image_output, text_output = self._attention(
             image_input, text_input, encoder_hidden_states_mask, image_rotary_emb
         )
-        image, image_input = gated_norm_modulate(self.img_norm2, image, gate, image_output, scale2, shift2)
+        image, image_input = gated_norm_modulate(self.img_norm2, image, gate, image_output, scale2, shift2, row)
         text, text_input = gated_norm_modulate(self.txt_norm2, text, txt_gate, text_output, txt_scale2, txt_shift2)
-        image = gated_residual(image, gate2, self.img_mlp(image_input))
+        image = gated_residual(image, gate2, self.img_mlp(image_input), row)
         text = gated_residual(text, txt_gate2, self.txt_mlp(text_input))
         if text.dtype == torch.float16:
             text, image = text.clip(-65504, 65504), image.clip(-65504, 65504)
