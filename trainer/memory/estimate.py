@@ -20,6 +20,7 @@ from .weight_bytes import KEPT_TRANSFORMERS, linears_of, weight_bytes
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
+    from ..models.family import Family
 
 
 FULL_SIZE_PARAMETERS = 1_000_000_000
@@ -89,7 +90,7 @@ class MemoryEstimate:
         self.dtype = computation_dtype(precision, device_info)
         transformer = _empty_transformer(model)
         self.trainable = _trainable(model, transformer, params, settings)
-        self._modulation_outputs = _outputs(transformer, model.family.modulation_layers())
+        self._modulation_outputs = _outputs(transformer, model.family)
         self.weights = weight_bytes(model, transformer, precision, self.dtype)
         self._measured: dict[ActivationCheckpointing, Footprint] = {}
         self.model, self.shape = model, step_shape(model.family, params, settings, self._plan(), device_info.compiler)
@@ -257,10 +258,14 @@ def spread_blocks(blocks: int, count: int) -> frozenset[int]:
     return frozenset(index * blocks // count for index in range(count))
 
 
-def _outputs(transformer: torch.nn.Module, layers: str) -> int:
-    """Values that the Linears named by the pattern `layers` compute for one example."""
-    named = re.compile(layers)
-    return sum(linear.out_features for name, linear in linears_of(transformer).items() if named.fullmatch(name))
+def _outputs(transformer: torch.nn.Module, family: Family) -> int:
+    """Values that the modulation layers compute for one example."""
+    named = re.compile(family.modulation_layers())
+    return sum(
+        family.modulation_rows(transformer, name) * linear.out_features
+        for name, linear in linears_of(transformer).items()
+        if named.fullmatch(name)
+    )
 
 
 def _trainable(model: EditModel, transformer: torch.nn.Module, params: RequestParams, settings: RunSettings) -> int:

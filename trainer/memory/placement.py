@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
 from itertools import chain
 from typing import TYPE_CHECKING, Any, cast
 
@@ -73,7 +74,8 @@ class Placement:
             weights = {name: (layer, loaded.buffer_of(_tensors(layer))) for name, layer in layers.items()}
             for _, buffer in weights.values():
                 buffer.lock(device, leave)
-            self.modulation = Modulation(transformer, weights, device)
+            rows = partial(family.modulation_rows, transformer)
+            self.modulation = Modulation(transformer, weights, rows, device)
         self._hosted = hosted | {id(tensor) for tensor in self._streamed_tensors()}
 
     def to(self, device: torch.device | str) -> None:

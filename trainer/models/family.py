@@ -215,7 +215,12 @@ class Family(ABC):
     @abstractmethod
     def modulation_layers(self) -> str:
         """Regular expression of the full names of the Linears whose input is only the embedding of timestep, guidance
-        and pooled text: one vector for each example, the same for every token."""
+        and pooled text: vectors of an example, not of its tokens."""
+
+    def modulation_rows(self, transformer: torch.nn.Module, layer: str) -> int:
+        """Vectors of each example that the modulation layer of this full name is given: 1, or 2 where the second half
+        of its input [2B, width] is for tokens that are seen at timestep 0."""
+        return 1
 
     @abstractmethod
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:
