@@ -142,8 +142,18 @@ def _path_of(choice: str) -> Path | None:
 def _folder_of(base_model: str, pipeline: str) -> Path | None:
     """The folder of this pipeline in models/diffusers, preferably one named like the base model."""
     name = base_model.rpartition("/")[2].lower()
-    folders = [folder for folder in edit_folders() if _pipeline_of(folder) == pipeline]
+    folders = [folder for folder in edit_folders() if _pipeline_of(folder) == pipeline and _may_be(base_model, folder)]
     return min(folders, key=lambda folder: (not folder.name.lower().endswith(name), folder.name), default=None)
+
+
+def _may_be(base_model: str, folder: Path) -> bool:
+    """False for a folder of another variant of the base model's family."""
+    try:
+        config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+        found = find_family(base_model).variant_of(config, base_model)
+    except (OSError, ValueError, AttributeError):
+        return True
+    return found is None or found.name == base_model
 
 
 def _in_hub_cache(base_model: str) -> bool:

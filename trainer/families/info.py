@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 Component = Literal["transformer", "vae", "text"]
 """A component of a base model that is loaded and moved between devices as one; `text` includes the tokenizers."""
@@ -47,6 +47,16 @@ class Variant:
     """Default number of sampler steps."""
     sample_guidance: float
     """Default guidance of samples."""
+    options: frozenset[str] = frozenset()
+    """Options of the transformer's diffusers config that are on in this variant and off in others of its family. They
+    do not show in the weights."""
+    marker: str = ""
+    """Name of an empty tensor that marks the variant's transformer files, and that a conversion may lose; empty:
+    none."""
+    name_hint: str = ""
+    """Lower-case text that names of the variant's transformer files contain; empty: the family's."""
+    lookalike_names: str = ""
+    """Regular expression found in file names of other models with the same tensors; empty: the family's."""
 
     @property
     def embedded(self) -> bool:
@@ -143,3 +153,11 @@ class FamilyInfo:
             if variant.name == base_model:
                 return variant
         raise KeyError(base_model)
+
+    def variant_of(self, config: Mapping[str, Any], base_model: str) -> Variant | None:
+        """The variant whose options a transformer's diffusers config has, `base_model` if it is one of several; None
+        if no variant has them."""
+        known = {option for variant in self.variants for option in variant.options}
+        found = frozenset(option for option in known if config.get(option))
+        fitting = [variant for variant in self.variants if variant.options == found]
+        return next((variant for variant in fitting if variant.name == base_model), fitting[0] if fitting else None)

@@ -21,7 +21,7 @@ from transformers import PreTrainedTokenizerBase
 from ..config.settings import Precision
 from ..errors import BadInput, RunFailed
 from ..families.info import Component, Policy
-from ..families.registry import find_variant
+from ..families.registry import find_family, find_variant
 from ..paths import path_kind
 from ..single_file.fingerprint import files_in, fingerprint_files
 from ..single_file.load_module import OneDevice, WeightSink
@@ -92,7 +92,8 @@ class EditModel:
             return self.family.transformer_config(open_transformer(file).shapes)
         path = (self.folder or self.family.info.configs) / "transformer" / "config.json"
         with _readable(f"{self.base_model}: {path}"):
-            return json.loads(path.read_text(encoding="utf-8"))
+            config = json.loads(path.read_text(encoding="utf-8"))
+        return config if self.folder else self.family.with_options(config)
 
     def transformer_parameters(self) -> int:
         """Number of the transformer's parameters, without loading it."""
@@ -257,10 +258,23 @@ def open_model(
     if folder is not None and path_kind(folder / "model_index.json") != "file":
         raise BadInput(f"{folder} is not a model in diffusers' layout: it has no model_index.json.")
     files = files or NO_FILES
+    if folder is not None and not files.transformer:
+        _check_variant(folder, base_model)
     model = EditModel(base_model, folder, "comfyui" if ports else "diffusers", files=files, ports=ports)
     if files == NO_FILES:
         return model
     return replace(model, files=check_files(model.family, base_model, files, folder))
+
+
+def _check_variant(folder: Path, base_model: str) -> None:
+    """Raise BadInput for the folder of another variant of the base model's family."""
+    info, path = find_family(base_model), folder / "transformer" / "config.json"
+    try:
+        found = info.variant_of(json.loads(path.read_text(encoding="utf-8")), base_model)
+    except (OSError, ValueError, AttributeError, RecursionError):
+        return  # it is said when the transformer is loaded
+    if found is not None and found.name != base_model:
+        raise BadInput(f"{folder} is not {base_model}: by its config it is {found.name}; choose that as base_model.")
 
 
 @contextmanager

@@ -72,6 +72,10 @@ class Family(ABC):
         """The diffusers config of a transformer, from the shapes in its single file. Raises KeyError if a tensor is
         missing that every transformer of this family has."""
 
+    def with_options(self, config: Mapping[str, Any]) -> dict[str, Any]:
+        """A diffusers config with the options of the transformer that its weights do not show."""
+        return {**config, **dict.fromkeys(self.variant.options, True)}
+
     @abstractmethod
     def layout(self, transformer: torch.nn.Module) -> Layout:
         """Names and fusion of the transformer's modules in single files."""

@@ -11,7 +11,7 @@ from torch import nn
 
 from ..config.settings import Precision
 from ..errors import BadInput
-from ..families.registry import find_family
+from ..families.registry import find_family, find_variant
 from ..single_file.detect import describe_other, file_name_warnings
 from ..single_file.header import open_shards, open_weights
 from ..single_file.key_mapping import Layout, same_names
@@ -50,9 +50,12 @@ def check_single_file(family: Family, path: Path) -> None:
 
 def file_warnings(path: Path, base_model: str) -> list[str]:
     """Reasons to doubt that the file holds the weights of `base_model`, one sentence each."""
-    info = find_family(base_model)
+    info, variant = find_family(base_model), find_variant(base_model)
     file = open_weights(path, "transformer")
-    return file_name_warnings(path, file.metadata, base_model, info.name_hint, info.lookalike_names)
+    if variant.marker and any(name.endswith(variant.marker) for name in file.tensors):
+        return []
+    hint, lookalikes = variant.name_hint or info.name_hint, variant.lookalike_names or info.lookalike_names
+    return file_name_warnings(path, file.metadata, base_model, hint, lookalikes)
 
 
 def load_single_file(
@@ -97,7 +100,7 @@ def _empty_for(family: Family, source: ModuleFile, config: Mapping[str, Any] | N
     path, shapes = source.file.path, source.shapes
     other = describe_other(source.tensors, family.info.transformer, source.file.tensors) or family.other_model(shapes)
     if other:
-        raise BadInput(f"{path} is not a transformer of {family.info.name}: it is {other}.")
+        raise BadInput(f"{path} is not a transformer of {family.variant.name}: it is {other}.")
     try:
         transformer = family.empty_transformer(config or family.transformer_config(shapes))
     except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError):
@@ -106,5 +109,5 @@ def _empty_for(family: Family, source: ModuleFile, config: Mapping[str, Any] | N
             f"{next(iter(source.file.tensors), 'none')!r}."
         ) from None
     layout = family.layout(transformer)
-    check_keys(transformer, layout, source, f"transformer of {family.info.name}")
+    check_keys(transformer, layout, source, f"transformer of {family.info.name}", {family.variant.marker})
     return transformer, layout

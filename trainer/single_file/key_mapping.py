@@ -46,6 +46,11 @@ def same_names(transformer: torch.nn.Module) -> Layout:
     return [FusedModule(name, (name,)) for name, _ in own_parameters(transformer)]
 
 
+def marker_tensors(name: str) -> dict[str, torch.Tensor]:
+    """The empty float32 tensor `name`, [0], that marks a variant's files; nothing for an empty name."""
+    return {name: torch.tensor([])} if name else {}
+
+
 def swapped_halves(rows: torch.Tensor) -> torch.Tensor:
     """Swap the halves of `rows` [rows, ...] of any dtype; shape and dtype stay."""
     return torch.cat(rows.chunk(2)[::-1])

@@ -95,9 +95,14 @@ def select_module(file: WeightFile, what: str, prefixes: Collection[str] = ()) -
     """Separate the tensors of a file with a module, as `open_module` does."""
     prefix = next((p for p in prefixes if any(name.startswith(p) for name in file.tensors)), "")
     source = ModuleFile(file, prefix, *read_markers(file, prefix))
-    if empty := next((name for name, shape in source.shapes.items() if 0 in shape), None):
+    if empty := next((name for name, shape in source.shapes.items() if 0 in shape and not is_marker(name)), None):
         raise BadInput(f"{file.path} is no usable {what}: {empty} is an empty tensor.")
     return source
+
+
+def is_marker(name: str) -> bool:
+    """Tell whether a tensor of this name marks what a file is, as ComfyUI's files do with empty tensors."""
+    return name.startswith("__") and name.endswith("__")
 
 
 def check_keys(module: nn.Module, layout: Layout, source: ModuleFile, what: str, ignored: Collection[str] = ()) -> None:

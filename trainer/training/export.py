@@ -11,7 +11,7 @@ from ..config.settings import RunSettings, parse_settings
 from ..errors import BadInput, DamagedFile
 from ..files import read_json
 from ..lora.adapter import portable_tensors
-from ..single_file.key_mapping import to_stored
+from ..single_file.key_mapping import marker_tensors, to_stored
 from ..tensors import DTYPES, write_tensors
 from .checkpoint import checkpoint_steps, load_checkpoint
 from .metadata import export_metadata
@@ -56,6 +56,7 @@ def export_checkpoint(run: RunFolder, model: EditModel, step: int | None = None,
     else:
         layout = model.family.layout(model.empty_transformer())
         tensors = dict(to_stored(layout, {name: tensor.to(dtype) for name, tensor in checkpoint.weights.items()}))
+        tensors |= marker_tensors(model.family.variant.marker)
     path = path or run.weights_path(step)
     write_tensors(path, tensors, export_metadata(request, settings, model, step))
     return path

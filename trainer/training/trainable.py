@@ -19,7 +19,7 @@ from ..memory.checkpointing import checkpoint_blocks
 from ..memory.model_parts import ModelComponents
 from ..memory.placement import compile_blocks
 from ..quantization.linear import dequantize_layers
-from ..single_file.key_mapping import Layout, to_stored
+from ..single_file.key_mapping import Layout, marker_tensors, to_stored
 from ..tensors import rounded_values, write_tensors
 from .rng import example_generator
 
@@ -69,6 +69,7 @@ def build_trainable(
             with_folder=settings.save_layout == "single_file+diffusers",
             dtype=components.dtype if settings.optimizer == "adafactor" else torch.float32,
             writes=writes,
+            marker=components.model.family.variant.marker,
         )
     checkpoint_blocks(transformer, plan)
     if plan.compile:
@@ -91,11 +92,13 @@ class FullTransformer:
         with_folder: bool = False,
         dtype: torch.dtype = torch.float32,
         writes: bool = True,
+        marker: str = "",
     ) -> None:
         """Dequantize the weights and convert them to `dtype`.
 
-        `layout` is that of the exported file; `with_folder` exports a diffusers folder beside it. With `writes` false
-        `export` gathers sharded weights with the other processes but leaves the writing to them.
+        `layout` is that of the exported file, and `marker` the empty tensor that marks it; `with_folder` exports a
+        diffusers folder beside it. With `writes` false `export` gathers sharded weights with the other processes but
+        leaves the writing to them.
         """
         dequantize_layers(transformer, dtype)
         transformer.to(dtype=dtype).requires_grad_(True)
@@ -103,6 +106,7 @@ class FullTransformer:
         self.layout = layout
         self.with_folder = with_folder
         self.writes = writes
+        self.marker = marker
         self.parameters: dict[str, Parameter] = dict(transformer.named_parameters())
 
     def export(self, path: Path, dtype: torch.dtype, metadata: Mapping[str, str]) -> None:
@@ -113,7 +117,7 @@ class FullTransformer:
             return
         if self.with_folder:
             self._export_folder(path.with_suffix(""), state)
-        write_tensors(path, dict(to_stored(self.layout, state)), metadata)
+        write_tensors(path, dict(to_stored(self.layout, state)) | marker_tensors(self.marker), metadata)
 
     def _export_folder(self, folder: Path, state: Mapping[str, torch.Tensor]) -> None:
         from diffusers.configuration_utils import ConfigMixin
