@@ -62,12 +62,14 @@ def _class_paths(value: object) -> list[str]:
 
 
 class ComfyTextEncoder:
-    """A CLIP as TextEncoder, as CLIPTextEncode uses it, or TextEncodeQwenImageEdit if the text sees the control."""
+    """A CLIP as TextEncoder, as CLIPTextEncode uses it, or TextEncodeQwenImageEdit and TextEncodeQwenImageEditPlus if
+    the text sees the controls."""
 
     def __init__(self, clip: CLIP, info: FamilyInfo) -> None:
         self.clip = clip
         self.sees_control = info.sees_control
         self.has_pooled_output = info.comfyui.has_pooled_output
+        self.picture, self.template = info.comfyui.picture, info.comfyui.template
         self.module: torch.nn.Module = clip.cond_stage_model
         self._fingerprint: str | None = None
 
@@ -92,8 +94,7 @@ class ComfyTextEncoder:
         """
         # ComfyUI loads its models in inference mode, and such tensors can only be used there.
         with torch.inference_mode():
-            seen = {"images": [image.movedim(1, -1) for image in controls]} if self.sees_control else {}
-            scheduled = self.clip.encode_from_tokens_scheduled(self.clip.tokenize(caption, **seen))
+            scheduled = self.clip.encode_from_tokens_scheduled(self._tokenize(caption, controls))
         if len(scheduled) > 1:
             raise BadInput(
                 "clip: has hooks, which change its patches during sampling and cannot be used in training; remove them."
@@ -103,6 +104,13 @@ class ComfyTextEncoder:
         if self.has_pooled_output:
             conditioning["pooled_prompt_embeds"] = _trainable(extra["pooled_output"])
         return conditioning
+
+    def _tokenize(self, caption: str, controls: Sequence[torch.Tensor]) -> Any:
+        options: dict[str, Any] = {"llama_template": self.template} if self.template else {}
+        if self.sees_control:
+            options["images"] = [image.movedim(1, -1) for image in controls]
+            caption = "".join(self.picture.format(number) for number in range(1, len(controls) + 1)) + caption
+        return self.clip.tokenize(caption, **options)
 
     def tokenizers(self) -> dict[str, Any]:
         """The tokenizers of transformers that the CLIP's tokenizer uses, by the names of its attributes."""

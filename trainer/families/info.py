@@ -105,6 +105,11 @@ class ComfyPorts:
     latent_channels: int
     latent_dims: int
     """Dimensions of `VAE`'s latents besides batch and channels: 2, or 3 for a video VAE."""
+    picture: str = ""
+    """Text before the caption for each control image that the text encoder sees, `{}` its number from 1; empty: the
+    tokenizer's own template has a place for one image."""
+    template: str = ""
+    """Chat template of a caption, `{}` its place; empty: the tokenizer's own."""
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
