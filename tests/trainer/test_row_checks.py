@@ -220,8 +220,8 @@ def test_a_caption_goes_where_it_belongs():
             "pixel_values": torch.zeros(3, 4),
         }
     )
-    inserted = insert_caption(inputs, [1, 2], after=5)
-    assert inserted["input_ids"].tolist() == [[5, 6, 5, 1, 2, 9]]
+    inserted = insert_caption(inputs, [1, 2], before=5)
+    assert inserted["input_ids"].tolist() == [[5, 6, 1, 2, 5, 9]]
     assert inserted["attention_mask"].tolist() == [[1] * 6]
     assert inserted["mm_token_type_ids"].tolist() == [[0, 1, 0, 0, 0, 0]]
     assert inserted["pixel_values"].shape == (3, 4)

@@ -100,13 +100,13 @@ class TextTokenizer:
         return BatchEncoding({"input_ids": torch.tensor([ids])})
 
 
-def insert_caption(inputs: BatchFeature, caption: Sequence[int], after: int) -> BatchFeature:
-    """Insert the ids of a caption into a processor's inputs of one text, behind the last token `after`.
+def insert_caption(inputs: BatchFeature, caption: Sequence[int], before: int) -> BatchFeature:
+    """Insert the ids of a caption into a processor's inputs of one text, in front of the last token `before`.
 
     Every tensor `[1, tokens]` int64 of the inputs gets as many more values: ones in the attention mask, else zeros.
     """
     ids = inputs["input_ids"]
-    place = int((ids[0] == after).nonzero()[-1]) + 1
+    place = int((ids[0] == before).nonzero()[-1])
     for name, tensor in list(inputs.items()):
         if tensor.shape != ids.shape or name == "pixel_values":
             continue

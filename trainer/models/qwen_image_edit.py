@@ -7,7 +7,12 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import ModelMixin, QwenImageEditPipeline, QwenImageTransformer2DModel
+from diffusers import (
+    ModelMixin,
+    QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
+    QwenImageTransformer2DModel,
+)
 from diffusers.models.transformers import transformer_qwenimage
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
@@ -31,6 +36,9 @@ from .diffusers_family import (
 from .qwen_processor import load_processor, make_processor
 from .qwen_single_file import TEXT_ENCODERS, TOKENIZERS, VAE
 from .types import PackedLatents, TextConditioning
+
+EditPipeline = QwenImageEditPipeline | QwenImageEditPlusPipeline
+
 
 SIDE_STEP = 32
 """Pixels; `calculate_dimensions` rounds sides to multiples of it."""
@@ -101,7 +109,7 @@ class QwenImageEdit(PipelineFamily):
 
     def other_model(self, shapes: Shapes) -> str | None:
         if any(name.endswith("__index_timestep_zero__") for name in shapes):
-            return "Qwen-Image-Edit-2511, which sees its control images in another way"
+            return "Qwen-Image-Edit-2511, which sees its control images in another way; choose that as base_model"
         if "time_text_embed.addition_t_embedding.weight" in shapes:
             return "Qwen-Image-Layered"
         return None
@@ -122,7 +130,13 @@ class QwenImageEdit(PipelineFamily):
             assert folder is not None, "without a folder the tokenizer is loaded"
             loaded["processor"] = load_processor(folder)
         pipeline = self.text_pipeline(folder, dtype, **loaded)
-        assert isinstance(pipeline, QwenImageEditPipeline)
+        assert isinstance(pipeline, EditPipeline)
+        return self.wrap_text_encoder(pipeline, device, fingerprint)
+
+    def wrap_text_encoder(
+        self, pipeline: EditPipeline, device: torch.device | str, fingerprint: str
+    ) -> QwenTextEncoder:
+        """Wrap a loaded pipeline of this family, which has no transformer and no VAE."""
         return QwenTextEncoder(pipeline, device, fingerprint)
 
     def wrap_vae(self, vae: ModelMixin, device: torch.device | str, fingerprint: str) -> QwenCodec:
@@ -130,7 +144,7 @@ class QwenImageEdit(PipelineFamily):
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
         area = self.control_area(target, control_resolution)
-        return _at_area(control, area.width * area.height)
+        return rounded_area(control, area.width * area.height)
 
     def control_area(self, target: Size, control_resolution: str) -> Size:
         """A size of the area that a control image gets."""
@@ -138,7 +152,7 @@ class QwenImageEdit(PipelineFamily):
         return target if control_resolution == "target" else inference
 
     def target_size(self, target: Size, resolution: int) -> Size:
-        return _at_area(target, resolution**2)
+        return rounded_area(target, resolution**2)
 
     def size_fault(self, size: Size) -> str | None:
         if max(size) <= MAX_ASPECT * min(size):
@@ -151,7 +165,7 @@ class QwenImageEdit(PipelineFamily):
     def caption_room(self, target: Size, controls: Sequence[Size]) -> int | None:
         # As many positions as the transformer's table has; the text begins where the largest image ends.
         side = max(max(size) // self.patch for size in (target, *controls))
-        seen = sum(_vision_tokens(control) for control in controls)
+        seen = sum(_vision_tokens(self.text_control_size(control, control)) for control in controls)
         return ROPE_POSITIONS - side // 2 - 1 - seen - TEMPLATE_TOKENS
 
     def normalize(self, latents: torch.Tensor) -> torch.Tensor:
@@ -239,7 +253,7 @@ class QwenImageEdit(PipelineFamily):
 class QwenTextEncoder(PipelineTextEncoder):
     """Qwen2.5-VL with the pipeline's prompt template, which includes the control image."""
 
-    def __init__(self, pipeline: QwenImageEditPipeline, device: torch.device | str, fingerprint: str) -> None:
+    def __init__(self, pipeline: EditPipeline, device: torch.device | str, fingerprint: str) -> None:
         # Encoding takes hidden states; the words that would follow are not computed.
         pipeline.text_encoder.lm_head = torch.nn.Identity()
         super().__init__(pipeline, device, fingerprint)
@@ -249,8 +263,7 @@ class QwenTextEncoder(PipelineTextEncoder):
     def encode(self, caption: str, controls: Sequence[torch.Tensor]) -> TextConditioning:
         """Encode one caption and one control [1, 3, H, W] float32 in 0..1 to `prompt_embeds` [1, tokens, width] in the
         encoder's dtype."""
-        (control,) = controls
-        image: Any = to_pil(control)  # diffusers annotates a Tensor, and accepts any image.
+        image = self.shown(controls)
         processor = self.pipeline.processor
         if control_tokens([processor.tokenizer], caption):
             processor.caption_ids = plain_ids(processor.tokenizer, caption)
@@ -260,6 +273,11 @@ class QwenTextEncoder(PipelineTextEncoder):
         finally:
             processor.caption_ids = []
         return {"prompt_embeds": prompt}
+
+    def shown(self, controls: Sequence[torch.Tensor]) -> Any:
+        """Convert control images, each [1, 3, H, W] float32 in 0..1, to what the pipeline's processor takes."""
+        (control,) = controls
+        return to_pil(control)
 
 
 class QwenCodec(PipelineCodec):
@@ -284,7 +302,7 @@ def _vision_tokens(control: Size) -> int:
     return (control.width // VISION_TOKEN + 1) * (control.height // VISION_TOKEN + 1)
 
 
-def _at_area(image: Size, area: int) -> Size:
+def rounded_area(image: Size, area: int) -> Size:
     """The pipeline's size for an image, except that its rounding to zero of a very narrow side is prevented."""
     width, height, _ = calculate_dimensions(area, image.width / image.height)
     return at_least(Size(width, height), SIDE_STEP)

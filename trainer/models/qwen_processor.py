@@ -46,8 +46,8 @@ class ImageTextProcessor(Qwen2VLProcessor):
         inputs = super().__call__(*arguments, **options)
         if not self.caption_ids:
             return inputs
-        # In the pipeline's template the caption follows the image.
-        return insert_caption(inputs, self.caption_ids, self.tokenizer.convert_tokens_to_ids("<|vision_end|>"))
+        # In the pipeline's template the caption ends the user's turn.
+        return insert_caption(inputs, self.caption_ids, self.tokenizer.convert_tokens_to_ids("<|im_end|>"))
 
 
 def load_processor(folder: Path) -> Qwen2VLProcessor:
