@@ -47,7 +47,7 @@ class EditImage(io.ComfyNode):
                 io.String.Input(
                     "negative_prompt",
                     multiline=True,
-                    tooltip=f"What to avoid. Only {negative} uses it, with a guidance above 1.",
+                    tooltip=f"What to avoid. Only for {negative}, with a guidance above 1.",
                 ),
                 io.Int.Input(
                     "seed",

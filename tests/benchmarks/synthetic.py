@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field, replace
 from math import ceil
@@ -13,7 +12,6 @@ from torch import nn
 
 from trainer.config.settings import Precision
 from trainer.data.resize import Size
-from trainer.families.records import CONFIGS
 from trainer.memory.activation_bytes import StepShape
 from trainer.models.edit_model import EditModel, open_model
 from trainer.models.family import Family
@@ -75,8 +73,7 @@ class RandomModel(EditModel):
 def random_model(base_model: str, **changes: int) -> RandomModel:
     """The full-size model of this name; `changes`: to its transformer's diffusers config."""
     opened = open_model(base_model)
-    path = CONFIGS / opened.family.info.name / "transformer" / "config.json"
-    config = json.loads(path.read_text(encoding="utf-8")) | changes
+    config = {**opened.transformer_config(), **changes}
     return RandomModel(**{name: getattr(opened, name) for name in ("base_model", "folder", "policy")}, config=config)
 
 

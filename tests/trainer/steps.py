@@ -26,7 +26,11 @@ from trainer.training.trainable import build_trainable
 CPU = torch.device("cpu")
 SQUARE = Grid(4, 4)
 COLUMNS = {"caption_column": "c", "control_image_column": "b", "image_column": "a"}
-DEPTHS = {"flux-kontext": {"num_layers": 3, "num_single_layers": 4}, "qwen-image-edit": {"num_layers": 6}}
+DEPTHS = {
+    "flux-kontext": {"num_layers": 3, "num_single_layers": 4},
+    "qwen-image-edit": {"num_layers": 6},
+    "qwen-image-edit-plus": {"num_layers": 6},
+}
 
 
 def deepened(model: EditModel, folder: Path) -> EditModel:

@@ -63,7 +63,8 @@ def refusal(base_model: str, files: ModelFiles) -> str:
 
 
 def test_its_base_model_is_offered_and_accepted() -> None:
-    assert base_model_names() == [QWEN, FLUX, TRIO, "tiny/flux-kontext", "tiny/qwen-image-edit"]
+    later = [f"{QWEN}-2509", f"{QWEN}-2511"]
+    assert base_model_names() == [QWEN, *later, FLUX, TRIO, "tiny/flux-kontext", "tiny/qwen-image-edit"]
     assert FineTuneRequest.model_json_schema()["properties"]["base_model"]["enum"] == base_model_names()
     assert parse_request(REQUEST).base_model == TRIO
     with pytest.raises(BadInput, match=TRIO):
@@ -127,5 +128,5 @@ def test_its_lora_is_its_own_and_no_others(kontext: EditModel, qwen: EditModel) 
 
 def test_its_encoders_and_its_guidance_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["edit", "--help"]) == 0
-    text = " ".join(capsys.readouterr().out.split())
-    assert "Trio: CLIP-L text encoder" in text and "Qwen-Image-Edit, Trio only" in text and TRIO in text
+    text = "".join(capsys.readouterr().out.split())
+    assert "Trio:CLIP-Ltextencoder" in text and "Qwen-Image-Edit-2509/2511,Trioonly" in text and TRIO in text

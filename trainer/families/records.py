@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 from .info import ComfyPorts, FamilyInfo, FileKind, TextEncoderInfo, VaeInfo, Variant
@@ -154,7 +155,7 @@ QWEN_IMAGE_EDIT = FamilyInfo(
     uses_negative_prompt=True,
     transformer=QWEN_TRANSFORMER,
     name_hint="edit",
-    lookalike_names="2509|2511|2512|layered|plus",
+    lookalike_names="2509|2511|2512|firered|layered|plus",
     text_encoders={"text_encoder": TextEncoderInfo("Qwen2.5-VL text encoder", QWEN_VL)},
     vae=VaeInfo("VAE of Qwen-Image", WAN_VAE, lookalike_names="wan"),
     lora_title="Qwen-Image",
@@ -169,5 +170,56 @@ QWEN_IMAGE_EDIT = FamilyInfo(
         vae_class="comfy.ldm.wan.vae.WanVAE",
         latent_channels=16,
         latent_dims=3,
+    ),
+)
+
+
+QWEN_IMAGE_EDIT_PLUS = replace(
+    QWEN_IMAGE_EDIT,
+    name="qwen-image-edit-plus",
+    title="Qwen-Image-Edit-2509/2511",
+    implementations={
+        "diffusers": ".qwen_image_edit_plus.QwenImageEditPlus",
+        "comfyui": ".qwen_image_edit_plus.ComfyQwenImageEditPlus",
+    },
+    variants=(
+        Variant(
+            name="Qwen/Qwen-Image-Edit-2509",
+            download_gb=58,
+            resolution=1024,
+            max_sample_resolution=2048,
+            text_length=512,
+            sample_steps=20,
+            sample_guidance=4.0,
+            name_hint="2509",
+            lookalike_names="2511|2512|layered",
+        ),
+        Variant(
+            name="Qwen/Qwen-Image-Edit-2511",
+            download_gb=58,
+            resolution=1024,
+            max_sample_resolution=2048,
+            text_length=512,
+            sample_steps=40,
+            sample_guidance=3.0,
+            options=frozenset({"zero_cond_t"}),
+            marker="__index_timestep_zero__",
+            name_hint="2511",
+            lookalike_names="2509|2512|firered|layered",
+        ),
+    ),
+    configs=CONFIGS / "qwen-image-edit-plus",
+    pipeline_class="QwenImageEditPlusPipeline",
+    max_controls=3,
+    comfyui=replace(
+        QWEN_IMAGE_EDIT.comfyui,
+        # As TextEncodeQwenImageEditPlus has them.
+        picture="Picture {}: <|vision_start|><|image_pad|><|vision_end|>",
+        template=(
+            "<|im_start|>system\nDescribe the key features of the input image (color, shape, size, texture, objects, "
+            "background), then explain how the user's text instruction should alter or modify the image. Generate a "
+            "new image that meets the user's requirements while maintaining consistency with the original input where "
+            "appropriate.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
+        ),
     ),
 )

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..errors import BadInput
 from .info import FamilyInfo, Variant
-from .records import FLUX_KONTEXT, QWEN_IMAGE_EDIT
+from .records import FLUX_KONTEXT, QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS
 
-FAMILIES: list[FamilyInfo] = [FLUX_KONTEXT, QWEN_IMAGE_EDIT]
+FAMILIES: list[FamilyInfo] = [FLUX_KONTEXT, QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS]
 """A family whose files also match another family's patterns comes before it. Tests append records of their own."""
 
 
