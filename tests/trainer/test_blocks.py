@@ -16,6 +16,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from trainer import compiled
+from trainer.blocks.elementwise import per_token
 from trainer.blocks.install import use_blocks
 from trainer.compiled import assume_compiler
 from trainer.memory.checkpointing import run_checkpointed
@@ -207,6 +208,24 @@ def test_images_and_texts_of_any_size_share_compiled_variants(compiles_on_the_cp
                 assert torch.equal(found, tokens * gate[:batch, 0][:, None])
     made = counters["stats"]["unique_graphs"] - before
     assert made <= 4, "for each batch size at most one for whole tensors and one for parts of others"
+    assert not compiled._failed
+
+
+@pytest.mark.slow
+def test_tokens_of_two_timesteps_share_compiled_variants_too(compiles_on_the_cpu: None):
+    from torch._dynamo.utils import counters
+
+    @compiled.compiled
+    def function(tokens: torch.Tensor, gate: torch.Tensor, row: torch.Tensor) -> torch.Tensor:
+        return tokens * per_token(gate, row)
+
+    gate, before = torch.randn(4, 8), counters["stats"]["unique_graphs"]
+    for length in (40, 64, 100, 333):
+        tokens, index = torch.randn(2, length, 8), (torch.arange(length) >= 20).int().expand(2, -1)
+        found = function(tokens, gate, index[..., None])
+        assert torch.equal(found[:, :20], tokens[:, :20] * gate[:2, None])
+        assert torch.equal(found[:, 20:], tokens[:, 20:] * gate[2:, None])
+    assert counters["stats"]["unique_graphs"] - before == 1
     assert not compiled._failed
 
 

@@ -10,8 +10,10 @@ import pytest
 import torch
 
 from trainer.data.resize import Size
+from trainer.errors import BadInput
 from trainer.events import drain
 from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
+from trainer.lora.adapter import read_lora
 from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
 from trainer.models.edit_model import EditModel, open_model
@@ -211,6 +213,17 @@ def text_of(batch: Batch, rows: slice) -> TextConditioning:
     if len(mask) == 1:
         return {"prompt_embeds": text["prompt_embeds"][mask][None]}
     return text
+
+
+def test_a_lora_of_one_is_a_lora_of_the_others(models, qwen):
+    transformer = models[EDIT_2511].empty_transformer()
+    module = "transformer.transformer_blocks.0.attn.to_q"
+    lora = {f"{module}.lora_A.weight": torch.ones(2, 32), f"{module}.lora_B.weight": torch.ones(32, 2)}
+    for model in (*models.values(), qwen):
+        assert read_lora(lora, model.family, model.empty_transformer()).keys() == lora.keys()
+    flux = {name.replace(".attn.", ".").replace("transformer_blocks", "single_blocks"): lora[name] for name in lora}
+    with pytest.raises(BadInput, match=r"a LoRA of Flux with .* a LoRA of Qwen-Image is expected"):
+        read_lora(flux, models[EDIT_2511].family, transformer)
 
 
 def test_2511_sees_its_controls_at_timestep_zero(models):
