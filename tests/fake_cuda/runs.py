@@ -37,7 +37,11 @@ from trainer.training.trainable import Trainable, build_trainable
 from .card import Card, fake_cuda
 from .log import Log
 
-NAMES = {"kontext": "black-forest-labs/FLUX.1-Kontext-dev", "qwen": "Qwen/Qwen-Image-Edit"}
+NAMES = {
+    "kontext": "black-forest-labs/FLUX.1-Kontext-dev",
+    "qwen": "Qwen/Qwen-Image-Edit",
+    "2511": "Qwen/Qwen-Image-Edit-2511",
+}
 PARAMS = TrainingParams(caption_column="c", control_image_column="b", image_column="a", cache_text_embeddings=True)
 DEVICE = torch.device("cuda")  # without an index, as `default_device` gives it
 HOST = 64_000_000_000

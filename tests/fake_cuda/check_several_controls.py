@@ -1,0 +1,89 @@
+"""Qwen-Image-Edit-2511 with two controls of a megapixel at full width, on a fake card with three blocks: every kind of
+plan that its 60 blocks get on cards of 24, 16 and 12 GB."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import replace
+from functools import cache
+from typing import Any
+
+import pytest
+
+from trainer.config.settings import RunSettings
+from trainer.memory import estimate
+from trainer.memory.activation_bytes import StepShape, step_shape
+from trainer.memory.planner import make_plan
+
+from . import runs
+from .allocator import ExpandableAllocator, replay
+from .card import Card
+from .runs import PARAMS, Run, device_info, fake_model, run_on
+
+ADA = (8, 9)
+FEW = {"num_layers": 3}
+INDEX = "torch.int32"
+"""The index of the tokens by timestep, which diffusers' transformer makes from a list at every pass."""
+KINDS: dict[int, dict[str, Any]] = {
+    24: {"precision": "int8", "offload": "modulation", "gradient_checkpointing": "on"},
+    16: {"precision": "int8", "offload": "blocks"},
+    12: {"precision": "int8", "offload": "blocks"},
+}
+"""Settings that give three blocks the plan of 60, by the card's GB."""
+
+
+@pytest.fixture(scope="module", autouse=True)
+def two_controls() -> Iterator[None]:
+    def doubled(*arguments: Any, **options: Any) -> StepShape:
+        shape = step_shape(*arguments, **options)
+        return replace(shape, controls=2 * shape.controls[:1], text_controls=2 * shape.text_controls[:1])
+
+    with pytest.MonkeyPatch.context() as patched:
+        patched.setattr(estimate, "step_shape", doubled)
+        patched.setattr(runs, "step_shape", doubled)
+        yield
+
+
+@cache
+def run(gigabytes: int) -> Run:
+    card = Card(capability=ADA, memory=gigabytes * 10**9)
+    return run_on(card, fake_model("2511", **FEW), RunSettings(resolution=1024, **KINDS[gigabytes]))
+
+
+def planned(ran: Run) -> int:
+    """Bytes that the plan expects beside its reserve."""
+    return ran.plan.bytes - ran.plan.expected["driver and allocator"]
+
+
+@pytest.mark.parametrize("gigabytes", KINDS)
+def test_the_plan_of_few_blocks_is_that_of_all(gigabytes: int) -> None:
+    card = Card(capability=ADA, memory=gigabytes * 10**9)
+    plan = make_plan(fake_model("2511"), PARAMS, RunSettings(resolution=1024), device_info(card))
+    few = run(gigabytes).plan
+    assert plan.bytes <= gigabytes * 10**9
+    assert (plan.precision, plan.modulation_on_host) == (few.precision, few.modulation_on_host) == ("int8", True)
+    assert bool(plan.streamed) == bool(few.streamed)
+    assert few.activation_checkpointing[0] == plan.activation_checkpointing[0] == "full"
+    assert plan.inputs_on_host == few.inputs_on_host
+
+
+@pytest.mark.parametrize("gigabytes", KINDS)
+def test_a_step_takes_what_was_planned(gigabytes: int) -> None:
+    ran = run(gigabytes)
+    assert ran.peak <= 1.03 * planned(ran) <= ran.plan.bytes, f"{ran.peak / 1e9:.3f} GB, {planned(ran) / 1e9:.3f}"
+    assert planned(ran) <= 1.03 * ran.peak, f"{ran.peak / 1e9:.3f} GB, {planned(ran) / 1e9:.3f}"
+
+
+@pytest.mark.parametrize("gigabytes", KINDS)
+def test_the_allocator_reserves_no_more_than_planned(gigabytes: int) -> None:
+    ran = run(gigabytes)
+    reserved = max(mark.peak_reserved for mark in replay(ran.log.memory, ExpandableAllocator()))
+    assert ran.peak <= reserved <= ran.plan.bytes, f"{reserved / 1e9:.3f} GB, {ran.plan.bytes / 1e9:.3f}"
+
+
+@pytest.mark.parametrize("gigabytes", KINDS)
+def test_the_host_waits_for_the_index_of_tokens_alone(gigabytes: int) -> None:
+    """Once a pass, before its first block: a copy from a list."""
+    waits = [wait for step in run(gigabytes).steps[1:] for wait in step.syncs]
+    assert all(INDEX in wait for wait in waits)
+    assert len(waits) <= 2, waits
