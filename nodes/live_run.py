@@ -139,6 +139,7 @@ class LiveRun:
         if self._workflow is not None:
             save_workflow(RunFolder(event.run_dir), self._workflow)
         if event.resumed_from:
+            snapshot.resumed_at = event.first_step
             snapshot.status = f"resumed at step {event.first_step}/{event.steps}"
 
     def _add_folder(self, folder: Path) -> None:

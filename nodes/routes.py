@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import base64
+import filecmp
 import uuid
 from pathlib import Path
 from typing import Any
@@ -12,6 +13,7 @@ from aiohttp import web
 from server import PromptServer
 
 from ..trainer.errors import BadInput
+from .delete_run import delete_run
 from .exports import publish_checkpoint
 from .folders import contained_path, find_contained_parquet, input_folder, is_folder_name, list_parquets
 from .live_run import LIVE_RUNS
@@ -54,6 +56,7 @@ def add_routes() -> None:
         "/edit_trainer/runs/{node_id}/stop": stop,
         "/edit_trainer/runs/{node_id}/sample": sample_now,
         "/edit_trainer/archive/{run}/export": export,
+        "/edit_trainer/archive/{run}/delete": delete,
         "/edit_trainer/upload": upload,
         "/edit_trainer/request": read_request,
     }.items():
@@ -103,6 +106,12 @@ async def export(request: web.Request) -> web.Response:
     return web.json_response(await asyncio.to_thread(publish_checkpoint, request.match_info["run"], int(step)))
 
 
+async def delete(request: web.Request) -> web.Response:
+    """Delete a run that is not in progress; the response says whether it is in the system's bin."""
+    in_bin = await asyncio.to_thread(delete_run, request.match_info["run"], LIVE_RUNS.running())
+    return web.json_response({"in_bin": in_bin})
+
+
 async def parquets(request: web.Request) -> web.Response:
     """Parquets for the page's menu."""
     return web.json_response(await asyncio.to_thread(list_parquets))
@@ -145,7 +154,7 @@ async def base_model(request: web.Request) -> web.Response:
 
 async def upload(request: web.Request) -> web.Response:
     """`?name=`: save the body, a parquet, in the input folder. An existing file is never overwritten; the response has
-    the name of the new one."""
+    the name of the new one, or of an existing one of this name with the same contents."""
     name = request.query.get("name", "")
     if not is_folder_name(name) or not name.lower().endswith(".parquet"):
         raise BadInput(f'"{name}" cannot be used; the name must end in .parquet and have none of < > : " / \\ | ? *')
@@ -166,10 +175,11 @@ async def upload(request: web.Request) -> web.Response:
         except BadInput:
             raise BadInput(f'"{name}" is not a parquet file, or was cut off during the upload.') from None
         path, number = folder / name, 1
-        while path.exists():
+        while path.exists() and not await asyncio.to_thread(_same_contents, path, temporary):
             number += 1
             path = folder / f"{name[: -len('.parquet')]}-{number}.parquet"
-        temporary.replace(path)
+        if not path.exists():
+            temporary.replace(path)
     finally:
         temporary.unlink(missing_ok=True)
     return web.json_response({"name": path.name})
@@ -189,6 +199,10 @@ async def read_request(request: web.Request) -> web.Response:
         return web.json_response({"request": parse_request(bytes(text)).model_dump()})
     except BadInput as error:
         return web.json_response({"error": str(error)})
+
+
+def _same_contents(one: Path, other: Path) -> bool:
+    return one.is_file() and filecmp.cmp(one, other, shallow=False)
 
 
 def _send_control(request: web.Request, what: str) -> web.Response:

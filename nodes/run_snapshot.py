@@ -45,6 +45,8 @@ class RunSnapshot:
     checkpoints: list[int] = field(default_factory=list)
     """Steps of the saved checkpoints."""
     warnings: list[str] = field(default_factory=list)
+    resumed_at: int | None = None
+    """Step from which this execution went on; None for one that began at 0, or was read from its folder."""
 
     def lengths(self) -> dict[str, int]:
         """Length of each growing list."""
@@ -89,6 +91,8 @@ class RunSummary:
     """File name of the exported LoRA, while ComfyUI lists it."""
     changed: float
     """Modification time of run.json, as a POSIX timestamp."""
+    smoothed: float | None = None
+    """Smoothed loss of the last step, as the panel shows it."""
 
     def to_dict(self) -> dict[str, Any]:
         """Fields by name, for JSON."""

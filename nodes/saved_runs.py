@@ -20,6 +20,8 @@ MAX_LISTED = 500
 """Runs in the list, the newest first; a judgement: more would make the page slow."""
 TAIL_BYTES = 1 << 16
 """Bytes at the end of a log that are searched for the last step: several hundred lines of about 120 bytes."""
+SMOOTHING_STEPS = 50
+"""Window of the smoothed loss, as in `web/panel/state.js`."""
 MAX_THUMBNAILS = 512
 """Thumbnails cached in memory, each of tens of kilobytes; a judgement."""
 WORKFLOW = "workflow.json"
@@ -29,7 +31,12 @@ WORKFLOW = "workflow.json"
 def find_run(name: str) -> RunFolder:
     """Find a run by name. Raises BadInput for anything but a folder directly inside the runs folder."""
     folder = runs_folder() / name
-    if not is_folder_name(name) or not folder.is_dir() or folder.resolve().parent != runs_folder().resolve():
+    if (
+        not is_folder_name(name)
+        or name == CACHE
+        or not folder.is_dir()
+        or folder.resolve().parent != runs_folder().resolve()
+    ):
         raise BadInput(f'There is no run "{name}".')
     return RunFolder(folder)
 
@@ -200,7 +207,7 @@ def _read_summary(run: RunFolder, running: set[str]) -> RunSummary:
     """Summary of a run. Raises OSError and ValueError for a damaged folder."""
     state, request = run.state(), _request(run)
     steps = request["training_params"]["steps"]
-    last, drawn, weights = _last_step(run.log), run.sample_files(), state.get("weights")
+    (last, smoothed), drawn, weights = _last_step(run.log), run.sample_files(), state.get("weights")
     return RunSummary(
         run=run.path.name,
         state="running"
@@ -216,18 +223,38 @@ def _read_summary(run: RunFolder, running: set[str]) -> RunSummary:
         thumbnail=next(iter(drawn[max(drawn)].values())).name if drawn else None,
         lora=weights if weights and (output_folder() / "loras" / weights).is_file() else None,
         changed=_changed(run),
+        smoothed=smoothed,
     )
 
 
-def _last_step(log: Path) -> dict[str, Any]:
-    """The last step's line of a log; empty when there is none near its end."""
+def _smoothed(steps: list[dict[str, Any]]) -> float | None:
+    """Exponential mean of the losses at the last step, with the weights of `web/panel/state.js`.
+
+    Beyond some hundred steps, those before the first one no longer show in it.
+    """
+    mean = None
+    for entry in steps:
+        weight = max(1 / SMOOTHING_STEPS, 1 / (1 + 0.15 * max(0, entry["step"] - 1)))
+        mean = entry["loss"] if mean is None else mean + (entry["loss"] - mean) * weight
+    return mean
+
+
+def _last_step(log: Path) -> tuple[dict[str, Any], float | None]:
+    """The last step's line of a log, and the smoothed loss there; empty when there is none near its end. Cached."""
     if not log.is_file():
-        return {}
+        return {}, None
+    state = log.stat()
+    return _read_last_step(log, state.st_mtime_ns, state.st_size)
+
+
+@lru_cache(MAX_LISTED)
+def _read_last_step(log: Path, _changed: int, size: int) -> tuple[dict[str, Any], float | None]:
     with log.open("rb") as file:
-        file.seek(max(0, log.stat().st_size - TAIL_BYTES))
+        file.seek(max(0, size - TAIL_BYTES))
         lines = file.read().splitlines()
-    entries = (parse_log_line(text) for text in reversed(lines))
-    return next((entry for entry in entries if entry is not None and entry["event"] == "step"), {})
+    entries = (parse_log_line(text) for text in lines)
+    steps = [entry for entry in entries if entry is not None and entry["event"] == "step"]
+    return (steps[-1] if steps else {}), _smoothed(steps)
 
 
 def _request(run: RunFolder) -> dict[str, Any]:

@@ -23,6 +23,7 @@ COMFYUI_MESSAGES = (
     "Comfy-Org/",
     "for graph that was never set up",
     "Subgraph not found",
+    "Invalid layout total size",
 )
 """Parts of errors and warnings that ComfyUI's page also logs without the pack."""
 NODES_WITH_VIEWS = ("EditTrainerTrain", "EditTrainerLoadDataset", "EditTrainerBaseModel")

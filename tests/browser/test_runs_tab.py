@@ -9,7 +9,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from ..comfyui.graphs import training
 from ..comfyui.server import Server
-from .helpers import PageLog, choose_renderer, wait_until
+from .helpers import PageLog, choose_renderer, screenshot, wait_until
 
 RUNS = ("tab-one", "tab-two")
 NODES = """() => app.graph.nodes.map((node) => ({
@@ -33,7 +33,7 @@ def runs(server: Server) -> tuple[str, ...]:
 def open_tab(page: Page, renderer: str) -> None:
     choose_renderer(page, renderer)
     page.evaluate("() => app.graph.clear()")
-    page.locator(".edit-trainer-runs-tab-button").click()
+    page.get_by_role("button", name="Training runs").first.click()
 
 
 def row(page: Page, name: str) -> Locator:
@@ -72,6 +72,7 @@ def test_runs_are_listed_opened_and_compared(page: Page, server: Server, runs, r
         row(page, name).get_by_role("checkbox").check()
     compare.click()
     expect(dialog.locator("h3")).to_have_text(list(runs))
+    expect(dialog.locator(".edit-trainer-parameters td")).to_have_text(["steps", "4", "6"])
     expect(dialog.locator("canvas")).to_have_count(1)
     assert [dialog.locator("section").nth(side).locator(".edit-trainer-small").count() for side in (0, 1)] == [3, 4]
     page.keyboard.press("Escape")
@@ -85,33 +86,38 @@ def test_runs_are_listed_opened_and_compared(page: Page, server: Server, runs, r
 def test_a_run_is_resumed_from_the_list(page: Page, server: Server, runs, renderer: str) -> None:
     log = PageLog(page)
     open_tab(page, renderer)
+    reached = server.get(f"/edit_trainer/archive/{runs[0]}")["step"]
     row(page, runs[0]).get_by_role("button", name="Resume").click()
+    question = page.locator("dialog.edit-trainer-ask")
+    expect(question.locator("input")).to_have_value(str(2 * reached))
+    question.locator("input").fill(str(reached + 2))
+    screenshot(page, f"more-steps-{renderer}", "dialog.edit-trainer-ask")
+    question.get_by_role("button", name="Resume").click()
     wait_until(lambda: nodes(page, "EditTrainerPreviewSamples"), 30)
     (train,) = nodes(page, "EditTrainerTrain")
     (params,) = nodes(page, "EditTrainerParams")
     assert train["values"]["run_name"] == runs[0]
     wait_until(lambda: page.locator(".edit-trainer-panel").get_attribute("data-state") == "finished", 30)
-    reached = server.get(f"/edit_trainer/archive/{runs[0]}")["step"]
-    assert params["values"]["steps"] == reached
-    page.evaluate(
-        """(steps) => {
-          const node = app.graph.nodes.find((node) => node.type === 'EditTrainerParams')
-          node.widgets.find((widget) => widget.name === 'steps').value = steps
-          app.queuePrompt(0, 1)
-        }""",
-        reached + 2,
-    )
+    assert params["values"]["steps"] == reached + 2
+    page.evaluate("() => app.queuePrompt(0, 1)")
     resumed = wait_until(lambda: (run := server.get(f"/edit_trainer/archive/{runs[0]}"))["step"] > reached and run)
     wait_until(lambda: not server.get("/queue")["queue_running"], 120)
+    expect(page.locator(".edit-trainer-panel .edit-trainer-message").first).to_contain_text(f"from step {reached}")
     assert [step for step, _ in resumed["points"]][: reached + 1] == list(range(1, reached + 2)), "not started again"
     assert [line["run"] for line in server.get("/edit_trainer/archive") if line["run"].startswith(runs[0])] == [runs[0]]
 
     page.evaluate("() => { app.graph.nodes[0].title = 'renamed by hand'; app.queuePrompt(0, 1) }")
-    wait_until(lambda: server.get("/history", max_items="1"), 30)
+    wait_until(lambda: (queue := server.get("/queue")) and not any(queue.values()), 120)
     queued = node_values(page)
+    steps = next(values["steps"] for kind, values in queued if kind == "EditTrainerParams")
     page.evaluate("() => app.graph.clear()")
     row(page, runs[0]).get_by_role("button", name="Resume").click()
-    assert wait_until(lambda: node_values(page) == queued, 30), "the workflow that it was queued from"
+    question.locator("input").fill(str(steps + 1))
+    question.get_by_role("button", name="Resume").click()
+    for kind, values in queued:
+        if kind == "EditTrainerParams":
+            values["steps"] = steps + 1
+    assert wait_until(lambda: node_values(page) == queued, 30), "the workflow that it was queued from, with more steps"
     assert not log.problems
 
 
@@ -126,3 +132,21 @@ def test_its_lora_is_dragged_into_the_graph(page: Page, server: Server, runs, re
     assert loader["values"]["lora_name"] == lora
     x, y = page.evaluate("([x, y]) => app.canvas.convertOffsetToCanvas([x, y])", loader["pos"])
     assert abs(x - 1100) < 60 and abs(y - 500) < 60, "where it was dropped"
+
+
+@pytest.mark.parametrize("renderer", ["classic", "vue"])
+def test_a_run_is_deleted_when_the_question_is_answered(page: Page, server: Server, renderer: str) -> None:
+    name = f"unwanted-{renderer}"
+    assert server.run(training(run_name=name, params={"steps": 2})).status == "execution_success"
+    log = PageLog(page)
+    open_tab(page, renderer)
+    question = page.locator("dialog.edit-trainer-ask")
+    row(page, name).get_by_role("button", name="Delete").click()
+    screenshot(page, f"delete-{renderer}", "body")
+    question.get_by_role("button", name="Cancel").click()
+    expect(row(page, name)).to_be_visible()
+    row(page, name).get_by_role("button", name="Delete").click()
+    question.get_by_role("button", name="Delete").click()
+    expect(row(page, name)).to_have_count(0)
+    assert not (server.output / "edit_trainer" / name).exists()
+    assert not log.problems

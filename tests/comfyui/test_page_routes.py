@@ -12,8 +12,12 @@ import urllib.request
 from io import BytesIO
 from pathlib import Path
 
+import pyarrow as pa
+import pyarrow.parquet as pq
 import pytest
 from PIL import Image
+
+from trainer.training.run_lock import lock_run
 
 from ..trainer.hostile_parquets import HOSTILE
 from .graphs import edited, training
@@ -118,9 +122,13 @@ def test_columns_with_kinds_rows_and_cells(server: Server) -> None:
 
 def test_an_uploaded_parquet_lands_in_the_input_folder_and_overwrites_nothing(server: Server) -> None:
     data = EXAMPLE.read_bytes()
-    names = [json.loads(ask(server, "/edit_trainer/upload?name=mine.parquet", data)[1])["name"] for _ in range(2)]
-    assert names == ["mine.parquet", "mine-2.parquet"]
-    assert (server.base / "input" / "mine-2.parquet").read_bytes() == data
+    buffer = BytesIO()
+    pq.write_table(pa.table({"other": ["one"]}), buffer)
+    bodies = (data, data, buffer.getvalue(), data, buffer.getvalue())
+    names = [json.loads(ask(server, "/edit_trainer/upload?name=mine.parquet", body)[1])["name"] for body in bodies]
+    assert names == ["mine.parquet", "mine.parquet", "mine-2.parquet", "mine.parquet", "mine-2.parquet"]
+    assert (server.base / "input" / "mine.parquet").read_bytes() == data
+    assert (server.base / "input" / "mine-2.parquet").read_bytes() == buffer.getvalue()
     assert {*names, "edit_trainer_example.parquet"} <= set(server.get("/edit_trainer/parquets"))
     before = sorted((server.base / "input").iterdir())
     for name, body in (("../x.parquet", data), ("x.exe", data), ("", data), ("x.parquet", b"no parquet")):
@@ -291,3 +299,17 @@ def test_a_hostile_file_leaves_comfyui_responsive(server: Server, hostile: str) 
     assert max(waits) < 1
     assert len(answers) == 2
     assert set(answers) <= {200, 400}
+
+
+def test_a_run_is_deleted_and_nothing_else(server: Server, run_name: str) -> None:
+    runs = server.output / "edit_trainer"
+    shutil.copytree(runs / run_name, runs / "unwanted")
+    for name in ("edit_trainer_cache", "..", "nowhere", "%2e%2e%2floras"):
+        assert ask(server, f"/edit_trainer/archive/{name}/delete", b"")[0] in (400, 404), name
+    with lock_run(runs / "unwanted"):
+        status, body = ask(server, "/edit_trainer/archive/unwanted/delete", b"")
+        assert (status, "in use" in body.decode()) == (400, True)
+    assert (runs / "edit_trainer_cache").is_dir() and (runs / "unwanted" / "run.json").is_file()
+    status, body = ask(server, "/edit_trainer/archive/unwanted/delete", b"")
+    assert (status, json.loads(body).keys()) == (200, {"in_bin"})
+    assert not (runs / "unwanted").exists() and (runs / run_name).is_dir()

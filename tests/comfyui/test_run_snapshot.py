@@ -6,11 +6,11 @@ from .run_snapshots import LiveSnapshot, RunSnapshot, RunSummary, keys
 
 RUN_KEYS = {
     *("id", "run", "state", "status", "plan", "phase", "done", "total", "step", "steps", "seconds", "seconds_left"),
-    *("memory", "points", "samples", "checkpoints", "warnings", "workflow_id"),
+    *("memory", "points", "samples", "checkpoints", "warnings", "workflow_id", "resumed_at"),
 }
 LIVE_KEYS = RUN_KEYS | {"node_id", "prompt_id", "note"}
 SUMMARY_KEYS = {
-    *("run", "state", "base_model", "step", "steps", "loss", "seconds", "thumbnail", "lora", "changed"),
+    *("run", "state", "base_model", "step", "steps", "loss", "seconds", "thumbnail", "lora", "changed", "smoothed"),
 }
 """Keys that the page and other programs read."""
 

@@ -84,6 +84,7 @@ interface ComfyCanvas {
   /** x, y, width and height of the visible part, in graph coordinates. */
   visible_area: ArrayLike<number> & Iterable<number>;
   graph_mouse: ArrayLike<number> & Iterable<number>;
+  default_connection_color_byType: Record<string, string>;
   setDirty(foreground: boolean, background: boolean): void;
   centerOnNode(node: ComfyNode): void;
   convertEventToCanvasOffset(event: MouseEvent): ArrayLike<number> & Iterable<number>;
@@ -124,7 +125,7 @@ interface ComfyApp {
   extensionManager: {
     setting: { get(id: string): string | undefined };
     workflow?: { activeWorkflow?: { changeTracker?: ComfyChangeTracker } | null };
-    toast: { add(message: { severity: "error"; summary: string; detail: string; life?: number }): void };
+    toast: { add(message: { severity: "error" | "info"; summary: string; detail: string; life?: number }): void };
     registerSidebarTab(tab: ComfySidebarTab): void;
   };
   registerExtension(extension: ComfyExtension): void;
@@ -139,6 +140,7 @@ interface ComfyApi {
 }
 
 interface Window {
+  LGraphCanvas: { link_type_colors: Record<string, string> };
   LiteGraph: {
     createNode(type: string): ComfyNode | null;
     registered_node_types: Record<string, { nodeData?: { input?: ComfyInputSpecs } }>;

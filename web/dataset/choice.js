@@ -20,8 +20,9 @@ import { menuPosition } from "./menu_position.js";
 
 /** @typedef {ComfyWidget & ChoiceParts} ChoiceWidget */
 
-const HEIGHT = 26;
-const MARGIN = 3;
+/** Height of ComfyUI's own rows on the classic canvas, and half of their distance. */
+const HEIGHT = 20;
+const MARGIN = 2;
 const MIN_MENU_WIDTH = 160;
 let lastId = 0;
 

@@ -1,7 +1,7 @@
 // @ts-check
 import { el, setText, shieldFromGraph } from "../lib/dom.js";
 import { fetchColumns, fetchDatasetNotes, fetchFirstRows, fetchParquets, uploadParquet } from "../lib/server.js";
-import { count, t } from "../lib/text.js";
+import { counted, t } from "../lib/text.js";
 import { callBefore, findWidget, fitToWidgets, widgetText } from "../graph/nodes.js";
 import { embedNotes, setNotes } from "../notes/node.js";
 import { COLUMN_FIELDS, columnOptions, guessEmptyFields, missingFields } from "./columns.js";
@@ -220,8 +220,8 @@ class DatasetInfo {
       return;
     }
     this.line.classList.remove("edit-trainer-bad");
-    const size = { rows: count(file.rows), columns: count(Object.keys(file.columns).length) };
-    setText(this.line, t("rowsAndColumns", size));
+    const size = [counted("row", file.rows), counted("column", Object.keys(file.columns).length)];
+    setText(this.line, size.join(", "));
     const more = [columns.control_image_column_2, columns.control_image_column_3].filter(Boolean);
     const images = [columns.control_image_column, ...more, columns.image_column];
     const key = JSON.stringify([file.resource, widgetText(this.node, "images_root"), images]);

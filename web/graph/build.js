@@ -1,6 +1,7 @@
 // @ts-check
 import { app } from "../../../scripts/app.js";
-import { drawnSize, findWidget, nextDrawing, positionBelow } from "./nodes.js";
+import { drawnSize, findWidget, nextDrawing, positionBelow, widgetText } from "./nodes.js";
+import { REQUEST_NODE, readRequest } from "./request.js";
 
 /** Distance between columns in graph coordinates; nodes of a column are twice as far apart. */
 const GAP = 40;
@@ -18,13 +19,34 @@ export function addNode(type, pos, values = {}) {
   if (!node) throw new Error(type);
   node.pos = [...pos];
   app.canvas.graph.add(node);
-  for (const [name, value] of Object.entries(values)) {
-    const widget = findWidget(node, name);
-    if (!widget || !accepts(widget, value)) continue;
-    widget.value = value;
-    widget.callback?.(value);
-  }
+  for (const [name, value] of Object.entries(values)) setWidget(findWidget(node, name), value);
   return node;
+}
+
+/**
+ * Sets the number of steps in every node of a graph that has one: parameters, and requests as JSON.
+ *
+ * @param {ComfyGraph} graph
+ * @param {number} steps
+ */
+export function setSteps(graph, steps) {
+  for (const node of graph.nodes) {
+    if (node.comfyClass === "EditTrainerParams") setWidget(findWidget(node, "steps"), steps);
+    if (node.comfyClass !== REQUEST_NODE) continue;
+    const request = readRequest(widgetText(node, "request"));
+    if (request) Object.assign(/** @type {object} */ (request.training_params), { steps });
+    if (request) setWidget(findWidget(node, "request"), JSON.stringify(request, null, 2));
+  }
+}
+
+/**
+ * @param {ComfyWidget | undefined} widget
+ * @param {unknown} value
+ */
+function setWidget(widget, value) {
+  if (!widget || !accepts(widget, value)) return;
+  widget.value = value;
+  widget.callback?.(value);
 }
 
 /**

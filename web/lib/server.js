@@ -31,6 +31,7 @@ import { api } from "../../../scripts/api.js";
  * @property {Sample[]} samples
  * @property {number[]} checkpoints
  * @property {string[]} warnings
+ * @property {number | null} [resumed_at] Step from which it went on.
  */
 
 /**
@@ -49,6 +50,7 @@ import { api } from "../../../scripts/api.js";
  * @property {number} step
  * @property {number} steps
  * @property {number | null} loss
+ * @property {number | null} smoothed Smoothed loss.
  * @property {string | null} thumbnail File name of the newest sample.
  * @property {string | null} lora File name in the LoRA folder.
  */
@@ -125,6 +127,14 @@ export const fetchSavedRun = (name) => fetchJson(`/archive/${encodeURIComponent(
  * @returns {Promise<ExportedWeights>}
  */
 export const exportCheckpoint = (run, step) => postJson(`/archive/${encodeURIComponent(run)}/export`, { step: String(step) });
+
+/**
+ * Deletes a run. Resolves to whether it is in the system's bin.
+ *
+ * @param {string} run
+ * @returns {Promise<boolean>}
+ */
+export const deleteRun = async (run) => (await postJson(`/archive/${encodeURIComponent(run)}/delete`)).in_bin;
 
 /**
  * URL of one of a run's images: full size, or a thumbnail of at most `pixels` on a side.

@@ -91,3 +91,13 @@ export function memory(bytes) {
 export function count(number) {
   return number.toLocaleString(language);
 }
+
+/**
+ * Counts things in words: `1 row`, `2 rows`.
+ *
+ * @param {"row" | "column"} thing
+ * @param {number} number
+ */
+export function counted(thing, number) {
+  return t(number === 1 ? `${thing}One` : `${thing}Many`, { n: count(number) });
+}

@@ -144,7 +144,7 @@ export class RunPanel {
     this.#drawNumbers(run);
     setText(this.plan, run.plan ?? "");
     this.plan.hidden = !run.plan;
-    this.#say([...endLines(run), ...run.warnings].join("\n"), run.state === "failed");
+    this.#say([...endLines(run), ...resumeLines(run), ...run.warnings].join("\n"), run.state === "failed");
     this.#drawPictures(run);
   }
 
@@ -206,6 +206,9 @@ function endLines(run) {
   const stopped = run.state === "stopped" ? [t("stoppedSaved", { n: count(run.step) })] : [];
   return [...stopped, run.status].filter(Boolean);
 }
+
+/** @param {Snapshot} run */
+const resumeLines = ({ resumed_at }) => (resumed_at ? [t("resumedAt", { n: count(resumed_at) })] : []);
 
 /** @param {Snapshot} run */
 function phaseText(run) {

@@ -25,7 +25,6 @@ const SMALL_PIXELS = 96;
 const LARGE_PIXELS = 512;
 /** The strips scroll to the chosen step once the slider has rested this long: scrolling lays out the page. */
 const SETTLE_MS = 150;
-const MAX_VISIBLE_ROWS = 2;
 /** Thumbnails of 96 x 96 pixels are 37 kB decoded, so that this many take 4.4 MB. */
 const MAX_LOADED = 120;
 
@@ -128,7 +127,7 @@ export class SampleGrid {
     this.slider.disabled = this.#steps.length < 2;
     this.slider.setAttribute("aria-valuetext", t("atStep", { n: step }));
     setText(this.label, t("atStep", { n: step }));
-    this.list.style.setProperty("--et-rows", String(Math.min(this.#rows.length, MAX_VISIBLE_ROWS)));
+    this.list.style.setProperty("--et-rows", String(this.#rows.length));
     for (const row of this.#rows) this.#drawRow(row, step);
     clearTimeout(this.#settling);
     this.#settling = setTimeout(() => this.#scrollStrips(), SETTLE_MS);

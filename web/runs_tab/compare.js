@@ -5,11 +5,13 @@ import { LossChart } from "../panel/chart.js";
 import { RunPanel } from "../panel/panel.js";
 import { SampleGrid } from "../panel/samples.js";
 import { RunState } from "../panel/state.js";
+import { differences, parameters } from "./parameters.js";
 
 /** @typedef {import("../lib/server.js").SavedRun} SavedRun */
 
 /**
- * Opens a dialog with one run's panel, or with two runs side by side: both curves in one chart, and their samples.
+ * Opens a dialog with one run's panel, or with two runs side by side: both curves in one chart, the
+ * parameters that differ, and their samples.
  *
  * @param {SavedRun[]} runs
  */
@@ -40,7 +42,9 @@ export function openRuns(runs) {
 function singleView(run) {
   const panel = new RunPanel();
   panel.reset(run);
-  return { elements: [panel.element], destroy: () => panel.destroy() };
+  const all = parameters([run]).filter(({ values }) => values[0] !== "");
+  const details = el("details", {}, el("summary", {}, t("parameters")), table(all));
+  return { elements: [panel.element, details], destroy: () => panel.destroy() };
 }
 
 /** @param {SavedRun[]} runs */
@@ -61,7 +65,25 @@ function comparison(runs) {
     el("section", {}, el("h3", {}, run), el("p", { class: "edit-trainer-plan" }, base_model), grids[index].element),
   );
   return {
-    elements: [chart.element, el("div", { class: "edit-trainer-sides" }, ...sides)],
+    elements: [chart.element, differenceTable(runs), el("div", { class: "edit-trainer-sides" }, ...sides)],
     destroy: () => [chart, ...grids].forEach((part) => part.destroy()),
   };
+}
+
+/** @param {SavedRun[]} runs */
+function differenceTable(runs) {
+  const found = differences(runs);
+  if (!found.length) return el("p", { class: "edit-trainer-plan" }, t("sameParameters"));
+  return table(found, [t("differentParameters"), ...runs.map(({ run }) => run)]);
+}
+
+/**
+ * @param {ReturnType<typeof parameters>} rows
+ * @param {string[]} [head]
+ */
+function table(rows, head) {
+  const line = (/** @type {"th" | "td"} */ tag, /** @type {string[]} */ cells) =>
+    el("tr", {}, ...cells.map((text) => el(tag, { title: text }, text)));
+  const lines = rows.map(({ name, values }) => line("td", [name, ...values]));
+  return el("table", { class: "edit-trainer-parameters" }, head ? line("th", head) : null, ...lines);
 }

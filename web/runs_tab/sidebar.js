@@ -1,12 +1,13 @@
 // @ts-check
 import { app } from "../../../scripts/app.js";
 import { addRequestGraph } from "../graph/add.js";
-import { freePosition, viewCenter } from "../graph/build.js";
+import { freePosition, setSteps, undoable, viewCenter } from "../graph/build.js";
 import { addLoader } from "../graph/weights.js";
 import { el } from "../lib/dom.js";
-import { fetchSavedRun, fetchSavedRuns, imageUrl } from "../lib/server.js";
+import { deleteRun, fetchSavedRun, fetchSavedRuns, imageUrl } from "../lib/server.js";
 import { count, loss, t } from "../lib/text.js";
 import { showAllRuns } from "../panel/node.js";
+import { ask } from "./ask.js";
 import { openRuns } from "./compare.js";
 
 /** @typedef {import("../lib/server.js").RunSummary} RunSummary */
@@ -85,7 +86,7 @@ class RunList {
           draggable: false,
         })
       : el("div", { class: "edit-trainer-blank" });
-    const progress = `${t(run.state)} · ${count(run.step)} / ${count(run.steps)} · ${t("loss")} ${loss(run.loss)}`;
+    const progress = `${t(run.state)} · ${count(run.step)} / ${count(run.steps)} · ${t("loss")} ${loss(run.smoothed)}`;
     const choose = el("input", {
       type: "checkbox",
       checked: this.#chosen.has(run.run),
@@ -97,6 +98,7 @@ class RunList {
       button("open", () => open([run.run])),
       button("resume", () => resume(run.run)),
       run.lora === null ? null : loraButton(run.lora),
+      run.state === "running" ? null : button("deleteRun", () => this.#delete(run.run)),
       el("label", {}, choose, t("compareThis")),
     );
     return el(
@@ -105,9 +107,19 @@ class RunList {
       thumbnail,
       el("strong", { title: run.run }, run.run),
       el("small", { title: run.base_model }, run.base_model),
-      el("small", {}, progress),
+      el("small", { title: t("smoothed") }, progress),
       actions,
     );
+  }
+
+  /** @param {string} name */
+  async #delete(name) {
+    if (!(await ask(t("deleteQuestion", { run: name }), t("deleteRun")))) return;
+    const inBin = await deleteRun(name);
+    this.#choose(name, false);
+    await this.refresh();
+    const detail = t(inBin ? "deletedToBin" : "deletedForGood", { run: name });
+    app.extensionManager.toast.add({ severity: "info", summary: t("deleteRun"), detail, life: TOAST_MS });
   }
 
   /**
@@ -158,16 +170,22 @@ async function open(names) {
 }
 
 /**
- * Opens the graph that a run was queued from; for a run that was not queued by a page, a graph of its request.
+ * Opens the graph that a run was queued from; for a run that was not queued by a page, a graph of its request. Asks for
+ * the number of steps where the run is finished: with the same number nothing would be trained.
  *
  * @param {string} name
  */
 async function resume(name) {
-  const { request, settings, workflow } = await fetchSavedRun(name);
+  const { request, settings, workflow, state, steps } = await fetchSavedRun(name);
+  const question = t("moreSteps", { run: name, n: count(steps) });
+  const more = state === "finished" ? await ask(question, t("resume"), { number: steps }) : "";
+  if (more === null) return;
   if (workflow) {
     await app.loadGraphData(workflow);
+    if (more) await undoable(() => setSteps(app.canvas.graph, Number(more)));
     return;
   }
+  if (more) request.training_params.steps = Number(more);
   await addRequestGraph(request, freePosition(), { runName: name, settings });
   await showAllRuns();
 }
