@@ -12,11 +12,14 @@ from pathlib import Path
 from urllib.parse import quote
 
 from ..trainer.errors import BadInput
+from ..trainer.files import temporary_beside
 from ..trainer.training.run_lock import lock_run
 from .saved_runs import find_run
 
 _DELETE, _TO_BIN = 3, 0x40 | 0x10 | 0x4 | 0x400
 """FO_DELETE, and FOF_ALLOWUNDO, FOF_NOCONFIRMATION, FOF_SILENT and FOF_NOERRORUI, of Windows' shellapi.h."""
+_FIXED_DISK = 3
+"""DRIVE_FIXED of Windows' fileapi.h. From other disks, FOF_ALLOWUNDO may delete for good without a word."""
 
 
 def delete_run(name: str, running: set[str]) -> bool:
@@ -25,18 +28,30 @@ def delete_run(name: str, running: set[str]) -> bool:
     Raises BadInput for what is not a run, for one in progress, here or in another process, and when it cannot be
     deleted.
     """
-    folder = find_run(name).path
+    run = find_run(name)
+    if not (run.path / "run.json").is_file():
+        raise BadInput(f'There is no run "{name}".')
     if name in running:
         raise BadInput(f'The run "{name}" is in progress; stop it first.')
-    with lock_run(folder):
-        pass
     try:
-        if _move_to_bin(folder):
-            return True
-        if folder.exists():  # an empty one goes with its lock
-            shutil.rmtree(folder)
+        with lock_run(run.path):
+            # Windows moves no folder with an open file: its lock has to be released first, and another process that
+            # takes it meanwhile keeps the folder where it is.
+            if sys.platform != "win32":
+                return _delete(run.path)
+        return _delete(run.path)
     except OSError as error:
-        raise BadInput(f'The run "{name}" cannot be deleted: {error}.') from None
+        raise BadInput(f'The run "{name}" cannot be deleted: {error.strerror or error}.') from None
+
+
+def _delete(folder: Path) -> bool:
+    """Move a folder to the bin, or delete it for good where no bin takes it. True if it is in the bin."""
+    if _move_to_bin(folder):
+        return True
+    # All or nothing: a folder of which a file is in use cannot be renamed on Windows, and nothing runs in the new one.
+    doomed = temporary_beside(folder)
+    folder.rename(doomed)
+    shutil.rmtree(doomed)
     return False
 
 
@@ -50,6 +65,10 @@ def _move_to_bin(folder: Path) -> bool:
 
 
 def _to_windows_bin(folder: Path) -> bool:
+    windows = getattr(ctypes, "windll")  # noqa: B009 - exists on Windows alone
+    if windows.kernel32.GetDriveTypeW(f"{folder.absolute().drive}\\") != _FIXED_DISK:
+        return False
+
     class Operation(ctypes.Structure):
         _fields_ = (
             ("hwnd", ctypes.c_void_p),
@@ -64,8 +83,7 @@ def _to_windows_bin(folder: Path) -> bool:
 
     # The path is the first of a list, which a second zero ends.
     operation = Operation(wFunc=_DELETE, pFrom=f"{folder.absolute()}\0", fFlags=_TO_BIN)
-    shell = getattr(ctypes, "windll").shell32  # noqa: B009 - exists on Windows alone
-    return shell.SHFileOperationW(ctypes.byref(operation)) == 0 and not folder.exists()
+    return windows.shell32.SHFileOperationW(ctypes.byref(operation)) == 0 and not folder.exists()
 
 
 def _to_mac_bin(folder: Path) -> bool:

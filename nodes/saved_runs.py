@@ -48,7 +48,8 @@ def list_runs(running: set[str]) -> list[dict[str, Any]]:
     """
     if not runs_folder().is_dir():
         return []
-    changed = {path: _changed(RunFolder(path)) for path in runs_folder().iterdir() if path.name != CACHE}
+    runs = [path for path in runs_folder().iterdir() if path.name != CACHE and is_folder_name(path.name)]
+    changed = {path: _changed(RunFolder(path)) for path in runs}
     folders = [path for path, when in changed.items() if when]
     newest = sorted(folders, key=lambda path: changed[path], reverse=True)
     summaries = (_summary(RunFolder(path), running) for path in newest[:MAX_LISTED])

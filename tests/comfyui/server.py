@@ -86,9 +86,11 @@ class Server:
         self.log = base / "server.log"
         command = [find_python(comfyui), str(comfyui / "main.py"), "--cpu", "--base-directory", str(base)]
         command += ["--port", str(self.port), "--database-url", f"sqlite:///{base / 'user' / 'db'}"]
+        # What the server deletes is not for the bin of the person who runs the tests.
+        environment = os.environ | {"XDG_DATA_HOME": str(base / "desktop")}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--disable-api-nodes"], cwd=base, stdout=log, stderr=subprocess.STDOUT
+                [*command, "--disable-api-nodes"], cwd=base, stdout=log, stderr=subprocess.STDOUT, env=environment
             )
         self._wait_until_up()
 

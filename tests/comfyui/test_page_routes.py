@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import shutil
+import sys
 import threading
 import time
 import urllib.error
@@ -105,7 +106,8 @@ def test_a_folder_that_is_a_link_to_elsewhere_is_no_run(server: Server, run_name
 def test_another_sites_page_is_refused(server: Server, run_name: str, path: str, header: dict[str, str]) -> None:
     assert ask(server, f"/edit_trainer/{path}")[0] == 200
     assert ask(server, f"/edit_trainer/{path}", None, **header)[0] == 403
-    assert ask(server, "/edit_trainer/runs/train/stop", b"", **header)[0] == 403
+    for action in ("runs/train/stop", "archive/shown/delete", "request_notes"):
+        assert ask(server, f"/edit_trainer/{action}", b"", **header)[0] == 403
     assert ask(server, "/edit_trainer/upload?name=a.parquet", EXAMPLE.read_bytes(), **header)[0] == 403
     assert not (server.base / "input" / "a.parquet").exists()
 
@@ -253,8 +255,12 @@ def test_stop_and_save_and_sample_now(server: Server) -> None:
 
 
 def test_a_run_that_was_stopped_and_saved_goes_on_in_the_same_graph(server: Server) -> None:
+    pressed = []
+
     def press(kind: str, data: dict) -> None:
-        if kind == "edit_trainer.run" and data["step"] == 1 and data["state"] == "running":
+        # Steps are faster than messages: the first one may have no message of its own.
+        if kind == "edit_trainer.run" and data["step"] >= 1 and not pressed:
+            pressed.append("stop")
             threading.Thread(target=server.post, args=("/edit_trainer/runs/train/stop", {})).start()
 
     steps = 60
@@ -304,12 +310,47 @@ def test_a_hostile_file_leaves_comfyui_responsive(server: Server, hostile: str) 
 def test_a_run_is_deleted_and_nothing_else(server: Server, run_name: str) -> None:
     runs = server.output / "edit_trainer"
     shutil.copytree(runs / run_name, runs / "unwanted")
-    for name in ("edit_trainer_cache", "..", "nowhere", "%2e%2e%2floras"):
+    (runs / "a persons folder").mkdir()
+    for name in ("edit_trainer_cache", "..", "nowhere", "%2e%2e%2floras", "a%20persons%20folder"):
         assert ask(server, f"/edit_trainer/archive/{name}/delete", b"")[0] in (400, 404), name
     with lock_run(runs / "unwanted"):
         status, body = ask(server, "/edit_trainer/archive/unwanted/delete", b"")
         assert (status, "in use" in body.decode()) == (400, True)
     assert (runs / "edit_trainer_cache").is_dir() and (runs / "unwanted" / "run.json").is_file()
+    kept = sorted(path for path in runs.rglob("*") if runs / "unwanted" not in (path, *path.parents))
     status, body = ask(server, "/edit_trainer/archive/unwanted/delete", b"")
     assert (status, json.loads(body).keys()) == (200, {"in_bin"})
-    assert not (runs / "unwanted").exists() and (runs / run_name).is_dir()
+    assert sorted(runs.rglob("*")) == kept
+    (runs / "a persons folder").rmdir()
+
+
+def test_a_run_in_progress_is_not_deleted(server: Server) -> None:
+    folder = server.output / "edit_trainer" / "busy"
+    refused = []
+
+    def delete(kind: str, data: dict) -> None:
+        if kind == "edit_trainer.run" and data["step"] > 2 and not refused:
+            refused.append(ask(server, "/edit_trainer/archive/busy/delete", b""))
+            server.interrupt()
+
+    server.run(training(run_name="busy", params={"steps": 2000, "sample_every": 2000}), delete)
+    ((status, body),) = refused
+    assert (status, "stop it first" in body.decode()) == (400, True)
+    assert (folder / "run.json").is_file()
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="the bin of other systems is the person's own")
+def test_a_deleted_run_is_in_the_bin_of_a_desktop(server: Server, run_name: str) -> None:
+    runs, trash = server.output / "edit_trainer", server.base / "desktop" / "Trash"
+    for folder in ("files", "info"):
+        (trash / folder).mkdir(parents=True)
+    shutil.copytree(runs / run_name, runs / "un wanted")
+    try:
+        assert json.loads(ask(server, "/edit_trainer/archive/un%20wanted/delete", b"")[1]) == {"in_bin": True}
+        ((file,), (info,)) = ((trash / folder).iterdir() for folder in ("files", "info"))
+        assert (file / "run.json").read_bytes() == (runs / run_name / "run.json").read_bytes()
+        assert info.name == f"{file.name}.trashinfo"
+        assert f"Path={urllib.parse.quote(str(runs / 'un wanted'))}" in info.read_text(encoding="utf-8").splitlines()
+        assert not (runs / "un wanted").exists()
+    finally:
+        shutil.rmtree(trash)
