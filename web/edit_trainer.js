@@ -6,7 +6,7 @@ import { addInfo, refreshInfo } from "./dataset/info.js";
 import { addRequestButton, dropParquet, paste } from "./graph/paste.js";
 import { addModelInfo, showLinkedModels, showModelInfo } from "./model/info.js";
 import { callBefore, fitToWidgets } from "./graph/nodes.js";
-import { colorLinks } from "./graph/links.js";
+import { followPalette } from "./graph/palette.js";
 import { el } from "./lib/dom.js";
 import { setLanguage } from "./lib/text.js";
 import { onExecuted, onExecuting, onExecutionError, showRunNotes } from "./notes/node.js";
@@ -50,7 +50,7 @@ app.registerExtension({
     document.addEventListener("paste", paste, true);
     addEventListener("drop", dropParquet, true);
     app.extensionManager.registerSidebarTab(runsTab());
-    colorLinks();
+    followPalette();
   },
 
   getCustomWidgets: () => ({ EDIT_TRAINER_CHOICE: choiceWidget }),

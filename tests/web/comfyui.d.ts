@@ -69,13 +69,18 @@ interface ComfyGraph {
   add(node: ComfyNode): unknown;
   getNodeOnPos(x: number, y: number): ComfyNode | null;
   getNodeById(id: number | string): ComfyNode | null | undefined;
+  serialize(): unknown;
 }
 
 /** Undo history of a workflow. Changes between `beforeChange` and `afterChange` are one step. */
 interface ComfyChangeTracker {
+  /** The workflow after its last step. */
+  activeState: unknown;
   changeCount: number;
   beforeChange(): void;
   afterChange(): void;
+  /** Tells the page that `activeState` has changed. */
+  updateModified(): void;
 }
 
 interface ComfyCanvas {
@@ -142,6 +147,10 @@ interface ComfyApi {
 interface Window {
   LGraphCanvas: { link_type_colors: Record<string, string> };
   LiteGraph: {
+    WIDGET_BGCOLOR: string;
+    WIDGET_OUTLINE_COLOR: string;
+    WIDGET_TEXT_COLOR: string;
+    WIDGET_SECONDARY_TEXT_COLOR: string;
     createNode(type: string): ComfyNode | null;
     registered_node_types: Record<string, { nodeData?: { input?: ComfyInputSpecs } }>;
   };

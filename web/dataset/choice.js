@@ -20,9 +20,8 @@ import { menuPosition } from "./menu_position.js";
 
 /** @typedef {ComfyWidget & ChoiceParts} ChoiceWidget */
 
-/** Height of ComfyUI's own rows on the classic canvas, and half of their distance. */
+/** Height of ComfyUI's own rows on the classic canvas. */
 const HEIGHT = 20;
-const MARGIN = 2;
 const MIN_MENU_WIDTH = 160;
 let lastId = 0;
 
@@ -39,14 +38,14 @@ export function choiceWidget(node, name, [, options = {}]) {
   /** @type {ChoiceWidget} */
   const widget = node.addDOMWidget(name, "edit-trainer-choice", box.element, {
     hideOnZoom: false,
-    margin: MARGIN,
+    margin: 0,
     getValue: () => box.input.value,
     setValue: (value) => {
       const text = String(value ?? "");
       if (text !== box.input.value) box.input.value = text;
     },
   });
-  widget.computeSize = (width) => [width ?? 0, HEIGHT + 2 * MARGIN];
+  widget.computeSize = (width) => [width ?? 0, HEIGHT];
   widget.computeLayoutSize = undefined;
   widget.setOptions = (source) => (box.source = source);
   widget.setLabel = (label) => (box.caption.textContent = label);
