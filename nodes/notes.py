@@ -89,6 +89,17 @@ def input_notes(resource: str, columns: Mapping[str, str], images_root: str) -> 
         return [text_note("error", str(error))]
 
 
+def request_notes(text: bytes) -> list[Note]:
+    """Notes on the JSON of a fine-tune request before anything runs: its faults, then those of its dataset."""
+    from ..trainer.config.request import parse_request
+
+    try:
+        request = parse_request(text)
+    except BadInput as error:
+        return [text_note("error", str(error))]
+    return input_notes(request.resource, request.training_params.columns.to_fields(), "")
+
+
 def _rows_note(level: str, code: str, report: DatasetReport) -> Note:
     faults = [_fault(fault) for fault in report.bad[:SHOWN_FAULTS]]
     return note(level, code, n=report.bad_rows, rows=report.rows, faults=faults)

@@ -11,7 +11,7 @@ from comfy_api.latest import io, ui
 
 from ..trainer.config.request import FineTuneRequest, parse_request
 from ..trainer.config.samples import SamplePrompt, sample_prompt
-from ..trainer.errors import BadInput
+from ..trainer.errors import BadInput, printable
 from ..trainer.families.registry import base_model_names
 from ..trainer.files import write_text
 from .folders import (
@@ -121,6 +121,18 @@ class LoadRequest(io.ComfyNode):
             return " ".join([*states, dataset_state(parquet, parsed.training_params.columns)])
         except (BadInput, OSError):
             return "not there"
+
+    @classmethod
+    def validate_inputs(cls, request: str | None = None) -> bool | str:
+        """Check the request, its parquet and the columns before anything runs; a linked input is None."""
+        from ..trainer.data.load_request import load_request
+
+        try:
+            if request is not None:
+                load_request(find_request(request), input_folder(), EXAMPLES)
+        except BadInput as error:
+            return printable(str(error))
+        return True
 
     @classmethod
     @readable_errors()

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import base64
-import filecmp
-import uuid
 from pathlib import Path
 from typing import Any
 
@@ -15,12 +13,13 @@ from server import PromptServer
 from ..trainer.errors import BadInput
 from .delete_run import delete_run
 from .exports import publish_checkpoint
-from .folders import contained_path, find_contained_parquet, input_folder, is_folder_name, list_parquets
+from .folders import contained_path, find_contained_parquet, list_parquets
 from .live_run import LIVE_RUNS
 from .model_files import AUTO
-from .notes import input_notes
+from .notes import input_notes, request_notes
 from .same_origin import same_origin_only
 from .saved_runs import list_runs, run_details, sample_file, shrink_to_jpeg, thumbnail
+from .uploads import upload
 from .widgets import COLUMN_INPUTS
 
 THUMBNAIL_PIXELS = (32, 512)
@@ -31,10 +30,6 @@ MAX_TEXT_CHARS = 300
 """Characters shown of a text in the first rows; a judgement."""
 MAX_REQUEST_BYTES = 4 * 2**20
 """Largest pasted request, in bytes; a judgement: real ones have a few kilobytes."""
-MAX_UPLOAD_BYTES = 1 << 40
-"""Largest uploaded parquet, in bytes; a judgement, beyond any dataset for one GPU."""
-UPLOAD_CHUNK = 1 << 20
-"""Bytes written at a time; a judgement."""
 
 
 def add_routes() -> None:
@@ -59,6 +54,7 @@ def add_routes() -> None:
         "/edit_trainer/archive/{run}/delete": delete,
         "/edit_trainer/upload": upload,
         "/edit_trainer/request": read_request,
+        "/edit_trainer/request_notes": notes_on_request,
     }.items():
         routes.post(path)(same_origin_only(handler))
 
@@ -152,57 +148,32 @@ async def base_model(request: web.Request) -> web.Response:
         return web.json_response({"error": str(error)})
 
 
-async def upload(request: web.Request) -> web.Response:
-    """`?name=`: save the body, a parquet, in the input folder. An existing file is never overwritten; the response has
-    the name of the new one, or of an existing one of this name with the same contents."""
-    name = request.query.get("name", "")
-    if not is_folder_name(name) or not name.lower().endswith(".parquet"):
-        raise BadInput(f'"{name}" cannot be used; the name must end in .parquet and have none of < > : " / \\ | ? *')
-    folder = input_folder()
-    temporary = folder / f".uploading-{uuid.uuid4().hex}"
-    try:
-        size = 0
-        with temporary.open("wb") as file:
-            async for chunk in request.content.iter_chunked(UPLOAD_CHUNK):
-                size += len(chunk)
-                if size > MAX_UPLOAD_BYTES:
-                    raise BadInput("The parquet is too large to be uploaded; copy it into ComfyUI's input folder.")
-                await asyncio.to_thread(file.write, chunk)
-        from ..trainer.data.parquet import read_schema
-
-        try:
-            await asyncio.to_thread(read_schema, temporary)
-        except BadInput:
-            raise BadInput(f'"{name}" is not a parquet file, or was cut off during the upload.') from None
-        path, number = folder / name, 1
-        while path.exists() and not await asyncio.to_thread(_same_contents, path, temporary):
-            number += 1
-            path = folder / f"{name[: -len('.parquet')]}-{number}.parquet"
-        if not path.exists():
-            temporary.replace(path)
-    finally:
-        temporary.unlink(missing_ok=True)
-    return web.json_response({"name": path.name})
-
-
 async def read_request(request: web.Request) -> web.Response:
     """Check the body, a fine-tune request's JSON. The response is `{"request": …}` with all defaults, or every fault as
     `{"error": …}`."""
     from ..trainer.config.request import parse_request
 
+    text = await _request_text(request)
+    try:
+        return web.json_response({"request": parse_request(text).model_dump()})
+    except BadInput as error:
+        return web.json_response({"error": str(error)})
+
+
+async def notes_on_request(request: web.Request) -> web.Response:
+    """Notes on the body, a fine-tune request's JSON, as `{"notes": […]}`."""
+    text = await _request_text(request)
+    return web.json_response({"notes": await asyncio.to_thread(request_notes, text)})
+
+
+async def _request_text(request: web.Request) -> bytes:
+    """Read the body. Raises BadInput for one that is too large."""
     text = bytearray()
     async for chunk in request.content.iter_any():
         text += chunk
         if len(text) > MAX_REQUEST_BYTES:
             raise BadInput("The request is too large.")
-    try:
-        return web.json_response({"request": parse_request(bytes(text)).model_dump()})
-    except BadInput as error:
-        return web.json_response({"error": str(error)})
-
-
-def _same_contents(one: Path, other: Path) -> bool:
-    return one.is_file() and filecmp.cmp(one, other, shallow=False)
+    return bytes(text)
 
 
 def _send_control(request: web.Request, what: str) -> web.Response:

@@ -10,6 +10,7 @@ import { followPalette } from "./graph/palette.js";
 import { el } from "./lib/dom.js";
 import { setLanguage } from "./lib/text.js";
 import { onExecuted, onExecuting, onExecutionError, showRunNotes } from "./notes/node.js";
+import { showRequestFaults } from "./notes/request.js";
 import { addPanel, onMessage, showAllRuns } from "./panel/node.js";
 import { runsTab } from "./runs_tab/sidebar.js";
 
@@ -26,8 +27,14 @@ const REFRESH = {
   EditTrainerTrain: (node) => fitToWidgets(node),
   EditTrainerLoadDataset: refreshInfo,
   EditTrainerBaseModel: showModelInfo,
-  EditTrainerLoadRequest: showLinkedModels,
+  EditTrainerLoadRequest: showRequest,
 };
+
+/** @param {ComfyNode} node */
+function showRequest(node) {
+  showLinkedModels(node);
+  showRequestFaults(node);
+}
 
 // Registered before anything is awaited: ComfyUI's page warns about messages that have no listener.
 api.addEventListener(MESSAGE, (event) => onMessage(event.detail));
@@ -59,7 +66,7 @@ app.registerExtension({
     if (node.comfyClass === "EditTrainerTrain") addPanel(node);
     if (node.comfyClass === "EditTrainerLoadDataset") addInfo(node);
     if (node.comfyClass === "EditTrainerBaseModel") addModelInfo(node);
-    if (node.comfyClass === "EditTrainerLoadRequest") addRequestButton(node, () => showLinkedModels(node));
+    if (node.comfyClass === "EditTrainerLoadRequest") addRequestButton(node, () => showRequest(node));
     const refresh = REFRESH[node.comfyClass ?? ""];
     if (refresh) callBefore(node, "onConfigure", () => refresh(node));
   },

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import json
 from pathlib import Path
 from typing import Any
 
@@ -10,10 +11,11 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-from playwright.sync_api import Page
+from playwright.sync_api import Page, expect
 
 from ..comfyui.server import Server
 from .helpers import PageLog, choose_renderer, screenshot, scroll_to, wait_until
+from .test_dataset_menus import make_request
 
 RENDERERS = ["classic", "vue"]
 COLUMNS = ("caption", "control", "target")
@@ -33,6 +35,11 @@ CHOOSE = """(values) => {
   const widgets = names.map((name) => dataset.widgets.find((widget) => widget.name === name))
   widgets.forEach((widget, index) => { widget.value = values[index] })
   widgets[4].onChoice(values[4], true)
+}"""
+ADD_REQUEST = """() => {
+  const node = LiteGraph.createNode('EditTrainerLoadRequest')
+  node.pos = [100, 100]
+  app.graph.add(node)
 }"""
 NOTES = """() => [...document.querySelectorAll('.edit-trainer-notes li')].map((line) => {
   const [own, around] = [line.getBoundingClientRect(), line.closest('section').getBoundingClientRect()]
@@ -153,3 +160,30 @@ def test_every_fault_of_a_dataset_is_readable_in_its_node(
         assert not [problem for problem in log.problems if "edit_trainer" in problem], log.problems
     finally:
         show_language(page, "en")
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_faults_of_a_request_stand_in_its_node(page: Page, server: Server, renderer: str) -> None:
+    choose_renderer(page, renderer)
+    log = PageLog(page)
+    page.evaluate("() => app.graph.clear()")
+    request = make_request()
+    page.evaluate(ADD_REQUEST)
+    scroll_to(page, "EditTrainerLoadRequest")
+    lines = page.locator(".edit-trainer-notes li")
+
+    def edit(**params: Any) -> None:
+        request["training_params"] |= params
+        page.locator("textarea:visible").first.fill(json.dumps(request))
+
+    expect(lines).to_have_count(0)
+    edit(steps=-1)
+    expect(lines).to_contain_text("steps")
+    edit(steps=2, image_column="targt")
+    expect(lines).to_contain_text("no column “targt”. Its columns are control, caption, target")
+    screenshot(page, f"request notes {renderer}", "body")
+    edit(image_column="target")
+    expect(lines).to_have_count(0)
+    page.locator("textarea:visible").first.fill('{"resource": ')
+    expect(lines).to_contain_text("not valid JSON")
+    assert not log.problems

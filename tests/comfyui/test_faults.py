@@ -131,6 +131,9 @@ def test_a_parquet_leads_to_no_private_host(server: Server) -> None:
     refused(server.run(training(dataset={"resource": "inside.parquet"})), "dataset", *said)
 
 
+WRONG_COLUMN = request_json()["training_params"] | {"image_column": "targt"}
+
+
 @pytest.mark.parametrize(
     "request_text, said",
     [
@@ -140,10 +143,15 @@ def test_a_parquet_leads_to_no_private_host(server: Server) -> None:
         (json.dumps(request_json() | {"colour": 1}), ["colour", "unknown field"]),
         (json.dumps(request_json(base_model="gpt")), ["base_model", "gpt", "tiny/flux-kontext"]),
         (json.dumps(request_json(resource="main/none.parquet")), ["resource", "none.parquet", "not found"]),
+        (json.dumps(request_json(training_params=WRONG_COLUMN)), ["image_column", "targt", "did you mean"]),
     ],
 )
-def test_request_faults(server: Server, request_text: str, said: list[str]) -> None:
-    refused(server.run(request_graph(request_text)), "request", *said)
+def test_request_faults_are_found_before_anything_runs(server: Server, request_text: str, said: list[str]) -> None:
+    result = server.run(request_graph(request_text))
+    assert result.status == "refused"
+    assert list(result.details["node_errors"]) == ["request"]
+    for part in said:
+        assert part in result.details["node_errors"]["request"]["errors"][0]["details"]
 
 
 @pytest.mark.parametrize("name", ["../out", "a/b", "a\\b", "", "con", "..", "C:x", "edit_trainer_cache"])

@@ -215,6 +215,14 @@ export const uploadParquet = async (file) => (await postJson("/upload", { name: 
 export const parseRequest = async (text) => (await postJson("/request", {}, text)).request;
 
 /**
+ * Checks the JSON of a fine-tune request.
+ *
+ * @param {string} text
+ * @returns {Promise<import("../notes/text.js").Note[]>}
+ */
+export const fetchRequestNotes = async (text) => (await postJson("/request_notes", {}, text)).notes;
+
+/**
  * Fetches JSON from one of the pack's routes. Throws an Error with the server's message.
  *
  * @param {string} route

@@ -1,0 +1,19 @@
+// @ts-check
+import { widgetText } from "../graph/nodes.js";
+import { fetchRequestNotes } from "../lib/server.js";
+import { setNotes } from "./node.js";
+
+/**
+ * Shows in a request node what is wrong with its JSON. A file that it names instead is checked when the graph is run.
+ *
+ * @param {ComfyNode} node
+ */
+export async function showRequestFaults(node) {
+  const read = () => {
+    const linked = node.inputs?.some(({ name, link }) => name === "request" && link != null);
+    return linked ? "" : widgetText(node, "request").trim();
+  };
+  const text = read();
+  const notes = text.startsWith("{") ? await fetchRequestNotes(text).catch(() => []) : [];
+  if (node.graph && text === read()) setNotes(node, "inputs", notes);
+}
