@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import json
+import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import Page
+from playwright.sync_api import Page, Route
 
 from ..comfyui.server import PACK, Server
 from .helpers import PageLog, choose_renderer, screenshot, wait_until
@@ -37,6 +38,8 @@ BOXES = """() => app.canvas.graph.nodes.map((node) => {
 LINKS = """() => app.canvas.graph.nodes.map((node) => [
   node.type, ...(node.inputs ?? []).filter((input) => input.link != null).map((input) => input.name),
 ])"""
+PLACES = "() => app.canvas.graph.nodes.map((node) => [node.type, ...[...node.pos].map(Math.round)])"
+COLUMNS_ROUTE = re.compile(r"/edit_trainer/columns\b")
 PUBLISHED = {
     "resource": "main/your-dataset.parquet",
     "base_model": "<model-canonical-name>",
@@ -80,6 +83,7 @@ def check_undo(page: Page, before: list[str]) -> None:
     wait_until_laid_out(page)
     after = types(page)
     links = sorted(page.evaluate(LINKS))
+    places = sorted(page.evaluate(PLACES))
     for redo in ("Control+Shift+z", "Control+y"):
         page.keyboard.press("Control+z")
         wait_until(lambda: types(page) == before, 20)
@@ -89,6 +93,7 @@ def check_undo(page: Page, before: list[str]) -> None:
         wait_until(lambda: types(page) == after, 20)
         page.wait_for_timeout(500)
         assert sorted(page.evaluate(LINKS)) == links
+        assert sorted(page.evaluate(PLACES)) == places
 
 
 def check_layout(page: Page) -> None:
@@ -148,6 +153,26 @@ def test_a_pasted_request_is_undone_in_one_step(page: Page, server: Server, rend
     check_undo(page, ["VAEDecode"])
     check_layout(page)
     assert "Note" not in types(page), "a request without gaps has no note"
+    assert not log.problems
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_undo_before_a_graph_is_laid_out_removes_that_graph(page: Page, server: Server, renderer: str) -> None:
+    log = start(page, renderer)
+    answers: list[Route] = []
+    page.route(COLUMNS_ROUTE, answers.append)
+    page.evaluate(PASTE, json.dumps(make_request()))
+    wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 30)
+    page.keyboard.press("Control+z")
+    wait_until(lambda: types(page) == ["VAEDecode"], 20)
+    page.unroute(COLUMNS_ROUTE)
+    for answer in answers:
+        answer.continue_()
+    wait_until_laid_out(page)
+    page.wait_for_timeout(500)
+    assert types(page) == ["VAEDecode"]
+    page.keyboard.press("Control+y")
+    wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 20)
     assert not log.problems
 
 

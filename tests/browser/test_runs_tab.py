@@ -10,6 +10,7 @@ from playwright.sync_api import Locator, Page, expect
 from ..comfyui.graphs import training
 from ..comfyui.server import Server
 from .helpers import PageLog, choose_renderer, screenshot, wait_until
+from .test_graphs import check_undo, start, types
 
 RUNS = ("tab-one", "tab-two")
 NODES = """() => app.graph.nodes.map((node) => ({
@@ -149,4 +150,30 @@ def test_a_run_is_deleted_when_the_question_is_answered(page: Page, server: Serv
     question.get_by_role("button", name="Delete").click()
     expect(row(page, name)).to_have_count(0)
     assert not (server.output / "edit_trainer" / name).exists()
+    assert not log.problems
+
+
+@pytest.mark.parametrize("renderer", ["classic", "vue"])
+def test_what_the_list_adds_is_undone_in_one_step_each(page: Page, server: Server, runs, renderer: str) -> None:
+    log = start(page, renderer)
+    page.get_by_role("button", name="Training runs").first.click()
+    before = types(page)
+    row(page, runs[1]).get_by_role("button", name="LoRA").click()
+    wait_until(lambda: nodes(page, "LoraLoaderModelOnly"), 30)
+    check_undo(page, before)
+
+    before = types(page)
+    row(page, runs[1]).get_by_role("button", name="Open").click()
+    dialog = page.locator("dialog.edit-trainer-compare")
+    dialog.get_by_role("button", name="Use LoRA").click()
+    wait_until(lambda: len(nodes(page, "LoraLoaderModelOnly")) == 2, 60)
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    check_undo(page, before)
+
+    before = types(page)
+    row(page, runs[1]).get_by_role("button", name="Resume").click()
+    page.locator("dialog.edit-trainer-ask").get_by_role("button", name="Resume").click()
+    wait_until(lambda: nodes(page, "EditTrainerPreviewSamples"), 30)
+    check_undo(page, before)
     assert not log.problems

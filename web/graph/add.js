@@ -3,7 +3,7 @@ import { app } from "../../../scripts/app.js";
 import { refreshInfo } from "../dataset/info.js";
 import { fetchColumns, parseRequest, uploadParquet } from "../lib/server.js";
 import { t } from "../lib/text.js";
-import { addPlan } from "./build.js";
+import { addPlan, isOnDisplay } from "./build.js";
 import { completionPlan, datasetPlan, draftRequest, readRequest, requestPlan, withoutDots } from "./request.js";
 
 const TINY_MODEL = "tiny/flux-kontext";
@@ -28,7 +28,7 @@ export function addRequestGraph(request, pos, { runName = "edit-lora", settings 
  */
 async function addTrainingGraph(plan, pos) {
   const nodes = await addPlan(plan, pos, { fill: ({ dataset }) => refreshInfo(dataset) });
-  app.canvas.centerOnNode(nodes.train);
+  if (isOnDisplay(nodes.train)) app.canvas.centerOnNode(nodes.train);
   return nodes;
 }
 

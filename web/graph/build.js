@@ -1,7 +1,6 @@
 // @ts-check
 import { app } from "../../../scripts/app.js";
-import { drawnSize, findWidget, nextDrawing, positionBelow, widgetText } from "./nodes.js";
-import { REQUEST_NODE, readRequest } from "./request.js";
+import { drawnSize, findWidget, nextDrawing, positionBelow } from "./nodes.js";
 
 /** Distance between columns in graph coordinates; nodes of a column are twice as far apart. */
 const GAP = 40;
@@ -24,22 +23,6 @@ export function addNode(type, pos, values = {}) {
 }
 
 /**
- * Sets the number of steps in every node of a graph that has one: parameters, and requests as JSON.
- *
- * @param {ComfyGraph} graph
- * @param {number} steps
- */
-export function setSteps(graph, steps) {
-  for (const node of graph.nodes) {
-    if (node.comfyClass === "EditTrainerParams") setWidget(findWidget(node, "steps"), steps);
-    if (node.comfyClass !== REQUEST_NODE) continue;
-    const request = readRequest(widgetText(node, "request"));
-    if (request) Object.assign(/** @type {object} */ (request.training_params), { steps });
-    if (request) setWidget(findWidget(node, "request"), JSON.stringify(request, null, 2));
-  }
-}
-
-/**
  * @param {ComfyWidget | undefined} widget
  * @param {unknown} value
  */
@@ -59,28 +42,51 @@ function accepts(widget, value) {
 }
 
 /**
- * Runs a change of the graph as one step of the page's undo history, until all that it waits for is done. What was
- * changed before is a step of its own.
+ * Makes a change of the graph one step of the page's undo history. What was changed before is a step of its own.
  *
  * @template T
- * @param {() => T | Promise<T>} change
- * @returns {Promise<T>}
+ * @param {() => T} change
+ * @returns {T}
  */
-export async function undoable(change) {
-  const active = () => app.extensionManager.workflow?.activeWorkflow?.changeTracker;
-  const tracker = active();
+export function undoable(change) {
+  const tracker = changeTracker();
   tracker?.beforeChange();
   tracker?.afterChange();
   tracker?.beforeChange();
   try {
-    return await change();
+    return change();
   } finally {
-    // Another workflow may be on display by now: its graph is not to be taken for this one's.
-    if (tracker && tracker === active()) tracker.afterChange();
-    else if (tracker) tracker.changeCount--;
+    tracker?.afterChange();
     app.canvas.setDirty(true, true);
   }
 }
+
+/** Undo history of the workflow on display; the page has none before its first workflow. */
+const changeTracker = () => app.extensionManager.workflow?.activeWorkflow?.changeTracker;
+
+/**
+ * Adds what becomes of nodes in an action to the last step of the undo history. They may be gone by its end, as undo
+ * works meanwhile: then the history is left as it is.
+ *
+ * @param {ComfyNode[]} nodes
+ * @param {() => Promise<unknown>} action
+ */
+async function extendLastStep(nodes, action) {
+  const tracker = changeTracker();
+  tracker?.beforeChange();
+  try {
+    await action();
+  } finally {
+    if (tracker) tracker.changeCount--; // afterChange() would make another step
+    if (tracker && tracker === changeTracker() && nodes.every(isOnDisplay)) {
+      tracker.activeState = JSON.parse(JSON.stringify((app.rootGraph ?? app.graph).serialize()));
+      tracker.updateModified();
+    }
+  }
+}
+
+/** @param {ComfyNode} node */
+export const isOnDisplay = (node) => app.canvas.graph.getNodeById(node.id) === node;
 
 /**
  * Center of the visible part of the graph.
@@ -96,7 +102,7 @@ export function viewCenter() {
 export const freePosition = () => positionBelow(app.canvas.graph.nodes, 3 * GAP) ?? viewCenter();
 
 /**
- * Adds the nodes and links of a plan as one step of the undo history.
+ * Adds the nodes and links of a plan as one step of the undo history, which their final layout belongs to.
  *
  * @param {import("./request.js").GraphPlan} plan
  * @param {Iterable<number>} pos Top left corner.
@@ -105,9 +111,9 @@ export const freePosition = () => positionBelow(app.canvas.graph.nodes, 3 * GAP)
  * @param {(nodes: Record<string, ComfyNode>) => unknown} [options.fill] Fills in what has to be asked for first.
  * @returns {Promise<Record<string, ComfyNode>>} All of these nodes, by key.
  */
-export function addPlan(plan, pos, { existing = {}, fill } = {}) {
-  return undoable(async () => {
-    const nodes = { ...existing };
+export async function addPlan(plan, pos, { existing = {}, fill } = {}) {
+  const nodes = { ...existing };
+  const columns = undoable(() => {
     for (const { key, type, values, size } of plan.columns.flat()) {
       nodes[key] = addNode(type, pos, values);
       if (size) nodes[key].setSize(size);
@@ -118,12 +124,15 @@ export function addPlan(plan, pos, { existing = {}, fill } = {}) {
     }
     const columns = plan.columns.map((column) => column.map(({ key }) => nodes[key]));
     arrange(columns, pos);
+    return columns;
+  });
+  await extendLastStep(columns.flat(), async () => {
     await fill?.(nodes);
     await nextDrawing();
     arrange(columns, pos);
     await nextDrawing();
-    return nodes;
   });
+  return nodes;
 }
 
 /**

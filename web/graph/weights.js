@@ -15,5 +15,5 @@ const LOADERS = { loras: ["LoraLoaderModelOnly", "lora_name"], diffusion_models:
 export async function addLoader(file, pos, folder = "loras") {
   const [type, input] = LOADERS[folder];
   await app.refreshComboInNodes();
-  await undoable(() => addNode(type, pos, { [input]: file }));
+  undoable(() => addNode(type, pos, { [input]: file }));
 }

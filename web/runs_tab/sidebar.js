@@ -1,7 +1,7 @@
 // @ts-check
 import { app } from "../../../scripts/app.js";
 import { addRequestGraph } from "../graph/add.js";
-import { freePosition, setSteps, undoable, viewCenter } from "../graph/build.js";
+import { freePosition, undoable, viewCenter } from "../graph/build.js";
 import { addLoader } from "../graph/weights.js";
 import { el } from "../lib/dom.js";
 import { deleteRun, fetchSavedRun, fetchSavedRuns, imageUrl } from "../lib/server.js";
@@ -9,6 +9,7 @@ import { count, loss, t } from "../lib/text.js";
 import { showAllRuns } from "../panel/node.js";
 import { ask } from "./ask.js";
 import { openRuns } from "./compare.js";
+import { setSteps } from "./steps.js";
 
 /** @typedef {import("../lib/server.js").RunSummary} RunSummary */
 
@@ -182,7 +183,7 @@ async function resume(name) {
   if (more === null) return;
   if (workflow) {
     await app.loadGraphData(workflow);
-    if (more) await undoable(() => setSteps(app.canvas.graph, Number(more)));
+    if (more) undoable(() => setSteps(app.canvas.graph, name, Number(more)));
     return;
   }
   if (more) request.training_params.steps = Number(more);
