@@ -5,8 +5,9 @@ from __future__ import annotations
 import pytest
 from playwright.sync_api import Page
 
+from ..comfyui.graphs import training
 from ..comfyui.server import Server
-from .helpers import PageLog, choose_renderer, load, read_panel, scroll_to, short_workflow, wait_until
+from .helpers import PANEL, PageLog, choose_renderer, load, read_panel, scroll_to, short_workflow, wait_until
 from .test_subgraph import ENTER
 
 RENDERERS = ["classic", "vue"]
@@ -81,4 +82,21 @@ def test_a_run_that_is_renamed_while_it_trains_is_still_followed(page: Page, ser
     assert read_panel(page)["state"] == "running"
     page.get_by_role("button", name="Stop and save").click()
     wait_until(lambda: read_panel(page)["state"] == "stopped")
+    assert not log.problems
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_reloaded_panel_shows_its_own_run(page: Page, server: Server, renderer: str) -> None:
+    name = f"quick-{renderer}"
+    assert server.run(training(run_name=name, params={"lora_rank": 3})).status == "execution_success"
+    choose_renderer(page, renderer)
+    log = PageLog(page)
+    load(page, short_workflow(name, 6, 6))
+    page.evaluate("() => app.queuePrompt(0, 1)")
+    shown = "() => document.querySelector('.edit-trainer-panel .edit-trainer-name')?.textContent"
+    wait_until(lambda: page.evaluate(shown) == f"{name}-2" and read_panel(page)["state"] == "finished")
+    page.reload()
+    page.wait_for_selector(PANEL, state="attached")
+    wait_until(lambda: read_panel(page)["state"] == "finished", 30)
+    assert (page.evaluate(shown), read_panel(page)["step"]) == (f"{name}-2", 6)
     assert not log.problems

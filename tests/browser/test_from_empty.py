@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 
 import pytest
@@ -9,6 +10,8 @@ from playwright.sync_api import Page, expect
 
 from ..comfyui.server import PACK, Server
 from .helpers import PageLog, choose_renderer, read_panel, screenshot, scroll_to, wait_until
+from .test_dataset_menus import make_request
+from .test_graphs import DROP, PASTE, PUBLISHED, start, types, wait_until_laid_out
 
 WORKFLOW = "1_train_and_edit_tiny"
 
@@ -53,3 +56,41 @@ def test_the_first_workflow_from_the_templates_browser(page: Page, server: Serve
     assert any("EditTrainerEdit" in str(node) for node in page.evaluate("() => app.graph.nodes.map((n) => n.type)"))
     assert not log.problems
     assert not log.other_hosts
+
+
+def press_run(page: Page) -> None:
+    """Press Run, once the graph has been added."""
+    wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 30)
+    wait_until_laid_out(page)
+    expect(page.get_by_test_id("queue-button")).to_be_visible()
+    page.get_by_test_id("queue-button").click()
+    wait_until(lambda: read_panel(page)["step"] >= 1)
+
+
+@pytest.mark.parametrize("renderer", ["classic", "vue"])
+def test_a_dropped_parquet_is_trained_when_run_is_pressed(page: Page, server: Server, renderer: str) -> None:
+    log = start(page, renderer)
+    data = (PACK / "example_workflows" / "edit_trainer_example.parquet").read_bytes()
+    page.evaluate(DROP, [f"mine-{renderer}.parquet", list(data)])
+    press_run(page)
+    wait_until(lambda: (shown := read_panel(page))["state"] == "finished" and shown["small"], 600)
+    screenshot(page, f"dropped-{renderer}-trained", "body")
+    assert (server.output / "loras" / f"mine-{renderer}-000200.safetensors").is_file()
+    wait_until(lambda: not server.get("/queue")["queue_running"], 120)
+    assert not log.problems
+
+
+@pytest.mark.parametrize("renderer", ["classic", "vue"])
+def test_the_published_request_with_its_gaps_filled_is_trained(page: Page, server: Server, renderer: str) -> None:
+    log = start(page, renderer)
+    columns = make_request()["training_params"]
+    request = PUBLISHED | {"resource": "main/edit_trainer_example.parquet", "base_model": "tiny/flux-kontext"}
+    request["training_params"] = PUBLISHED["training_params"] | columns
+    page.evaluate(PASTE, json.dumps(request))
+    press_run(page)
+    assert "Note" not in types(page), "nothing is left open"
+    page.get_by_role("button", name="Stop and save").click()
+    stopped = wait_until(lambda: (shown := read_panel(page))["state"] == "stopped" and shown)
+    assert stopped["step"] >= 1
+    wait_until(lambda: not server.get("/queue")["queue_running"], 120)
+    assert not log.problems
