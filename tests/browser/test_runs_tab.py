@@ -96,10 +96,9 @@ def test_a_run_is_resumed_from_the_list(page: Page, server: Server, runs, render
     question.get_by_role("button", name="Resume").click()
     wait_until(lambda: nodes(page, "EditTrainerPreviewSamples"), 30)
     (train,) = nodes(page, "EditTrainerTrain")
-    (params,) = nodes(page, "EditTrainerParams")
     assert train["values"]["run_name"] == runs[0]
     wait_until(lambda: page.locator(".edit-trainer-panel").get_attribute("data-state") == "finished", 30)
-    assert params["values"]["steps"] == reached + 2
+    wait_until(lambda: [node["values"]["steps"] for node in nodes(page, "EditTrainerParams")] == [reached + 2], 30)
     page.evaluate("() => app.queuePrompt(0, 1)")
     resumed = wait_until(lambda: (run := server.get(f"/edit_trainer/archive/{runs[0]}"))["step"] > reached and run)
     wait_until(lambda: not server.get("/queue")["queue_running"], 120)

@@ -3,7 +3,7 @@
 /** Frames in which Vue nodes are mounted, measured and stored; a judgement, as most take two. */
 const SETTLE_FRAMES = 4;
 /** Longest wait for these frames, which a hidden tab does not draw. */
-const SETTLE_MS = 500;
+const SETTLE_MS = 3000;
 
 /**
  * Finds a node by its id in a prompt: `7`, or `1:2:7` inside subgraphs.

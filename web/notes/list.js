@@ -5,28 +5,54 @@ import { el } from "../lib/dom.js";
 
 /** List of messages that stand in a node. */
 export class NoteList {
+  /** Height that the node has been given for it. */
   #height = 0;
+  /** @type {() => number} */
+  #width;
+  /** @type {(growth: number) => void} */
+  #onResize;
 
-  /** @param {(growth: number) => void} onResize Called when the height has changed, which the node's width decides. */
-  constructor(onResize) {
+  /**
+   * @param {() => number} width Width that the node has for the list.
+   * @param {(growth: number) => void} onResize Called when the height has changed, which the width decides.
+   */
+  constructor(width, onResize) {
+    this.#width = width;
+    this.#onResize = onResize;
     this.element = el("ul", { class: "edit-trainer edit-trainer-notes", role: "status", hidden: true });
     new ResizeObserver(() => {
-      // An element that is not drawn, as in a node off the screen, has no height.
-      if (!this.element.hidden && !this.height) return;
-      const growth = this.height - this.#height;
-      this.#height += growth;
-      if (growth) onResize(growth);
+      const height = this.element.offsetHeight;
+      if (this.element.hidden || height) this.#resize(height);
     }).observe(this.element);
   }
 
   /** Height of the messages in the node's pixels; 0 without any. */
   get height() {
-    return this.element.offsetHeight;
+    if (this.element.hidden) return 0;
+    return this.element.offsetHeight || this.#height;
   }
 
   /** @param {Line[]} lines */
   show(lines) {
     this.element.hidden = !lines.length;
     this.element.replaceChildren(...lines.map(({ level, text }) => el("li", { "data-level": level }, text)));
+    if (!this.element.offsetHeight) this.#resize(lines.length ? this.#measure() : 0);
+  }
+
+  /** @param {number} height */
+  #resize(height) {
+    const growth = height - this.#height;
+    this.#height = height;
+    if (growth) this.#onResize(growth);
+  }
+
+  /** Height of the list where it is not drawn, as in a node off the screen: that of a copy out of sight. */
+  #measure() {
+    const copy = /** @type {HTMLElement} */ (this.element.cloneNode(true));
+    Object.assign(copy.style, { position: "fixed", visibility: "hidden", width: `${this.#width()}px` });
+    document.body.append(copy);
+    const height = copy.offsetHeight;
+    copy.remove();
+    return height;
   }
 }

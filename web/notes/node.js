@@ -11,6 +11,10 @@ const OUTPUT = "edit_trainer_notes";
 const PACK = "EditTrainer";
 const WIDGET = "notes";
 const PADDING = 8;
+/** Distance of a widget's element from the node's edges. */
+const MARGIN = 6;
+/** Padding and border of an element that the list is embedded in, as in the style sheet. */
+const BOX_EDGE = 9;
 /** Pause in which a node may show a failure by itself. */
 const SETTLE_MS = 400;
 
@@ -101,7 +105,9 @@ function packNode(id) {
 function notesOf(node, embedded) {
   let notes = allNotes.get(node);
   if (!notes) {
-    notes = { list: new NoteList((growth) => resize(node, growth)), embedded, inputs: [], run: [] };
+    const width = () => node.size[0] - 2 * MARGIN - (embedded ? 2 * BOX_EDGE : 0);
+    const list = new NoteList(width, (growth) => resize(node, growth));
+    notes = { list, embedded, inputs: [], run: [] };
     allNotes.set(node, notes);
     callBefore(node, "onRemoved", () => allNotes.delete(node));
   }
@@ -154,6 +160,6 @@ function placeWidget(node, list, needed) {
   const element = el("div", { class: "edit-trainer-notes-box" }, list.element);
   shieldFromGraph(element);
   const getMinHeight = () => list.height + PADDING;
-  const options = { serialize: false, hideOnZoom: false, margin: 6, getMinHeight };
+  const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight };
   node.addDOMWidget(WIDGET, "edit-trainer-notes", element, options).serialize = false;
 }
