@@ -220,8 +220,8 @@ class DatasetInfo {
       return;
     }
     this.line.classList.remove("edit-trainer-bad");
-    const size = [counted("row", file.rows), counted("column", Object.keys(file.columns).length)];
-    setText(this.line, size.join(", "));
+    const size = { rows: counted("row", file.rows), columns: counted("column", Object.keys(file.columns).length) };
+    setText(this.line, t("rowsAndColumns", size));
     const more = [columns.control_image_column_2, columns.control_image_column_3].filter(Boolean);
     const images = [columns.control_image_column, ...more, columns.image_column];
     const key = JSON.stringify([file.resource, widgetText(this.node, "images_root"), images]);
