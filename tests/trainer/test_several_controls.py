@@ -78,6 +78,7 @@ def gradient(training: Training, groups: Sequence[Sequence[int]]) -> tuple[float
     for rows in groups:
         plan = BatchPlan(0, [loader.examples[row] for row in rows], Position(0, 0), count)
         batch = collate(plan, loader.encoder, loader.texts, "weighted", training.settings)
+        assert len(batch.controls) == len(plan.examples[0].controls)
         loss += micro_step(training.components, batch, count, 1.0).item()
     return loss, torch.cat([parameter.grad.flatten() for parameter in parameters.values()])
 
@@ -133,8 +134,8 @@ def test_micro_batches_hold_rows_of_one_layout(tmp_path: Path) -> None:
 
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr("trainer.training.loop.micro_step", watch)
-        list(events_of(tmp_path, "run", batch_size=2, gradient_accumulation=2, steps=2))
-    assert sorted(map(tuple, seen)) == [(1,), (1,), (2, 2), (2, 2)]
+        list(events_of(tmp_path, "run", batch_size=2, gradient_accumulation=2, steps=6))
+    assert sorted(map(tuple, seen)) == [(1,)] * 6 + [(2, 2)] * 6
 
 
 def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None:
