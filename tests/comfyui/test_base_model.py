@@ -102,13 +102,13 @@ def test_a_third_family_follows_from_its_record(server: Server) -> None:
     assert result.status == "execution_success", result.details
     report = json.loads(result.text("third"))
     assert report["own"] == "prompt_embeds pooled_prompt_embeds"
-    assert report["texts"]["base_models"][2] == "example/Trio-Edit"
-    assert "Qwen-Image-Edit, Trio" in report["texts"]["negative_prompt"]
+    assert report["texts"]["base_models"][4] == "example/Trio-Edit"
+    assert "Qwen-Image-Edit-2509/2511, Trio" in report["texts"]["negative_prompt"]
     for other in ("flux-kontext", "qwen-image-edit"):
         assert 'use CLIPLoader with trio, type "trio".' in report[other]
         assert "use VAELoader with trio_vae.safetensors." in report[other]
         assert report[f"{other} only vae"].startswith("vae:")
-    assert len(report["afterwards"]["base_models"]) == 4
+    assert len(report["afterwards"]["base_models"]) == 6
     assert "Trio" not in report["afterwards"]["negative_prompt"]
 
 

@@ -22,8 +22,18 @@ WATCHED = {
         "pos_embed": "positions",
     },
     ("comfy", "Flux"): {"img_in": "tokens", "txt_in": "text", "vector_in": "pooled", "pe_embedder": "positions"},
-    ("diffusers", "QwenImageTransformer2DModel"): {"img_in": "tokens", "txt_norm": "text", "pos_embed": "positions"},
-    ("comfy", "QwenImageTransformer2DModel"): {"img_in": "tokens", "txt_norm": "text", "pe_embedder": "positions"},
+    ("diffusers", "QwenImageTransformer2DModel"): {
+        "img_in": "tokens",
+        "txt_norm": "text",
+        "time_text_embed.time_proj": "times",
+        "pos_embed": "positions",
+    },
+    ("comfy", "QwenImageTransformer2DModel"): {
+        "img_in": "tokens",
+        "txt_norm": "text",
+        "time_text_embed.time_proj": "times",
+        "pe_embedder": "positions",
+    },
 }
 """By package and class of the transformer: its submodules, and what is their last positional argument."""
 
@@ -54,7 +64,7 @@ class Watcher:
         side = type(module).__module__.partition(".")[0]
         if parts := WATCHED.get((side, type(module).__name__)):
             self.seen[side].append({})
-            self._places |= {id(part := getattr(module, name)): (part, side, what) for name, what in parts.items()}
+            self._places |= {id(part := module.get_submodule(name)): (part, side, what) for name, what in parts.items()}
         elif place := self._places.get(id(module)):
             _, side, what = place
             self.seen[side][-1][what] = args[-1]
@@ -104,12 +114,14 @@ class Seen(io.ComfyNode):
 def _compared(ours: dict[str, Any], theirs: dict[str, Any]) -> dict[str, Any]:
     report: dict[str, Any] = {
         what: (ours[what] - theirs[what]).abs().max().item()
-        for what in ("tokens", "text", "pooled")
+        for what in ("tokens", "text", "pooled", "times")
         if what in ours and ours[what].shape == theirs[what].shape
     }
     report["shapes"] = [
         [list(side[what].shape) for side in (ours, theirs)] for what in ("tokens", "text", "pooled") if what in ours
     ]
+    if "times" in ours:
+        report["timesteps"] = ours["times"].numel()
     ids, rotations = theirs["positions"][0], theirs["rotations"].reshape(ids_length(theirs), -1, 2, 2)
     if isinstance(ours["positions"], torch.Tensor):
         report["same_ids"] = torch.equal(ours["positions"].float(), ids.float())

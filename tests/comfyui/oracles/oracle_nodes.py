@@ -20,6 +20,7 @@ from .family_nodes import ThirdFamily
 from .file_nodes import FullSizeLayout, SingleFile
 from .reduced_models import ReducedClip, ReducedVae, VaeFile
 from .several_family import SeveralFamily
+from .several_nodes import FixedNoise, SeveralControls
 from .trainer_access import trainer
 
 EditModel = io.Custom("EDIT_MODEL")
@@ -124,18 +125,6 @@ class FullSizeKeys(io.ComfyNode):
         loaded = len(comfy.lora.load_lora(dict(lora), key_map))
         report = {"unknown": unknown, "misfits": misfits, "loaded": loaded, "modules": len(lora) // 2}
         return io.NodeOutput(ui=ui.PreviewText(json.dumps(report)))
-
-
-class FixedNoise:
-    """A NOISE that is given."""
-
-    seed = 0
-
-    def __init__(self, noise: torch.Tensor) -> None:
-        self.noise = noise
-
-    def generate_noise(self, latent: dict[str, Any]) -> torch.Tensor:
-        return self.noise
 
 
 class OurEdit(io.ComfyNode):
@@ -249,4 +238,5 @@ class Oracles(ComfyExtension):
             Fingerprints,
             SeveralFamily,
             ThirdFamily,
+            SeveralControls,
         ]

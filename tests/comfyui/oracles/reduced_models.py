@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import hashlib
+from collections.abc import Callable
 from types import SimpleNamespace
 from typing import Any
 
@@ -153,13 +155,28 @@ def reduced_clip(family: str, width: int, seed: int = 0) -> comfy.sd.CLIP:
 def reduced_vae(family: str, seed: int = 0) -> comfy.sd.VAE:
     """A VAE of ComfyUI's class at a small channel width."""
     if family == "qwen-image-edit":
-        return comfy.sd.VAE(sd=randomize(WanVAE(**WAN), seed).state_dict(), dtype=torch.float32)
+        vae = comfy.sd.VAE(sd=randomize(WanVAE(**WAN), seed).state_dict(), dtype=torch.float32)
+        vae.first_stage_model.encode = remembered(vae.first_stage_model.encode)
+        return vae
     # ComfyUI builds this one with 128 channels always; a small one takes its place.
     known = {"decoder.conv_in.weight": (512, 16, 3, 3), "encoder.down.2.downsample.conv.weight": (512, 512, 3, 3)}
     vae = comfy.sd.VAE(sd={name: torch.zeros(shape) for name, shape in known.items()}, dtype=torch.float32)
     vae.first_stage_model = randomize(_engine(KL), seed)
     vae.patcher = ModelPatcher(vae.first_stage_model, load_device=CPU, offload_device=CPU)
     return vae
+
+
+def remembered(encode: Callable[..., torch.Tensor]) -> Callable[..., torch.Tensor]:
+    """Latents of the same pixels are made once: on the CPU those of a megapixel take seconds."""
+    made: dict[str, torch.Tensor] = {}
+
+    def call(pixels: torch.Tensor, **options: Any) -> torch.Tensor:
+        key = hashlib.sha256(pixels.contiguous().numpy().tobytes()).hexdigest()
+        if key not in made:
+            made[key] = encode(pixels, **options)
+        return made[key].clone()
+
+    return call
 
 
 class ReducedClip(io.ComfyNode):
