@@ -38,7 +38,12 @@ BOXES = """() => app.canvas.graph.nodes.map((node) => {
 LINKS = """() => app.canvas.graph.nodes.map((node) => [
   node.type, ...(node.inputs ?? []).filter((input) => input.link != null).map((input) => input.name),
 ])"""
-PLACES = "() => app.canvas.graph.nodes.map((node) => [node.type, ...[...node.pos].map(Math.round)])"
+PLACES = """() => {
+  const { nodes } = app.canvas.graph
+  const scale = nodes.find(({ type }) => type === 'VAEDecode').pos[0] / -900
+  return nodes.map((node) => [node.type, ...[...node.pos].map((value) => Math.round(value / scale))])
+}"""
+"""Type and position of each node. In Vue nodes, the oldest page stretches a whole graph that undo loads."""
 COLUMNS_ROUTE = re.compile(r"/edit_trainer/columns\b")
 PUBLISHED = {
     "resource": "main/your-dataset.parquet",

@@ -71,7 +71,7 @@ const changeTracker = () => app.extensionManager.workflow?.activeWorkflow?.chang
  * @param {ComfyNode[]} nodes
  * @param {() => Promise<unknown>} action
  */
-async function extendLastStep(nodes, action) {
+export async function extendLastStep(nodes, action) {
   const tracker = changeTracker();
   tracker?.beforeChange();
   try {

@@ -1,6 +1,7 @@
 // @ts-check
 import { app } from "../../../scripts/app.js";
-import { addNode, undoable } from "./build.js";
+import { addNode, extendLastStep, undoable } from "./build.js";
+import { nextDrawing } from "./nodes.js";
 
 /** Loader node and its input, by the folder that the file is in. @type {Record<string, [type: string, input: string]>} */
 const LOADERS = { loras: ["LoraLoaderModelOnly", "lora_name"], diffusion_models: ["UNETLoader", "unet_name"] };
@@ -15,5 +16,6 @@ const LOADERS = { loras: ["LoraLoaderModelOnly", "lora_name"], diffusion_models:
 export async function addLoader(file, pos, folder = "loras") {
   const [type, input] = LOADERS[folder];
   await app.refreshComboInNodes();
-  undoable(() => addNode(type, pos, { [input]: file }));
+  const node = undoable(() => addNode(type, pos, { [input]: file }));
+  await extendLastStep([node], nextDrawing);
 }
