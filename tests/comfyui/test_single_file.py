@@ -10,10 +10,11 @@ import torch
 from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
 
 from ..single_files import FLUX, FLUX_SIZES, FORMATS, QWEN, stored, write
+from ..trainer.plus_models import EDIT_2509, EDIT_2511
 from .server import Server
 
 
-@pytest.mark.parametrize("base_model", [FLUX, QWEN])
+@pytest.mark.parametrize("base_model", [FLUX, QWEN, EDIT_2509, EDIT_2511])
 def test_a_full_size_file_has_every_key_of_comfyuis_model_and_no_other(server: Server, base_model: str) -> None:
     result = server.run({"layout": {"class_type": "OracleFullSizeLayout", "inputs": {"base_model": base_model}}})
     assert result.status == "execution_success", result.details
@@ -22,6 +23,7 @@ def test_a_full_size_file_has_every_key_of_comfyuis_model_and_no_other(server: S
     assert report["keys"] > 700, report
     assert not report["missing"] and not report["left_over"] and not report["misfits"], report
     assert report["same_config"], report
+    assert report["method"] == ("index_timestep_zero" if base_model == EDIT_2511 else None), report
 
 
 @pytest.fixture(scope="module")

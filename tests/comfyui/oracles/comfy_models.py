@@ -56,6 +56,7 @@ def unet_config(config: dict[str, Any]) -> dict[str, Any]:
     """The arguments of ComfyUI's class."""
     if "Qwen" in config["_class_name"]:
         names = ("num_layers", "attention_head_dim", "num_attention_heads", "joint_attention_dim", "axes_dims_rope")
+        names += ("default_ref_method",) if "default_ref_method" in config else ()
         return {"image_model": "qwen_image", "in_channels": 64} | {name: config[name] for name in names}
     return {
         "image_model": "flux",

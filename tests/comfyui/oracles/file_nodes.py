@@ -18,6 +18,8 @@ from .trainer_access import trainer
 KINDS = {
     "black-forest-labs/FLUX.1-Kontext-dev": ("FluxTransformer2DModel", {"guidance_embeds": True}),
     "Qwen/Qwen-Image-Edit": ("QwenImageTransformer2DModel", {}),
+    "Qwen/Qwen-Image-Edit-2509": ("QwenImageTransformer2DModel", {}),
+    "Qwen/Qwen-Image-Edit-2511": ("QwenImageTransformer2DModel", {"zero_cond_t": True}),
 }
 
 
@@ -35,11 +37,12 @@ class FullSizeLayout(io.ComfyNode):
         family = trainer("models.edit_model").open_model(base_model).family
         kind, options = KINDS[base_model]
         transformer = family.empty_transformer({"_class_name": kind, "axes_dims_rope": (16, 56, 56), **options})
-        stored = dict(
-            trainer("single_file.key_mapping").to_stored(family.layout(transformer), transformer.state_dict())
-        )
+        mapping = trainer("single_file.key_mapping")
+        stored = dict(mapping.to_stored(family.layout(transformer), transformer.state_dict()))
+        stored |= mapping.marker_tensors(family.variant.marker)
         detected = comfy.model_detection.model_config_from_unet(dict(stored), "")
-        model = empty_model(FULL_SIZE[kind] | {"_class_name": kind}, torch.device("meta"))
+        marked = {"default_ref_method": "index_timestep_zero"} if family.variant.marker else {}
+        model = empty_model(FULL_SIZE[kind] | {"_class_name": kind} | marked, torch.device("meta"))
         loaded = detected.process_unet_state_dict(dict(stored))
         theirs = {name: tuple(tensor.shape) for name, tensor in model.diffusion_model.state_dict().items()}
         ours = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
@@ -48,6 +51,7 @@ class FullSizeLayout(io.ComfyNode):
         model.diffusion_model.load_state_dict(loaded, strict=True, assign=True)
         report = {
             "detected": type(detected).__name__,
+            "method": detected.unet_config.get("default_ref_method"),
             "keys": len(ours),
             "missing": sorted(theirs.keys() - ours.keys()),
             "left_over": sorted(ours.keys() - theirs.keys()),
