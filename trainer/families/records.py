@@ -211,6 +211,7 @@ QWEN_IMAGE_EDIT_PLUS = replace(
     configs=CONFIGS / "qwen-image-edit-plus",
     pipeline_class="QwenImageEditPlusPipeline",
     max_controls=3,
+    needs_control=False,
     comfyui=replace(
         QWEN_IMAGE_EDIT.comfyui,
         # As TextEncodeQwenImageEditPlus has them.
