@@ -16,6 +16,7 @@ from .pil_images import to_pil, to_tensor
 from .types import EditModel
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
     from pathlib import Path
 
     from PIL import Image
@@ -122,10 +123,9 @@ class EditImage(io.ComfyNode):
             model = model.with_adapter(adapter, lora_strength)
         display = NodeDisplay(cls.hidden.unique_id)
         batch = _batch(image=image, image_2=image_2, image_3=image_3)
-        shapes = [pictures[model.family.sizing_control] for pictures in batch]
         edited = []
         with borrowed_device() as device:
-            for pictures, shape in zip(batch, shapes, strict=True):
+            for pictures in batch:
                 events = edit(
                     model,
                     pictures,
@@ -134,11 +134,11 @@ class EditImage(io.ComfyNode):
                     seed=seed,
                     steps=steps,
                     guidance=guidance,
-                    size=_size(shape, width, height),
+                    size=_size(pictures[model.family.sizing_control], width, height),
                     device=device,
                 )
                 edited.append(follow(events, display.show))
-        notes = [] if width or height else _size_notes(shapes[0], edited[0], model.base_model)
+        notes = [] if width or height else _size_notes(model, batch[0], edited[0])
         return io.NodeOutput(to_tensor(edited), ui={OUTPUT: notes})
 
 
@@ -155,12 +155,13 @@ def _batch(**images: torch.Tensor | None) -> list[tuple[Image.Image, ...]]:
     return list(zip(*(pictures * (length if len(pictures) == 1 else 1) for pictures in given.values()), strict=True))
 
 
-def _size_notes(picture: Image.Image, edited: Image.Image, base_model: str) -> list[Note]:
-    """Say that an edit is much smaller than its image, where nobody chose its size."""
+def _size_notes(model: Model, pictures: Sequence[Image.Image], edited: Image.Image) -> list[Note]:
+    """Say that an edit is much smaller than the image that it follows, where nobody chose its size."""
+    picture = pictures[model.family.sizing_control]
     if edited.width * edited.height * MUCH_SMALLER > picture.width * picture.height:
         return []
     sizes = {"from_width": picture.width, "from_height": picture.height, "width": edited.width, "height": edited.height}
-    return [note("warning", "editSmaller", base_model=base_model, **sizes)]
+    return [note("warning", "editSmaller", base_model=model.base_model, **sizes)]
 
 
 def _chosen_lora(name: str, connected: dict[str, torch.Tensor] | None) -> Path | dict[str, torch.Tensor] | None:
