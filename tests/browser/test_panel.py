@@ -145,8 +145,15 @@ def test_the_panel_follows_a_run_from_caching_to_the_last_sample(page: Page, ser
     assert reloaded["small"] >= middle["small"]
     scroll_to(page, "EditTrainerTrain")
 
-    # The grid draws in the frame after the panel's: two prompts, steps 0, 8, 16 and 24.
-    last = wait_until(lambda: (shown := read_panel(page))["state"] == "finished" and shown["small"] == 8 and shown)
+    # The grid draws in the frame after the panel's: two prompts, steps 0, 8, 16 and 24. The file is published last.
+    last = wait_until(
+        lambda: (
+            (shown := read_panel(page))["state"] == "finished"
+            and shown["small"] == 8
+            and "saved as" in shown["message"]
+            and shown
+        )
+    )
     screenshot(page, f"{renderer}-3")
     assert (last["step"], last["bar"]) == (24, 1)
     assert f"saved as {server.output}" in last["message"]
