@@ -2,6 +2,7 @@
 
 main            runs a command; errors become messages and exit codes
 parser          the options of all commands
+model_options   those that locate the base model's files
 runner          runs generators of events, and stops them at Ctrl-C
 console         events as a progress bar or lines
 train           the commands, a file each

@@ -8,7 +8,7 @@ import math
 from ..errors import OK, BadInput
 from ..events import Notice
 from .console import Console
-from .parser import model_options
+from .model_options import model_options
 from .runner import consume, load_model
 
 

@@ -6,7 +6,7 @@ import argparse
 
 from ..errors import OK
 from .console import Console
-from .parser import model_options
+from .model_options import model_options
 from .runner import edit_command, load_model
 
 

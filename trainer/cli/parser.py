@@ -12,6 +12,7 @@ from ..config.validation import read_json_file
 from ..data.hosts import ALLOW_OPTION
 from ..errors import OK, BadInput
 from ..families.registry import FAMILIES, base_model_names
+from .model_options import add_model, add_path
 
 PROG = "python -m trainer"
 
@@ -98,7 +99,7 @@ def _add_demo(commands: Any) -> None:
         "shows images that were not trained on, before and after.",
         "demo --out demo",
     )
-    _add_path(command, "--out", Path("demo"), "Folder for the data, the runs and samples.png.")
+    add_path(command, "--out", Path("demo"), "Folder for the data, the runs and samples.png.")
     add_settings(command)
 
 
@@ -147,7 +148,7 @@ def _add_plan(commands: Any) -> None:
     command.add_argument("request", metavar="REQUEST.json", type=Path)
     _add_gigabytes(command, "--vram", "Memory of the GPU.", "the free memory of this machine's device")
     _add_gigabytes(command, "--ram", "Free host memory.", "the free memory of this machine")
-    _add_model(command)
+    add_model(command)
     add_settings(command)
 
 
@@ -165,8 +166,8 @@ def _add_train(commands: Any) -> None:
         "train request.json --out runs/frames --seed 7",
     )
     command.add_argument("request", metavar="REQUEST.json", type=Path)
-    _add_path(command, "--out", None, "The run folder.", "runs/<name of the request file>")
-    _add_path(
+    add_path(command, "--out", None, "The run folder.", "runs/<name of the request file>")
+    add_path(
         command,
         "--cache",
         None,
@@ -174,7 +175,7 @@ def _add_train(commands: Any) -> None:
         "edit_trainer_cache beside the run folder",
     )
     _add_private_hosts(command)
-    _add_model(command)
+    add_model(command)
     add_settings(command)
 
 
@@ -190,8 +191,8 @@ def _add_export(commands: Any) -> None:
     )
     command.add_argument("run_folder", metavar="RUN", type=Path)
     command.add_argument("--step", metavar="N", type=int, help="Step of the checkpoint (default: the newest)")
-    _add_path(command, "--out", None, "The exported file.", "RUN/<name>-<step>.safetensors", metavar="FILE")
-    _add_model(command)
+    add_path(command, "--out", None, "The exported file.", "RUN/<name>-<step>.safetensors", metavar="FILE")
+    add_model(command)
 
 
 def _add_edit(commands: Any) -> None:
@@ -215,7 +216,7 @@ def _add_edit(commands: Any) -> None:
     )
     command.add_argument("--prompt", metavar="TEXT", required=True, help="The edit to make.")
     command.add_argument("--out", metavar="OUT.png", type=Path, required=True, help="The edited image, a PNG.")
-    _add_path(command, "--lora", None, "A LoRA file.", "none", metavar="FILE")
+    add_path(command, "--lora", None, "A LoRA file.", "none", metavar="FILE")
     _add_number(command, "--lora-strength", float, 1.0, "Strength of the LoRA: 0 none, 1 as trained.")
     _add_number(command, "--seed", int, 42, "Seed of the noise.")
     _add_number(command, "--steps", int, 0, "Sampler steps; 0: the model's own.")
@@ -225,7 +226,7 @@ def _add_edit(commands: Any) -> None:
     negative = ", ".join(info.title for info in FAMILIES if info.uses_negative_prompt)
     command.add_argument("--negative-prompt", metavar="TEXT", default="", help=f"What to avoid ({negative} only).")
     _add_private_hosts(command)
-    _add_model(command)
+    add_model(command)
 
 
 def _add_private_hosts(command: argparse.ArgumentParser) -> None:
@@ -234,42 +235,6 @@ def _add_private_hosts(command: argparse.ArgumentParser) -> None:
         action="store_true",
         help="Let URLs of images lead into private networks and to this machine. Only for data that you trust.",
     )
-
-
-def _text_encoder_help(subfolder: str) -> str:
-    """Each family's text encoder in this subfolder of the pipeline layout."""
-    encoders = [(info.title, info.text_encoders[subfolder]) for info in FAMILIES if subfolder in info.text_encoders]
-    return "; ".join(f"{title}: {encoder.title}" for title, encoder in encoders) + "."
-
-
-def model_file_options() -> dict[str, str]:
-    """Return the options for single files that replace components of the base model, with their help."""
-    return {
-        "--transformer": "The transformer: a .safetensors or .gguf file as ComfyUI uses it.",
-        "--vae": "The VAE: a .safetensors file.",
-        "--text-encoder": _text_encoder_help("text_encoder"),
-        "--text-encoder-2": _text_encoder_help("text_encoder_2"),
-    }
-
-
-def model_options(options: argparse.Namespace) -> dict[str, Path]:
-    """Return the given options that locate the base model's files, by option name."""
-    names = ("--model", *model_file_options(), "--comfyui")
-    given = {name: getattr(options, name.removeprefix("--").replace("-", "_")) for name in names}
-    return {name: path for name, path in given.items() if path is not None}
-
-
-def _add_model(command: argparse.ArgumentParser) -> None:
-    group = command.add_argument_group(
-        "base model", "Components without a file come from --model. With files for all of them nothing is downloaded."
-    )
-    _add_path(
-        group, "--model", None, "Folder of the base model in diffusers' layout.", "downloaded from the Hugging Face hub"
-    )
-    for name, meaning in model_file_options().items():
-        _add_path(group, name, None, meaning, "from --model", metavar="FILE")
-    meaning = "A ComfyUI installation, for the tokenizers of text encoders given as files."
-    _add_path(group, "--comfyui", None, meaning, "COMFYUI_PATH, then the Hugging Face cache")
 
 
 def add_settings(command: argparse.ArgumentParser) -> None:
@@ -289,18 +254,6 @@ def add_settings(command: argparse.ArgumentParser) -> None:
 def option_of(field: str) -> str:
     """Return the option name of a field."""
     return "--" + field.replace("_", "-")
-
-
-def _add_path(
-    command: argparse._ActionsContainer,
-    name: str,
-    default: Path | None,
-    meaning: str,
-    default_text: str = "",
-    metavar: str = "DIR",
-) -> None:
-    text = f"{meaning} (default: {default_text or default})"
-    command.add_argument(name, metavar=metavar, type=Path, default=default, help=text)
 
 
 def _add_number(

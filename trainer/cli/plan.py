@@ -9,7 +9,8 @@ from dataclasses import replace
 from ..config.request import parse_request
 from ..config.validation import read_json_file
 from ..errors import OK, BadInput
-from .parser import model_options, read_settings
+from .model_options import model_options
+from .parser import read_settings
 from .runner import load_model
 
 

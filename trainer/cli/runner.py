@@ -20,7 +20,7 @@ from ..events import Event, Finished, Progress, Started, Step
 from ..files import named_folder
 from ..paths import path_kind
 from .console import Console
-from .parser import model_file_options
+from .model_options import model_file_options
 from .stopping import stop_signals
 
 if TYPE_CHECKING:

@@ -8,7 +8,8 @@ from pathlib import Path
 from ..data.load_request import load_request
 from ..errors import OK
 from .console import Console
-from .parser import model_options, read_settings
+from .model_options import model_options
+from .parser import read_settings
 from .runner import Stopped, edit_command, run_training
 
 
