@@ -183,23 +183,17 @@ QWEN_IMAGE_EDIT_PLUS = replace(
         "comfyui": ".qwen_image_edit_plus.ComfyQwenImageEditPlus",
     },
     variants=(
-        Variant(
+        replace(
+            QWEN_IMAGE_EDIT.variant("Qwen/Qwen-Image-Edit"),
             name="Qwen/Qwen-Image-Edit-2509",
-            download_gb=58,
-            resolution=1024,
-            max_sample_resolution=2048,
-            text_length=512,
             sample_steps=20,
             sample_guidance=4.0,
             name_hint="2509",
             lookalike_names="2511|2512|layered",
         ),
-        Variant(
+        replace(
+            QWEN_IMAGE_EDIT.variant("Qwen/Qwen-Image-Edit"),
             name="Qwen/Qwen-Image-Edit-2511",
-            download_gb=58,
-            resolution=1024,
-            max_sample_resolution=2048,
-            text_length=512,
             sample_steps=40,
             sample_guidance=3.0,
             options=frozenset({"zero_cond_t"}),
