@@ -12,6 +12,7 @@ import diffusers
 import torch
 from diffusers import AutoencoderKL, ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.image_processor import VaeImageProcessor
+from diffusers.models.modeling_utils import no_init_weights
 from diffusers.pipelines.flux.pipeline_flux_kontext import retrieve_latents
 from packaging.version import Version
 from PIL import Image
@@ -58,7 +59,8 @@ class PipelineFamily(Family):
             return self.bare_transformer(config)
 
     def bare_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
-        transformer = self.transformer.from_config(dict(config))
+        with no_init_weights():
+            transformer = self.transformer.from_config(dict(config))
         assert isinstance(transformer, torch.nn.Module)
         use_blocks(transformer, self.blocks)
         return transformer

@@ -65,7 +65,7 @@ class Family(ABC):
 
     @abstractmethod
     def bare_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
-        """The transformer of this diffusers config with fresh weights, on the current device."""
+        """The transformer of this diffusers config on the current device. Its weights have no values yet."""
 
     @abstractmethod
     def transformer_config(self, shapes: Shapes) -> dict[str, Any]:

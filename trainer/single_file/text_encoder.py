@@ -11,6 +11,7 @@ from typing import Any
 import torch
 from torch.overrides import TorchFunctionMode
 from transformers import PreTrainedModel, PreTrainedTokenizerBase
+from transformers.initialization import no_init_weights
 
 from ..errors import BadInput
 from ..families.info import TextEncoderInfo
@@ -77,7 +78,7 @@ def empty_encoder(encoder: EncoderFile, path: Path | None, published: Path) -> t
     config_class = encoder.model.config_class
     assert config_class is not None
     config = json.loads((published / "config.json").read_text(encoding="utf-8"))
-    with _EmptyIsMeta():
+    with _EmptyIsMeta(), no_init_weights():
         return _without_unused(encoder, encoder.model._from_config(config_class.from_dict(config))), {}
 
 
@@ -115,7 +116,7 @@ def _empty_for(
     assert config_class is not None
     try:
         config = _merged(_merged(config, encoder.config(shapes)), ids)
-        with _EmptyIsMeta():
+        with _EmptyIsMeta(), no_init_weights():
             model = encoder.model._from_config(config_class.from_dict(config))
     except (KeyError, IndexError, ValueError, TypeError, ZeroDivisionError, RuntimeError):
         raise BadInput(
