@@ -23,7 +23,7 @@ from trainer.training.loop import train
 
 from ..several_controls import registered, several_request
 
-STEPS = 30
+STEPS = 20
 SEVERAL_CONTROLS = sys.argv[4:] == ["several"]
 
 

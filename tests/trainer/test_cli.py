@@ -26,6 +26,8 @@ from trainer.data.columns import guess_columns
 from trainer.events import Step
 from trainer.tiny.shapes import make_pair, write_parquet
 
+from .processes import start_script
+
 ROOT = Path(__file__).parents[2]
 
 
@@ -106,9 +108,8 @@ def test_train_stop_go_on_and_edit(request_file: Path, tmp_path: Path) -> None:
     assert f"Stopped after step {done} of 3, which is saved. To resume:\n  python -m trainer train" in output
     assert "Traceback" not in output
 
-    with trainer(*arguments) as second:
-        output = second.stdout.read()
-    assert second.returncode == 0, output
+    code, output, _ = start_script("trainer", *arguments).wait()
+    assert code == 0, output
     assert f"Continuing from step {done}" in output
     assert steps_logged(run) == [1, 2, 3]
     lora = run / "frame-000003.safetensors"

@@ -27,7 +27,7 @@ def test_kills_lose_nothing(runs):
     assert sum(inside == "True" for _, inside, *_ in kills) >= 2, told
     assert told.endswith("finished=True\n"), told
     assert "finished=True" in start(runs.folder / "whole", runs.parquet, 0)
-    killed = runs.folder / "killed" / "killed-000030.safetensors"
-    assert killed.read_bytes() == (runs.folder / "whole" / "whole-000030.safetensors").read_bytes()
+    killed = runs.folder / "killed" / "killed-000020.safetensors"
+    assert killed.read_bytes() == (runs.folder / "whole" / "whole-000020.safetensors").read_bytes()
     assert runs.losses("killed") == runs.losses("whole")
     assert not list((runs.folder / "killed").rglob(".writing-*"))

@@ -90,8 +90,9 @@ def test_it_equals_its_pipeline(model, pipeline, small_area, controls, guidance)
     assert_same(draw(model, small(model.family), sizes, size, guidance), theirs, pixels)
 
 
+@pytest.mark.parametrize("model", [EDIT_2511], ids=["2511"], indirect=True)
 def test_it_equals_its_pipeline_at_full_size(model, pipeline):
-    """The size of the image follows from the last control."""
+    """The size of the image follows from the last control, in both models by the same rule."""
     sizes = [Size(1000, 700), Size(500, 1000)]
     with captured(pipeline.transformer, stop=True) as theirs:
         pipeline(

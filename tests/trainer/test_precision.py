@@ -368,13 +368,13 @@ class Block(torch.nn.Module):
 @pytest.mark.slow
 @pytest.mark.parametrize("precision", [None, "int8", PRECISIONS[-1]])
 def test_a_block_compiles_whole_under_checkpointing(precision: Precision | None):
-    """The int8 block by torch's C++ compiler, which takes ten seconds; the others' traces by torch's own kernels."""
+    """Torch's own kernels run the traces: its C++ compiler takes ten seconds, and tests/gpu has its Triton kernels."""
     results = []
     for compiled in (False, True):
         block = Block(precision)
         if compiled:
             torch.compiler.reset()
-            block.compile(fullgraph=True, backend="inductor" if precision == "int8" else "aot_eager")
+            block.compile(fullgraph=True, backend="aot_eager")
         draw = torch.Generator().manual_seed(2)
         hidden, modulation = (torch.randn(*size, 64, generator=draw).requires_grad_() for size in ((2, 24), (2,)))
         output = checkpoint(block, hidden, modulation, use_reentrant=False)

@@ -28,6 +28,7 @@ from trainer.single_file.header import MAX_HEADER, WeightFile, open_weights
 from ..part_files import Small, small_flux, small_qwen
 from ..single_files import FLUX, QWEN, stored
 from .conftest import Runs
+from .processes import start_script
 
 Write = Callable[[Path], object]
 
@@ -425,8 +426,8 @@ def test_the_command_itself_ends_with_2(flux: Small, runs: Runs, tmp_path: Path)
     request = {"resource": str(runs.parquet), "base_model": FLUX, "script_type": "image_editing"}
     (tmp_path / "request.json").write_text(json.dumps(request | {"training_params": columns}))
     OTHERS["SDXL"][1](tmp_path / "sdxl.safetensors")
-    command = [sys.executable, "-m", "trainer", "train", str(tmp_path / "request.json"), "--out", str(tmp_path / "run")]
-    command += ["--transformer", str(tmp_path / "sdxl.safetensors"), "--vae", str(flux.files.text_encoder)]
-    done = subprocess.run(command, cwd=Path(__file__).parents[2], capture_output=True, text=True)
-    assert done.returncode == 2 and "Traceback" not in done.stdout + done.stderr
-    assert "Stable Diffusion XL" in done.stderr and "it is a CLIP text encoder" in done.stderr
+    command = ["train", tmp_path / "request.json", "--out", tmp_path / "run"]
+    command += ["--transformer", tmp_path / "sdxl.safetensors", "--vae", flux.files.text_encoder]
+    code, stdout, stderr = start_script("trainer", *command).wait()
+    assert code == 2 and "Traceback" not in stdout + stderr
+    assert "Stable Diffusion XL" in stderr and "it is a CLIP text encoder" in stderr
