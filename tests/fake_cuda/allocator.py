@@ -33,6 +33,8 @@ class _Block:
     size: int
     small: bool
     free: bool = False
+    unmapped: int = 0
+    """Bytes of the pages at its end that were given back."""
     before: _Block | None = field(default=None, repr=False)
     after: _Block | None = field(default=None, repr=False)
 
@@ -62,7 +64,7 @@ class Allocator:
         block = self._best_fit(small, size) or self._segment(small, size)
         if block is None:
             self.retries += 1
-            self._release_segments()
+            self.release()
             block = self._segment(small, size)
         if block is None:
             self.out_of_memory += 1
@@ -112,13 +114,14 @@ class Allocator:
         left = block.size - size
         if left < UNIT if block.small else left <= self.smallest_rest:
             return
-        rest = _Block(block.segment, block.offset + size, left, block.small, True, block, block.after)
+        rest = _Block(block.segment, block.offset + size, left, block.small, True, before=block, after=block.after)
         if block.after is not None:
             block.after.before = rest
         block.after, block.size = rest, size
         self._put(rest)
 
-    def _release_segments(self) -> None:
+    def release(self) -> None:
+        """Give unused segments back, as torch.cuda.empty_cache does."""
         for small, pool in self._pools.items():
             whole = [block for block in pool if block.before is None and block.after is None]
             self.reserved -= sum(block.size for block in whole)
@@ -139,7 +142,7 @@ class Allocator:
 
 
 class ExpandableAllocator(Allocator):
-    """The allocator with expandable segments on a card that never gets full, so that no page is given back."""
+    """The allocator with expandable segments on a card that never gets full, so that pages go back only on demand."""
 
     smallest_rest = UNIT - 1
 
@@ -147,6 +150,24 @@ class ExpandableAllocator(Allocator):
         super().__init__()
         self._tails: dict[bool, _Block | None] = {True: None, False: None}
         """Last block of each segment."""
+
+    def allocate(self, number: int, bytes: int) -> None:
+        """Allocate, and map the pages that had been given back."""
+        super().allocate(number, bytes)
+        block = self._live[number]
+        self.reserved += block.unmapped
+        self.peak_reserved = max(self.peak_reserved, self.reserved)
+        block.unmapped = 0
+
+    def release(self) -> None:
+        """Give the pages back that lie within free blocks."""
+        for small, pool in self._pools.items():
+            page = SMALL_SEGMENT if small else LARGE_SEGMENT
+            for block in pool:
+                pages = (block.offset + block.size) // page - -(-block.offset // page)
+                unmapped = max(block.unmapped, pages * page)
+                self.reserved -= unmapped - block.unmapped
+                block.unmapped = unmapped
 
     def _best_fit(self, small: bool, size: int) -> _Block | None:
         """Find the best fit; the tail can grow, and is taken last."""
@@ -175,12 +196,18 @@ class ExpandableAllocator(Allocator):
 
     def _split(self, block: _Block, size: int) -> None:
         super()._split(block, size)
+        if (rest := block.after) is not None and rest.free and block.unmapped:
+            page = SMALL_SEGMENT if block.small else LARGE_SEGMENT
+            mapped = -(-rest.offset // page) * page
+            rest.unmapped = min(block.unmapped, max(0, rest.offset + rest.size - mapped))
+            block.unmapped -= rest.unmapped
         if block is self._tails[block.small] and block.after is not None:
             self._tails[block.small] = block.after
 
     def _merge(self, first: _Block, second: _Block) -> _Block:
         if second is self._tails[second.small]:
             self._tails[second.small] = first
+        first.unmapped += second.unmapped
         return super()._merge(first, second)
 
 
@@ -205,6 +232,8 @@ def replay(events: Iterable[MemoryEvent], allocator: Allocator | None = None) ->
             allocator.allocate(event.storage, event.bytes)
         elif event.kind == "free":
             allocator.free(event.storage)
+        elif event.kind == "release":
+            allocator.release()
         elif event.kind == "mark":
             sizes = allocator.allocated, allocator.reserved, allocator.peak_reserved
             marks.append(Replayed(event.name, *sizes, allocator.out_of_memory))

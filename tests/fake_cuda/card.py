@@ -111,7 +111,7 @@ def _replacements(card: Card, log: Log) -> list[tuple[Any, dict[str, Any]]]:
         "current_stream": current_stream,
         "default_stream": current_stream,
         "synchronize": lambda *_: log.syncs.append("torch.cuda.synchronize"),
-        "empty_cache": lambda: log.calls.update(["empty_cache"]),
+        "empty_cache": log.empty_cache,
         "cudart": Runtime,
         "device_count": lambda: 1,
         "current_device": lambda: 0,

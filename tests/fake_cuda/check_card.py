@@ -181,6 +181,21 @@ def test_expandable_segments_grow_and_fill_gaps() -> None:
     assert allocator.allocated == 90 * MIB + UNIT
 
 
+def test_expandable_segments_give_the_pages_of_their_gaps_back() -> None:
+    allocator = ExpandableAllocator()
+    for number in range(3):
+        allocator.allocate(number, 50 * MIB)
+    allocator.free(0)
+    allocator.free(1)
+    allocator.release()
+    assert allocator.reserved == 60 * MIB, "the page that block 2 begins in stays"
+    allocator.allocate(3, 30 * MIB)
+    assert allocator.reserved == 100 * MIB
+    allocator.allocate(4, 10 * MIB)
+    assert allocator.reserved == 100 * MIB, "in the rest of a page"
+    assert allocator.peak_reserved == 160 * MIB
+
+
 def test_a_log_is_replayed_from_mark_to_mark() -> None:
     with fake_cuda(Card()) as log:
         held = torch.zeros(3 * MIB, dtype=torch.uint8, device=CUDA)
@@ -188,6 +203,9 @@ def test_a_log_is_replayed_from_mark_to_mark() -> None:
         del held
         torch.zeros(100, device=CUDA)
         log.mark("freed")
-    held, freed = replay(log.memory)
+        torch.cuda.empty_cache()
+        log.mark("given back")
+    held, freed, given_back = replay(log.memory)
     assert (held.name, held.allocated, held.peak_reserved) == ("held", 3 * MIB, 20 * MIB)
     assert (freed.name, freed.allocated, freed.peak_reserved) == ("freed", 0, 22 * MIB)
+    assert given_back.reserved == 0

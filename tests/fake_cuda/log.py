@@ -28,8 +28,8 @@ functions do not allocate."""
 class MemoryEvent(NamedTuple):
     """An event of the card's memory, for `allocator.replay`."""
 
-    kind: Literal["allocate", "free", "record", "mark"]
-    """`record`: record_stream; `mark`: a point of interest."""
+    kind: Literal["allocate", "free", "record", "release", "mark"]
+    """`record`: record_stream; `release`: empty_cache; `mark`: a point of interest."""
     storage: int = 0
     """Number of the allocation."""
     bytes: int = 0
@@ -152,6 +152,11 @@ class Log(TorchDispatchMode):
         self.memory.append(MemoryEvent("allocate", self._allocations, size))
         self.device.add(size)
         self._free(self.device, self._allocations, size)
+
+    def empty_cache(self) -> None:
+        """Note that the allocator gives back what is unused."""
+        self.calls["empty_cache"] += 1
+        self.memory.append(MemoryEvent("release"))
 
     def record_stream(self, tensor: torch.Tensor) -> None:
         """Note that another stream uses a tensor, of any shape and dtype."""

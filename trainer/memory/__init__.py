@@ -6,6 +6,7 @@ estimate           device and host memory of one request, plan by plan
 phases             memory of encoding, loading and sampling besides the training
 weight_bytes       bytes of the transformer's weights, counted without loading them
 activation_bytes   bytes of activations, measured on tensors without storage
+few_blocks         the forward and backward pass of some blocks that they are measured in
 codec_bytes        bytes that the VAE computes with, measured on tensors without storage
 live_bytes         counts the bytes of living tensors while code runs
 encoder_bytes      bytes of the text encoders, counted without loading them

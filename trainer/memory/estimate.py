@@ -226,8 +226,9 @@ class MemoryEstimate:
         for index, kind in enumerate(self.weights.block_kinds):
             mode = plan.activation_checkpointing_of(index)
             block = self._footprint(mode).blocks[kind]
-            if saved + block.work > peak:
-                peak, at_peak = saved + block.work, (saved, block.work)
+            work = block.last_work if index == len(self.weights.block_kinds) - 1 else block.work
+            if saved + work > peak:
+                peak, at_peak = saved + work, (saved, work)
             if not (plan.inputs_on_host and mode == "full"):
                 saved += block.saved
         # While a block is recomputed, the inputs of the one before are fetched from the host.
