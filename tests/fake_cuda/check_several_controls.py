@@ -73,6 +73,7 @@ def test_the_plan_of_few_blocks_is_that_of_all(gigabytes: int) -> None:
 
 @pytest.mark.parametrize("gigabytes", KINDS)
 def test_a_step_takes_what_was_planned(gigabytes: int) -> None:
+    """To a thousandth: a megabyte, at any number of blocks, is not counted."""
     ran = run(gigabytes)
     assert ran.peak <= 1.001 * planned(ran) <= ran.plan.bytes, f"{ran.peak / 1e9:.3f} GB, {planned(ran) / 1e9:.3f}"
     assert planned(ran) <= 1.03 * ran.peak, f"{ran.peak / 1e9:.3f} GB, {planned(ran) / 1e9:.3f}"

@@ -207,10 +207,13 @@ class MemoryEstimate:
             return 0
         modulation = 0
         if plan.modulation_on_host:
-            outputs = MODULATION_EXAMPLES * self._modulation_outputs * self.dtype.itemsize
-            modulation = sum(self.weights.modulation) + outputs
+            modulation = sum(self.weights.modulation) + self._outputs_bytes(MODULATION_EXAMPLES)
         streamed = sum(self.weights.blocks[index] for index in plan.streamed)
         return modulation + streamed + plan.inputs_host_bytes
+
+    def _outputs_bytes(self, examples: int) -> int:
+        """Bytes of what the modulation layers compute for that many examples."""
+        return examples * self._modulation_outputs * self.dtype.itemsize
 
     def _inputs_on_host(self, plan: Plan) -> int:
         """Bytes of the inputs of checkpointed blocks that wait in host memory."""
@@ -233,7 +236,8 @@ class MemoryEstimate:
                 saved += block.saved
         # While a block is recomputed, the inputs of the one before are fetched from the host.
         fetched = max(block.saved for block in self._footprint("full").blocks.values()) if plan.inputs_on_host else 0
-        return at_peak[0] + fetched, at_peak[1]
+        modulation = self._outputs_bytes(self.params.batch_size) if plan.modulation_on_host else 0
+        return at_peak[0] + fetched + modulation, at_peak[1]
 
 
 def _empty_transformer(model: EditModel) -> torch.nn.Module:
