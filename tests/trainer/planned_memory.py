@@ -32,7 +32,7 @@ it holds on to otherwise says nothing of what was needed."""
 
 def main() -> None:
     ctypes.CDLL(None).mallopt(M_MMAP_THRESHOLD, SMALL)
-    settings = RunSettings(resolution=256, control_resolution="target", **json.loads(sys.argv[1]))
+    settings = RunSettings(resolution=128, control_resolution="target", **json.loads(sys.argv[1]))
     params = TrainingParams(caption_column="c", control_image_column="b", image_column="a")
     blocks = 2 if settings.precision == "int8" else 1  # activations beside less than 100 MB of weights are not planned
     model = random_model(

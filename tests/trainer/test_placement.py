@@ -156,8 +156,8 @@ def test_compiled_with_everything_off_the_device(qwen, monkeypatch, backend, buc
 
 
 @pytest.mark.slow
-def test_drawing_with_compiled_blocks(qwen):
-    """By torch's own C++ compiler."""
+def test_drawing_with_compiled_blocks(qwen, monkeypatch):
+    monkeypatch.setattr(torch, "compile", partial(torch.compile, backend="aot_eager"))
     torch._dynamo.reset()
     components = ModelComponents(qwen, CPU, plan(compile=True))
     compile_blocks(components.transformer())

@@ -76,30 +76,28 @@ def test_settings_that_change_the_training(kontext, runs):
         assert one[1] != other[1], f"{first} and {second} give the same fingerprint"
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("one", "other"),
-    [
-        ({"gradient_checkpointing": "off"}, {"gradient_checkpointing": "on"}),
-        ({"offload": "none"}, {"offload": "phases"}),
-        ({"offload": "none"}, {"offload": "blocks"}),
-        ({"keep_checkpoints": 1}, {"keep_checkpoints": 2}),
-    ],
-    ids=str,
-)
-def test_settings_that_do_not(model, runs, one, other):
-    for name, settings in (("one", one), ("other", other)):
-        runs.run(model, name, steps=3, learning_rate=0.01, settings=settings)
+CHANGES = [("gradient_checkpointing", "on"), ("offload", "phases"), ("offload", "blocks"), ("keep_checkpoints", 2)]
 
-    def worked(name: str, settings: dict) -> tuple[Plan, int]:
+
+@pytest.mark.slow
+def test_settings_that_do_not(model, runs):
+    def trained(name: str, settings: dict) -> tuple[Plan, int]:
+        """How it was trained: the plan, and the number of checkpoints kept."""
+        runs.run(model, name, steps=3, learning_rate=0.01, settings=settings)
         params, device = runs.request(model).training_params, DeviceInfo(kind="cpu", free=2**40, host=2**40, bf16=False)
         kept = checkpoint_folders(runs.folder / name / "checkpoints")
         return replace(make_plan(model, params, RunSettings(**settings), device), expected={}), len(kept)
 
-    assert worked("one", one) != worked("other", other)
-    assert runs.losses("one") == pytest.approx(runs.losses("other"), rel=1e-6)
-    weights = runs.weights("other")
-    assert all(torch.equal(tensor, weights[name]) for name, tensor in runs.weights("one").items())
+    plain = {"gradient_checkpointing": "off", "offload": "none", "keep_checkpoints": 1}
+    one, weights = trained("plain", plain), runs.weights("plain")
+    for setting, value in CHANGES:
+        name = f"{setting} {value}"
+        # Streamed blocks are checkpointed.
+        others = {} if value == "blocks" else plain
+        assert trained(name, others | {setting: value}) != one
+        assert runs.losses(name) == pytest.approx(runs.losses("plain"), rel=1e-6)
+        other = runs.weights(name)
+        assert all(torch.equal(tensor, other[key]) for key, tensor in weights.items()), name
 
 
 @pytest.mark.slow
