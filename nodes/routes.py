@@ -10,6 +10,7 @@ from typing import Any
 from aiohttp import web
 from server import PromptServer
 
+from ..trainer.config.request import CONTROL_COLUMNS
 from ..trainer.errors import BadInput
 from .delete_run import delete_run
 from .exports import publish_checkpoint
@@ -20,7 +21,7 @@ from .notes import input_notes, request_notes
 from .same_origin import same_origin_only
 from .saved_runs import list_runs, run_details, sample_file, shrink_to_jpeg, thumbnail
 from .uploads import upload
-from .widgets import COLUMN_INPUTS
+from .widgets import COLUMN_INPUTS, CONTROL_COLUMN_FIELDS
 
 THUMBNAIL_PIXELS = (32, 512)
 """Smallest and largest thumbnail, in pixels on a side; a judgement."""
@@ -192,6 +193,12 @@ def _pixels(request: web.Request) -> int:
     return min(max(int(pixels), smallest), largest)
 
 
+def _by_input(guess: dict[str, Any]) -> dict[str, str]:
+    """Guessed columns by the dataset node's input."""
+    controls = guess.pop(CONTROL_COLUMNS, [])
+    return guess | dict(zip(CONTROL_COLUMN_FIELDS, controls, strict=False))
+
+
 def _columns(resource: str) -> dict[str, Any]:
     from ..trainer.data.columns import first_look, guess_from_kinds
     from ..trainer.data.parquet import open_parquet, parquet_columns
@@ -203,7 +210,7 @@ def _columns(resource: str) -> dict[str, Any]:
     return {
         "columns": parquet_columns(path),
         "kinds": kinds,
-        "guess": guess_from_kinds(kinds),
+        "guess": _by_input(guess_from_kinds(kinds)),
         "rows": rows,
         "texts": {
             name: [text[:MAX_TEXT_CHARS] for text in values[:FIRST_ROWS]]

@@ -116,6 +116,32 @@ def test_the_guess_is_right(tmp_path: Path, name: str) -> None:
     assert guess == {"caption_column": caption, "control_image_column": control, "image_column": target}
 
 
+@pytest.mark.parametrize(
+    ("names", "controls"),
+    [
+        (["control", "control_2", "target"], ["control", "control_2"]),
+        (["target", "control_3", "control_2", "control_1"], ["control_1", "control_2", "control_3"]),
+        (["image", "image 2", "output"], ["image", "image 2"]),
+        (["target", "control_image", "control_image_2"], ["control_image", "control_image_2"]),
+        (["srcImage1", "srcImage2", "tgtImage"], ["srcImage1", "srcImage2"]),
+        (["control", "control_2", "control_3", "control_4", "target"], ["control", "control_2", "control_3"]),
+        (["control", "control_large", "target"], ["control"]),
+        (["control", "control_1", "control_2", "target"], ["control"]),
+        (["control", "control_3", "target"], ["control"]),
+        (["control", "control_12", "target"], ["control"]),
+    ],
+)
+def test_further_controls_are_guessed_where_their_names_are_numbered(
+    tmp_path: Path, names: list[str], controls: list[str]
+) -> None:
+    path = write(tmp_path / "data.parquet", {"caption": "b"} | dict.fromkeys(names, IMAGE))
+    (target,) = (name for name in names if name in ("target", "output", "tgtImage"))
+    several = {"control_image_columns": controls} if len(controls) > 1 else {"control_image_column": controls[0]}
+    assert guess_columns(path) == {"caption_column": "caption", "image_column": target} | several
+    single = {"control_image_column": controls[0]}
+    assert guess_columns(path, most_controls=1) == {"caption_column": "caption", "image_column": target} | single
+
+
 def test_image_columns_are_told_from_text_columns(tmp_path: Path) -> None:
     columns = {"a": PATHS, "b": "make it red", "c": IMAGE, "d": 1, "e": pa.string(), "f": pa.binary()}
     kinds = column_kinds(write(tmp_path / "data.parquet", columns))

@@ -4,14 +4,16 @@ from __future__ import annotations
 
 import argparse
 import json
+from collections.abc import Iterable, Mapping
 from typing import Any
 
 from ..config.request import COLUMN_FIELDS, CONTROL_COLUMNS, Columns, too_many_controls
 from ..config.settings import RunSettings
-from ..data.columns import guess_columns
+from ..data.columns import MOST_CONTROLS, guess_columns
 from ..data.dataset import EditDataset
 from ..data.parquet import column_faults, parquet_columns
 from ..errors import OK, BadInput, printable
+from ..families.registry import find_family
 from .console import Console
 from .parser import option_of
 from .runner import consume, load_dataset, load_model
@@ -40,12 +42,27 @@ def _given_columns(options: argparse.Namespace) -> dict[str, Any]:
     return given | {"control_image_column": controls[0]} if controls else given
 
 
+def _guessed_columns(options: argparse.Namespace, given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return guesses for the fields that no option names; no more control columns than a named base model takes."""
+    most = min(find_family(options.base_model).max_controls, MOST_CONTROLS) if options.base_model else MOST_CONTROLS
+    guess = guess_columns(options.data, most)
+    return {field: found for field, found in guess.items() if not _single([field]) <= _single(given)}
+
+
+def _single(fields: Iterable[str]) -> set[str]:
+    """Fields with the name of a single control column in place of that of several."""
+    return {"control_image_column" if field == CONTROL_COLUMNS else field for field in fields}
+
+
+def _listed(found: str | list[str]) -> str:
+    return found if isinstance(found, str) else ", ".join(found)
+
+
 def inspect(options: argparse.Namespace) -> int:
     """Run `inspect DATA.parquet`."""
     columns = parquet_columns(options.data)
     given = _given_columns(options)
-    taken = {"control_image_column" if field == CONTROL_COLUMNS else field for field in given}
-    guessed = {field: name for field, name in guess_columns(options.data).items() if field not in taken}
+    guessed = _guessed_columns(options, given)
     chosen = guessed | given
     faults = column_faults(chosen, options.data)
     if faults:
@@ -59,7 +76,9 @@ def inspect(options: argparse.Namespace) -> int:
                 console.line(f"  {name:<{width}}  {kind}")
         if len(chosen) == len(COLUMN_FIELDS):
             if guessed and not options.json:
-                console.line("Guessed from the names: " + ", ".join(f"{f} = {n}" for f, n in sorted(guessed.items())))
+                console.line(
+                    "Guessed from the names: " + ", ".join(f"{f} = {_listed(n)}" for f, n in sorted(guessed.items()))
+                )
             dataset = load_dataset(
                 console,
                 Columns.from_fields(chosen),
@@ -75,7 +94,7 @@ def inspect(options: argparse.Namespace) -> int:
         print(json.dumps({"columns": columns, "used": chosen, "report": report and report.to_dict()}, indent=2))
         return OK
     if report is None:
-        missing = [option_of(field) for field in COLUMN_FIELDS if field not in chosen and field not in taken]
+        missing = [option_of(field) for field in COLUMN_FIELDS if field not in _single(chosen)]
         print(f"To check the rows, name the columns that cannot be guessed: {', '.join(missing)}.")
         return OK
     print(printable(f"\n{report}\n\nFor the training_params of a request:"))

@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import re
 from collections.abc import Iterable, Mapping
 from pathlib import Path
-from typing import Literal
+from typing import Any, Literal
 
 import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
+from ..config.request import CONTROL_COLUMNS
 from ..errors import BadInput
 from .column_words import CAPTION_WORDS, IMAGE_WORDS, INPUT_WORDS, OTHER_WORDS, OUTPUT_WORDS, image_role, name_words
 from .parquet import is_image, is_text, open_parquet
@@ -35,15 +37,20 @@ _ADDRESSES = ("http://", "https://", "data:image/")
 _EXTENSIONS = (".png", ".jpg", ".jpeg", ".jfif", ".webp", ".gif", ".bmp", ".tif", ".tiff", ".avif")
 
 
-def guess_columns(path: Path) -> dict[str, str]:
-    """Guessed columns by request field; a field without a likely column is left out.
+MOST_CONTROLS = 3
+"""Control columns that are guessed; as many as the dataset node has inputs for."""
+
+
+def guess_columns(path: Path, most_controls: int = MOST_CONTROLS) -> dict[str, Any]:
+    """Guessed columns by request field; a field without a likely column is left out. Control columns with numbered
+    names, at most `most_controls`, are a list under `control_image_columns`.
 
     Raises BadInput when the file is not a readable parquet.
     """
-    return guess_from_kinds(column_kinds(path))
+    return guess_from_kinds(column_kinds(path), most_controls)
 
 
-def guess_from_kinds(all_kinds: Mapping[str, ColumnKind]) -> dict[str, str]:
+def guess_from_kinds(all_kinds: Mapping[str, ColumnKind], most_controls: int = MOST_CONTROLS) -> dict[str, Any]:
     """Guess as `guess_columns` does, from the columns' kinds."""
     kinds: dict[str, ColumnKind] = {
         name: kind for name, kind in all_kinds.items() if not name_words(name) & OTHER_WORDS
@@ -51,12 +58,37 @@ def guess_from_kinds(all_kinds: Mapping[str, ColumnKind]) -> dict[str, str]:
     images = [name for name, kind in kinds.items() if kind in ("image", "either")]
     control = _plainest(name for name in images if image_role(name) == "input")
     target = _plainest(name for name in images if image_role(name) == "output")
-    others = [name for name in images if kinds[name] == "image" and name not in (control, target)]
+    others = [name for name in images if kinds[name] == "image" and image_role(name) is None]
     if len(others) == 1 and (control is None) != (target is None):
         control, target = control or others[0], target or others[0]
+    controls = _numbered([name for name in images if name != target], control, bool(target))[:most_controls]
+    control = controls[0] if controls else control
     texts = [name for name, kind in kinds.items() if kind in ("text", "either") and name not in (control, target)]
-    guess = {"caption_column": _guess_caption(texts, kinds), "control_image_column": control, "image_column": target}
-    return {field: name for field, name in guess.items() if name is not None}
+    guess: dict[str, Any] = {"caption_column": _guess_caption(texts, kinds), "image_column": target}
+    guess |= {CONTROL_COLUMNS: controls} if len(controls) > 1 else {"control_image_column": control}
+    return {field: found for field, found in guess.items() if found is not None}
+
+
+def _numbered(images: Iterable[str], control: str | None, others_are_controls: bool) -> list[str]:
+    """The control's column and those that continue its name by a number, in their order: `control`, `control_2`. Where
+    no control is known, the only such series among the others; empty if there is none, or a number twice."""
+    series: dict[str, list[tuple[int, str]]] = {}
+    for name in images:
+        stem, number = _stem_and_number(name)
+        series.setdefault(stem, []).append((number, name))
+    if control is not None:
+        chosen = series.get(_stem_and_number(control)[0], [])
+    else:
+        several = [found for found in series.values() if len(found) > 1]
+        chosen = several[0] if others_are_controls and len(several) == 1 else []
+    in_order = sorted(chosen)
+    return [name for _, name in in_order] if [n for n, _ in in_order] == [*range(1, len(in_order) + 1)] else []
+
+
+def _stem_and_number(name: str) -> tuple[str, int]:
+    """`control` and 2 of `Control_2`; a name without a number is the first of its series."""
+    numbered = re.fullmatch(r"(.*[^\d _-])[ _-]?([1-9])", name)
+    return (numbered[1].lower(), int(numbered[2])) if numbered else (name.lower(), 1)
 
 
 def column_kinds(path: Path) -> dict[str, ColumnKind]:

@@ -7,6 +7,8 @@ import { addPlan, isOnDisplay } from "./build.js";
 import { completionPlan, datasetPlan, draftRequest, readRequest, requestPlan, withoutDots } from "./request.js";
 
 const TINY_MODEL = "tiny/flux-kontext";
+/** Embedded model for several control images. */
+const TINY_MODEL_OF_SEVERAL = "tiny/qwen-image-edit-plus";
 /** Distance of a node's completion from it, in graph coordinates. */
 const GAP = 40;
 
@@ -71,7 +73,8 @@ export async function completeRequestNode(node, text) {
 export async function addParquet(parquet, pos) {
   const resource = await uploadParquet(parquet);
   const file = await fetchColumns(resource);
-  await addTrainingGraph(datasetPlan(resource, file, onlyTinyModels() ? TINY_MODEL : null), pos);
+  const tinyModel = file.guess.control_image_column_2 ? TINY_MODEL_OF_SEVERAL : TINY_MODEL;
+  await addTrainingGraph(datasetPlan(resource, file, onlyTinyModels() ? tinyModel : null), pos);
 }
 
 /**

@@ -68,7 +68,7 @@ import { api } from "../../../scripts/api.js";
 
 /**
  * Contents of a parquet file. `columns` maps names to types, `kinds` says what each column can serve as, `guess` maps
- * request fields to columns, and `texts` holds the first rows of text columns.
+ * inputs of a dataset node to columns, and `texts` holds the first rows of text columns.
  *
  * @typedef {object} ParquetColumns
  * @property {Record<string, string>} columns
