@@ -235,8 +235,8 @@ def edit(
         )
     images = [image] if isinstance(image, Image.Image) else list(image)
     _check_count(model, images)
-    sizing = Size(*images[family.sizing_control].size)
-    size = family.sample_size(size or family.target_size(sizing, family.variant.resolution))
+    images = family.fit_controls(images)
+    size = family.sample_size(size or family.edit_size([Size(*each.size) for each in images]))
     _check(model, images, (prompt, negative_prompt), size)
     controls = [prepare_control(family, each, size) for each in images]
     if lora is not None:

@@ -8,6 +8,7 @@ from dataclasses import replace
 
 import pytest
 import torch
+from PIL import Image
 
 from trainer.data.resize import Size
 from trainer.errors import BadInput
@@ -69,6 +70,21 @@ def test_a_control_gets_two_sizes_of_comfyuis(image, latents, seen):
     family = family_class(EDIT_2509, "comfyui")(open_model(EDIT_2509).family.variant, {})
     assert family.control_size(Size(*image), Size(64, 64), "inference") == latents
     assert family.text_control_size(Size(*image), Size(*latents)) == seen
+
+
+def test_the_first_image_of_an_edit_is_scaled_and_sizes_it_as_in_comfyuis_templates():
+    family = family_class(EDIT_2511, "comfyui")(open_model(EDIT_2511).family.variant, {})
+    images = [Image.new("RGB", size) for size in ((1000, 421), (333, 777))]
+    fitted = family.fit_controls(images)
+    assert [image.size for image in fitted] == [(1568, 672), (333, 777)]
+    assert family.edit_size([Size(*image.size) for image in fitted]) == (1568, 672)
+    assert family.sample_size(Size(1568, 672)) == (1568, 672)
+
+
+def test_the_pipeline_sizes_an_edit_by_its_last_image():
+    family, images = open_model(EDIT_2511).family, [Image.new("RGB", size) for size in ((1000, 421), (512, 512))]
+    assert family.fit_controls(images) == images
+    assert family.edit_size([Size(*image.size) for image in images]) == (1024, 1024)
 
 
 @pytest.mark.parametrize("policy", ["diffusers", "comfyui"])

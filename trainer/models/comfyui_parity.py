@@ -82,9 +82,13 @@ class ComfyQwenImageEdit(QwenImageEdit):
 
 
 def cropped_lanczos(image: Image.Image, size: Size) -> torch.Tensor:
-    """Crop the centre of an RGB image and resize it with PIL's Lanczos in 8 bits: [1, 3, H, W] float32 in 0..1."""
-    part = image.crop(centre_crop(Size(*image.size), size))
-    return _to_tensor(part.resize(size, LANCZOS))
+    """Crop and resize an RGB image as `kontext_scaled` does: [1, 3, H, W] float32 in 0..1."""
+    return _to_tensor(kontext_scaled(image, size))
+
+
+def kontext_scaled(image: Image.Image, size: Size) -> Image.Image:
+    """Crop the centre of an RGB image and resize it with PIL's Lanczos in 8 bits, as FluxKontextImageScale does."""
+    return image.crop(centre_crop(Size(*image.size), size)).resize(size, LANCZOS)
 
 
 def area_resized(image: Image.Image, size: Size) -> torch.Tensor:

@@ -125,6 +125,10 @@ class Family(ABC):
     def sample_size(self, wanted: Size) -> Size:
         """The nearest size that the model can make."""
 
+    def edit_size(self, controls: Sequence[Size]) -> Size:
+        """Size of an edit of control images of these sizes, where nobody chose one."""
+        return self.target_size(controls[self.sizing_control], self.variant.resolution)
+
     def size_fault(self, size: Size) -> str | None:
         """Why the model cannot take an image that is resized to `size`; None if it can."""
         return None
@@ -138,6 +142,11 @@ class Family(ABC):
         return None
 
     # images
+
+    def fit_controls(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        """Crop and resize the RGB control images of an edit, as an edit graph does before the images are prepared;
+        where there is no such step they stay as they are."""
+        return [*images]
 
     @abstractmethod
     def prepare_control(self, image: Image.Image, size: Size) -> torch.Tensor:

@@ -8,12 +8,14 @@ from typing import Any
 
 import torch
 from diffusers import QwenImageEditPlusPipeline
+from PIL import Image
 
-from ..data.resize import Size, at_area_of
+from ..data.resize import Size, at_area_of, nearest_aspect, scaled
 from ..families.records import QWEN_IMAGE_EDIT_PLUS
 from ..single_file.key_mapping import Shapes
-from .comfyui_parity import ComfyQwenImageEdit
+from .comfyui_parity import ComfyQwenImageEdit, kontext_scaled
 from .diffusers_family import VAE_SCALE, config_of, to_pil
+from .flux_kontext import PREFERRED_RESOLUTION, PREFERRED_SIZES
 from .qwen_image_edit import EditPipeline, QwenImageEdit, QwenTextEncoder, rounded_area
 
 SEEN = 384 / 1024
@@ -69,9 +71,21 @@ class PicturesTextEncoder(QwenTextEncoder):
 
 class ComfyQwenImageEditPlus(ComfyQwenImageEdit, QwenImageEditPlus):
     """Qwen-Image-Edit with several control images, after TextEncodeQwenImageEditPlus: controls resized by area
-    averaging, to sides of any length for the text encoder and to multiples of 8 for the VAE."""
+    averaging, to sides of any length for the text encoder and to multiples of 8 for the VAE.
+
+    Before that, the first image of an edit goes through FluxKontextImageScale, and the edit takes its size, as in
+    ComfyUI's templates.
+    """
 
     sizing_control = 0
+
+    def edit_size(self, controls: Sequence[Size]) -> Size:
+        preferred = nearest_aspect(controls[0], PREFERRED_SIZES, 1)
+        return scaled(preferred, self.variant.resolution / PREFERRED_RESOLUTION, self.patch)
+
+    def fit_controls(self, images: Sequence[Image.Image]) -> list[Image.Image]:
+        size = self.edit_size([Size(*images[0].size)])
+        return [kontext_scaled(images[0], size), *images[1:]]
 
     def control_size(self, control: Size, target: Size, control_resolution: str) -> Size:
         return at_area_of(control, self.control_area(target, control_resolution), VAE_SCALE)
