@@ -1,4 +1,4 @@
-"""The plans of both models for cards of all sizes, as the table in docs/memory.md has them.
+"""The plans of the models for cards of all sizes, as the tables in docs/memory.md have them.
 
 Run from the repository's root: python tests/benchmarks/plans.py
 
@@ -23,7 +23,7 @@ from dataclasses import replace
 from functools import partial
 from itertools import product
 
-from trainer.config.request import TrainingParams
+from trainer.config.request import MultiImageParams, RequestParams, TrainingParams
 from trainer.config.settings import RunSettings
 from trainer.device import DeviceInfo, assumed_gpu
 from trainer.errors import BadInput
@@ -32,12 +32,15 @@ from trainer.memory.planner import make_plan
 from trainer.models.edit_model import EditModel, open_model
 
 MODELS = {"Qwen-Image-Edit": "Qwen/Qwen-Image-Edit", "FLUX.1 Kontext": "black-forest-labs/FLUX.1-Kontext-dev"}
+SEVERAL, TWO_CONTROLS = "Qwen-Image-Edit-2511", ["b", "d"]
+"""A model that takes several control images, and the columns of two of them."""
 RESOLUTIONS = (1024, 512)
 CARDS = (80, 48, 32, 24, 16, 12, 8)
 HOST = 64
 """GB of free host memory."""
 SMALLER_HOSTS = (32, 16)
 PARAMS = TrainingParams(caption_column="c", control_image_column="b", image_column="a", cache_text_embeddings=True)
+PARAMS_OF_TWO = MultiImageParams(caption_column="c", control_image_columns=TWO_CONTROLS, image_column="a")
 DESKTOPS = {
     "RTX 4090": (24, (8, 9)),
     "RTX 4080": (16, (8, 9)),
@@ -72,11 +75,11 @@ def card(gb: float, host: float, capability: tuple[int, int] | None = None) -> D
     return replace(info, capability=capability, fast_precisions=fast, preferred_precisions=fast)
 
 
-def plan_for(model: EditModel, resolution: int, device_info: DeviceInfo) -> Plan | str:
+def plan_for(model: EditModel, resolution: int, device_info: DeviceInfo, params: RequestParams = PARAMS) -> Plan | str:
     """The plan, or how its refusal says that the training would fit."""
-    settings = RunSettings(resolution=resolution, control_resolution="target")
+    settings = RunSettings(resolution=resolution, control_resolution="target", cache_text_embeddings=True)
     try:
-        return make_plan(model, PARAMS, settings, device_info)
+        return make_plan(model, params, settings, device_info)
     except BadInput as error:
         message = str(error)
         cures = ("It fits with ", "A smaller text encoder", "No setting")
@@ -89,6 +92,13 @@ def table(base_model: str, resolution: int) -> list[str]:
     model = open_model(base_model)
     lines = [HEADER, "|---" * HEADER.count(" | ") + "|---|"]
     return lines + [row(gb, plan_for(model, resolution, card(gb, HOST))) for gb in CARDS]
+
+
+def table_of_two_controls() -> list[str]:
+    """Lines of Markdown: the model for several images with two of them."""
+    model = open_model(f"Qwen/{SEVERAL}")
+    lines = [HEADER, "|---" * HEADER.count(" | ") + "|---|"]
+    return lines + [row(gb, plan_for(model, 1024, card(gb, HOST), PARAMS_OF_TWO)) for gb in CARDS]
 
 
 def title(name: str, resolution: int) -> str:
@@ -167,6 +177,7 @@ def sections() -> dict[str, Callable[[], list[str]]]:
         for name, base_model in MODELS.items()
         for resolution in RESOLUTIONS
     }
+    tables[f"{SEVERAL}, 1024 x 1024 from two of 1024 x 1024"] = table_of_two_controls
     for name, base_model in MODELS.items():
         tables[f"{name}, hosts with less memory"] = partial(smaller_hosts, base_model)
     return tables | {"Cards that also draw a desktop": desktops}
