@@ -11,6 +11,7 @@ from comfy_api.latest import io, ui
 
 from ..trainer.config.request import FineTuneRequest, parse_request
 from ..trainer.config.samples import SamplePrompt, sample_prompt
+from ..trainer.config.settings import RunSettings
 from ..trainer.errors import BadInput, printable
 from ..trainer.families.registry import base_model_names
 from ..trainer.files import write_text
@@ -28,6 +29,7 @@ from .host import NodeDisplay, follow, readable_errors
 from .notes import OUTPUT, bad_rows_note, report_notes, send_notes
 from .params import PARAMS
 from .types import EditDataset, EditModel, EditParams, EditSamples
+from .widgets import field_inputs
 
 if TYPE_CHECKING:
     from ..trainer.data.dataset import EditDataset as Dataset
@@ -98,7 +100,8 @@ class LoadRequest(io.ComfyNode):
                     "request",
                     multiline=True,
                     tooltip="JSON of the request, or the name of a JSON file in the input folder.",
-                )
+                ),
+                *field_inputs(RunSettings, ("allow_no_control",), optional=True),
             ],
             outputs=[
                 EditDataset.Output("dataset", tooltip="For Train Edit LoRA."),
@@ -109,7 +112,7 @@ class LoadRequest(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, request: str | None = None) -> str | float:
+    def fingerprint_inputs(cls, request: str | None = None, allow_no_control: bool = False) -> str | float:
         if request is None:
             return float("nan")
         from ..trainer.data.load_request import load_request
@@ -136,7 +139,7 @@ class LoadRequest(io.ComfyNode):
 
     @classmethod
     @readable_errors()
-    def execute(cls, request: str) -> io.NodeOutput:
+    def execute(cls, request: str, allow_no_control: bool = False) -> io.NodeOutput:
         from ..trainer.data.dataset import open_dataset
         from ..trainer.data.downloads import Downloads
         from ..trainer.data.load_request import load_request
@@ -145,7 +148,7 @@ class LoadRequest(io.ComfyNode):
         parsed, parquet = load_request(find_request(request), input_folder(), EXAMPLES)
         params = parsed.training_params
         downloads = Downloads(cache_folder() / "downloads")
-        opening = open_dataset(parquet, params.columns, downloads=downloads)
+        opening = open_dataset(parquet, params.columns, allow_no_control=allow_no_control, downloads=downloads)
         try:
             dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
         except BadRows as error:

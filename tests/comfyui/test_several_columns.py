@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import json
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from PIL import Image
 
-from ..several_controls import write_several
+from ..several_controls import several_request, write_several
 from .graphs import edited, node, training
 from .server import Server
 from .test_faults import refused, request_graph
@@ -109,6 +110,16 @@ def test_a_row_without_a_control_needs_leave(server: Server) -> None:
     refused(server.run(prompt), "dataset", "row 0", "the row has no control image")
     prompt["dataset"]["inputs"]["allow_no_control"] = True
     assert "2 rows, all usable" in ok(server.run(prompt)).text("report")
+
+
+def test_a_request_of_a_row_without_a_control_needs_leave_too(server: Server) -> None:
+    write_several(server.base / "input" / "several.parquet", [(False, False), (True, True)])
+    request = several_request(Path("several.parquet"))
+    prompt = {"request": node("EditTrainerLoadRequest", request=json.dumps(request))}
+    prompt["shown"] = node("PreviewAny", source=["request", 3])
+    refused(server.run(prompt), "request", "row 0", "the row has no control image")
+    prompt["request"]["inputs"]["allow_no_control"] = True
+    assert ok(server.run(prompt)).text("shown") == "tiny/several"
 
 
 def test_notes_know_every_column(server: Server) -> None:
