@@ -42,7 +42,9 @@ def plan_line(model: EditModel) -> str:
 
 def _weights(model: EditModel, connected: bool) -> str:
     if model.folder is not None:
-        size = sum(path.stat().st_size for path in model.folder.rglob("*.safetensors"))
+        parts = {name for names in model.family.info.subfolders.values() for name in names}
+        folders = [(model.folder_of(part) or model.folder) / part for part in parts]
+        size = sum(path.stat().st_size for folder in folders for path in folder.glob("*.safetensors"))
         where = "part of the pack" if model.folder == model.family.variant.folder else str(model.folder)
         return f"{where}, {_size(size)}"
     cached = try_to_load_from_cache(model.base_model, "model_index.json")

@@ -29,6 +29,16 @@ CONTROLS = {
     "wide, square": [(1000, 421), (512, 512)],
     "tall, odd, wide": [(333, 777), (701, 523), (1000, 421)],
 }
+EDIT = {
+    "prompt": PROMPT,
+    "negative_prompt": "",
+    "seed": 3,
+    "steps": 1,
+    "guidance": 1.0,
+    "width": 0,
+    "height": 0,
+    "lora_strength": 1.0,
+}
 
 
 @pytest.fixture(scope="module")
@@ -143,28 +153,55 @@ def test_a_folder_is_taken_for_the_model_that_it_is(server: Server, folder: Path
     refused(server.run(prompt), "model", f"is not {EDIT_2509}: by its config it is {EDIT_2511}; choose that")
 
 
-def test_comfyuis_sampler_draws_our_latents_with_a_trained_lora(server: Server, folder: Path) -> None:
+def test_edit_image_scales_its_first_image_as_the_templates_do(server: Server, files: dict[str, str]) -> None:
+    parts = {"clip": ["watch", 0], "vae": ["vae", 0]}
+    prompt: Prompt = {
+        "clip": node("OracleReducedClip", family="qwen-image-edit", width=64, seed=0),
+        "vae": node("OracleReducedVae", family="qwen-image-edit", seed=0),
+        "watch": node("OracleWatch", clip=["clip", 0], run="template"),
+        "model": node("EditTrainerBaseModel", base_model=EDIT_2511, transformer=FILES[EDIT_2511], **parts),
+        "native": node("OracleFileModel", model=["model", 0]),
+        "one": node("LoadImage", image=picture(server, (1000, 300))),
+        "two": node("LoadImage", image=picture(server, (333, 777))),
+        "scaled": node("FluxKontextImageScale", image=["one", 0]),
+        "latent": node("EmptySD3LatentImage", width=256, height=112, batch_size=1),
+        "noise": node("RandomNoise", noise_seed=EDIT["seed"]),
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node("ManualSigmas", sigmas="1.0, 0.5, 0.0"),
+    }
+    images = {"image": ["one", 0], "image_2": ["two", 0], "width": 256, "height": 112}
+    prompt["edit"] = node("EditTrainerEditImage", model=["model", 0], **EDIT | images | {"steps": 2})
+    prompt |= native_text(EDIT_2511, "positive", PROMPT, {"image1": ["scaled", 0], "image2": ["two", 0]})
+    prompt["guider"] = node("BasicGuider", model=["native", 0], conditioning=["positive", 0])
+    drawn = {"noise": ["noise", 0], "guider": ["guider", 0], "sigmas": ["sigmas", 0], "sampler": ["euler", 0]}
+    prompt["sampler"] = node("SamplerCustomAdvanced", latent_image=["latent", 0], **drawn)
+    prompt["seen"] = node("OracleSeen", ours=["edit", 0], theirs=["sampler", 0])
+    result = server.run(prompt)
+    assert result.status == "execution_success", result.details
+    first, _ = json.loads(result.text("seen"))
+    assert all(ours == theirs for ours, theirs in first["shapes"]), first
+    assert first["tokens"] <= 1e-5, first
+    assert first["text"] <= 1e-5, first
+    assert first["same_ids"], first
+
+
+def test_comfyuis_sampler_draws_our_latents_with_a_trained_lora(server: Server) -> None:
+    base_model, side = "tiny/qwen-image-edit-plus", 64
     params = {"learning_rate": 0.02, "steps": 3, "sample_every": 3, "lora_rank": 4, "lora_alpha": 8}
-    settings = {"resolution": 128, "control_resolution": "target", "lora_targets": "all-linear"}
-    prompt = training(EDIT_2511, "plus", params=params, settings=settings)
+    prompt = training(base_model, "plus", params=params, settings={"lora_targets": "all-linear"})
     prompt["train"]["inputs"].pop("samples")
     prompt["comfy"] = node("OracleComfyModel", model=["model", 0])
     loader = {"model": ["comfy", 0], "lora": ["train", 1], "strength_model": 1.0, "bypass": False}
     prompt["loader"] = node("LoraModelLoader", **loader)
     prompt["patches"] = node("OraclePatches", base=["model", 0], patched=["loader", 0], lora=["train", 1])
-    images = {f"image{number}": ["one", 0] for number in (1, 2)}
-    prompt["one"] = node("ImageFromBatch", image=["dataset", 1], batch_index=0, length=1)
-    edit = {
-        "prompt": "add a red frame",
-        "seed": 3,
-        "steps": 6,
-        "guidance": 1.0,
-        "side": 128,
-        "target_side": 128,
-        **images,
-    }
+    for index, name in enumerate(("one", "two")):
+        prompt[name] = node("LoadImage", image=picture(server, (side, side + 32 * index)))
+    edit = {"prompt": "add a red frame", "seed": 3, "steps": 6, "guidance": 1.0}
+    shown = {"side": side, "target_side": side, "image1": ["one", 0], "image2": ["two", 0]}
     for name, model in (("ours", "train"), ("untrained", "model")):
-        prompt[name] = node("OracleSeveralControls", edit_model=[model, 0], **edit)
+        prompt[name] = node("OracleSeveralControls", edit_model=[model, 0], **edit, **shown)
+    images = {"image": ["one", 0], "image_2": ["two", 0]}
+    prompt["edit"] = node("EditTrainerEditImage", model=["train", 0], **EDIT | edit | images)
     method = {"reference_latents_method": "index_timestep_zero"}
     prompt["method"] = node("FluxKontextMultiReferenceLatentMethod", conditioning=["ours", 2], **method)
     prompt["guider"] = node("BasicGuider", model=["loader", 0], conditioning=["method", 0])
@@ -173,7 +210,7 @@ def test_comfyuis_sampler_draws_our_latents_with_a_trained_lora(server: Server, 
     parts = {"noise": ["ours", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0]}
     prompt["sampler"] = node("SamplerCustomAdvanced", latent_image=["ours", 3], **parts)
     compared = {"ours": ["ours", 4], "theirs": ["sampler", 0], "untrained": ["untrained", 4]}
-    images = {"oracle_image": ["ours", 5], "node_image": ["ours", 5]}
+    images = {"oracle_image": ["ours", 5], "node_image": ["edit", 0]}
     prompt["difference"] = node("OracleDifference", **compared, **images)
     begin = server.log.stat().st_size
     result = server.run(prompt)
@@ -184,6 +221,7 @@ def test_comfyuis_sampler_draws_our_latents_with_a_trained_lora(server: Server, 
     assert patches["worst"] <= 1e-6, patches
     assert report["latents"] <= 1e-3, report
     assert report["lora"] > 1e-2, f"the LoRA makes a difference to begin with: {report}"
+    assert report["images"] < 1e-6, f"Edit Image draws what was compared: {report}"
     log = server.log.read_bytes()[begin:].decode(errors="replace")
     assert "lora key not loaded" not in log
     assert "NOT LOADED" not in log

@@ -56,7 +56,7 @@ def test_the_published_defaults_and_nothing_else():
     assert DEFAULT_CONTROL_URL == URL
 
 
-@pytest.mark.parametrize("base_model", ["Qwen/Qwen-Image-Edit", "tiny/flux-kontext", "tiny/qwen-image-edit"])
+@pytest.mark.parametrize("base_model", ["Qwen/Qwen-Image-Edit", "tiny/flux-kontext", "tiny/qwen-image-edit-plus"])
 def test_base_models(base_model):
     assert parse_request({**MINIMAL, "base_model": base_model}).base_model == base_model
 

@@ -64,7 +64,8 @@ def refusal(base_model: str, files: ModelFiles) -> str:
 
 def test_its_base_model_is_offered_and_accepted() -> None:
     later = [f"{QWEN}-2509", f"{QWEN}-2511"]
-    assert base_model_names() == [QWEN, *later, FLUX, TRIO, "tiny/flux-kontext", "tiny/qwen-image-edit"]
+    embedded = ["tiny/flux-kontext", "tiny/qwen-image-edit", "tiny/qwen-image-edit-plus"]
+    assert base_model_names() == [QWEN, *later, FLUX, TRIO, *embedded]
     assert FineTuneRequest.model_json_schema()["properties"]["base_model"]["enum"] == base_model_names()
     assert parse_request(REQUEST).base_model == TRIO
     with pytest.raises(BadInput, match=TRIO):

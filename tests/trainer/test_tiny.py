@@ -2,24 +2,47 @@
 
 from __future__ import annotations
 
+import json
+import shutil
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import FluxKontextPipeline, QwenImageEditPipeline
+from diffusers import (
+    FluxKontextPipeline,
+    QwenImageEditPipeline,
+    QwenImageEditPlusPipeline,
+    QwenImageTransformer2DModel,
+)
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit as qwen_module
+from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus as plus_module
+from safetensors.torch import load_file
 from transformers import CLIPTokenizer, Qwen2Tokenizer, T5TokenizerFast
 
+from trainer.errors import BadInput
 from trainer.families.records import EMBEDDED
+from trainer.families.registry import find_variant
 from trainer.models.edit_model import open_model
 from trainer.models.qwen_processor import load_processor
-from trainer.tiny.parts import FAMILIES, flux_transformer, qwen_transformer
-from trainer.tiny.shapes import BASE_EDITS, SIZE, TAUGHT_EDITS, make_pair, make_pairs, write_parquet
+from trainer.tiny.parts import FAMILIES, flux_transformer, qwen_transformer, write_parts_beside
+from trainer.tiny.shapes import (
+    BASE_EDITS,
+    SIZE,
+    TAUGHT_EDITS,
+    TAUGHT_TWO_PICTURE_EDITS,
+    TWO_PICTURE_EDITS,
+    make_pair,
+    make_pairs,
+    png_bytes,
+    write_parquet,
+)
 from trainer.tiny.vae import encode, flux_vae, qwen_vae, reconstruction_psnr, single_frames, to_pixels, train_vae
 
+PLUS = EMBEDDED / "qwen-image-edit-plus"
 CAPTIONS = [
     "",
     "make it red",
@@ -44,7 +67,12 @@ TOKENIZERS = {
 }
 
 
-@pytest.mark.parametrize("edit", BASE_EDITS + TAUGHT_EDITS)
+BASE, TAUGHT = BASE_EDITS + TWO_PICTURE_EDITS, TAUGHT_EDITS + TAUGHT_TWO_PICTURE_EDITS
+COMPLETE = [family for family in FAMILIES if not find_variant(f"tiny/{family}").shared_folder]
+"""Families whose folders have all parts."""
+
+
+@pytest.mark.parametrize("edit", BASE + TAUGHT)
 def test_pairs_are_deterministic_and_distinct(edit: str) -> None:
     pairs = [make_pair(edit, 5, index) for index in range(20)]
     again = make_pair(edit, 5, 3)
@@ -53,16 +81,15 @@ def test_pairs_are_deterministic_and_distinct(edit: str) -> None:
     assert again.target.tobytes() == pairs[3].target.tobytes()
     assert len({pair.control.tobytes() for pair in pairs}) == 20
     assert make_pair(edit, 6, 3).control.tobytes() != again.control.tobytes()
-    assert {image.size for pair in pairs for image in (pair.control, pair.target)} == {(SIZE, SIZE)}
+    assert {image.size for pair in pairs for image in (*pair.controls, pair.target)} == {(SIZE, SIZE)}
+    assert {len(pair.controls) for pair in pairs} == {2 if edit in TWO_PICTURE_EDITS + TAUGHT_TWO_PICTURE_EDITS else 1}
     assert sum(pair.control.tobytes() != pair.target.tobytes() for pair in pairs) == 20
 
 
 def test_taught_edits_are_no_base_edits() -> None:
-    captions = {
-        edits: {pair.caption for pair in make_pairs(edits, 1, 50 * len(edits))} for edits in (BASE_EDITS, TAUGHT_EDITS)
-    }
-    assert not captions[BASE_EDITS] & captions[TAUGHT_EDITS]
-    assert len(captions[TAUGHT_EDITS]) == len(TAUGHT_EDITS)
+    base, taught = ({pair.caption for pair in make_pairs(edits, 1, 50 * len(edits))} for edits in (BASE, TAUGHT))
+    assert not base & taught
+    assert len(taught) == len(TAUGHT)
 
 
 def test_parquet(tmp_path: Path) -> None:
@@ -71,6 +98,14 @@ def test_parquet(tmp_path: Path) -> None:
     assert [row["caption"] for row in rows] == [p.caption for p in make_pairs(["recolor", "frame"], 1, 6, start=2)]
     assert rows[0]["control"]["bytes"].startswith(b"\x89PNG")
     assert rows[0]["control"]["path"] is None
+    assert "control_2" not in rows[0]
+
+
+def test_a_parquet_of_two_pictures_has_a_column_for_each(tmp_path: Path) -> None:
+    rows = pq.read_table(write_parquet(tmp_path / "pairs.parquet", ["recolor", "join"], 1, 2)).to_pylist()
+    pair = make_pair("join", 1, 1)
+    assert rows[0]["control_2"] is None
+    assert [rows[1][name]["bytes"] for name in ("control", "control_2")] == [png_bytes(own) for own in pair.controls]
 
 
 @pytest.mark.parametrize(("place", "kind"), TOKENIZERS.items())
@@ -113,7 +148,7 @@ def test_qwen_template_is_as_long_as_the_real_one() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COMPLETE)
 def test_vae_carries_pictures_of_every_edit(family: str) -> None:
     codec = open_model(f"tiny/{family}").load_codec("cpu", torch.float32)
     kinds = BASE_EDITS + TAUGHT_EDITS
@@ -122,7 +157,7 @@ def test_vae_carries_pictures_of_every_edit(family: str) -> None:
     assert reconstruction_psnr(codec.module, pixels) >= 33
 
 
-@pytest.mark.parametrize("family", FAMILIES)
+@pytest.mark.parametrize("family", COMPLETE)
 def test_latents_are_about_standard_normal(family: str) -> None:
     model = open_model(f"tiny/{family}")
     codec = model.load_codec("cpu", torch.float32)
@@ -157,7 +192,7 @@ def test_vae_training_and_that_of_the_decoder_alone(make: Callable[[], torch.nn.
 
 def test_everything_is_small_and_safe() -> None:
     files = [path for path in EMBEDDED.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert sum(path.stat().st_size for path in files) < 15 * 2**20
+    assert sum(path.stat().st_size for path in files) < 24e6
     assert {path.suffix for path in files} <= {".py", ".json", ".safetensors", ".txt", ".jinja"}
 
 
@@ -167,10 +202,65 @@ def test_configurations_are_the_code_s() -> None:
         ("flux-kontext", "vae", flux_vae()),
         ("qwen-image-edit", "transformer", qwen_transformer()),
         ("qwen-image-edit", "vae", qwen_vae()),
+        ("qwen-image-edit-plus", "transformer", qwen_transformer()),
     ):
         stored = type(made).from_pretrained(EMBEDDED / family, subfolder=part, local_files_only=True)
         shapes = [{name: p.shape for name, p in module.named_parameters()} for module in (stored, made)]
         assert shapes[0] == shapes[1]
+
+
+def test_the_model_for_several_images_has_only_a_transformer_of_its_own(tmp_path: Path) -> None:
+    assert {path.name for path in PLUS.iterdir()} == {"model_index.json", "transformer"}
+    write_parts_beside(EMBEDDED / "qwen-image-edit", tmp_path / "begun")
+    configs, weights = (
+        [read(folder / "transformer") for folder in (EMBEDDED / "qwen-image-edit", tmp_path / "begun", PLUS)]
+        for read in (read_config, read_weights)
+    )
+    assert [config.pop("zero_cond_t") for config in configs] == [False, True, True]
+    assert configs[0] == configs[1] == configs[2]
+    assert all(torch.equal(weights[0][name], weight) for name, weight in weights[1].items())
+    assert not any(torch.equal(weights[0][name], weights[2][name]) for name in ("img_in.weight", "proj_out.weight"))
+    assert (PLUS / "model_index.json").read_bytes() == (tmp_path / "begun" / "model_index.json").read_bytes()
+
+
+def read_config(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "config.json").read_text(encoding="utf-8"))
+
+
+def read_weights(folder: Path) -> dict[str, torch.Tensor]:
+    return load_file(folder / "diffusion_pytorch_model.safetensors")
+
+
+def test_shared_parts_are_found_beside_a_copy(tmp_path: Path) -> None:
+    for name in ("qwen-image-edit", "qwen-image-edit-plus"):
+        shutil.copytree(EMBEDDED / name, tmp_path / name)
+    embedded, copied = (open_model("tiny/qwen-image-edit-plus", folder) for folder in (None, tmp_path / PLUS.name))
+    for component in ("transformer", "vae", "text"):
+        assert copied.fingerprint(component) == embedded.fingerprint(component)
+    shutil.rmtree(tmp_path / "qwen-image-edit" / "vae")
+    with pytest.raises(BadInput, match="cannot be loaded"):
+        open_model("tiny/qwen-image-edit-plus", tmp_path / PLUS.name).load_codec("cpu", torch.float32)
+
+
+@pytest.mark.slow
+def test_the_model_for_several_images_is_a_whole_pipeline_with_what_it_shares(monkeypatch: pytest.MonkeyPatch) -> None:
+    for area in ("VAE_IMAGE_SIZE", "CONDITION_IMAGE_SIZE"):
+        monkeypatch.setattr(plus_module, area, SIZE**2)
+    shared = EMBEDDED / "qwen-image-edit"
+    transformer = QwenImageTransformer2DModel.from_pretrained(PLUS, subfolder="transformer", local_files_only=True)
+    pipeline = QwenImageEditPlusPipeline.from_pretrained(
+        shared,
+        torch_dtype=torch.float32,
+        processor=load_processor(shared),
+        transformer=transformer.float(),
+        local_files_only=True,
+    )
+    pair = make_pair("recolor_as", 9, 0)
+    image = pipeline(
+        image=pair.controls, prompt=pair.caption, height=SIZE, width=SIZE, num_inference_steps=2, true_cfg_scale=1.0
+    ).images[0]
+    assert image.size == (SIZE, SIZE)
+    assert np.asarray(image).std() > 0
 
 
 @pytest.mark.slow

@@ -35,6 +35,9 @@ class Variant:
     """The request's `base_model`; the Hugging Face repository, unless the weights are embedded."""
     folder: Path | None = None
     """Folder of weights embedded in this package, in diffusers' pipeline layout; None: on the Hugging Face hub."""
+    shared_folder: str = ""
+    """Name of the folder beside `folder` with the subfolders that an embedded model shares with another one; empty:
+    `folder` is complete."""
     download_gb: int = 0
     """Approximate size of the hub's repository in GB."""
     resolution: int

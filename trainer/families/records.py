@@ -201,6 +201,14 @@ QWEN_IMAGE_EDIT_PLUS = replace(
             name_hint="2511",
             lookalike_names="2509|2512|firered|layered",
         ),
+        # Of 2511's make, which has everything that 2509's has and timestep 0 for the controls besides.
+        replace(
+            QWEN_IMAGE_EDIT.variant("tiny/qwen-image-edit"),
+            name="tiny/qwen-image-edit-plus",
+            folder=EMBEDDED / "qwen-image-edit-plus",
+            shared_folder="qwen-image-edit",
+            options=frozenset({"zero_cond_t"}),
+        ),
     ),
     configs=CONFIGS / "qwen-image-edit-plus",
     pipeline_class="QwenImageEditPlusPipeline",

@@ -64,13 +64,21 @@ class EditModel:
     def family(self) -> Family:
         """The base model's family in its variant, with its VAE's latent statistics."""
         family = family_class(self.base_model, self.policy)
-        folder = None if self.files.vae or self.ports else self.folder
+        folder = None if self.files.vae or self.ports else self.folder_of("vae")
         path = (folder or family.info.configs) / "vae" / "config.json"
         with _readable(f"{self.base_model}: {path}"):
             vae_config = json.loads(path.read_text(encoding="utf-8"))
         made = family(find_variant(self.base_model), vae_config)
         made.longest_caption = self.longest_caption
         return made
+
+    def folder_of(self, subfolder: str) -> Path | None:
+        """The local folder in pipeline layout that a subfolder is read from: an embedded model may share another's.
+        None: the Hugging Face repository."""
+        shared = find_variant(self.base_model).shared_folder
+        if self.folder is None or not shared or (self.folder / subfolder).is_dir():
+            return self.folder
+        return self.folder.parent / shared
 
     def fingerprint(self, component: Component) -> str:
         """Digest of a component's weights and settings, without loading it; equal to the loaded component's own."""
@@ -178,7 +186,7 @@ class EditModel:
 
     def load_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         """Load the sampler's schedule."""
-        folder = self.folder or self.family.info.configs
+        folder = self.folder_of("scheduler") or self.family.info.configs
         with _readable(f"The scheduler of {self.base_model} in {folder}"):
             scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
                 folder, subfolder="scheduler", local_files_only=True
@@ -209,15 +217,13 @@ class EditModel:
         """The folder in pipeline layout, with all files of a component downloaded."""
         names = self._subfolders(component)
         patterns = [f"{name}/*.{extension}" for name in names for extension in FILE_TYPES]
-        folder = self._local("model_index.json", "scheduler/*.json", *patterns)
+        folder = self.folder_of(names[0]) or self._downloaded("model_index.json", "scheduler/*.json", *patterns)
         for name in names:
             if not (folder / name).is_dir():
                 raise BadInput(f"{self.base_model}: the folder {folder / name} is missing; the model is incomplete.")
         return folder
 
-    def _local(self, *patterns: str) -> Path:
-        if self.folder is not None:
-            return self.folder
+    def _downloaded(self, *patterns: str) -> Path:
         try:
             return Path(snapshot_download(self.base_model, allow_patterns=list(patterns)))
         except GatedRepoError as error:

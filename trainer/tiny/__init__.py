@@ -1,11 +1,13 @@
-"""The embedded models: tiny Flux Kontext and Qwen-Image-Edit, made from nothing for tests and the demo.
+"""The embedded models: tiny Flux Kontext, Qwen-Image-Edit and -2511, made from nothing for tests and the demo.
 
 make         the command that makes them: `python -m trainer.tiny.make`
 parts        transformers, schedulers and pipelines, written as diffusers folders
 vae          the VAEs and their training
 encoders     text encoders with random weights
 tokenizers   tokenizers with whole-word tokens
+scenes       pictures of simple shapes
 shapes       synthetic edit pairs, for making the models and for tests
+requests     requests to train on such pairs
 
 Must not know: ComfyUI or the command line.
 """

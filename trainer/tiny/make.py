@@ -3,6 +3,9 @@
 1. text: tokenizers, frozen random text encoders, schedules, and random weights for the rest;
 2. vae: each family's VAE, by a training of its own;
 3. transformer: by this project's own full fine-tune on `shapes.BASE_EDITS`.
+
+The model with several control images has only a transformer of its own, which begins from the first Qwen-Image-Edit's
+and learns `shapes.TWO_PICTURE_EDITS` besides.
 """
 
 from __future__ import annotations
@@ -11,8 +14,10 @@ import argparse
 from pathlib import Path
 from typing import TYPE_CHECKING, cast
 
-from .parts import FAMILIES, write_part, write_parts
-from .shapes import BASE_EDITS, TAUGHT_EDITS, make_pairs, write_parquet
+from ..families.registry import find_variant
+from .parts import FAMILIES, write_part, write_parts, write_parts_beside
+from .requests import make_request
+from .shapes import BASE_EDITS, TAUGHT_EDITS, TWO_PICTURE_EDITS, make_pairs, write_parquet
 
 if TYPE_CHECKING:
     import torch
@@ -41,31 +46,49 @@ VAE_BATCH = 8
 PAIRS = 6_000
 
 
-TRANSFORMER_STEPS = {"flux-kontext": 4200, "qwen-image-edit": 4200}
+TRANSFORMER_STEPS = {"flux-kontext": 4200, "qwen-image-edit": 4200, "qwen-image-edit-plus": 4200}
+
+
+EDITS = dict.fromkeys(FAMILIES, BASE_EDITS) | {"qwen-image-edit-plus": 2 * TWO_PICTURE_EDITS + BASE_EDITS}
+"""Edits that each transformer learns, in turn."""
+
+
+PROMPTS = dict.fromkeys(FAMILIES, ("make it red", "turn it into a star", "move it to the left")) | {
+    "qwen-image-edit-plus": ("make it the color of picture 2", "turn it into the shape of picture 2", "make it red")
+}
+"""Prompts of the samples, which edit the first pair's control images."""
 
 
 TRAINING = {
     "batch_size": 32,
     "learning_rate": 1.5e-3,
-    "cache_text_embeddings": True,
     "use_lora": False,
     "sample_every": 500,
     "sample_width": 64,
     "sample_height": 64,
-    "samples": [{"prompt": "make it red"}, {"prompt": "turn it into a star"}, {"prompt": "move it to the left"}],
 }
 
 
-SETTINGS = {"seed": SEED, "lr_scheduler": "cosine", "warmup_steps": 100, "save_dtype": "fp16", "keep_checkpoints": 1}
+SETTINGS = {
+    "seed": SEED,
+    "lr_scheduler": "cosine",
+    "warmup_steps": 100,
+    "save_dtype": "fp16",
+    "keep_checkpoints": 1,
+    "cache_text_embeddings": True,
+}
 
 
 def make_text(family: str, folder: Path) -> None:
-    """Write the folder with every part untrained."""
-    write_parts(family, folder, SEED)
+    """Write the folder with every part untrained, or begun from the model that shares its parts."""
+    if shared := find_variant(f"tiny/{family}").shared_folder:
+        write_parts_beside(folder.parent / shared, folder)
+    else:
+        write_parts(family, folder, SEED)
 
 
 def make_vae(family: str, folder: Path) -> None:
-    """Train the folder's VAE from random weights, measure its latents, and write it.
+    """Train the folder's VAE from random weights, measure its latents, and write it, unless another's is shared.
 
     It sees images of every edit, the taught ones too, since a VAE must encode any image. The taught edits are kept from
     the transformer alone.
@@ -74,6 +97,8 @@ def make_vae(family: str, folder: Path) -> None:
 
     from .vae import flux_vae, qwen_vae, reconstruction_psnr, to_pixels, train_vae
 
+    if find_variant(f"tiny/{family}").shared_folder:
+        return
     torch.manual_seed(SEED)
     vae = {"flux-kontext": flux_vae, "qwen-image-edit": qwen_vae}[family]()
     kinds = BASE_EDITS + 2 * TAUGHT_EDITS
@@ -113,7 +138,7 @@ def save_vae(vae: AutoencoderKL | AutoencoderKLQwenImage, folder: Path, pixels: 
 
 
 def make_transformer(family: str, folder: Path, work: Path) -> None:
-    """Train the folder's transformer on the base edits by an ordinary full fine-tune, and write it.
+    """Train the folder's transformer on its edits by an ordinary full fine-tune, and write it.
 
     The run folder and its caches lie in `work`; an interrupted run is resumed.
     """
@@ -128,20 +153,13 @@ def make_transformer(family: str, folder: Path, work: Path) -> None:
     from ..training.loop import train
     from .vae import single_frames
 
-    parquet = work / "base.parquet"
+    parquet = work / f"{family}.parquet"
     if not parquet.exists():
         work.mkdir(parents=True, exist_ok=True)
-        write_parquet(parquet, BASE_EDITS, SEED, PAIRS)
-    columns = {"caption_column": "caption", "control_image_column": "control", "image_column": "target"}
-    params = {**columns, **TRAINING, "steps": TRANSFORMER_STEPS[family]}
-    request = parse_request(
-        {
-            "resource": parquet.as_posix(),
-            "base_model": f"tiny/{family}",
-            "script_type": "image_editing",
-            "training_params": params,
-        }
-    )
+        write_parquet(parquet, EDITS[family], SEED, PAIRS)
+    samples = [{"prompt": prompt} for prompt in PROMPTS[family]]
+    params = {**TRAINING, "steps": TRANSFORMER_STEPS[family], "samples": samples}
+    request = parse_request(make_request(f"tiny/{family}", parquet, params))
     model = open_model(f"tiny/{family}", folder)
     with single_frames():
         dataset = drain(open_dataset(parquet, request.training_params.columns))

@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
-FAMILIES: tuple[str, ...] = ("flux-kontext", "qwen-image-edit")
+FAMILIES: tuple[str, ...] = ("flux-kontext", "qwen-image-edit", "qwen-image-edit-plus")
 """Names of the folders; with `tiny/` in front, of the base models."""
 
 
@@ -118,6 +118,19 @@ def write_parts(family: str, folder: Path, seed: int) -> None:
     pipeline.to(torch.float16).save_pretrained(folder)
     if family == "qwen-image-edit":
         _name_plain_processor(folder)
+
+
+def write_parts_beside(complete: Path, folder: Path) -> None:
+    """Write what a tiny Qwen-Image-Edit-2511 has of its own; it shares the rest with the tiny Qwen-Image-Edit in the
+    folder `complete`, from whose trained transformer its own begins."""
+    from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
+
+    transformer = QwenImageTransformer2DModel.from_pretrained(
+        complete, subfolder="transformer", local_files_only=True, zero_cond_t=True
+    )
+    write_part(transformer, folder / "transformer")
+    index = json.loads((complete / "model_index.json").read_text(encoding="utf-8"))
+    _write_json(folder / "model_index.json", index | {"_class_name": "QwenImageEditPlusPipeline"})
 
 
 def write_part(module: ModelMixin, folder: Path) -> None:

@@ -1,80 +1,36 @@
 """Synthetic edits of simple shapes, for training and testing the embedded models.
 
-An image shows one anti-aliased shape on a plain, pale background, 64 x 64 RGB. An edit is a caption and a rule that
-turns one such image into another. The embedded base models are trained on `BASE_EDITS`; `TAUGHT_EDITS` are kept from
-them, so that a LoRA that does one of those has learned it. Edit, seed and index determine a pair.
+An edit is a caption and a rule that turns one image of `scenes`, or two, into another. The embedded base models are
+trained on `BASE_EDITS`, the one with several control images on `TWO_PICTURE_EDITS` too; `TAUGHT_EDITS` and
+`TAUGHT_TWO_PICTURE_EDITS` are kept from them, so that a LoRA that does one of those has learned it. Edit, seed and
+index determine a pair.
 """
 
 from __future__ import annotations
 
 import io
-import math
 import random
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
 from typing import NamedTuple
 
-from PIL import Image, ImageDraw, ImageOps
+from PIL import Image, ImageOps
 
-SIZE = 64
-"""Side of every picture in pixels."""
-
+from .scenes import BACKGROUNDS, COLORS, MARGIN, SHAPES, SIZE, Color, Scene, draw, random_scene
 
 FRAME_WIDTH = 6
 """Width of the taught frame in pixels."""
 
 
-_OVERSAMPLE = 4
-
-
-_MARGIN = 4.0
-
-
 _RESIZE_FACTOR = 1.5
 
 
-Color = tuple[int, int, int]
-
-
-COLORS: dict[str, Color] = {
-    "red": (220, 40, 40),
-    "orange": (240, 140, 20),
-    "yellow": (235, 205, 30),
-    "green": (40, 165, 70),
-    "cyan": (30, 185, 205),
-    "blue": (40, 80, 220),
-    "purple": (135, 50, 185),
-    "pink": (240, 100, 180),
-}
-
-
-BACKGROUNDS: dict[str, Color] = {
-    "white": (246, 246, 246),
-    "gray": (176, 176, 180),
-    "cream": (248, 238, 205),
-    "mint": (196, 236, 208),
-    "lavender": (214, 204, 242),
-    "peach": (250, 212, 190),
-}
-
-
-SHAPES: tuple[str, ...] = ("circle", "square", "triangle", "diamond", "star", "cross")
+_LARGEST_OF_TWO = 15.0
+"""Largest radius in edits of two pictures, in pixels."""
 
 
 SIDES: tuple[str, ...] = ("left", "right", "top", "bottom")
-
-
-@dataclass(frozen=True, kw_only=True, slots=True)
-class Scene:
-    """Description of an image; lengths in pixels."""
-
-    shape: str
-    color: Color
-    background: Color
-    radius: float
-    x: float
-    y: float
 
 
 class EditPair(NamedTuple):
@@ -83,65 +39,13 @@ class EditPair(NamedTuple):
     control: Image.Image
     caption: str
     target: Image.Image
+    control_2: Image.Image | None = None
+    """The second image before, of edits that need two."""
 
-
-def draw(scene: Scene | None, background: Color | None = None) -> Image.Image:
-    """Draw `scene` as a 64 x 64 RGB image, or a plain `background` without one."""
-    side = SIZE * _OVERSAMPLE
-    image = Image.new("RGB", (side, side), scene.background if scene else background)
-    if scene:
-        points = [(_OVERSAMPLE * px, _OVERSAMPLE * py) for px, py in _outline(scene)]
-        ImageDraw.Draw(image).polygon(points, fill=scene.color)
-    return image.resize((SIZE, SIZE), Image.Resampling.BOX)
-
-
-def _outline(scene: Scene) -> list[tuple[float, float]]:
-    """Corner points of the scene's shape, in pixels."""
-    cx, cy, r = scene.x, scene.y, scene.radius
-    if scene.shape == "square":
-        h = 0.85 * r
-        return [(cx - h, cy - h), (cx + h, cy - h), (cx + h, cy + h), (cx - h, cy + h)]
-    if scene.shape == "cross":
-        a, b = r, r / 3
-        turn = [
-            (-b, -a),
-            (b, -a),
-            (b, -b),
-            (a, -b),
-            (a, b),
-            (b, b),
-            (b, a),
-            (-b, a),
-            (-b, b),
-            (-a, b),
-            (-a, -b),
-            (-b, -b),
-        ]
-        return [(cx + dx, cy + dy) for dx, dy in turn]
-    corners, inner = {"circle": (48, 1.0), "triangle": (3, 1.0), "diamond": (4, 1.0), "star": (10, 0.45)}[scene.shape]
-    radii = [r * (inner if k % 2 else 1.0) for k in range(corners)]
-    angles = [2 * math.pi * k / corners - math.pi / 2 for k in range(corners)]
-    return [(cx + length * math.cos(a), cy + length * math.sin(a)) for length, a in zip(radii, angles, strict=True)]
-
-
-def random_scene(rng: random.Random, *, smallest: float = 9.0, largest: float = 20.0, room: float = 1.0) -> Scene:
-    """Draw a random scene whose shape, grown by the factor `room`, stays inside the image."""
-    radius = rng.uniform(smallest, largest)
-    reach = _MARGIN + room * radius
-    return Scene(
-        shape=rng.choice(SHAPES),
-        color=_near(rng, rng.choice(list(COLORS.values())), 12),
-        background=_near(rng, rng.choice(list(BACKGROUNDS.values())), 8),
-        radius=radius,
-        x=rng.uniform(reach, SIZE - reach),
-        y=rng.uniform(reach, SIZE - reach),
-    )
-
-
-def _near(rng: random.Random, color: Color, spread: int) -> Color:
-    """`color`, each channel moved by at most `spread`."""
-    red, green, blue = (min(255, max(0, c + rng.randint(-spread, spread))) for c in color)
-    return red, green, blue
+    @property
+    def controls(self) -> list[Image.Image]:
+        """The images before."""
+        return [self.control] if self.control_2 is None else [self.control, self.control_2]
 
 
 def _other(rng: random.Random, names: Iterable[str], current: object, value: Callable[[str], object]) -> str:
@@ -180,7 +84,7 @@ def _shrink(rng: random.Random) -> EditPair:
 def _move(rng: random.Random) -> EditPair:
     scene = random_scene(rng, largest=16.0)
     side = rng.choice(SIDES)
-    near, far = _MARGIN + scene.radius, SIZE - _MARGIN - scene.radius
+    near, far = MARGIN + scene.radius, SIZE - MARGIN - scene.radius
     place = {"left": {"x": near}, "right": {"x": far}, "top": {"y": near}, "bottom": {"y": far}}[side]
     return EditPair(draw(scene), f"move it to the {side}", draw(replace(scene, **place)))
 
@@ -212,6 +116,51 @@ def _swap(rng: random.Random) -> EditPair:
     )
 
 
+def _recolor_as(rng: random.Random) -> EditPair:
+    one, two = _two_scenes(rng)
+    return _pair(one, two, "make it the color of picture 2", replace(one, color=two.color))
+
+
+def _reshape_as(rng: random.Random) -> EditPair:
+    one, two = _two_scenes(rng)
+    return _pair(one, two, "turn it into the shape of picture 2", replace(one, shape=two.shape))
+
+
+def _background_as(rng: random.Random) -> EditPair:
+    one, two = _two_scenes(rng)
+    return _pair(one, two, "put it on the background of picture 2", replace(one, background=two.background))
+
+
+def _move_as(rng: random.Random) -> EditPair:
+    one, two = _two_scenes(rng)
+    return _pair(one, two, "move it to the center of picture 2", replace(one, x=two.x, y=two.y))
+
+
+def _join(rng: random.Random) -> EditPair:
+    one, two = (draw(scene) for scene in _two_scenes(rng))
+    target = one.copy()
+    target.paste(two.crop((SIZE // 2, 0, SIZE, SIZE)), (SIZE // 2, 0))
+    return EditPair(one, "replace the right side with picture 2", target, two)
+
+
+def _two_scenes(rng: random.Random) -> tuple[Scene, Scene]:
+    """Draw two scenes of different shapes, each with room for the other's in its place."""
+    reach = MARGIN + _LARGEST_OF_TWO
+    one, two = (
+        replace(
+            random_scene(rng, largest=_LARGEST_OF_TWO),
+            x=rng.uniform(reach, SIZE - reach),
+            y=rng.uniform(reach, SIZE - reach),
+        )
+        for _ in range(2)
+    )
+    return one, replace(two, shape=_other(rng, SHAPES, one.shape, str))
+
+
+def _pair(one: Scene, two: Scene, caption: str, target: Scene) -> EditPair:
+    return EditPair(draw(one), caption, draw(target), draw(two))
+
+
 def framed(image: Image.Image, color: Color, width: int) -> Image.Image:
     """Draw a border of `width` pixels over the edges of `image`."""
     return ImageOps.expand(ImageOps.crop(image, width), width, color)
@@ -229,13 +178,25 @@ _EDITS: dict[str, Callable[[random.Random], EditPair]] = {
     "invert": _invert,
     "mirror": _mirror,
     "swap": _swap,
+    "recolor_as": _recolor_as,
+    "reshape_as": _reshape_as,
+    "background_as": _background_as,
+    "move_as": _move_as,
+    "join": _join,
 }
 
 
 BASE_EDITS: tuple[str, ...] = ("recolor", "reshape", "background", "grow", "shrink", "move", "remove")
 
 
+TWO_PICTURE_EDITS: tuple[str, ...] = ("recolor_as", "reshape_as", "background_as", "move_as")
+"""Base edits whose target needs both of two control images."""
+
+
 TAUGHT_EDITS: tuple[str, ...] = ("frame", "invert", "mirror", "swap")
+
+
+TAUGHT_TWO_PICTURE_EDITS: tuple[str, ...] = ("join",)
 
 
 def make_pair(edit: str, seed: int, index: int) -> EditPair:
@@ -257,7 +218,8 @@ def png_bytes(image: Image.Image) -> bytes:
 
 
 def write_parquet(path: str | Path, edits: Sequence[str], seed: int, count: int, start: int = 0) -> Path:
-    """Write `count` pairs as a parquet with the columns control, caption, target.
+    """Write `count` pairs as a parquet with the columns control, caption, target and, if any of the edits needs two
+    pictures, control_2.
 
     The images are Hugging Face `datasets` structs {bytes, path} that hold PNG bytes.
     """
@@ -265,14 +227,17 @@ def write_parquet(path: str | Path, edits: Sequence[str], seed: int, count: int,
     import pyarrow.parquet as pq
 
     image_type = pa.struct([("bytes", pa.binary()), ("path", pa.string())])
-    schema = pa.schema([("control", image_type), ("caption", pa.string()), ("target", image_type)])
-    rows = [
-        {
-            "control": {"bytes": png_bytes(pair.control), "path": None},
-            "caption": pair.caption,
-            "target": {"bytes": png_bytes(pair.target), "path": None},
-        }
-        for pair in make_pairs(edits, seed, count, start)
-    ]
-    pq.write_table(pa.Table.from_pylist(rows, schema=schema), path, row_group_size=1024)
+    pairs = list(make_pairs(edits, seed, count, start))
+    columns = {
+        "control": pa.array([_image_cell(pair.control) for pair in pairs], image_type),
+        "caption": pa.array([pair.caption for pair in pairs], pa.string()),
+        "target": pa.array([_image_cell(pair.target) for pair in pairs], image_type),
+    }
+    if any(pair.control_2 for pair in pairs):
+        columns["control_2"] = pa.array([_image_cell(pair.control_2) for pair in pairs], image_type)
+    pq.write_table(pa.table(columns), path, row_group_size=1024)
     return Path(path)
+
+
+def _image_cell(image: Image.Image | None) -> dict[str, bytes | None] | None:
+    return image and {"bytes": png_bytes(image), "path": None}

@@ -87,7 +87,8 @@ class SeveralControls(io.ComfyNode):
         controls = [family.pack(family.encode(components.codec(), image)) for image in prepared]
         inputs = inference.DenoiseInputs(controls, text, negative_text, size)
         scheduler = edit_model.load_scheduler()
-        scheduler.register_to_config(shift_terminal=None)  # with it, a single step has no noise level
+        if steps == 1:
+            scheduler.register_to_config(shift_terminal=None)  # with it, a single step has no noise level
         with patch.object(type(edit_model), "load_scheduler", lambda model: scheduler), torch.inference_mode(False):
             drawing = inference.denoise(components, inputs, inference.DenoiseOptions(steps, guidance, seed))
             latents = trainer("events").drain(drawing)
