@@ -9,6 +9,7 @@ from pathlib import Path
 
 from PIL import Image
 
+from ..hosted_request import HOSTED, write_files
 from .graphs import node, training
 from .server import PACK, Server
 from .test_faults import request_graph, request_json
@@ -21,6 +22,26 @@ def test_a_pasted_request_trains_what_it_says(server: Server) -> None:
     asked = request_json(base_model="tiny/qwen-image-edit")
     assert written["base_model"] == "tiny/qwen-image-edit"
     assert written["training_params"] | asked["training_params"] == written["training_params"]
+
+
+def test_the_published_request_for_several_images_runs_as_it_is(server: Server) -> None:
+    write_files(server.base / "input")
+    (server.base / "input" / "hosted.json").write_text(json.dumps(HOSTED), encoding="utf-8")
+    stopped = []
+
+    def stop_after_the_first_step(kind: str, data: dict) -> None:
+        if kind == "edit_trainer.run" and data["points"] and not stopped:
+            stopped.append(server.post("/edit_trainer/runs/train/stop", {}))
+
+    result = server.run(request_graph("hosted.json", "hosted"), stop_after_the_first_step)
+    assert result.status == "execution_success", result.details
+    assert list((server.output / "loras").glob("hosted-*.safetensors"))
+    folder = server.output / "edit_trainer" / "hosted"
+    written = json.loads((folder / "request.json").read_text(encoding="utf-8"))
+    assert written["script_type"] == HOSTED["script_type"]
+    assert written["training_params"] == HOSTED["training_params"]
+    assert Image.open(folder / "samples" / "control-00-2.png").size == (64, 64)
+    assert not (folder / "samples" / "control-01-2.png").exists()
 
 
 def test_a_changed_request_file_is_read_again(server: Server) -> None:

@@ -21,10 +21,12 @@ from trainer.training import loop
 
 from .runs import losses, write_request
 
-BASES = ("tiny/flux-kontext", "tiny/qwen-image-edit")
+BASES = ("tiny/flux-kontext", "tiny/qwen-image-edit", "tiny/qwen-image-edit-plus")
 
 
-@pytest.mark.parametrize(("base_model", "precision"), [(BASES[0], "auto"), (BASES[1], "auto"), (BASES[0], "int8")])
+@pytest.mark.parametrize(
+    ("base_model", "precision"), [(BASES[0], "auto"), (BASES[1], "auto"), (BASES[2], "auto"), (BASES[0], "int8")]
+)
 def test_the_demo_learns(
     base_model: str,
     precision: str,

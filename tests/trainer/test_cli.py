@@ -17,7 +17,7 @@ import pytest
 from PIL import Image
 
 from trainer.cli.console import Console, Pace
-from trainer.cli.contact_sheet import COLUMNS, Panel, draw_contact_sheet
+from trainer.cli.contact_sheet import Panel, draw_contact_sheet
 from trainer.cli.demo import psnr
 from trainer.cli.main import main
 from trainer.cli.parser import build_parser, option_of, read_settings
@@ -26,6 +26,7 @@ from trainer.data.columns import guess_columns
 from trainer.events import Step
 from trainer.tiny.shapes import make_pair, write_parquet
 
+from ..hosted_request import HOSTED, write_files
 from .processes import start_script
 
 ROOT = Path(__file__).parents[2]
@@ -124,6 +125,31 @@ def test_train_stop_go_on_and_edit(request_file: Path, tmp_path: Path) -> None:
 
 
 @pytest.mark.slow
+def test_the_published_request_for_several_images_runs_as_it_is(tmp_path: Path) -> None:
+    write_files(tmp_path)
+    request_file, run = tmp_path / "request.json", tmp_path / "run"
+    request_file.write_text(json.dumps(HOSTED))
+    with trainer("train", request_file, "--out", run) as training:
+        lines = []
+        for line in training.stdout:
+            lines.append(line)
+            if line.startswith("Step 1 of 3000"):
+                training.send_signal(signal.SIGINT)
+    output = "".join(lines)
+    assert training.returncode == 130, output
+    assert "is_public and oxen_model_path of the request have no effect here." in output
+    assert steps_logged(run)
+    samples = {path.name: Image.open(path) for path in (run / "samples").iterdir()}
+    assert {name for name in samples if name.startswith("step")} == {"step-000000-00.png", "step-000000-01.png"}
+    assert {name for name in samples if name.startswith("control")} == {
+        "control-00.png",
+        "control-00-2.png",
+        "control-01.png",
+    }
+    assert {image.size for image in samples.values()} == {(64, 64)}
+
+
+@pytest.mark.slow
 def test_a_finished_run_is_found_at_once(
     request_file: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ) -> None:
@@ -150,6 +176,22 @@ def test_inspect(request_file: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert list(found["columns"]) == ["control", "caption", "target"]
     assert found["used"]["image_column"] == "target"
     assert found["report"]["rows"] == 4
+
+
+def test_inspect_guesses_as_many_controls_as_the_model_takes(
+    tmp_path: Path, capsys: pytest.CaptureFixture[str]
+) -> None:
+    parquet = write_parquet(tmp_path / "two.parquet", ["join"], 1, 2)
+    for options, used in (
+        ([], {"control_image_columns": ["control", "control_2"]}),
+        (["--base-model", "tiny/flux-kontext"], {"control_image_column": "control"}),
+        (["--control-image-column", "control_2"], {"control_image_column": "control_2"}),
+    ):
+        assert main(["inspect", str(parquet), "--json", *options]) == 0
+        found = json.loads(capsys.readouterr().out)
+        assert found["used"] == {"caption_column": "caption", "image_column": "target"} | used
+    assert main(["inspect", str(parquet)]) == 0
+    assert "control_image_columns = control, control_2" in capsys.readouterr().out
 
 
 def test_inspect_says_which_columns_to_name(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -200,10 +242,14 @@ def test_psnr() -> None:
 
 
 def test_sheet_shows_every_picture_of_every_panel() -> None:
-    colors = [(40 * number, 0, 255 - 40 * number) for number in range(len(COLUMNS))]
-    row = tuple(Image.new("RGB", (64, 64), color) for color in colors)
+    colors = [(40 * number, 0, 255 - 40 * number) for number in range(5)]
+    row = [Image.new("RGB", (64, 64), color) for color in colors]
+    four, five = ["control", "before", "after", "target"], ["control 1", "control 2", "before", "after", "target"]
     sheet = draw_contact_sheet(
-        [Panel(title="one", caption="", rows=[row] * 2), Panel(title="two", caption="", rows=[row])]
+        [
+            Panel(title="one", caption="", columns=four, rows=[row[:4]] * 2),
+            Panel(title="two", caption="", columns=five, rows=[row]),
+        ]
     )
     counted = dict((color, count) for count, color in sheet.getcolors(2**24))
-    assert [counted[color] for color in colors] == [3 * 192 * 192] * len(colors)
+    assert [counted[color] for color in colors] == [3 * 192 * 192] * 4 + [192 * 192]

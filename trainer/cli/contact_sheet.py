@@ -7,8 +7,6 @@ from dataclasses import dataclass
 
 from PIL import Image, ImageDraw, ImageFont
 
-COLUMNS = ("control", "before", "after", "target")
-
 _CELL, _GAP, _MARGIN, _HEAD = 192, 12, 32, 112
 
 _PAPER, _INK, _FAINT, _ACCENT = "#ffffff", "#1b1f24", "#667079", "#0a6b3d"
@@ -22,17 +20,25 @@ class Panel:
     """Name of the base model."""
     caption: str
     """One line: the edit and its scores."""
-    rows: Sequence[tuple[Image.Image, Image.Image, Image.Image, Image.Image]]
-    """Images in the order of COLUMNS."""
+    columns: Sequence[str]
+    """Headings of the images in a row; `after` is emphasized."""
+    rows: Sequence[Sequence[Image.Image]]
+
+    @property
+    def width(self) -> int:
+        """Width on the sheet in pixels."""
+        return len(self.columns) * (_CELL + _GAP) - _GAP
 
 
 def draw_contact_sheet(panels: Sequence[Panel]) -> Image.Image:
     """Draw the panels next to each other, their images enlarged without smoothing."""
-    width = len(COLUMNS) * (_CELL + _GAP) - _GAP
+    width = sum(panel.width + _MARGIN for panel in panels)
     height = _HEAD + max(len(panel.rows) for panel in panels) * (_CELL + _GAP) - _GAP
-    sheet = Image.new("RGB", (_MARGIN + len(panels) * (width + _MARGIN), height + 2 * _MARGIN), _PAPER)
-    for index, panel in enumerate(panels):
-        _draw_panel(sheet, panel, _MARGIN + index * (width + _MARGIN), _MARGIN)
+    sheet = Image.new("RGB", (_MARGIN + width, height + 2 * _MARGIN), _PAPER)
+    left = _MARGIN
+    for panel in panels:
+        _draw_panel(sheet, panel, left, _MARGIN)
+        left += panel.width + _MARGIN
     return sheet
 
 
@@ -40,7 +46,7 @@ def _draw_panel(sheet: Image.Image, panel: Panel, left: int, top: int) -> None:
     pen = ImageDraw.Draw(sheet)
     pen.text((left, top - 4), panel.title, _INK, ImageFont.load_default(30))
     pen.text((left, top + 36), panel.caption, _FAINT, ImageFont.load_default(20))
-    for column, name in enumerate(COLUMNS):
+    for column, name in enumerate(panel.columns):
         x = left + column * (_CELL + _GAP)
         color = _ACCENT if name == "after" else _INK
         pen.text((x + _CELL // 2, top + 90), name, color, ImageFont.load_default(24), anchor="mm")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import argparse
 import json
 import math
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -17,6 +17,7 @@ from ..data.load_request import load_request
 from ..errors import OK
 from ..events import Progress, drain
 from ..files import atomic_write, write_text
+from ..tiny.requests import make_request
 from ..tiny.shapes import EditPair, make_pairs, write_parquet
 from .console import Console
 from .contact_sheet import Panel, draw_contact_sheet
@@ -29,8 +30,9 @@ if TYPE_CHECKING:
     from ..models.edit_model import EditModel
 
 
-LESSONS = {"tiny/flux-kontext": "frame", "tiny/qwen-image-edit": "frame"}
-"""The edit that each base model is taught, one of `shapes.TAUGHT_EDITS`, which no base model was trained on."""
+LESSONS = {"tiny/flux-kontext": "frame", "tiny/qwen-image-edit": "frame", "tiny/qwen-image-edit-plus": "join"}
+"""The edit that each base model is taught, one of `shapes.TAUGHT_EDITS` and `shapes.TAUGHT_TWO_PICTURE_EDITS`, which no
+base model was trained on."""
 
 TRAINING_PAIRS, TRAINING_SEED = 320, 1
 
@@ -38,12 +40,11 @@ HELD_OUT_PAIRS, HELD_OUT_SEED = 32, 2
 
 SHOWN_PAIRS = 6
 
-SETTINGS = {"sample_steps": 10, "lr_scheduler": "cosine", "warmup_steps": 20}
+SETTINGS = {"sample_steps": 10, "lr_scheduler": "cosine", "warmup_steps": 20, "cache_text_embeddings": True}
 """Run settings of the demo's trainings."""
 
 TRAINING = {
     "batch_size": 16,
-    "cache_text_embeddings": True,
     "steps": 320,
     "learning_rate": 0.008,
     "sample_every": 160,
@@ -61,9 +62,10 @@ def demo(options: argparse.Namespace) -> int:
     panels, scores, commands = [], {}, []
     with Console() as console:
         console.line(
-            "Two tiny models, with the architectures of FLUX.1 Kontext and Qwen-Image-Edit, are each taught an edit\n"
-            "that they have never seen, from a few hundred pairs of images. Then they edit images that they were not\n"
-            f"trained on. No GPU and no download are needed. Everything goes to {folder.resolve()}"
+            "Three tiny models, with the architectures of FLUX.1 Kontext, Qwen-Image-Edit and Qwen-Image-Edit-2511,\n"
+            "are each taught an edit that they have never seen, from a few hundred examples; the last one's combines\n"
+            "two images. Then they edit images that they were not trained on. No GPU and no download are needed.\n"
+            f"Everything goes to {folder.resolve()}"
         )
         for number, (base_model, edit) in enumerate(LESSONS.items(), 1):
             pairs = list(make_pairs([edit], HELD_OUT_SEED, HELD_OUT_PAIRS))
@@ -75,10 +77,10 @@ def demo(options: argparse.Namespace) -> int:
                 return finished.exit_code
             assert finished.weights is not None
             console.line(f"Editing {HELD_OUT_PAIRS} images that were not trained on, without and with the LoRA ...")
-            before, after = consume(console, _evaluate(base_model, finished.weights, pairs, settings))
-            scores[base_model] = score = _scores(pairs, before, after)
-            panels.append(_panel(base_model, pairs, before, after, score))
-            commands.append(edit_command(base_model, finished.weights))
+            edited = consume(console, _evaluate(base_model, finished.weights, pairs, settings))
+            scores[base_model] = score = _scores(pairs, edited)
+            panels.append(_panel(base_model, pairs, edited, score))
+            commands.append(edit_command(base_model, finished.weights, images=len(pairs[0].controls)))
         from ..training.sample_images import save_image
 
         save_image(folder / "samples.png", draw_contact_sheet(panels))
@@ -99,18 +101,7 @@ def _request(folder: Path, base_model: str, edit: str) -> tuple[FineTuneRequest,
         with atomic_write(parquet) as temporary:
             write_parquet(temporary, [edit], TRAINING_SEED, TRAINING_PAIRS)
     caption = next(iter(make_pairs([edit], TRAINING_SEED, 1))).caption
-    request = {
-        "resource": parquet.as_posix(),
-        "base_model": base_model,
-        "script_type": "image_editing",
-        "training_params": {
-            "caption_column": "caption",
-            "control_image_column": "control",
-            "image_column": "target",
-            "samples": [{"ctrl_img_url": "", "prompt": caption}],
-            **TRAINING,
-        },
-    }
+    request = make_request(base_model, parquet, {**TRAINING, "samples": [{"ctrl_img_url": "", "prompt": caption}]})
     path = folder / f"{base_model.rpartition('/')[2]}.json"
     write_text(path, parse_request(request).to_json() + "\n")
     return load_request(path)
@@ -118,12 +109,22 @@ def _request(folder: Path, base_model: str, edit: str) -> tuple[FineTuneRequest,
 
 def _evaluate(
     base_model: str, lora: Path, pairs: Sequence[EditPair], settings: RunSettings
-) -> Generator[Progress, None, tuple[list[Image.Image], list[Image.Image]]]:
-    """Return the edited control images, without and with the LoRA."""
+) -> Generator[Progress, None, dict[str, list[Image.Image]]]:
+    """Return the edited images of the pairs by the names of their scores: `before` without the LoRA, `after` with it,
+    and `swapped` with it and the next pair's image. Of two images each is swapped alone, as `swapped_1` and
+    `swapped_2`."""
     model = load_model(base_model, {}, settings.conditioning)
+    trained = model.with_adapter(lora)
     before = yield from _edited(model, pairs, settings)
-    after = yield from _edited(model.with_adapter(lora), pairs, settings)
-    return before, after
+    after = yield from _edited(trained, pairs, settings)
+    edited = {"before": before, "after": after}
+    if pairs[0].control_2 is None:
+        return edited | {"swapped": [*after[1:], after[0]]}
+    for number, field in enumerate(("control", "control_2"), 1):
+        others = [*pairs[1:], pairs[0]]
+        swapped = [pair._replace(**{field: getattr(other, field)}) for pair, other in zip(pairs, others, strict=True)]
+        edited[f"swapped_{number}"] = yield from _edited(trained, swapped, settings)
+    return edited
 
 
 def _edited(
@@ -140,47 +141,47 @@ def _edited(
     components = ModelComponents(model, device, inference_plan(model, settings, query_device(device)))
     family = model.family
     size = family.target_size(Size(*pairs[0].target.size), family.variant.resolution)
-    controls = [prepare_control(family, pair.control, size) for pair in pairs]
-    latents = [family.pack(family.encode(components.codec(), control.pixels)) for control in controls]
+    controls = [[prepare_control(family, image, size) for image in pair.controls] for pair in pairs]
+    latents = [
+        [family.pack(family.encode(components.codec(), own.pixels)) for own in prepared] for prepared in controls
+    ]
     edited = []
-    for number, (pair, control, packed) in enumerate(zip(pairs, controls, latents, strict=True)):
+    for number, (pair, prepared, packed) in enumerate(zip(pairs, controls, latents, strict=True)):
         options = DenoiseOptions.for_variant(
             family.variant, settings.sample_steps, settings.sample_guidance, settings.sample_seed + number
         )
-        text, negative_text = encode_prompt(components, pair.caption, [control.seen], options.guidance)
-        inputs = DenoiseInputs([packed], text, negative_text, size)
+        seen = [control.seen for control in prepared]
+        text, negative_text = encode_prompt(components, pair.caption, seen, options.guidance)
+        inputs = DenoiseInputs(packed, text, negative_text, size)
         edited.append(decode(components, drain(denoise(components, inputs, options))))
         yield Progress(phase="sampling", done=number + 1, total=len(pairs), note="held-out images")
     return edited
 
 
 def _panel(
-    base_model: str,
-    pairs: Sequence[EditPair],
-    before: Sequence[Image.Image],
-    after: Sequence[Image.Image],
-    score: dict[str, float],
+    base_model: str, pairs: Sequence[EditPair], edited: Mapping[str, Sequence[Image.Image]], score: dict[str, float]
 ) -> Panel:
-    rows = [(p.control, b, a, p.target) for p, b, a in zip(pairs, before, after, strict=True)]
+    controls = ["control"] if pairs[0].control_2 is None else ["control 1", "control 2"]
+    results = zip(pairs[:SHOWN_PAIRS], edited["before"], edited["after"], strict=False)
     caption = (
         f'taught "{pairs[0].caption}": {score["psnr_before"]:.1f} dB before, {score["psnr_after"]:.1f} dB after, '
         f"over {len(pairs)} held-out pairs"
     )
-    return Panel(title=base_model, caption=caption, rows=rows[:SHOWN_PAIRS])
+    return Panel(
+        title=base_model,
+        caption=caption,
+        columns=[*controls, "before", "after", "target"],
+        rows=[[*pair.controls, before, after, pair.target] for pair, before, after in results],
+    )
 
 
-def _scores(pairs: Sequence[EditPair], before: Sequence[Image.Image], after: Sequence[Image.Image]) -> dict[str, float]:
-    """Return the mean PSNR in dB over the pairs: of the edits before and after, of the unedited control images (copy)
-    and of another pair's edit (swapped)."""
-    targets = [pair.target for pair in pairs]
-    candidates = {
-        "psnr_before": before,
-        "psnr_after": after,
-        "psnr_copy": [pair.control for pair in pairs],
-        "psnr_swapped": [*after[1:], after[0]],
-    }
+def _scores(pairs: Sequence[EditPair], edited: Mapping[str, Sequence[Image.Image]]) -> dict[str, float]:
+    """Return the mean PSNR in dB over the pairs: of the edited images, and of the unedited control images (copy)."""
+    candidates = {**edited, "copy": [pair.control for pair in pairs]}
     return {
-        name: round(float(np.mean([psnr(a, b) for a, b in zip(images, targets, strict=True)])), 2)
+        f"psnr_{name}": round(
+            float(np.mean([psnr(image, pair.target) for image, pair in zip(images, pairs, strict=True)])), 2
+        )
         for name, images in candidates.items()
     }
 

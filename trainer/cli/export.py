@@ -22,5 +22,6 @@ def export(options: argparse.Namespace) -> int:
         path = export_checkpoint(run, load_model(request.base_model, model), options.step, options.out)
         console.line(f"Exported: {path}")
         if request.training_params.use_lora:
-            console.line(f"To use it:\n  {edit_command(request.base_model, path, model)}")
+            images = len(request.training_params.columns.controls)
+            console.line(f"To use it:\n  {edit_command(request.base_model, path, model, images)}")
     return OK

@@ -163,13 +163,17 @@ def consume(console: Console, events: Generator[Event, None, Result]) -> Result:
             return end.value
 
 
-def edit_command(base_model: str, lora: Path | None, model_options: Mapping[str, Path] | None = None) -> str:
-    """Return the command line that edits an image with a LoRA."""
+def edit_command(
+    base_model: str, lora: Path | None, model_options: Mapping[str, Path] | None = None, images: int = 1
+) -> str:
+    """Return the command line that edits an image, or several together, with a LoRA."""
     command = ["python", "-m", "trainer", "edit", "--base-model", base_model]
     for name, path in (model_options or {}).items():
         command += [name, str(path)]
     command += ["--lora", str(lora)]
-    return _quoted([*command, "--image", "in.png", "--prompt", "...", "--out", "out.png"])
+    for name in ("in.png", "in_2.png", "in_3.png")[:images]:
+        command += ["--image", name]
+    return _quoted([*command, "--prompt", "...", "--out", "out.png"])
 
 
 def _hide_library_bars() -> None:

@@ -30,5 +30,6 @@ def train(options: argparse.Namespace) -> int:
             return finished.exit_code
         console.line(f"Done after {finished.step} steps: {finished.weights}")
         if request.training_params.use_lora:
-            console.line(f"To use it:\n  {edit_command(request.base_model, finished.weights, model)}")
+            images = len(request.training_params.columns.controls)
+            console.line(f"To use it:\n  {edit_command(request.base_model, finished.weights, model, images)}")
     return OK
