@@ -9,10 +9,11 @@ from PIL import Image
 from playwright.sync_api import Page, expect
 
 from ..comfyui.graphs import training
-from ..comfyui.server import Server
+from ..comfyui.server import PACK, Server
 from ..several_controls import write_several
 from .helpers import PageLog, choose_renderer, load, screenshot, scroll_to, short_workflow, wait_until
 from .test_dataset_menus import VALUES
+from .test_graphs import DROP, start, types
 
 RENDERERS = ["classic", "vue"]
 
@@ -43,6 +44,19 @@ def test_a_dataset_node_shows_every_column_of_control_images(page: Page, server:
     field.fill("none such")
     page.keyboard.press("Enter")
     expect(page.get_by_text("control_image_column_2: the file has no column “none such”")).to_be_visible()
+    assert not log.problems
+
+
+def test_a_dropped_parquet_with_two_control_columns_gets_a_model_that_takes_them(page: Page, server: Server) -> None:
+    log = start(page, "classic")
+    data = (PACK / "example_workflows" / "edit_trainer_two_images.parquet").read_bytes()
+    page.evaluate(DROP, ["two.parquet", list(data)])
+    wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 30)
+    prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
+    nodes = {node["class_type"]: node["inputs"] for node in prompt.values()}
+    columns = {name: column for name, column in nodes["EditTrainerLoadDataset"].items() if name.startswith("control")}
+    assert list(columns.values()) == ["control", "control_2", ""]
+    assert nodes["EditTrainerBaseModel"]["base_model"] == "tiny/qwen-image-edit-plus"
     assert not log.problems
 
 

@@ -13,7 +13,7 @@ from playwright.sync_api import Page
 from ..comfyui.server import PACK, Server
 
 WORKFLOWS = sorted((PACK / "example_workflows").glob("*.json"))
-TINY_WORKFLOWS = [path for path in WORKFLOWS if path.stem[0] in "12"]
+TINY_WORKFLOWS = [path for path in WORKFLOWS if path.stem[0] in "125"]
 MODEL_FILES = (".safetensors", ".gguf", ".pth")
 RUN_SECONDS = 900
 
@@ -95,5 +95,5 @@ def run_name(entry: dict[str, Any]) -> str | None:
 
 def workflow_path(entry: dict[str, Any]) -> Path | None:
     """Workflow file that a finished prompt came from."""
-    names: dict[str | None, Path] = {"tiny-frame": TINY_WORKFLOWS[0], "tiny-request": TINY_WORKFLOWS[1]}
-    return names.get(run_name(entry))
+    names = ("tiny-frame", "tiny-request", "tiny-two-images")
+    return dict(zip(names, TINY_WORKFLOWS, strict=True)).get(run_name(entry) or "")
