@@ -129,14 +129,12 @@ def test_the_published_request_for_several_images_runs_as_it_is(tmp_path: Path) 
     write_files(tmp_path)
     request_file, run = tmp_path / "request.json", tmp_path / "run"
     request_file.write_text(json.dumps(HOSTED))
-    with trainer("train", request_file, "--out", run) as training:
-        lines = []
-        for line in training.stdout:
-            lines.append(line)
-            if line.startswith("Step 1 of 3000"):
-                training.send_signal(signal.SIGINT)
-    output = "".join(lines)
-    assert training.returncode == 130, output
+    training = start_script("trainer", "train", request_file, "--out", run)
+    while training.process.is_alive() and "\nStep 1 of 3000" not in training.stdout.read_text():
+        time.sleep(0.1)
+    os.kill(training.process.pid, signal.SIGINT)
+    code, output, errors = training.wait()
+    assert code == 130, output + errors
     assert "is_public and oxen_model_path of the request have no effect here." in output
     assert steps_logged(run)
     samples = {path.name: Image.open(path) for path in (run / "samples").iterdir()}
