@@ -33,6 +33,8 @@ from ..several_controls import SEVERAL, registered, several_request, write_sever
 from .conftest import shape_picture
 from .processes import run_script
 
+pytestmark = pytest.mark.slow
+
 
 @pytest.fixture(autouse=True)
 def family() -> Iterator[None]:
@@ -150,7 +152,6 @@ def test_a_run_that_was_stopped_ends_as_one_that_was_not(tmp_path: Path) -> None
     assert stopped.read_bytes() == whole.read_bytes()
 
 
-@pytest.mark.slow
 def test_a_run_that_was_killed_ends_as_one_that_was_not(tmp_path: Path) -> None:
     parquet = write_several(tmp_path / "pairs.parquet")
     told = run_script("tests.trainer.killed_run", tmp_path / "killed", parquet, 3, "several")
