@@ -20,7 +20,7 @@ from .family_nodes import ThirdFamily
 from .file_nodes import FullSizeLayout, SingleFile
 from .reduced_models import ReducedClip, ReducedVae, VaeFile
 from .several_family import SeveralFamily
-from .several_nodes import FixedNoise, SeveralControls
+from .several_nodes import FixedNoise, SeveralControls, edit_outputs, to_pil, to_tensor
 from .trainer_access import trainer
 
 EditModel = io.Custom("EDIT_MODEL")
@@ -142,14 +142,7 @@ class OurEdit(io.ComfyNode):
                 io.Int.Input("seed"),
                 io.Int.Input("steps"),
             ],
-            outputs=[
-                io.Noise.Output("noise"),
-                io.String.Output("sigmas"),
-                io.Conditioning.Output("positive"),
-                io.Latent.Output("empty"),
-                io.Latent.Output("ours"),
-                io.Image.Output("image"),
-            ],
+            outputs=edit_outputs(),
         )
 
     @classmethod
@@ -157,8 +150,6 @@ class OurEdit(io.ComfyNode):
         cls, edit_model: Any, model: ModelPatcher, image: torch.Tensor, prompt: str, seed: int, steps: int
     ) -> io.NodeOutput:
         inference, events = trainer("inference"), trainer("events")
-        from PIL import Image
-
         seen: dict[str, Any] = {}
         denoise = inference.denoise
 
@@ -170,10 +161,9 @@ class OurEdit(io.ComfyNode):
             seen.update(guidance=options.guidance, latents=latents, sigmas=scheduler.sigmas)
             return latents
 
-        picture = Image.fromarray((image[0] * 255).round().to(torch.uint8).numpy())
         inference.denoise = watched
         try:
-            drawn = events.drain(inference.edit(edit_model, picture, prompt, seed=seed, steps=steps))
+            drawn = events.drain(inference.edit(edit_model, to_pil(image), prompt, seed=seed, steps=steps))
         finally:
             inference.denoise = denoise
         noise = randn_tensor(seen["latents"].shape, generator=torch.Generator("cpu").manual_seed(seed))
@@ -186,14 +176,13 @@ class OurEdit(io.ComfyNode):
         if "pooled_prompt_embeds" in seen["text"]:
             extra["pooled_output"] = seen["text"]["pooled_prompt_embeds"]
         ours = to_comfy(frames(seen["latents"]))
-        result = torch.tensor(list(drawn.getdata()), dtype=torch.float32).reshape(1, drawn.height, drawn.width, 3) / 255
         return io.NodeOutput(
             FixedNoise(frames(noise)),
             ", ".join(f"{sigma:.9f}" for sigma in seen["sigmas"].tolist()),
             [[seen["text"]["prompt_embeds"], extra]],
             {"samples": torch.zeros_like(ours)},
             {"samples": ours},
-            result,
+            to_tensor(drawn),
         )
 
 

@@ -30,6 +30,18 @@ class FixedNoise:
         return self.noise
 
 
+def edit_outputs() -> list[Any]:
+    """What ComfyUI's sampler takes for one of our edits, and the latents and the image that ours gives."""
+    return [
+        io.Noise.Output("noise"),
+        io.String.Output("sigmas"),
+        io.Conditioning.Output("positive"),
+        io.Latent.Output("empty"),
+        io.Latent.Output("ours"),
+        io.Image.Output("image"),
+    ]
+
+
 class SeveralControls(io.ComfyNode):
     """Our edit, and noise, noise levels, conditioning and an empty latent for ComfyUI's sampler. The model is one for
     images of side x side pixels; the image gets the shape of the last control at an area of target_side squared."""
@@ -48,14 +60,7 @@ class SeveralControls(io.ComfyNode):
                 io.Int.Input("target_side"),
                 *(io.Image.Input(name, optional=True) for name in NAMES),
             ],
-            outputs=[
-                io.Noise.Output("noise"),
-                io.String.Output("sigmas"),
-                io.Conditioning.Output("positive"),
-                io.Latent.Output("empty"),
-                io.Latent.Output("ours"),
-                io.Image.Output("image"),
-            ],
+            outputs=edit_outputs(),
         )
 
     @classmethod
