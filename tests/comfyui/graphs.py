@@ -109,3 +109,17 @@ def edited(prompt: Prompt) -> Prompt:
         ),
         "saved": node("SaveImage", images=["edit", 0], filename_prefix="edited"),
     }
+
+
+def compared_with_sampler(conditioning: str, output: int) -> Prompt:
+    """ComfyUI's sampler on "loader"'s model, and "difference": what it draws beside "ours", "untrained" and "edit"."""
+    parts = {"noise": ["ours", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0]}
+    latents = {"ours": ["ours", 4], "theirs": ["sampler", 0], "untrained": ["untrained", 4]}
+    images = {"oracle_image": ["ours", 5], "node_image": ["edit", 0]}
+    return {
+        "guider": node("BasicGuider", model=["loader", 0], conditioning=[conditioning, output]),
+        "euler": node("KSamplerSelect", sampler_name="euler"),
+        "sigmas": node("ManualSigmas", sigmas=["ours", 1]),
+        "sampler": node("SamplerCustomAdvanced", latent_image=["ours", 3], **parts),
+        "difference": node("OracleDifference", **latents, **images),
+    }

@@ -17,7 +17,7 @@ from trainer.models.edit_model import open_model
 from trainer.models.family import family_class
 
 from ..trainer.lora_files import kohya, launched_processes, random_pairs
-from .graphs import EXAMPLE, node, training
+from .graphs import EXAMPLE, compared_with_sampler, node, training
 from .server import Server
 
 FAMILIES = ("tiny/flux-kontext", "tiny/qwen-image-edit")
@@ -66,14 +66,7 @@ def test_comfyuis_sampler_draws_our_latents(server: Server, base_model: str) -> 
     prompt["untrained"] = node("OracleOurEdit", edit_model=["model", 0], model=["comfy", 0], **edit)
     own = {"negative_prompt": "", "guidance": 0.0, "width": 0, "height": 0, "lora_strength": 1.0}
     prompt["edit"] = node("EditTrainerEditImage", model=["train", 0], **edit | own)
-    prompt["guider"] = node("BasicGuider", model=["loader", 0], conditioning=["ours", 2])
-    prompt["euler"] = node("KSamplerSelect", sampler_name="euler")
-    prompt["sigmas"] = node("ManualSigmas", sigmas=["ours", 1])
-    parts = {"noise": ["ours", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0]}
-    prompt["sampler"] = node("SamplerCustomAdvanced", latent_image=["ours", 3], **parts)
-    compared = {"ours": ["ours", 4], "theirs": ["sampler", 0], "untrained": ["untrained", 4]}
-    images = {"oracle_image": ["ours", 5], "node_image": ["edit", 0]}
-    prompt["difference"] = node("OracleDifference", **compared, **images)
+    prompt |= compared_with_sampler("ours", 2)
     result = server.run(prompt)
     assert result.status == "execution_success", result.details
     report = json.loads(result.text("difference"))

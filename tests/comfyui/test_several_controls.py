@@ -16,7 +16,7 @@ from trainer.single_file.key_mapping import marker_tensors
 
 from ..single_files import stored, write
 from ..trainer.plus_models import EDIT_2509, EDIT_2511
-from .graphs import Prompt, node, training
+from .graphs import Prompt, compared_with_sampler, node, training
 from .server import Server
 from .test_conditioning import PROMPT, QWEN_SIZES, picture
 from .test_faults import refused
@@ -204,14 +204,7 @@ def test_comfyuis_sampler_draws_our_latents_with_a_trained_lora(server: Server) 
     prompt["edit"] = node("EditTrainerEditImage", model=["train", 0], **EDIT | edit | images)
     method = {"reference_latents_method": "index_timestep_zero"}
     prompt["method"] = node("FluxKontextMultiReferenceLatentMethod", conditioning=["ours", 2], **method)
-    prompt["guider"] = node("BasicGuider", model=["loader", 0], conditioning=["method", 0])
-    prompt["euler"] = node("KSamplerSelect", sampler_name="euler")
-    prompt["sigmas"] = node("ManualSigmas", sigmas=["ours", 1])
-    parts = {"noise": ["ours", 0], "guider": ["guider", 0], "sampler": ["euler", 0], "sigmas": ["sigmas", 0]}
-    prompt["sampler"] = node("SamplerCustomAdvanced", latent_image=["ours", 3], **parts)
-    compared = {"ours": ["ours", 4], "theirs": ["sampler", 0], "untrained": ["untrained", 4]}
-    images = {"oracle_image": ["ours", 5], "node_image": ["edit", 0]}
-    prompt["difference"] = node("OracleDifference", **compared, **images)
+    prompt |= compared_with_sampler("method", 0)
     begin = server.log.stat().st_size
     result = server.run(prompt)
     assert result.status == "execution_success", result.details
