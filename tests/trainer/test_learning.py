@@ -18,12 +18,12 @@ BASES = ("tiny/flux-kontext", "tiny/qwen-image-edit", "tiny/qwen-image-edit-plus
 
 @pytest.fixture
 def short(base_model: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The demo of this base model alone, in 80 steps of a quarter of its batch, with a quarter of its pairs."""
+    """The demo of this base model alone, in 64 steps of a quarter of its batch, with a quarter of its pairs."""
     monkeypatch.setattr(demo, "LESSONS", {base_model: demo.LESSONS[base_model]})
     monkeypatch.setattr(demo, "HELD_OUT_PAIRS", 4)
     monkeypatch.setattr(demo, "TRAINING_PAIRS", demo.TRAINING_PAIRS // 4)
     monkeypatch.setattr(demo, "SETTINGS", demo.SETTINGS | {"sample_steps": 6})
-    monkeypatch.setattr(demo, "TRAINING", demo.TRAINING | {"steps": 80, "batch_size": 4})
+    monkeypatch.setattr(demo, "TRAINING", demo.TRAINING | {"steps": 64, "batch_size": 4})
 
 
 def taught(capsys: pytest.CaptureFixture[str], folder: Path, *options: str) -> dict:
