@@ -38,12 +38,11 @@ BOXES = """() => app.canvas.graph.nodes.map((node) => {
 LINKS = """() => app.canvas.graph.nodes.map((node) => [
   node.type, ...(node.inputs ?? []).filter((input) => input.link != null).map((input) => input.name),
 ])"""
-PLACES = """() => {
-  const { nodes } = app.canvas.graph
-  const scale = nodes.find(({ type }) => type === 'VAEDecode').pos[0] / -900
-  return nodes.map((node) => [node.type, ...[...node.pos].map((value) => Math.round(value / scale))])
-}"""
-"""Type and position of each node. In Vue nodes, the oldest page stretches a whole graph that undo loads."""
+PLACES = "() => app.canvas.graph.nodes.map((node) => [node.type, ...[...node.pos].map(Math.round)])"
+"""Type and position of each node."""
+LOADED = {"id": 1, "type": "VAEDecode", "pos": [-900, -1200]}
+BEFORE = ["EmptyLatentImage", "VAEDecode"]
+"""Types of the nodes of `start`."""
 COLUMNS_ROUTE = re.compile(r"/edit_trainer/columns\b")
 PUBLISHED = {
     "resource": "main/your-dataset.parquet",
@@ -65,15 +64,20 @@ def types(page: Page) -> list[str]:
 
 
 def start(page: Page, renderer: str) -> PageLog:
-    """Empty the canvas and add one node by hand, which the page has not recorded yet."""
+    """Open a workflow of one node and add another by hand, which the page has not recorded yet."""
     choose_renderer(page, renderer)
     log = PageLog(page)
     # Older pages open their first workflow, whose history undo goes by, after the extensions are there.
     page.wait_for_function("() => app.extensionManager.workflow?.activeWorkflow?.changeTracker")
-    page.evaluate("() => app.graph.clear()")
+    page.evaluate("(workflow) => app.loadGraphData(workflow)", {"version": 0.4, "nodes": [LOADED], "links": []})
+    page.evaluate("() => { app.canvas.ds.scale = 1; app.canvas.ds.offset = [0, 0] }")
     page.mouse.click(1200, 900)
     page.evaluate(
-        "() => { const node = LiteGraph.createNode('VAEDecode'); node.pos = [-900, -900]; app.canvas.graph.add(node) }"
+        """() => {
+          const node = LiteGraph.createNode('EmptyLatentImage')
+          node.pos = [-900, -900]
+          app.canvas.graph.add(node)
+        }"""
     )
     return log
 
@@ -132,7 +136,7 @@ def test_a_parquet_dropped_on_the_canvas_becomes_a_graph_and_undo_removes_it(
     data = (PACK / "example_workflows" / "edit_trainer_example.parquet").read_bytes()
     page.evaluate(DROP, [f"frames-{renderer}.parquet", list(data)])
     wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 30)
-    check_undo(page, ["VAEDecode"])
+    check_undo(page, BEFORE)
     check_layout(page)
     prompt = page.evaluate("async () => (await app.graphToPrompt()).output")
     nodes = {node["class_type"]: node["inputs"] for node in prompt.values()}
@@ -155,7 +159,7 @@ def test_a_pasted_request_is_undone_in_one_step(page: Page, server: Server, rend
     samples = [{"ctrl_img_url": "", "prompt": "one"}, {"ctrl_img_url": "", "prompt": "two"}]
     page.evaluate(PASTE, json.dumps(make_request(samples=samples)))
     wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 30)
-    check_undo(page, ["VAEDecode"])
+    check_undo(page, BEFORE)
     check_layout(page)
     assert "Note" not in types(page), "a request without gaps has no note"
     assert not log.problems
@@ -169,12 +173,12 @@ def test_undo_before_a_graph_is_laid_out_removes_that_graph(page: Page, server: 
     page.evaluate(PASTE, json.dumps(make_request()))
     wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 30)
     page.keyboard.press("Control+z")
-    wait_until(lambda: types(page) == ["VAEDecode"], 20)
+    wait_until(lambda: types(page) == BEFORE, 20)
     assert answers, "the nodes were still being filled in"
     page.unroute(COLUMNS_ROUTE)  # which lets them through
     wait_until_laid_out(page)
     page.wait_for_timeout(500)
-    assert types(page) == ["VAEDecode"]
+    assert types(page) == BEFORE
     page.keyboard.press("Control+y")
     wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 20)
     assert not log.problems

@@ -91,6 +91,8 @@ interface ComfyCanvas {
   graph_mouse: ArrayLike<number> & Iterable<number>;
   default_connection_color_byType: Record<string, string>;
   setDirty(foreground: boolean, background: boolean): void;
+  /** Moves nodes, in Vue nodes too. */
+  repositionNodesVueMode?(places: { node: ComfyNode; newPos: { x: number; y: number } }[]): void;
   centerOnNode(node: ComfyNode): void;
   convertEventToCanvasOffset(event: MouseEvent): ArrayLike<number> & Iterable<number>;
 }

@@ -17,6 +17,7 @@ export function addNode(type, pos, values = {}) {
   const node = window.LiteGraph.createNode(type);
   if (!node) throw new Error(type);
   node.pos = [...pos];
+  node.widgets ??= []; // as pages load it: undo would take the difference for a change
   app.canvas.graph.add(node);
   for (const [name, value] of Object.entries(values)) setWidget(findWidget(node, name), value);
   return node;
@@ -142,15 +143,18 @@ export async function addPlan(plan, pos, { existing = {}, fill } = {}) {
  * @param {Iterable<number>} pos Top left corner.
  */
 function arrange(columns, pos) {
+  const places = [];
   let [x, top] = pos;
   for (const column of columns) {
     let [y, columnWidth] = [top, 0];
     for (const node of column) {
       const [width, height] = drawnSize(node);
       node.pos = [x, y];
+      places.push({ node, newPos: { x, y } });
       y += height + 2 * GAP;
       columnWidth = Math.max(columnWidth, width);
     }
     x += columnWidth + GAP;
   }
+  app.canvas.repositionNodesVueMode?.(places); // older pages do not see a change of `pos` in Vue nodes
 }
