@@ -91,8 +91,9 @@ interface ComfyCanvas {
   graph_mouse: ArrayLike<number> & Iterable<number>;
   default_connection_color_byType: Record<string, string>;
   setDirty(foreground: boolean, background: boolean): void;
-  /** Moves nodes, in Vue nodes too. */
+  /** Moves nodes, in Vue nodes too; `applyNodePositions` in newer pages. */
   repositionNodesVueMode?(places: { node: ComfyNode; newPos: { x: number; y: number } }[]): void;
+  applyNodePositions?: unknown;
   centerOnNode(node: ComfyNode): void;
   convertEventToCanvasOffset(event: MouseEvent): ArrayLike<number> & Iterable<number>;
 }

@@ -156,5 +156,6 @@ function arrange(columns, pos) {
     }
     x += columnWidth + GAP;
   }
-  app.canvas.repositionNodesVueMode?.(places); // older pages do not see a change of `pos` in Vue nodes
+  // Older pages do not see a change of `pos` in Vue nodes, and the newest have another name for it.
+  if (!app.canvas.applyNodePositions) app.canvas.repositionNodesVueMode?.(places);
 }
