@@ -47,7 +47,7 @@ def test_a_flipped_bit_makes_a_miss_and_the_entry_goes(entry, tmp_path, place):
     data[place] ^= 16
     entry.write_bytes(data)
     cache = TensorCache(tmp_path)
-    assert cache.get(KEY) is None
+    assert cache.get(KEY, "abc") is None
     assert cache.damaged == {KEY}
     assert not entry.exists()
     assert KEY not in cache
@@ -58,8 +58,16 @@ def test_an_entry_under_another_key_is_none(entry, tmp_path):
     target = tmp_path / other[:2] / f"{other}.safetensors"
     target.parent.mkdir(exist_ok=True)
     shutil.copy(entry, target)
-    assert TensorCache(tmp_path).get(other) is None
-    assert TensorCache(tmp_path).get(KEY) is not None
+    assert TensorCache(tmp_path).get(other, "abc") is None
+    assert TensorCache(tmp_path).get(KEY, "abc") is not None
+
+
+def test_tensors_of_other_names_are_no_entry_of_an_earlier_release(entry, tmp_path):
+    save_file({"latents": torch.ones(1, 16, 8, 8)}, entry)
+    cache = TensorCache(tmp_path)
+    assert cache.get(KEY, "abc") is None
+    assert cache.damaged == {KEY}
+    assert not entry.exists()
 
 
 @pytest.mark.parametrize("writable", [True, False])
@@ -72,20 +80,20 @@ def test_an_entry_of_an_earlier_release_is_read_and_gets_a_checksum(entry, tmp_p
             raise RunFailed("read-only")
 
         monkeypatch.setattr("trainer.encoding.cache.write_tensors", refuse)
-    found = TensorCache(tmp_path).get(KEY)
+    found = TensorCache(tmp_path).get(KEY, "abc")
     assert all(torch.equal(found[name], tensor) for name, tensor in tensors.items())
     with safe_open(entry, "pt") as file:
         assert bool(file.metadata()) == writable
     if writable:
         flip_a_bit(entry)
-        assert TensorCache(tmp_path).get(KEY) is None
+        assert TensorCache(tmp_path).get(KEY, "abc") is None
 
 
 @pytest.mark.parametrize("content", [b"", b"\xff" * 64, b"\xff" * 8 + b"{}", b"\x02" + b"\0" * 7 + b"[]", b"\0" * 100])
 def test_what_is_no_entry_counts_as_missing(entry, tmp_path, content):
     entry.write_bytes(content)
     assert KEY not in TensorCache(tmp_path)
-    assert TensorCache(tmp_path).get(KEY) is None
+    assert TensorCache(tmp_path).get(KEY, "abc") is None
 
 
 @pytest.mark.slow

@@ -2,8 +2,8 @@
 
 A key is a hash of everything that the tensors depend on (image bytes, size, caption, policy, weights, dtype), so a
 changed image, caption or policy has another key. Entries are small safetensors files, written atomically; several runs
-and processes may share a store. An entry carries a checksum of its key and tensors; one of an earlier release is read
-as it is and gets one.
+and processes may share a store. An entry carries a checksum of its key and tensors; one of an earlier release, known by
+the names of its tensors, is read as it is and gets one.
 """
 
 from __future__ import annotations
@@ -11,6 +11,7 @@ from __future__ import annotations
 import hashlib
 import threading
 from collections import OrderedDict
+from collections.abc import Collection
 from contextlib import suppress
 from pathlib import Path
 
@@ -62,8 +63,9 @@ class TensorCache:
     def __contains__(self, key: str) -> bool:
         return key in self._memory or _complete(self._path(key))
 
-    def get(self, key: str) -> Tensors | None:
-        """Return an entry's tensors, any shape and dtype, on the CPU; None when it is missing or damaged.
+    def get(self, key: str, names: Collection[str]) -> Tensors | None:
+        """Return the tensors of these names of an entry, any shape and dtype, on the CPU; None when it is missing or
+        damaged.
 
         A damaged one is removed, and its key is added to `damaged`.
         """
@@ -80,7 +82,7 @@ class TensorCache:
             return None
         except (OSError, SafetensorError):
             return self._drop(key)
-        if not metadata:
+        if not metadata and tensors.keys() == set(names):
             with suppress(RunFailed):  # a cache that cannot be written is still good to read
                 self._write(key, tensors)
         elif metadata != _metadata(key, tensors):

@@ -19,7 +19,7 @@ from ..events import Progress, RunControl
 from ..threads import prefetch_or_idle
 from .cache import TensorCache, Tensors, cache_key
 from .example import ControlImage, Example
-from .latents import LatentEncoder, PendingImages, PreparedImage
+from .latents import LATENTS, LatentEncoder, PendingImages, PreparedImage
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -166,8 +166,8 @@ class Encoder:
         for _ in range(2):  # a damaged entry is dropped when it is read
             prepare = self.family.prepare_control
             self._encode(self._prepared(PendingImages(self.cache), control.latents, source, prepare, control.size))
-            if (tensors := self.cache.get(control.latents)) is not None:
-                return control, tensors["latents"]
+            if (tensors := self.cache.get(control.latents, [LATENTS])) is not None:
+                return control, tensors[LATENTS]
         raise self.cache.lost(control.latents)
 
     def _encode(self, images: Sequence[PreparedImage]) -> None:
@@ -216,10 +216,10 @@ class Encoder:
 
         Raises RunFailed when the entry is gone, DamagedEntry when it was damaged.
         """
-        tensors = self.cache.get(key)
+        tensors = self.cache.get(key, [LATENTS])
         if tensors is None:
             raise self.cache.lost(key)
-        return tensors["latents"]
+        return tensors[LATENTS]
 
     def text_key(self, caption: str, controls: Sequence[ControlImage]) -> str:
         """Return the cache key of the conditioning of a caption with its control images."""

@@ -21,6 +21,9 @@ if TYPE_CHECKING:
     from ..memory.model_parts import ModelComponents
 
 
+LATENTS = "latents"
+"""Name of the tensor in a cache entry of an image."""
+
 BATCH_PIXELS = 2**20
 """Pixels of a batch on an accelerator: one image at the full models' resolution, which is enough to keep it busy."""
 
@@ -193,7 +196,7 @@ class LatentEncoder:
     def _write(self, encoded: _Encoded) -> None:
         latents = encoded.latents.to("cpu")
         for key, own in zip(encoded.keys, latents.split(1), strict=False):  # padding has no key
-            self.cache.put(key, {"latents": own.clone() if len(latents) > 1 else own})
+            self.cache.put(key, {LATENTS: own.clone() if len(latents) > 1 else own})
             self._written(key)
 
     def batch_size(self, size: Size) -> int:

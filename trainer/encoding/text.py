@@ -32,6 +32,7 @@ class TextEmbeddings:
         self.encoder = encoder
         self.dataset = dataset
         self.on_disk = on_disk
+        self._names = tuple(encoder.family.text_shapes(encoder.components.model.transformer_config(), ()))
         self._block: dict[str, Tensors] = {}
 
     def get(self, key: str) -> Mapping[str, torch.Tensor]:
@@ -39,7 +40,7 @@ class TextEmbeddings:
 
         Raises RunFailed when its cache entry is gone, DamagedEntry when it was damaged.
         """
-        tensors = self.encoder.cache.get(key) if self.on_disk else self._block[key]
+        tensors = self._cached(key) if self.on_disk else self._block[key]
         if tensors is None:
             raise self.encoder.cache.lost(key)
         return tensors
@@ -84,12 +85,15 @@ class TextEmbeddings:
         `pixels` are the prepared control images, float32 `[1, 3, H, W]` in 0..1.
         """
         key = self.encoder.text_key(caption, controls)
-        tensors = self.encoder.cache.get(key) if self.on_disk else None
+        tensors = self._cached(key) if self.on_disk else None
         if tensors is None:
             tensors = self.encoder.encode_text(caption, pixels)
             if self.on_disk:
                 self.encoder.cache.put(key, tensors)
         return tensors
+
+    def _cached(self, key: str) -> Tensors | None:
+        return self.encoder.cache.get(key, self._names)
 
     def _controls(self, example: Example) -> list[torch.Tensor]:
         if not self.encoder.family.info.sees_control:
