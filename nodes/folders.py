@@ -15,7 +15,7 @@ from PIL import Image
 from ..trainer.config.request import Columns
 from ..trainer.errors import BadInput
 from ..trainer.files import atomic_write
-from ..trainer.paths import path_kind
+from ..trainer.paths import find_files, path_kind
 
 EXAMPLES = Path(__file__).parent.parent / "example_workflows"
 """Folder of the example parquet and request, which are found by their bare names."""
@@ -117,7 +117,8 @@ def is_outside(name: str) -> bool:
 
 def list_parquets() -> list[str]:
     """Paths of the parquets in the input folder, relative to it, then the names of the examples."""
-    inside = sorted(path.relative_to(input_folder()).as_posix() for path in input_folder().rglob("*.parquet"))
+    found = find_files(input_folder(), ".parquet")
+    inside = sorted(path.relative_to(input_folder()).as_posix() for path in found)
     return inside[:MAX_LISTED] + sorted(path.name for path in EXAMPLES.glob("*.parquet"))
 
 

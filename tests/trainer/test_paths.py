@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from trainer import paths
 from trainer.cli.runner import check_folder
 from trainer.data.dataset import find_images_root
 from trainer.data.downloads import Downloads
@@ -16,7 +17,7 @@ from trainer.data.load_request import load_request, resolve_resource
 from trainer.data.parquet import open_parquet
 from trainer.errors import BadInput
 from trainer.models.edit_model import open_model
-from trainer.paths import path_kind, typed_path
+from trainer.paths import find_files, path_kind, typed_path
 from trainer.single_file.header import open_weights
 from trainer.single_file.tokenizer import find_tokenizers
 from trainer.training.run_folder import open_run_folder
@@ -61,3 +62,19 @@ def test_kinds_follow_links(tmp_path: Path) -> None:
     }
     assert {name: path_kind(tmp_path / name) for name in names} == names
     assert typed_path("~") == Path.home()
+
+
+def test_a_search_finds_the_nearest_files_first_and_ends(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    (tmp_path / "deep" / "deeper").mkdir(parents=True)
+    for name in ("one.parquet", "deep/two.parquet", "deep/deeper/three.parquet", "deep/four.txt"):
+        (tmp_path / name).touch()
+    found = [path.relative_to(tmp_path).as_posix() for path in find_files(tmp_path, ".parquet")]
+    assert found == ["one.parquet", "deep/two.parquet", "deep/deeper/three.parquet"]
+    monkeypatch.setattr(paths, "MAX_ENTRIES", 5)
+    assert len(list(find_files(tmp_path, ".parquet"))) == 2
+    monkeypatch.setattr(paths, "MAX_ENTRIES", 1)
+    assert len(list(find_files(tmp_path, ".parquet"))) <= 1
+
+
+def test_a_search_leaves_out_what_cannot_be_read(tmp_path: Path) -> None:
+    assert list(find_files(tmp_path / "none", ".parquet")) == []

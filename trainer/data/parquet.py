@@ -15,6 +15,7 @@ import pyarrow.parquet as pq
 
 from ..config.request import COLUMN_FIELDS, CONTROL_COLUMNS
 from ..errors import BadInput
+from ..paths import find_files
 from .thrift import count_structs
 
 MAX_COLUMNS = 5000
@@ -72,7 +73,7 @@ def open_parquet(
 
 def folder_message(folder: Path) -> str:
     """Error message about a folder in place of a parquet: which parquets it holds, and what to do."""
-    names = [path.relative_to(folder).as_posix() for path in islice(folder.rglob("*.parquet"), LISTED_COLUMNS)]
+    names = [path.relative_to(folder).as_posix() for path in islice(find_files(folder, ".parquet"), LISTED_COLUMNS)]
     if not names:
         return f"{folder} is a folder without a parquet file; name a parquet file."
     if len(names) == 1:
