@@ -187,9 +187,15 @@ def on_fake_cuda(text: str) -> None:
     """Train and sample the rows whose name has this text."""
     from tests.fake_cuda.rows import Row
 
-    for family, resolution, gb in product(("qwen", "kontext"), RESOLUTIONS, CARDS):
+    hosts = (HOST, *SMALLER_HOSTS)
+    groups = [
+        [Row(family, resolution, gb, host) for host in hosts]
+        for family, resolution, gb in product(("qwen", "kontext"), RESOLUTIONS, CARDS)
+    ]
+    groups += [[Row("2511", 1024, gb, HOST, PARAMS_OF_TWO)] for gb in CARDS]
+    for group in groups:
         shown: list[tuple[Plan, str]] = []
-        for row in (Row(family, resolution, gb, host) for host in (HOST, *SMALLER_HOSTS)):
+        for row in group:
             if text in row.name():
                 print("\n".join([row.name(), *row.lines(shown)]), flush=True)
 

@@ -3,22 +3,17 @@ plan that its 60 blocks get on cards of 24, 16 and 12 GB."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from dataclasses import replace
 from functools import cache
 from typing import Any
 
 import pytest
 
 from trainer.config.settings import RunSettings
-from trainer.memory import estimate
-from trainer.memory.activation_bytes import StepShape, step_shape
 from trainer.memory.planner import make_plan
 
-from . import runs
 from .allocator import ExpandableAllocator, replay
 from .card import Card
-from .runs import PARAMS, Run, device_info, fake_model, run_on
+from .runs import PARAMS_OF_TWO, Run, device_info, fake_model, run_on
 
 ADA = (8, 9)
 FEW = {"num_layers": 3}
@@ -32,18 +27,6 @@ KINDS: dict[int, dict[str, Any]] = {
 """Settings that give three blocks the plan of 60, by the card's GB."""
 
 
-@pytest.fixture(scope="module", autouse=True)
-def two_controls() -> Iterator[None]:
-    def doubled(*arguments: Any, **options: Any) -> StepShape:
-        shape = step_shape(*arguments, **options)
-        return replace(shape, controls=2 * shape.controls[:1], text_controls=2 * shape.text_controls[:1])
-
-    with pytest.MonkeyPatch.context() as patched:
-        patched.setattr(estimate, "step_shape", doubled)
-        patched.setattr(runs, "step_shape", doubled)
-        yield
-
-
 @cache
 def run(gigabytes: int) -> Run:
     """On the smallest card with these settings."""
@@ -51,7 +34,8 @@ def run(gigabytes: int) -> Run:
     if smallest < gigabytes:
         return run(smallest)
     card = Card(capability=ADA, memory=gigabytes * 10**9)
-    return run_on(card, fake_model("2511", **FEW), RunSettings(resolution=1024, **KINDS[gigabytes]))
+    settings = RunSettings(resolution=1024, **KINDS[gigabytes])
+    return run_on(card, fake_model("2511", **FEW), settings, params=PARAMS_OF_TWO)
 
 
 def planned(ran: Run) -> int:
@@ -62,7 +46,7 @@ def planned(ran: Run) -> int:
 @pytest.mark.parametrize("gigabytes", KINDS)
 def test_the_plan_of_few_blocks_is_that_of_all(gigabytes: int) -> None:
     card = Card(capability=ADA, memory=gigabytes * 10**9)
-    plan = make_plan(fake_model("2511"), PARAMS, RunSettings(resolution=1024), device_info(card))
+    plan = make_plan(fake_model("2511"), PARAMS_OF_TWO, RunSettings(resolution=1024), device_info(card))
     few = run(gigabytes).plan
     assert plan.bytes <= gigabytes * 10**9
     assert (plan.precision, plan.modulation_on_host) == (few.precision, few.modulation_on_host) == ("int8", True)

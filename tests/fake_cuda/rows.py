@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from trainer.config.request import RequestParams
 from trainer.config.settings import RunSettings
 from trainer.device import ADA, CONSUMER_LIMIT
 from trainer.errors import BadInput
@@ -33,6 +34,7 @@ class Row:
     """Free memory of the card, decimal."""
     host: int
     """GB of free host memory."""
+    params: RequestParams = PARAMS
 
     def card(self) -> Card:
         """Return the fake card that the table assumes."""
@@ -41,7 +43,8 @@ class Row:
 
     def name(self) -> str:
         """Name the row for a reader."""
-        return f"{self.family} {self.resolution} on {self.gigabytes} GB with {self.host} GB of host memory"
+        several = f" from {count}" if (count := len(self.params.columns.controls)) > 1 else ""
+        return f"{self.family} {self.resolution}{several} on {self.gigabytes} GB with {self.host} GB of host memory"
 
     def lines(self, shown: list[tuple[Plan, str]]) -> Iterator[str]:
         """Train a step, draw a sample, and say what was planned and what it took. `shown`: rows before it,
@@ -49,7 +52,7 @@ class Row:
         settings = RunSettings(resolution=self.resolution, control_resolution="target")
         card, model = self.card(), fake_model(self.family)
         try:
-            plan = make_plan(model, PARAMS, settings, device_info(card, self.host * 10**9))
+            plan = make_plan(model, self.params, settings, device_info(card, self.host * 10**9))
         except BadInput as refusal:
             yield f"  refused: {refusal}"
             return
@@ -58,7 +61,7 @@ class Row:
             yield f"  the plan of {same[0]}"
             return
         shown.append((plan, self.name()))
-        run = run_plan(card, model, settings, plan, steps=1, sample=True)
+        run = run_plan(card, model, settings, plan, steps=1, sample=True, params=self.params)
         yield from (f"  {line}" for line in _findings(run, card.memory))
 
 

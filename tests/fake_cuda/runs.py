@@ -13,7 +13,7 @@ from diffusers import ModelMixin
 from torch import nn
 
 from tests.benchmarks.synthetic import RandomModel, random_batches, random_model
-from trainer.config.request import TrainingParams
+from trainer.config.request import MultiImageParams, RequestParams, TrainingParams
 from trainer.config.settings import Precision, RunSettings
 from trainer.data.resize import Size
 from trainer.device import CONSUMER_LIMIT, DeviceInfo
@@ -43,6 +43,7 @@ NAMES = {
     "2511": "Qwen/Qwen-Image-Edit-2511",
 }
 PARAMS = TrainingParams(caption_column="c", control_image_column="b", image_column="a", cache_text_embeddings=True)
+PARAMS_OF_TWO = MultiImageParams(caption_column="c", control_image_columns=["b", "d"], image_column="a")
 DEVICE = torch.device("cuda")  # without an index, as `default_device` gives it
 HOST = 64_000_000_000
 """Bytes of free host memory, as in docs/memory.md."""
@@ -163,30 +164,41 @@ def run_on(
     steps: int = 2,
     host: int = 64_000_000_000,
     sample: bool = False,
+    params: RequestParams = PARAMS,
 ) -> Run:
     """Plan a LoRA of rank 16 for the card, train `steps` steps of it there, and where asked draw a sample."""
     with patch.object(torch.cuda, "is_available", return_value=True):
-        plan = make_plan(model, PARAMS, settings, device_info(card, host))
-    return run_plan(card, model, settings, plan, steps, sample)
+        plan = make_plan(model, params, settings, device_info(card, host))
+    return run_plan(card, model, settings, plan, steps, sample, params)
 
 
-def run_plan(card: Card, model: FakeModel, settings: RunSettings, plan: Plan, steps: int, sample: bool) -> Run:
+def run_plan(
+    card: Card,
+    model: FakeModel,
+    settings: RunSettings,
+    plan: Plan,
+    steps: int,
+    sample: bool,
+    params: RequestParams = PARAMS,
+) -> Run:
     """Train `steps` steps of a plan on the card, and where asked draw a sample."""
     with fake_cuda(card) as log:
-        return _run(log, model, settings, plan, steps, sample)
+        return _run(log, model, settings, plan, steps, sample, params)
 
 
-def _run(log: Log, model: FakeModel, settings: RunSettings, plan: Plan, steps: int, sample: bool) -> Run:
+def _run(
+    log: Log, model: FakeModel, settings: RunSettings, plan: Plan, steps: int, sample: bool, params: RequestParams
+) -> Run:
     _weight_table.cache_clear()  # a cached tensor belongs to the fake card that it was made on
     components = ModelComponents(model, DEVICE, plan)
-    trainable = build_trainable(components, PARAMS, settings)
+    trainable = build_trainable(components, params, settings)
     optimizer = _with_state(build_optimizer(trainable.parameters, settings, 1e-4))
     marks: list[int] = []
     for block in blocks_of(components.transformer()):
         block.register_forward_pre_hook(lambda *_: marks.append(log.device.now), prepend=True)
     log.mark("loaded")
     loaded, hosted = log.device.now, log.host.now
-    shape = step_shape(model.family, PARAMS, settings, plan)
+    shape = step_shape(model.family, params, settings, plan)
     batches = islice(random_batches(model.family, model.transformer_config(), shape), steps)
     done = []
     for batch in batches:
@@ -194,7 +206,7 @@ def _run(log: Log, model: FakeModel, settings: RunSettings, plan: Plan, steps: i
         done.append(_step(log, components, trainable, optimizer, batch))
     forward = marks[: len(blocks_of(components.transformer()))]  # a checkpointed block runs again later
     saved = [after - before for before, after in pairwise(forward)]
-    drawn = _sample(log, components, trainable) if sample else (None, None)
+    drawn = _sample(log, components, trainable, len(params.columns.controls)) if sample else (None, None)
     return Run(plan, log, loaded, hosted, saved, done, *drawn)
 
 
@@ -220,12 +232,12 @@ def _step(
     return before.phase("step")
 
 
-def _sample(log: Log, components: ModelComponents, trainable: Trainable) -> tuple[Phase, Phase | None]:
-    """Draw one image of one step from one control image: the denoising and, where parts share the card, the
+def _sample(log: Log, components: ModelComponents, trainable: Trainable, controls: int) -> tuple[Phase, Phase | None]:
+    """Draw one image of one step from so many control images: the denoising and, where parts share the card, the
     decoding."""
     before = _Before(log)
     with trainable.exported_values(torch.bfloat16):
-        latents = drain(denoise(components, *sample_inputs(components.model)))
+        latents = drain(denoise(components, *sample_inputs(components.model, controls=controls)))
         sampling = before.phase("sampling")
         if components.plan.offload != "auto":
             return sampling, None  # the transformer leaves the card first
@@ -235,7 +247,9 @@ def _sample(log: Log, components: ModelComponents, trainable: Trainable) -> tupl
     return sampling, before.phase("decoding")
 
 
-def sample_inputs(model: Any, side: int = 1024, steps: int = 1) -> tuple[DenoiseInputs, DenoiseOptions]:
+def sample_inputs(
+    model: Any, side: int = 1024, steps: int = 1, controls: int = 1
+) -> tuple[DenoiseInputs, DenoiseOptions]:
     """Random inputs of an image of `side` x `side` pixels, with a negative prompt where the family uses one."""
     family, size = model.family, Size(side, side)
     control = family.control_size(size, size, "inference")
@@ -243,12 +257,13 @@ def sample_inputs(model: Any, side: int = 1024, steps: int = 1) -> tuple[Denoise
     channels = model.transformer_config()["in_channels"]
     seen = family.text_control_size(size, control)
     text = {
-        name: torch.randn(1, *shape) for name, shape in family.text_shapes(model.transformer_config(), [seen]).items()
+        name: torch.randn(1, *shape)
+        for name, shape in family.text_shapes(model.transformer_config(), controls * [seen]).items()
     }
     options = DenoiseOptions.for_variant(family.variant, steps, 0.0, 1)
     negative = dict(text) if family.negative_prompt("", options.guidance) is not None else None
-    latents = PackedLatents(torch.randn(1, grid.height * grid.width, channels), grid)
-    return DenoiseInputs([latents], text, negative, size), options
+    latents = [PackedLatents(torch.randn(1, grid.height * grid.width, channels), grid) for _ in range(controls)]
+    return DenoiseInputs(latents, text, negative, size), options
 
 
 class _Before:
