@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 import subprocess
 import sys
@@ -20,6 +21,13 @@ else:
 
 ROOT = Path(__file__).parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))
+FOLDERS = {
+    "UNETLoader": "diffusion_models",
+    "CLIPLoader": "text_encoders",
+    "DualCLIPLoader": "text_encoders",
+    "VAELoader": "vae",
+}
+"""ComfyUI's model folders by loader."""
 MAX_ZIP = 28 * 2**20
 MAX_ICON = 400
 """Pixels of a side."""
@@ -86,3 +94,17 @@ def test_the_published_pack_is_small_and_works(tmp_path: Path) -> None:
     command = [sys.executable, "-m", "trainer", "inspect", "example_workflows/edit_trainer_example.parquet"]
     done = subprocess.run(command, cwd=tmp_path / "pack", capture_output=True, text=True)
     assert done.returncode == 0, done.stdout + done.stderr
+
+
+@pytest.mark.parametrize("workflow", sorted((ROOT / "example_workflows").glob("*.json")), ids=lambda path: path.stem)
+def test_loaders_name_the_downloads_of_their_files(workflow: Path) -> None:
+    """As ComfyUI's own templates do: the page then offers what is missing."""
+    for node in json.loads(workflow.read_text(encoding="utf-8"))["nodes"]:
+        files = {value for value in node.get("widgets_values") or [] if str(value).endswith(".safetensors")}
+        models = node["properties"].get("models", [])
+        if node["type"] in FOLDERS:
+            assert {model["name"] for model in models} == files != set()
+            assert {model["directory"] for model in models} == {FOLDERS[node["type"]]}
+        for model in models:
+            assert re.match(r"https://huggingface\.co/[^/]+/[^/]+/resolve/main/", model["url"])
+            assert model["url"].endswith(f"/{model['name']}")
