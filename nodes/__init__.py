@@ -9,6 +9,7 @@ train          Train Edit LoRA
 preview        Preview Training Samples
 edit           Edit Image
 types          data types of the nodes' connections
+schema         description of a node for ComfyUI
 widgets        inputs made from the trainer's pydantic fields
 ports          ComfyUI's CLIP and VAE as text encoder and image codec
 model_files    base models in ComfyUI's model folders

@@ -9,6 +9,7 @@ from comfy_api.latest import io
 from ..trainer.families.registry import base_model_names, find_family
 from .host import readable_errors
 from .model_files import AUTO, check_connected, open_choice, present_base_model, state_of, transformer_options
+from .schema import node_schema
 from .types import EditModel
 
 if TYPE_CHECKING:
@@ -20,10 +21,10 @@ class BaseModel(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="EditTrainerBaseModel",
             display_name="Load Edit Base Model",
-            category="edit trainer",
+            search_aliases=["train model", "base model for training", "Kontext", "Qwen-Image-Edit"],
             description="Chooses the model to train. The tiny ones are part of the pack and run on any machine.",
             inputs=[
                 io.Combo.Input(

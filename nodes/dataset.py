@@ -14,6 +14,7 @@ from .folders import cache_folder, dataset_state, find_parquet
 from .host import NodeDisplay, follow, readable_errors
 from .notes import OUTPUT, bad_rows_note, report_notes, send_notes
 from .pil_images import grid, shrink, to_tensor
+from .schema import node_schema
 from .types import EditDataset
 from .widgets import MORE_CONTROL_COLUMNS, columns_of, field_inputs, more_control_inputs
 
@@ -26,10 +27,10 @@ class LoadDataset(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="EditTrainerLoadDataset",
             display_name="Load Edit Dataset (Parquet)",
-            category="edit trainer",
+            search_aliases=["training data", "image pairs", "before and after", "parquet"],
             description="Opens a parquet of control images, captions and target images, and checks its rows.",
             hidden=[io.Hidden.unique_id],
             inputs=[

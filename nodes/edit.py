@@ -13,6 +13,7 @@ from .folders import NO_LORA, find_lora, lora_options, lora_state
 from .host import NodeDisplay, borrowed_device, follow, readable_errors
 from .notes import OUTPUT, Note, note
 from .pil_images import to_pil, to_tensor
+from .schema import node_schema
 from .types import EditModel
 
 if TYPE_CHECKING:
@@ -35,10 +36,10 @@ class EditImage(io.ComfyNode):
     @classmethod
     def define_schema(cls) -> io.Schema:
         negative = ", ".join(info.title for info in FAMILIES if info.uses_negative_prompt)
-        return io.Schema(
+        return node_schema(
             node_id="EditTrainerEditImage",
             display_name="Edit Image",
-            category="edit trainer",
+            search_aliases=["image editing", "instruct edit", "test LoRA"],
             description="Edits an image, or several together, with the sampler that training uses for its samples.",
             hidden=[io.Hidden.unique_id],
             inputs=[

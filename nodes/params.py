@@ -8,6 +8,7 @@ from ..trainer.config.request import TrainingParams
 from ..trainer.config.settings import RunSettings
 from .folders import NO_LORA, find_lora, lora_options, lora_state
 from .host import readable_errors
+from .schema import node_schema
 from .types import EditParams, EditSettings
 from .widgets import field_inputs
 
@@ -77,10 +78,10 @@ class Params(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="EditTrainerParams",
             display_name="Edit Training Params",
-            category="edit trainer",
+            search_aliases=["hyperparameters", "learning rate", "training steps", "LoRA rank"],
             description="The training parameters of a fine-tune request.",
             inputs=field_inputs(TrainingParams, PARAMS),
             outputs=[EditParams.Output("params", tooltip="For Train Edit LoRA.")],
@@ -96,10 +97,10 @@ class Settings(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="EditTrainerSettings",
             display_name="Training Settings (advanced)",
-            category="edit trainer",
+            search_aliases=["optimizer", "precision", "checkpoints", "training options"],
             description="Settings that a fine-tune request does not have. Without this node the defaults apply.",
             inputs=settings_inputs(RunSettings),
             outputs=[EditSettings.Output("settings", tooltip="For Train Edit LoRA.")],

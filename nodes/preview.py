@@ -11,6 +11,7 @@ from ..trainer.errors import BadInput
 from ..trainer.training.run_folder import RunFolder
 from .host import readable_errors
 from .pil_images import grid, shrink, to_tensor
+from .schema import node_schema
 from .types import EditRun, FinishedRun
 
 
@@ -19,10 +20,10 @@ class PreviewSamples(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="EditTrainerPreviewSamples",
             display_name="Preview Training Samples",
-            category="edit trainer",
+            search_aliases=["training progress", "sample grid"],
             description="The samples of a run: one row per prompt, with the control images first and then one "
             "column per step that has samples.",
             is_output_node=True,

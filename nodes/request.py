@@ -28,6 +28,7 @@ from .folders import (
 from .host import NodeDisplay, follow, readable_errors
 from .notes import OUTPUT, bad_rows_note, report_notes, send_notes
 from .params import PARAMS
+from .schema import node_schema
 from .types import EditDataset, EditModel, EditParams, EditSamples
 from .widgets import field_inputs
 
@@ -88,10 +89,10 @@ class LoadRequest(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="EditTrainerLoadRequest",
             display_name="Fine-tune Request (JSON)",
-            category="edit trainer",
+            search_aliases=["fine-tune JSON", "load request", "training config"],
             description="Reads a complete image_editing or multi_image_editing fine-tune request, in the format of the "
             "hosted service.",
             hidden=[io.Hidden.unique_id],
@@ -164,10 +165,10 @@ class SaveRequest(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="EditTrainerSaveRequest",
             display_name="Save Fine-tune Request",
-            category="edit trainer",
+            search_aliases=["export request", "training config"],
             description="Writes the connected nodes as a request for `python -m trainer train`.",
             is_output_node=True,
             inputs=[

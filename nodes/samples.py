@@ -11,6 +11,7 @@ from ..trainer.errors import BadInput
 from .folders import save_control
 from .host import readable_errors
 from .pil_images import to_pil
+from .schema import node_schema
 from .types import EditSamples
 from .widgets import field_input
 
@@ -20,10 +21,10 @@ class Sample(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="EditTrainerSample",
             display_name="Sample Prompt",
-            category="edit trainer",
+            search_aliases=["validation prompt", "training preview"],
             description="An edit made at intervals during the run to show progress. Chain several through samples. "
             "Without an image and a URL, the dataset's first control image is edited.",
             inputs=[

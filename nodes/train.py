@@ -15,6 +15,7 @@ from .host import borrowed_device, device_line, follow, readable_errors
 from .live_run import LiveRun
 from .request import build_request, params_for_settings
 from .saved_runs import unfinished
+from .schema import node_schema
 from .types import EditDataset, EditModel, EditParams, EditRun, EditSamples, EditSettings, FinishedRun
 from .widgets import field_input
 
@@ -29,10 +30,10 @@ class Train(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        return io.Schema(
+        return node_schema(
             node_id="EditTrainerTrain",
             display_name="Train Edit LoRA",
-            category="edit trainer",
+            search_aliases=["fine-tune", "finetune", "train Kontext", "train Qwen-Image-Edit", "LoRA trainer"],
             description="Trains the model. Cancel saves a checkpoint; Stop and save also gives the LoRA of that step "
             "to the nodes after this one. Queueing the same graph again resumes.",
             is_output_node=True,

@@ -14,6 +14,7 @@ import { showRequestFaults } from "./notes/request.js";
 import { addPanel, onMessage, showAllRuns } from "./panel/node.js";
 import { runsTab } from "./runs_tab/sidebar.js";
 
+const VERSION = "0.2.0";
 const MESSAGE = "edit_trainer.run";
 const NOTES = "edit_trainer.notes";
 
@@ -45,6 +46,7 @@ api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail)
 
 app.registerExtension({
   name: "edit_trainer",
+  aboutPageBadges: [{ label: `edit-trainer v${VERSION}`, url: "https://registry.comfy.org/nodes/edit-trainer", icon: "pi pi-images" }],
 
   async init() {
     document.head.append(el("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href }));

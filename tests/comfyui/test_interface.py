@@ -35,6 +35,13 @@ def test_a_new_setting_becomes_the_last_widget_of_the_settings_node(comfyui: Pat
     assert done.returncode == 0, done.stderr
 
 
+def test_every_node_is_listed_with_training_and_found_by_other_words(server: Server) -> None:
+    infos = our_nodes(server).values()
+    assert {info["category"] for info in infos} == {"model/training"}
+    knows_aliases = any("search_aliases" in info for info in server.get("/object_info/KSampler").values())
+    assert all(bool(info.get("search_aliases")) == knows_aliases for info in infos)
+
+
 def test_nothing_public_has_changed(server: Server) -> None:
     ours = {name: public_part(info) for name, info in our_nodes(server).items()}
     assert ours == json.loads(SNAPSHOT.read_text(encoding="utf-8"))

@@ -118,6 +118,7 @@ interface ComfySidebarTab {
 
 interface ComfyExtension {
   name: string;
+  aboutPageBadges?: { label: string; url: string; icon: string }[];
   init?(): Promise<void>;
   setup?(): Promise<void>;
   getCustomWidgets?(): Record<string, (node: ComfyNode, name: string, spec: any) => { widget: ComfyWidget }>;

@@ -12,6 +12,7 @@ from ..config.validation import read_json_file
 from ..data.hosts import ALLOW_OPTION
 from ..errors import OK, BadInput
 from ..families.registry import FAMILIES, base_model_names
+from ..version import VERSION
 from .model_options import add_model, add_path
 
 PROG = "python -m trainer"
@@ -40,6 +41,7 @@ def build_parser() -> argparse.ArgumentParser:
         epilog=f"New here? Start with: {PROG} demo\n\n{_EXIT_CODES}",
     )
     parser.set_defaults(run=("parser", "show_help"), prog=PROG)
+    parser.add_argument("--version", action="version", version=f"edit-trainer {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
     _add_inspect(commands)
