@@ -8,6 +8,7 @@ from typing import Any
 from unittest.mock import patch
 
 import comfy.lora
+import comfy.model_management as memory
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import ComfyExtension, io, ui
@@ -207,6 +208,21 @@ class Difference(io.ComfyNode):
         return io.NodeOutput(ui=ui.PreviewText(json.dumps(report)))
 
 
+class Unload(io.ComfyNode):
+    """The models that ComfyUI has loaded, which it then unloads."""
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        again = io.Int.Input("again", default=0, optional=True)
+        return io.Schema(node_id="OracleUnload", inputs=[again], is_output_node=True)
+
+    @classmethod
+    def execute(cls, again: int = 0) -> io.NodeOutput:
+        names = [type(loaded.model.model).__name__ for loaded in memory.current_loaded_models]
+        memory.unload_all_models()
+        return io.NodeOutput(ui=ui.PreviewText(" ".join(names)))
+
+
 class Oracles(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -228,4 +244,5 @@ class Oracles(ComfyExtension):
             SeveralFamily,
             ThirdFamily,
             SeveralControls,
+            Unload,
         ]
