@@ -100,13 +100,13 @@ def test_of_another_lora_only_its_file_is_read(server: Server, folder: Path, lor
 
 
 def test_a_model_that_was_unloaded_comes_back_from_host_memory(server: Server, folder: Path) -> None:
-    first = drawn(server, edit(1))[1]
-    assert "EditTrainerModel" in server.run({"loaded": node("OracleUnload")}).text("loaded").split()
+    unloaded = {"loaded": node("OracleUnload", after=["edit", 0])}
+    first, image = drawn(server, edit(1) | unloaded)
     with opened_files(folder) as opened:
-        assert server.run({"loaded": node("OracleUnload", again=1)}).text("loaded") == ""
-        drawn(server, edit(2))
-        assert drawn(server, edit(1))[1] == first
+        second = drawn(server, edit(2) | unloaded)[0]
+        assert drawn(server, edit(1) | unloaded)[1] == image
     assert not opened
+    assert first.text("loaded") == second.text("loaded") == "EditTrainerModel"
 
 
 def test_a_cancelled_edit_leaves_the_model(server: Server, folder: Path) -> None:
@@ -135,17 +135,23 @@ def test_two_models_in_turn_take_no_more_memory(server: Server, folder: Path) ->
         shutil.rmtree(other)
 
 
-def test_a_trained_model_is_not_loaded_again(server: Server, folder: Path) -> None:
-    trained = training(FLUX, "kept-training", params={"learning_rate": 0.02}, settings={"resolution": 64})
-    trained["model"]["inputs"]["transformer"] = "diffusers/kept"
-    prompt = trained | {name: part for name, part in edit(1, "train").items() if name != "model"}
+def test_a_trained_model_is_not_loaded_again(server: Server) -> None:
+    trained = training(run_name="kept-training", params={"learning_rate": 0.02})
+    loads = {"loads": node("OracleLoads", after=["edit", 0])}
+
+    def after_training(**inputs: object) -> Prompt:
+        parts = edit(1, "train", **inputs)
+        return trained | {name: part for name, part in parts.items() if name != "model"} | loads
+
+    begin = int(server.run({"loads": node("OracleLoads", after=["image", 0]), "image": edit(1)["image"]}).text("loads"))
     result = server.run(trained)
     assert result.status == "execution_success", result.details
-    with opened_files(folder, server.output / "loras") as opened:
-        _, image = drawn(server, prompt)
-    assert opened == {"kept-training-000004.safetensors"}
-    plain = {"lora_name": "None", "lora": ["train", 1]}
-    assert drawn(server, trained | edit(1, **plain))[1] == image, "from the disk, with the LoRA by its wire"
+    result, image = drawn(server, after_training())
+    assert int(result.text("loads")) - begin == 1, "the training's"
+    fresh = trained | edit(1, lora=["train", 1]) | loads
+    fresh["model"]["inputs"]["base_model"] = "tiny/flux-kontext"
+    fresh["model"]["inputs"]["transformer"] = "auto"
+    assert drawn(server, fresh)[1] == image
 
 
 @pytest.mark.slow

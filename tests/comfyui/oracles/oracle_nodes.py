@@ -208,16 +208,41 @@ class Difference(io.ComfyNode):
         return io.NodeOutput(ui=ui.PreviewText(json.dumps(report)))
 
 
+class Loads(io.ComfyNode):
+    """How often the trainer has loaded a transformer since this node was executed for the first time."""
+
+    count = 0
+
+    @classmethod
+    def define_schema(cls) -> io.Schema:
+        return io.Schema(
+            node_id="OracleLoads", inputs=[io.Image.Input("after")], is_output_node=True, not_idempotent=True
+        )
+
+    @classmethod
+    def execute(cls, after: torch.Tensor) -> io.NodeOutput:
+        model = trainer("models.edit_model").EditModel
+        load = model.load_transformer
+        if not hasattr(load, "counted"):
+
+            def counted(*args: Any, **options: Any) -> Any:
+                Loads.count += 1
+                return load(*args, **options)
+
+            counted.counted = True
+            model.load_transformer = counted
+        return io.NodeOutput(ui=ui.PreviewText(str(Loads.count)))
+
+
 class Unload(io.ComfyNode):
     """The models that ComfyUI has loaded, which it then unloads."""
 
     @classmethod
     def define_schema(cls) -> io.Schema:
-        again = io.Int.Input("again", default=0, optional=True)
-        return io.Schema(node_id="OracleUnload", inputs=[again], is_output_node=True)
+        return io.Schema(node_id="OracleUnload", inputs=[io.Image.Input("after")], is_output_node=True)
 
     @classmethod
-    def execute(cls, again: int = 0) -> io.NodeOutput:
+    def execute(cls, after: torch.Tensor) -> io.NodeOutput:
         names = [type(loaded.model.model).__name__ for loaded in memory.current_loaded_models]
         memory.unload_all_models()
         return io.NodeOutput(ui=ui.PreviewText(" ".join(names)))
@@ -245,4 +270,5 @@ class Oracles(ComfyExtension):
             ThirdFamily,
             SeveralControls,
             Unload,
+            Loads,
         ]
