@@ -18,7 +18,8 @@ from .server import PACK, Result, Server
 pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts opened files by inotify")
 
 FLUX = "black-forest-labs/FLUX.1-Kontext-dev"
-OPTIONS = ("--disable-smart-memory", "--lowvram", "--highvram", "--cache-none")
+OPTIONS = ("--disable-smart-memory", "--cache-classic", "--cache-none")
+"""Those that go with --cpu."""
 START_SECONDS = 1.0
 ALLOWED = 200 * 2**20
 ALTERNATIONS = 20
