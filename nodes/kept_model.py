@@ -1,4 +1,4 @@
-"""What Edit Image keeps loaded, registered with ComfyUI's model management."""
+"""Models that Edit Image keeps loaded, registered with ComfyUI's model management."""
 
 from __future__ import annotations
 
@@ -46,25 +46,31 @@ class SessionPatcher(ModelPatcher):
         self.session = session
 
     def model_size(self) -> int:
+        """Return the bytes on the device: more is loaded only when it is used."""
         return self.session.device_bytes
 
     def loaded_size(self) -> int:
+        """Return the bytes on the device."""
         return self.session.device_bytes
 
     def current_loaded_device(self) -> torch.device:
+        """Return the device."""
         return self.load_device
 
     def partially_load(
         self, device_to: torch.device, extra_memory: float = 0, force_patch_weights: bool = False
     ) -> int:
+        """Load nothing: the session does, when it is used."""
         return 0
 
     def partially_unload(
         self, device_to: torch.device, memory_to_free: float = 0, force_patch_weights: bool = False
     ) -> int:
-        return 0  # ComfyUI then takes all of it off
+        """Unload nothing, so that ComfyUI takes all of it off."""
+        return 0
 
     def detach(self, unpatch_all: bool = True) -> Any:
+        """Move all of it to host memory, or leave it if ComfyUI's own models stay on the device too."""
         if unpatch_all and self.load_device != self.offload_device:
             with torch.inference_mode(False):  # tensors made in it could be used only there
                 self.session.to_host()
@@ -72,7 +78,7 @@ class SessionPatcher(ModelPatcher):
 
 
 def kept_of(model: EditModel) -> KeptModel:
-    """What is kept for a model; for one that nothing is kept for, something that lives as long as its user holds it."""
+    """The components kept for a model; for a model without any, new ones that live as long as the caller holds them."""
     return model.kept if isinstance(model.kept, KeptModel) else KeptModel()
 
 

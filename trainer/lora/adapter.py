@@ -168,7 +168,7 @@ def unload_lora(transformer: torch.nn.Module) -> None:
 
 def source_state(source: LoraSource | None) -> object:
     """Value by which a LoRA is known again without reading it: path, size and modification time of a file, the identity
-    of tensors. Raises BadInput for a file that is gone."""
+    of tensors of any shape and dtype. Raises BadInput for a file that is gone."""
     if not isinstance(source, Path):
         return None if source is None else id(source)
     try:

@@ -39,7 +39,7 @@ class EditSession:
         self._keeps = keeps
         self._components: ModelComponents | None = None
         self._base: object = None
-        """What identifies the loaded base: the model without its LoRA, the device, the state of the files."""
+        """Identity of the loaded base: the model without its LoRA, the device, the state of the files."""
         self._controls = 0
         """Control images that there is room for."""
         self._transformer_bytes = 0

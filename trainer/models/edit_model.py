@@ -60,7 +60,7 @@ class EditModel:
     longest_caption: int = 0
     """Tokens of the longest caption to be encoded, for memory estimates; 0: not known."""
     kept: object | None = field(default=None, compare=False, repr=False)
-    """What a host program keeps loaded for this model and its trained copies, for as long as they live."""
+    """Components that a host program keeps loaded for this model and its trained copies, for as long as they live."""
 
     @cached_property
     def family(self) -> Family:
