@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from comfy_api.latest import io
 
 from ..trainer.families.registry import base_model_names, find_family
 from .host import readable_errors
+from .kept_model import KeptModel
 from .model_files import AUTO, check_connected, open_choice, present_base_model, state_of, transformer_options
 from .schema import node_schema
 from .types import EditModel
@@ -72,4 +74,5 @@ class BaseModel(io.ComfyNode):
             from .ports import connect
 
             ports = connect(find_family(base_model), clip, vae)
-        return io.NodeOutput(open_choice(base_model, transformer, connected, ports))
+        model = open_choice(base_model, transformer, connected, ports)
+        return io.NodeOutput(replace(model, kept=KeptModel()))

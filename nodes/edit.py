@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 import torch
@@ -11,6 +12,7 @@ from ..trainer.errors import BadInput
 from ..trainer.families.registry import FAMILIES
 from .folders import NO_LORA, find_lora, lora_options, lora_state
 from .host import NodeDisplay, borrowed_device, follow, readable_errors
+from .kept_model import kept_of
 from .notes import OUTPUT, Note, note
 from .pil_images import to_pil, to_tensor
 from .schema import node_schema
@@ -120,12 +122,14 @@ class EditImage(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..trainer.inference import edit
 
+        kept = kept_of(model)
+        model = replace(model, kept=None)
         if adapter := _chosen_lora(lora_name, lora) or model.adapter:
             model = model.with_adapter(adapter, lora_strength)
         display = NodeDisplay(cls.hidden.unique_id)
         batch = _batch(image=image, image_2=image_2, image_3=image_3)
         edited = []
-        with borrowed_device() as device:
+        with borrowed_device(kept.patcher) as device:
             for pictures in batch:
                 events = edit(
                     model,
@@ -137,6 +141,7 @@ class EditImage(io.ComfyNode):
                     guidance=guidance,
                     size=_size(pictures[model.family.sizing_control], width, height),
                     device=device,
+                    session=kept.session,
                 )
                 edited.append(follow(events, display.show))
         notes = [] if width or height else _size_notes(model, batch[0], edited[0])

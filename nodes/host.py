@@ -52,14 +52,19 @@ def readable_errors() -> Iterator[None]:
 
 
 @contextmanager
-def borrowed_device() -> Iterator[torch.device]:
-    """Context with ComfyUI's device, free of ComfyUI's models, whose page-locked memory ComfyUI gives back with them.
+def borrowed_device(kept: ModelPatcher) -> Iterator[torch.device]:
+    """Context with ComfyUI's device, free of all models but `kept`; ComfyUI gives back their page-locked memory too.
 
-    Releases on exit what was loaded inside, also on an error, whose traceback would otherwise keep tensors alive.
+    On exit `kept` is registered with ComfyUI if it has something loaded, and what else was loaded inside is released,
+    also on an error, whose traceback would otherwise keep tensors alive.
     """
     from ..trainer.device import release_host_cache
 
-    memory.unload_all_models()
+    stays = [loaded for loaded in memory.current_loaded_models if loaded.model is kept]
+    if stays:
+        memory.free_memory(1e30, kept.load_device, keep_loaded=stays)
+    else:
+        memory.unload_all_models()
     memory.soft_empty_cache()
     try:
         yield memory.get_torch_device()
@@ -70,6 +75,8 @@ def borrowed_device() -> Iterator[torch.device]:
         gc.collect()
         memory.soft_empty_cache()
         release_host_cache()
+        if kept.loaded_size():
+            memory.load_models_gpu([kept])
 
 
 def device_memory() -> list[int] | None:

@@ -12,6 +12,7 @@ from ..trainer.config.settings import RunSettings, parse_settings
 from ..trainer.errors import BadInput, RunFailed
 from .folders import cache_folder, publish_lora, publish_transformer, run_folder
 from .host import borrowed_device, device_line, follow, readable_errors
+from .kept_model import kept_of, release_all
 from .live_run import LiveRun
 from .request import build_request, params_for_settings
 from .saved_runs import unfinished
@@ -93,16 +94,19 @@ class Train(io.ComfyNode):
         run_settings = _run_settings(dataset, params, seed, settings or {})
         workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
         live_run = LiveRun(cls.hidden.unique_id, folder.name, f"{model.base_model} {device_line()}", workflow)
-        with live_run.reporting(), borrowed_device() as device:
+        kept = kept_of(model)
+        release_all()
+        with live_run.reporting(), borrowed_device(kept.patcher) as device:
             training = train(
                 request,
                 dataset,
-                model,
+                replace(model, kept=None),
                 run_settings,
                 run_dir=folder,
                 cache_dir=cache_folder(),
                 control=live_run.control,
                 device=device,
+                session=kept.session,
             )
             follow(training, live_run.show)
         return _results(model, request, live_run)

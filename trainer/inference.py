@@ -6,6 +6,7 @@ from collections.abc import Generator, Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
+from typing import TYPE_CHECKING, cast
 
 import numpy as np
 import torch
@@ -16,20 +17,20 @@ from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
 
 from .config.request import too_many_controls
-from .config.settings import parse_settings
 from .data.resize import Size
-from .device import query_device
 from .errors import BadInput
 from .events import Notice, Progress
 from .families.info import Variant
-from .lora.adapter import lora_notes
+from .memory.edit_session import EditSession
 from .memory.model_parts import ModelComponents
-from .memory.planner import inference_plan
 from .models.captions import CaptionRules
 from .models.diffusers_family import VAE_SCALE
 from .models.edit_model import EditModel
 from .models.family import Family
 from .models.types import Grid, PackedLatents, TextConditioning, has_mask
+
+if TYPE_CHECKING:
+    from diffusers.models.modeling_utils import ModelMixin
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,7 +77,7 @@ def denoise(
     grid = Grid(inputs.size.height // family.patch, inputs.size.width // family.patch)
     controls = [PackedLatents(control.tokens.to(device, dtype), control.grid) for control in inputs.controls]
     texts = [place(text, device, dtype) for text in (inputs.text, inputs.negative_text) if text is not None]
-    channels = components.model.transformer_config()["in_channels"] // 4
+    channels = cast("ModelMixin", transformer).config["in_channels"] // 4
     tokens = family.pack(_noise(channels, grid, options.seed, device, dtype)).tokens
     timesteps, sigmas = _set_timesteps(scheduler, options.steps, tokens.shape[1], device)
 
@@ -189,6 +190,7 @@ def _check_count(model: EditModel, images: Sequence[Image.Image]) -> None:
 
 def _check(
     model: EditModel,
+    rules: CaptionRules,
     images: Sequence[Image.Image],
     prompts: Sequence[str],
     size: Size,
@@ -199,7 +201,7 @@ def _check(
         if fault := model.family.size_fault(control):
             name = "image" if len(images) == 1 else f"image {number}"
             raise BadInput(f"{name}: has {image.width} x {image.height} pixels: {fault}.")
-    rules, room = CaptionRules(model), model.family.caption_room(size, controls)
+    room = model.family.caption_room(size, controls)
     for name, prompt in zip(("prompt", "negative prompt"), prompts, strict=True):
         if fault := rules.fault(prompt, room):
             raise BadInput(f"{name}: {fault}.")
@@ -218,13 +220,15 @@ def edit(
     lora: Path | Mapping[str, torch.Tensor] | None = None,
     lora_strength: float = 1.0,
     device: torch.device | str = "cpu",
+    session: EditSession | None = None,
 ) -> Generator[Progress | Notice, None, Image.Image]:
     """Edit an RGB image, or several together, in the order in which the model sees them; yield Progress, and a Notice
     about unused parts of the LoRA; return the edited image.
 
     Steps and guidance of 0 are the model's own; without a size the image gets the one that the inference pipeline gives
     the control image, or one of them. `lora` is a file, or tensors of any dtype, `[rank, in]` and `[out, rank]`, in
-    any known format. One component of the model is on the device at a time. Raises BadInput for more images than the
+    any known format. A `session` keeps what is loaded for the next edit; without one, a component of the model is on
+    the device at a time, and nothing is kept. Raises BadInput for more images than the
     model takes and for a negative prompt that has no effect, and the errors of `EditModel.load_*`.
     """
     family = model.family
@@ -237,28 +241,39 @@ def edit(
     _check_count(model, images)
     images = family.fit_controls(images)
     size = family.sample_size(size or family.edit_size([Size(*each.size) for each in images]))
-    _check(model, images, (prompt, negative_prompt), size)
-    controls = [prepare_control(family, each, size) for each in images]
     if lora is not None:
         model = model.with_adapter(lora, lora_strength)
-    for note in lora_notes(model.adapter) if model.adapter is not None else []:
-        yield Notice(message=note)
-    device = torch.device(device)
-    plan = inference_plan(model, parse_settings({}), query_device(device), len(controls))
-    components = ModelComponents(model, device, plan)
+    session, device = session or EditSession(keeps=False), torch.device(device)
+    with session.editing(model, device):
+        _check(model, session.rules(model), images, (prompt, negative_prompt), size)
+        for note in session.notes(model):
+            yield Notice(message=note)
+        controls = [prepare_control(family, each, size) for each in images]
+        return (yield from _draw(session, model, device, controls, (prompt, negative_prompt), size, options))
 
+
+def _draw(
+    session: EditSession,
+    model: EditModel,
+    device: torch.device,
+    controls: Sequence[PreparedControl],
+    prompts: tuple[str, str],
+    size: Size,
+    options: DenoiseOptions,
+) -> Generator[Progress | Notice, None, Image.Image]:
+    """Draw an edit by a prompt and a negative prompt with what the session has loaded, or loads."""
+    family, components = model.family, session.components(model, device, len(controls))
     yield Progress(phase="loading", done=0, total=3, note="text encoder")
     seen = [control.seen for control in controls]
-    text, negative_text = encode_prompt(components, prompt, seen, options.guidance, negative_prompt)
-    components.drop("text_encoder")
+    text, negative_text = encode_prompt(components, prompts[0], seen, options.guidance, prompts[1])
+    session.rest("text_encoder")
     yield Progress(phase="loading", done=1, total=3, note="VAE")
     packed = [family.pack(family.encode(components.codec(), control.pixels)) for control in controls]
     yield Progress(phase="loading", done=2, total=3, note="transformer")
     components.transformer()
     yield Progress(phase="loading", done=3, total=3)
-    inputs = DenoiseInputs(packed, text, negative_text, size)
-    latents = yield from denoise(components, inputs, options)
-    components.drop("transformer")
+    latents = yield from denoise(components, DenoiseInputs(packed, text, negative_text, size), options)
+    session.rest("transformer")
     edited = decode(components, latents)
     yield from components.notices()
     return edited

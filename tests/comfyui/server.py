@@ -12,7 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,7 @@ class Result:
 class Server:
     """One server with a base folder of its own."""
 
-    def __init__(self, comfyui: Path, base: Path, *packs: Path) -> None:
+    def __init__(self, comfyui: Path, base: Path, *packs: Path, options: Sequence[str] = ()) -> None:
         self.base = base
         self.output = base / "output"
         for folder in ("custom_nodes", "user", "input", "output"):
@@ -90,7 +90,11 @@ class Server:
         environment = os.environ | {"XDG_DATA_HOME": str(base / "desktop")}
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
-                [*command, "--disable-api-nodes"], cwd=base, stdout=log, stderr=subprocess.STDOUT, env=environment
+                [*command, "--disable-api-nodes", *options],
+                cwd=base,
+                stdout=log,
+                stderr=subprocess.STDOUT,
+                env=environment,
             )
         self._wait_until_up()
 

@@ -42,6 +42,7 @@ from trainer.config.settings import parse_settings
 from trainer.data.dataset import open_dataset
 from trainer.data.hosts import ALLOW_VARIABLE
 from trainer.events import Event, RunControl, drain
+from trainer.memory.edit_session import EditSession
 from trainer.models.edit_model import EditModel, open_model
 from trainer.models.qwen_processor import ImageTextProcessor
 from trainer.training.loop import train
@@ -229,6 +230,7 @@ class Runs:
         name: str = "run",
         settings: dict | None = None,
         control: RunControl | None = None,
+        session: EditSession | None = None,
         **params,
     ) -> Generator[Event, None, None]:
         """The events of a run; parameters of the request by keyword."""
@@ -244,7 +246,14 @@ class Runs:
             )
         )
         return train(
-            request, dataset, model, options, run_dir=self.folder / name, cache_dir=self.cache, control=control
+            request,
+            dataset,
+            model,
+            options,
+            run_dir=self.folder / name,
+            cache_dir=self.cache,
+            control=control,
+            session=session,
         )
 
     def run(self, model: EditModel, name: str = "run", **rest: Any) -> list[Event]:

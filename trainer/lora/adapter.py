@@ -14,6 +14,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..errors import BadInput
 from ..single_file.header import open_weights
 from ..tensors import read_weights, write_tensors
 from .formats import count_text_encoder_tensors, to_portable
@@ -92,6 +93,12 @@ class LoraAdapter:
             for layer in self._layers:
                 layer.scale = self.scale
 
+    def remove(self, transformer: torch.nn.Module) -> None:
+        """Put the base's own layers back into the transformer that the LoRA was added to."""
+        for name, module in list(transformer.named_modules()):
+            if isinstance(module, LoraLinear):
+                transformer.set_submodule(name, module.base_layer)
+
     def _first_values(
         self, name: str, shape: torch.Size, generator: torch.Generator, start: torch.Tensor | None
     ) -> torch.Tensor:
@@ -140,7 +147,35 @@ def load_lora(transformer: torch.nn.Module, family: Family, source: LoraSource, 
     assert isinstance(transformer, PeftAdapterMixin)
     portable = of_one_rank(read_lora(source, family, transformer))
     transformer.load_lora_adapter(portable, prefix=PREFIX[:-1], adapter_name=ADAPTER)
+    set_strength(transformer, strength)
+
+
+def set_strength(transformer: torch.nn.Module, strength: float) -> None:
+    """Set the strength of the LoRA that `load_lora` has loaded."""
+    from diffusers.loaders import PeftAdapterMixin
+
+    assert isinstance(transformer, PeftAdapterMixin)
     transformer.set_adapters([ADAPTER], [strength])
+
+
+def unload_lora(transformer: torch.nn.Module) -> None:
+    """Remove the LoRA that `load_lora` has loaded; the layers below it stay as they are."""
+    from diffusers.loaders import PeftAdapterMixin
+
+    assert isinstance(transformer, PeftAdapterMixin)
+    transformer.unload_lora()
+
+
+def source_state(source: LoraSource | None) -> object:
+    """Value by which a LoRA is known again without reading it: path, size and modification time of a file, the identity
+    of tensors of any shape and dtype. Raises BadInput for a file that is gone."""
+    if not isinstance(source, Path):
+        return None if source is None else id(source)
+    try:
+        state = source.stat()
+    except OSError as error:
+        raise BadInput(f"The LoRA file {source} cannot be read: {error}") from error
+    return source, state.st_size, state.st_mtime_ns
 
 
 def of_one_rank(portable: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:

@@ -11,6 +11,7 @@ codec_bytes        bytes that the VAE computes with, measured on tensors without
 live_bytes         counts the bytes of living tensors while code runs
 encoder_bytes      bytes of the text encoders, counted without loading them
 model_parts        loads transformer, text encoder and VAE, and moves them on and off the device
+edit_session       keeps components loaded from one edit to the next
 hosted_weights     takes weights as they are loaded: to the device, or to host buffers
 placement          applies a plan to a transformer
 block_streaming    streams frozen blocks from host memory

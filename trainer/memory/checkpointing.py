@@ -49,6 +49,19 @@ def checkpoint_blocks(transformer: nn.Module, plan: Plan) -> None:
     cast("ModelMixin", transformer).enable_gradient_checkpointing(run)
 
 
+def uncheckpoint_blocks(transformer: nn.Module) -> None:
+    """Take back what `checkpoint_blocks` did, with the host memory that inputs of blocks have used."""
+    model = cast("ModelMixin", transformer)
+    if model.is_gradient_checkpointing:
+        model.enable_gradient_checkpointing(run_plainly)
+        model.disable_gradient_checkpointing()
+
+
+def run_plainly(block: nn.Module, *args: Any) -> Any:
+    """Run the block."""
+    return block(*args)
+
+
 def run_checkpointed(block: nn.Module, *args: Any, selective: bool) -> Any:
     """Run the block and recompute it in its backward pass; `selective` saves the attention output."""
     options: dict[str, Any] = dict(HOOKS_PASSED_BY)

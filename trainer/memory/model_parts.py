@@ -11,7 +11,7 @@ import torch
 
 from ..device import allocated_memory, free_memory, release_cached_memory
 from ..events import Notice
-from ..lora.adapter import load_lora
+from ..lora.adapter import load_lora, set_strength, source_state, unload_lora
 from ..models.diffusers_family import PipelineCodec, PipelineTextEncoder
 from ..quantization.benchmark import compute_capability
 from ..quantization.linear import set_quantize_activations
@@ -58,6 +58,8 @@ class ModelComponents:
         self._on_device: set[str] = set()
         self._in_use: tuple[str, int] | None = None
         """Name of the component that room was made for last, and the bytes that it computes with."""
+        self._adapter: object = None
+        """State of the LoRA on the loaded transformer, as `source_state` returns it; None for no LoRA."""
         self._said_tiles = False
         self._allocated_before = allocated_memory(device)
 
@@ -105,6 +107,52 @@ class ModelComponents:
         if short := PAGE_LOCKS.take_notice():
             yield Notice(message=short)
 
+    @property
+    def own_bytes(self) -> int:
+        """Bytes of the components on the device, without those of a host program."""
+        return sum(self._bytes(name) for name in self._on_device if self._is_own(name))
+
+    def is_loaded(self, name: str) -> bool:
+        """Tell whether a component is loaded, on the device or in host memory."""
+        return name in self._loaded
+
+    def exchange_adapter(self, model: EditModel) -> None:
+        """Go on with a model that differs in its LoRA alone: a loaded transformer gets that LoRA, or its strength.
+
+        Raises BadInput if it is not a LoRA of this transformer, which then has none.
+        """
+        before, self.model = self.model, model
+        if "transformer" not in self._loaded:
+            return
+        transformer, state = self._loaded["transformer"].transformer, source_state(model.adapter)
+        if state == self._adapter:
+            if state is not None and model.adapter_strength != before.adapter_strength:
+                set_strength(transformer, model.adapter_strength)
+            return
+        if self._adapter is not None:
+            unload_lora(transformer)
+            self._adapter = None
+        self._add_adapter(transformer)
+        if "transformer" in self._on_device:
+            self._loaded["transformer"].to(self.device)
+
+    def to_host(self) -> None:
+        """Move the components to host memory, except those of a host program."""
+        own = {name for name in self._on_device if self._is_own(name)}
+        for name in own:
+            self._loaded[name].to("cpu")
+        self._on_device -= own
+        self._in_use = None
+        release_cached_memory(self.device)
+
+    def drop_own(self) -> None:
+        """Free all components, except those of a host program; each is loaded again at its next use."""
+        for name in [name for name in self._loaded if self._is_own(name)]:
+            self.drop(name)
+
+    def _is_own(self, name: str) -> bool:
+        return name == "transformer" or self.model.ports is None
+
     def drop(self, name: str) -> None:
         """Free a component; it is loaded again at its next use."""
         self._on_device.discard(name)
@@ -112,7 +160,7 @@ class ModelComponents:
         part = self._loaded.pop(name, None)
         if part is None:
             return
-        if self.model.ports is not None and name != "transformer":
+        if not self._is_own(name):
             part.to("cpu")  # ComfyUI keeps it.
         del part
         release_cached_memory(self.device)
@@ -137,10 +185,18 @@ class ModelComponents:
     def _load_transformer(self, device: torch.device, dtype: torch.dtype) -> Placement:
         hosted = HostedWeights(self.model.family, self.plan, self.device)
         transformer = self.model.load_transformer(device, dtype, self.plan.precision, hosted)
-        if self.model.adapter is not None:
-            load_lora(transformer, self.model.family, self.model.adapter, self.model.adapter_strength)
+        self._adapter = None
+        self._add_adapter(transformer)
         set_quantize_activations(transformer, self.plan.quantize_activations, compute_capability(self.device))
         return Placement(transformer, self.model.family, self.plan, self.device, hosted)
+
+    def _add_adapter(self, transformer: torch.nn.Module) -> None:
+        """Load the model's LoRA into a transformer that has none."""
+        if self.model.adapter is None:
+            return
+        state = source_state(self.model.adapter)  # before it is read: a file that is written meanwhile is read again
+        load_lora(transformer, self.model.family, self.model.adapter, self.model.adapter_strength)
+        self._adapter = state
 
     def _get(self, name: str, load: Callable[[torch.device, torch.dtype], Any], work: int = 0) -> Any:
         if self._in_use == (name, work):

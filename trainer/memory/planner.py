@@ -16,7 +16,7 @@ from ..errors import BadInput
 from ..quantization.formats import format_of
 from .estimate import MemoryEstimate, computation_dtype, quantizes_activations, spread_blocks
 from .phases import Phases
-from .plan import PhaseMemory, Plan
+from .plan import ACTIVATIONS, FROZEN, SLOTS, PhaseMemory, Plan
 from .weight_bytes import weight_bytes
 
 if TYPE_CHECKING:
@@ -191,17 +191,20 @@ def inference_plan(model: EditModel, settings: RunSettings, device_info: DeviceI
             dtype=dtype,
             offload="phases",
             quantize_activations=quantizes_activations(precision, settings, device_info),
+            expected={FROZEN: weights.total, ACTIVATIONS: drawing},
         )
-        if device_info.is_cpu or weights.total + drawing <= device_info.free:
+        if device_info.is_cpu or plan.bytes <= device_info.free:
             return plan
         resident = weights.around + sum(weights.blocks)
-        plan = replace(plan, modulation_on_host=True)
-        if resident + drawing <= device_info.free:
+        plan = replace(plan, modulation_on_host=True, expected={FROZEN: resident, ACTIVATIONS: drawing})
+        if plan.bytes <= device_info.free:
             return plan
     slots, count = 2 * max(weights.blocks), len(weights.blocks)
-    missing = resident + slots + drawing - device_info.free
+    missing = plan.bytes + slots - device_info.free
     streamed = min(count, -(-missing // min(weights.blocks)))
-    return replace(plan, streamed=spread_blocks(count, streamed))
+    chosen = spread_blocks(count, streamed)
+    left = resident - sum(weights.blocks[index] for index in chosen)
+    return replace(plan, streamed=chosen, expected={FROZEN: left, SLOTS: slots, ACTIVATIONS: drawing})
 
 
 def joint_plan(

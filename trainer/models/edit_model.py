@@ -6,7 +6,7 @@ import errno
 import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -59,6 +59,8 @@ class EditModel:
     """Text encoder and VAE loaded by a host program, in place of the folder's."""
     longest_caption: int = 0
     """Tokens of the longest caption to be encoded, for memory estimates; 0: not known."""
+    kept: object | None = field(default=None, compare=False, repr=False)
+    """Components that a host program keeps loaded for this model and its trained copies, for as long as they live."""
 
     @cached_property
     def family(self) -> Family:
@@ -89,6 +91,22 @@ class EditModel:
         if subfolders := self._subfolders(component):
             files |= files_in(self._component_folder(component), subfolders)
         return fingerprint_files(files, *settings)
+
+    def file_states(self) -> dict[Path, tuple[int, int]]:
+        """Size and modification time of every local file that the components are read from; reads none of them.
+
+        Files of the Hugging Face hub are left out: they never change. Raises BadInput for a file that is gone.
+        """
+        paths = {self.weights} if self.weights else set()
+        components: tuple[Component, ...] = ("transformer", "vae", "text")
+        for component in components if self.ports is None else components[:1]:
+            paths |= set(self.files.of(component).values())
+            subfolders = self._subfolders(component)
+            if subfolders and (folder := self.folder_of(subfolders[0])):
+                paths |= set(files_in(folder, subfolders).values())
+        with _readable(f"The model {self.base_model}"):
+            states = {path: path.stat() for path in paths}
+        return {path: (state.st_size, state.st_mtime_ns) for path, state in states.items()}
 
     def warnings(self) -> list[str]:
         """Reasons to doubt that the files are the base model's, one sentence each."""

@@ -19,6 +19,8 @@ from ..distributed.processes import SingleProcess
 from ..encoding.cache import DamagedEntry
 from ..errors import NotFinite, RunFailed
 from ..events import Event, Finished, Notice, Progress, RunControl, Started, Step
+from ..lora.adapter import LoraAdapter
+from ..memory.checkpointing import uncheckpoint_blocks
 from ..memory.estimate import FULL_SIZE_PARAMETERS
 from ..tensors import DTYPES
 from .batch import Batch, idle_batch
@@ -34,6 +36,7 @@ from .trainable import build_trainable
 
 if TYPE_CHECKING:
     from ..data.dataset import EditDataset
+    from ..memory.edit_session import EditSession
     from ..models.edit_model import EditModel
 
 
@@ -55,13 +58,15 @@ def train(
     control: RunControl | None = None,
     device: torch.device | None = None,
     processes: SingleProcess | None = None,
+    session: EditSession | None = None,
 ) -> Generator[Event, None, None]:
     """Train a model and yield an event for every unit of work.
 
     The run can be stopped through `control` or by closing the generator; both save the last finished step. The same
     request in the same `run_dir` resumes there, and a finished one ends at once. `cache_dir` holds latents and text
     embeddings, and runs may share it; by default it is beside the run folder. Each of several `processes` calls this
-    function, with the control that they bring. Raises BadInput for mistakes in the input, RunFailed when the run
+    function, with the control that they bring. A `session` takes over what a LoRA was trained on, for edits with it; it
+    should hold nothing during the run. Raises BadInput for mistakes in the input, RunFailed when the run
     cannot go on.
     """
     processes = processes or SingleProcess(control)
@@ -74,6 +79,8 @@ def train(
             return
         training = yield from prepare(opened)
         weights = (yield from training.run_steps()) if training is not None else None
+        if session is not None and training is not None and weights is not None:
+            training.hand_over(session, model)
         done, steps = training.step if training is not None else 0, request.training_params.steps
         if processes.shared_control.stopping and done < steps:
             processes.barrier()
@@ -271,6 +278,14 @@ class Training:
             numbers = loss.item(), norm.item()
         optimizer.zero_grad()
         return numbers
+
+    def hand_over(self, session: EditSession, model: EditModel) -> None:
+        """Give the base that a LoRA was trained on to a session for edits with `model`; the LoRA is in its file."""
+        trainable, plan, transformer = self.state.trainable, self.context.plan, self.components.transformer()
+        if isinstance(trainable, LoraAdapter) and not plan.compile and not plan.sharded:
+            trainable.remove(transformer)
+            uncheckpoint_blocks(transformer)
+            session.adopt(model, self.components)
 
     def _checkpoint_due(self) -> bool:
         every = self.settings.checkpoint_every or self.params.sample_every
