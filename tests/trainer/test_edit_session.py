@@ -31,6 +31,12 @@ pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reas
 
 
 @pytest.fixture
+def model(kontext: EditModel) -> EditModel:
+    """One family: a session asks nothing of it."""
+    return kontext
+
+
+@pytest.fixture
 def copied(model: EditModel, tmp_path: Path) -> EditModel:
     """The model in a folder that no other test reads."""
     assert model.folder is not None

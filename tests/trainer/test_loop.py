@@ -58,7 +58,7 @@ def test_a_run_tells_everything_and_leaves_its_folder(model, runs):
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("cached", [False, True])
+@pytest.mark.parametrize(("model", "cached"), [("kontext", False), ("qwen", True)], indirect=["model"])
 def test_interrupted_anywhere_and_resumed_is_never_interrupted(model, runs, cached):
     """After every sixth event; each of the four cases begins elsewhere, so that together they cut at most of them."""
     same = {"batch_size": 2, "gradient_accumulation": 2, "steps": 3, "cache_text_embeddings": cached}

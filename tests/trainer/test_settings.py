@@ -80,13 +80,16 @@ CHANGES = [("gradient_checkpointing", "on"), ("offload", "phases"), ("offload", 
 
 
 @pytest.mark.slow
-def test_settings_that_do_not(model, runs):
+def test_settings_that_do_not(kontext, runs):
     def trained(name: str, settings: dict) -> tuple[Plan, int]:
         """How it was trained: the plan, and the number of checkpoints kept."""
-        runs.run(model, name, steps=3, learning_rate=0.01, settings=settings)
-        params, device = runs.request(model).training_params, DeviceInfo(kind="cpu", free=2**40, host=2**40, bf16=False)
+        runs.run(kontext, name, steps=3, learning_rate=0.01, settings=settings)
+        params, device = (
+            runs.request(kontext).training_params,
+            DeviceInfo(kind="cpu", free=2**40, host=2**40, bf16=False),
+        )
         kept = checkpoint_folders(runs.folder / name / "checkpoints")
-        return replace(make_plan(model, params, RunSettings(**settings), device), expected={}), len(kept)
+        return replace(make_plan(kontext, params, RunSettings(**settings), device), expected={}), len(kept)
 
     plain = {"gradient_checkpointing": "off", "offload": "none", "keep_checkpoints": 1}
     one, weights = trained("plain", plain), runs.weights("plain")
