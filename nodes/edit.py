@@ -122,8 +122,7 @@ class EditImage(io.ComfyNode):
     ) -> io.NodeOutput:
         from ..trainer.inference import edit
 
-        kept = kept_of(model)
-        model = replace(model, kept=None)
+        kept, model = kept_of(model), replace(model, kept=None)
         if adapter := _chosen_lora(lora_name, lora) or model.adapter:
             model = model.with_adapter(adapter, lora_strength)
         display = NodeDisplay(cls.hidden.unique_id)
@@ -131,18 +130,10 @@ class EditImage(io.ComfyNode):
         edited = []
         with borrowed_device(kept.patcher) as device:
             for pictures in batch:
-                events = edit(
-                    model,
-                    pictures,
-                    prompt,
-                    negative_prompt=negative_prompt,
-                    seed=seed,
-                    steps=steps,
-                    guidance=guidance,
-                    size=_size(pictures[model.family.sizing_control], width, height),
-                    device=device,
-                    session=kept.session,
-                )
+                size = _size(pictures[model.family.sizing_control], width, height)
+                texts = {"prompt": prompt, "negative_prompt": negative_prompt}
+                options = {"seed": seed, "steps": steps, "guidance": guidance, "size": size}
+                events = edit(model, pictures, **texts, **options, device=device, session=kept.session)
                 edited.append(follow(events, display.show))
         notes = [] if width or height else _size_notes(model, batch[0], edited[0])
         return io.NodeOutput(to_tensor(edited), ui={OUTPUT: notes})

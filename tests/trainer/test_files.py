@@ -79,9 +79,9 @@ def test_cache_gives_back_what_was_put_in_also_to_another_process(tmp_path):
     again = TensorCache(tmp_path)
     assert key in again
     assert cache_key("y") not in again
-    assert again.get(cache_key("y")) is None
+    assert again.get(cache_key("y"), tensors) is None
     for name, tensor in tensors.items():
-        assert torch.equal(again.get(key)[name], tensor)
+        assert torch.equal(again.get(key, tensors)[name], tensor)
 
 
 def test_a_cut_cache_entry_counts_as_missing(tmp_path):
@@ -92,7 +92,7 @@ def test_a_cut_cache_entry_counts_as_missing(tmp_path):
     for length in (0, 4, 30, len(whole) - 1):
         file.write_bytes(whole[:length])
         assert key not in TensorCache(tmp_path)
-        assert TensorCache(tmp_path).get(key) is None
+        assert TensorCache(tmp_path).get(key, "a") is None
 
 
 def test_cache_memory_is_bounded(tmp_path):

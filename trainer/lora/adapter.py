@@ -173,8 +173,10 @@ def source_state(source: LoraSource | None) -> object:
         return None if source is None else id(source)
     try:
         state = source.stat()
+    except FileNotFoundError:
+        raise BadInput(f"The LoRA file {source} does not exist.") from None
     except OSError as error:
-        raise BadInput(f"The LoRA file {source} cannot be read: {error}") from error
+        raise BadInput(f"The LoRA file {source} cannot be read: {error.strerror or error}.") from None
     return source, state.st_size, state.st_mtime_ns
 
 
