@@ -14,8 +14,8 @@ EditParams = io.Custom("EDIT_PARAMS")
 EditSamples = io.Custom("EDIT_SAMPLES")
 """A tuple of `trainer.config.request.SamplePrompt`."""
 EditModel = io.Custom("EDIT_MODEL")
-"""A `trainer.models.edit_model.EditModel`. It refers to files, and to connected CLIP and VAE objects that the graph
-holds anyway, so that ComfyUI's cached outputs occupy no memory."""
+"""A `trainer.models.edit_model.EditModel`. It refers to files, to connected CLIP and VAE objects that the graph holds
+anyway, and to what Edit Image keeps loaded, which ComfyUI's model management may push out."""
 EditSettings = io.Custom("EDIT_SETTINGS")
 """A dict: RunSettings without seed, images_root and bad_rows."""
 EditRun = io.Custom("EDIT_RUN")
