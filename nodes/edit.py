@@ -131,9 +131,8 @@ class EditImage(io.ComfyNode):
         with borrowed_device(kept.patcher) as device:
             for pictures in batch:
                 size = _size(pictures[model.family.sizing_control], width, height)
-                texts = {"prompt": prompt, "negative_prompt": negative_prompt}
-                options = {"seed": seed, "steps": steps, "guidance": guidance, "size": size}
-                events = edit(model, pictures, **texts, **options, device=device, session=kept.session)
+                options = {"negative_prompt": negative_prompt, "seed": seed, "steps": steps, "guidance": guidance}
+                events = edit(model, pictures, prompt, **options, size=size, device=device, session=kept.session)
                 edited.append(follow(events, display.show))
         notes = [] if width or height else _size_notes(model, batch[0], edited[0])
         return io.NodeOutput(to_tensor(edited), ui={OUTPUT: notes})

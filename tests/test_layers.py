@@ -11,7 +11,7 @@ import pytest
 from .source_tree import room_of, sources
 
 LADDER = (
-    ("compiled", "errors", "events", "modules", "threads", "trainer", "version"),
+    ("compiled", "errors", "events", "modules", "threads", "trainer"),
     ("families",),
     ("config", "files", "paths"),
     ("data", "quantization", "tensors"),

@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.version import VERSION
+from trainer.cli.parser import VERSION
 
 if sys.version_info >= (3, 11):
     import tomllib

@@ -12,10 +12,12 @@ from ..config.validation import read_json_file
 from ..data.hosts import ALLOW_OPTION
 from ..errors import OK, BadInput
 from ..families.registry import FAMILIES, base_model_names
-from ..version import VERSION
 from .model_options import add_model, add_path
 
 PROG = "python -m trainer"
+
+VERSION = "0.2.0"
+"""That of the pack, as in pyproject.toml."""
 
 _EXIT_CODES = (
     "Exit codes: 0 success, 1 the run failed, 2 invalid input; stopped with progress saved: 130 by Ctrl-C, "

@@ -58,7 +58,7 @@ class EditSession:
             yield
         except (BadInput, GeneratorExit):
             raise
-        except BaseException:
+        except BaseException:  # Out of memory or a cancel may leave a component half on the device.
             self.release()
             raise
 

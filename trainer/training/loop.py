@@ -19,8 +19,6 @@ from ..distributed.processes import SingleProcess
 from ..encoding.cache import DamagedEntry
 from ..errors import NotFinite, RunFailed
 from ..events import Event, Finished, Notice, Progress, RunControl, Started, Step
-from ..lora.adapter import LoraAdapter
-from ..memory.checkpointing import uncheckpoint_blocks
 from ..memory.estimate import FULL_SIZE_PARAMETERS
 from ..tensors import DTYPES
 from .batch import Batch, idle_batch
@@ -32,7 +30,7 @@ from .retry import OUT_OF_MEMORY, MemoryRetry
 from .setup import RunContext, open_run
 from .state import TrainState
 from .step import micro_step
-from .trainable import build_trainable
+from .trainable import build_trainable, hand_over_base
 
 if TYPE_CHECKING:
     from ..data.dataset import EditDataset
@@ -80,7 +78,7 @@ def train(
         training = yield from prepare(opened)
         weights = (yield from training.run_steps()) if training is not None else None
         if session is not None and training is not None and weights is not None:
-            training.hand_over(session, model)
+            hand_over_base(training.state.trainable, training.components, session, model)
         done, steps = training.step if training is not None else 0, request.training_params.steps
         if processes.shared_control.stopping and done < steps:
             processes.barrier()
@@ -278,14 +276,6 @@ class Training:
             numbers = loss.item(), norm.item()
         optimizer.zero_grad()
         return numbers
-
-    def hand_over(self, session: EditSession, model: EditModel) -> None:
-        """Give the base that a LoRA was trained on to a session for edits with `model`; the LoRA is in its file."""
-        trainable, plan, transformer = self.state.trainable, self.context.plan, self.components.transformer()
-        if isinstance(trainable, LoraAdapter) and not plan.compile and not plan.sharded:
-            trainable.remove(transformer)
-            uncheckpoint_blocks(transformer)
-            session.adopt(model, self.components)
 
     def _checkpoint_due(self) -> bool:
         every = self.settings.checkpoint_every or self.params.sample_every

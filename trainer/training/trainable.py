@@ -15,7 +15,7 @@ from ..distributed.fsdp import full_tensor
 from ..files import atomic_write, remove
 from ..lora.adapter import LoraAdapter
 from ..lora.init_lora import InitLora
-from ..memory.checkpointing import checkpoint_blocks
+from ..memory.checkpointing import checkpoint_blocks, uncheckpoint_blocks
 from ..memory.model_parts import ModelComponents
 from ..memory.placement import compile_blocks
 from ..quantization.linear import dequantize_layers
@@ -25,6 +25,9 @@ from .rng import example_generator
 
 if TYPE_CHECKING:
     from torch.nn import Parameter
+
+    from ..memory.edit_session import EditSession
+    from ..models.edit_model import EditModel
 
 
 class Trainable(Protocol):
@@ -80,6 +83,18 @@ def build_trainable(
     if plan.sharded and isinstance(trainable, FullTransformer):
         trainable.parameters = dict(transformer.named_parameters())  # sharding has replaced them
     return trainable
+
+
+def hand_over_base(trainable: Trainable, components: ModelComponents, session: EditSession, model: EditModel) -> None:
+    """Give the base that a LoRA was trained on to a session for edits with `model`; the LoRA is in its file.
+
+    A full fine-tune, and a base that is compiled or sharded, are not what an edit would load: they are left alone.
+    """
+    if isinstance(trainable, LoraAdapter) and not components.plan.compile and not components.plan.sharded:
+        transformer = components.transformer()
+        trainable.remove(transformer)
+        uncheckpoint_blocks(transformer)
+        session.adopt(model, components)
 
 
 class FullTransformer:
