@@ -17,7 +17,7 @@ from .model_options import add_model, add_path
 PROG = "python -m trainer"
 
 VERSION = "0.2.0"
-"""That of the pack, as in pyproject.toml."""
+"""Version of the pack, as in pyproject.toml."""
 
 _EXIT_CODES = (
     "Exit codes: 0 success, 1 the run failed, 2 invalid input; stopped with progress saved: 130 by Ctrl-C, "
