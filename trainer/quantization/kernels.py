@@ -23,11 +23,22 @@ def row_scale(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (rows.abs().amax(1, keepdim=True).float() / limit).clamp(min=torch.finfo(torch.float32).tiny)
 
 
+QUANTIZED_PART_BYTES = 2**23
+"""Float32 bytes of a weight's rows that are quantized at a time. Temporaries as large as a weight differ in size, and
+the gaps that they leave in the C library's heap came to two thirds of the quantized model."""
+
+
 def quantize_rows(weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
-    """Quantize a weight [out, in] float to int8 or a float8 `dtype` [out, in], with float32 row scales [out, 1]."""
-    scale = row_scale(weight, dtype)
-    values = weight / scale
-    return (values.round_() if dtype == torch.int8 else values).to(dtype), scale
+    """Quantize a weight [out, in] float to int8 or a float8 `dtype` [out, in], with float32 row scales [out, 1].
+    Converts some rows at a time, so that temporaries stay small."""
+    quantized = torch.empty(weight.shape, dtype=dtype, device=weight.device)
+    scale = torch.empty(len(weight), 1, dtype=torch.float32, device=weight.device)
+    rows = max(1, QUANTIZED_PART_BYTES // (weight.shape[1] * torch.float32.itemsize))
+    for part, target, part_scale in zip(weight.split(rows), quantized.split(rows), scale.split(rows), strict=True):
+        part_scale.copy_(row_scale(part, dtype))
+        values = part / part_scale
+        target.copy_(values.round_() if dtype == torch.int8 else values)
+    return quantized, scale
 
 
 def dequantize_int8(quantized: torch.Tensor, scale: torch.Tensor | None, dtype: torch.dtype) -> torch.Tensor:
@@ -72,8 +83,10 @@ def dequantize_nf4(quantized: torch.Tensor, scale: torch.Tensor | None, dtype: t
     """Values [out, in] in `dtype` of nf4 bytes [out, in/2], int8 or uint8, with float32 scales [out * in / 64]."""
     from bitsandbytes import functional  # noqa: F401 (registers the operator)
 
-    shape = (quantized.shape[0], 2 * quantized.shape[1])
-    return torch.ops.bitsandbytes.dequantize_4bit(quantized.view(torch.uint8), scale, NF4_BLOCK, "nf4", shape, dtype)
+    # As one row: on CPUs with AVX-512, bitsandbytes 0.50 takes the wrong scales where a block spans two rows.
+    values = (2 * quantized.numel(),)
+    flat = torch.ops.bitsandbytes.dequantize_4bit(quantized.view(torch.uint8), scale, NF4_BLOCK, "nf4", values, dtype)
+    return flat.view(len(quantized), -1)
 
 
 GGML_PART_BYTES = 2**25
