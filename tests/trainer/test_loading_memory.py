@@ -76,7 +76,7 @@ def test_quantizing_takes_little_more_memory_than_the_codes(tmp_path: Path):
     size = write_random(file, torch.bfloat16, NARROW)
     taken = taken_by_loading(file, "bf16", "int8")
     assert size / 2 < taken["held"] < 0.56 * size, "all but what lies outside of the blocks"
-    assert taken["peak"] - taken["before"] < 1.1 * (taken["held"] + largest(NARROW) * torch.bfloat16.itemsize), taken
+    assert taken["peak"] - taken["before"] < 1.05 * (taken["held"] + largest(NARROW) * torch.bfloat16.itemsize), taken
 
 
 @reads_proc

@@ -23,17 +23,18 @@ def row_scale(rows: torch.Tensor, dtype: torch.dtype) -> torch.Tensor:
     return (rows.abs().amax(1, keepdim=True).float() / limit).clamp(min=torch.finfo(torch.float32).tiny)
 
 
-QUANTIZED_PART_BYTES = 2**23
-"""Float32 bytes of a weight's rows that are quantized at a time. Temporaries as large as a weight differ in size, and
-the gaps that they leave in the C library's heap came to two thirds of the quantized model."""
+QUANTIZED_PART_BYTES = 2**20
+"""Float32 bytes of a weight's rows that the CPU quantizes at a time. Gaps that temporaries of this size leave in the C
+library's heap are too small for weights, so that each is used again."""
 
 
 def quantize_rows(weight: torch.Tensor, dtype: torch.dtype) -> tuple[torch.Tensor, torch.Tensor]:
     """Quantize a weight [out, in] float to int8 or a float8 `dtype` [out, in], with float32 row scales [out, 1].
-    Converts some rows at a time, so that temporaries stay small."""
+    Converts some rows at a time on the CPU, so that temporaries stay small."""
     quantized = torch.empty(weight.shape, dtype=dtype, device=weight.device)
     scale = torch.empty(len(weight), 1, dtype=torch.float32, device=weight.device)
     rows = max(1, QUANTIZED_PART_BYTES // (weight.shape[1] * torch.float32.itemsize))
+    rows = rows if weight.device.type == "cpu" else len(weight)
     for part, target, part_scale in zip(weight.split(rows), quantized.split(rows), scale.split(rows), strict=True):
         part_scale.copy_(row_scale(part, dtype))
         values = part / part_scale
