@@ -10,6 +10,7 @@ from typing import Any
 from ..trainer.data.images import decode_image
 from ..trainer.errors import BadInput, DamagedFile
 from ..trainer.files import read_json, write_json
+from ..trainer.tracking.smoothing import SmoothedLoss
 from ..trainer.training.checkpoint import checkpoint_steps, last_step
 from ..trainer.training.run_folder import RunFolder
 from ..trainer.training.run_log import parse_log_line
@@ -20,8 +21,6 @@ MAX_LISTED = 500
 """Runs in the list, the newest first; a judgement: more would make the page slow."""
 TAIL_BYTES = 1 << 16
 """Bytes at the end of a log that are searched for the last step: several hundred lines of about 120 bytes."""
-SMOOTHING_STEPS = 50
-"""Window of the smoothed loss, as in `web/panel/state.js`."""
 MAX_THUMBNAILS = 512
 """Thumbnails cached in memory, each of tens of kilobytes; a judgement."""
 WORKFLOW = "workflow.json"
@@ -229,15 +228,11 @@ def _read_summary(run: RunFolder, running: set[str]) -> RunSummary:
 
 
 def _smoothed(steps: list[dict[str, Any]]) -> float | None:
-    """Exponential mean of the losses at the last step, with the weights of `web/panel/state.js`.
-
-    Beyond some hundred steps, those before the first one no longer show in it.
-    """
-    mean = None
+    """Smoothed loss at the last step."""
+    smoothed = SmoothedLoss()
     for entry in steps:
-        weight = max(1 / SMOOTHING_STEPS, 1 / (1 + 0.15 * max(0, entry["step"] - 1)))
-        mean = entry["loss"] if mean is None else mean + (entry["loss"] - mean) * weight
-    return mean
+        smoothed.add(entry["step"], entry["loss"])
+    return smoothed.value
 
 
 def _last_step(log: Path) -> tuple[dict[str, Any], float | None]:

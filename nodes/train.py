@@ -86,12 +86,14 @@ class Train(io.ComfyNode):
         samples: tuple[SamplePrompt, ...] | None = None,
         settings: dict[str, Any] | None = None,
     ) -> io.NodeOutput:
+        from ..trainer.tracking.trackers import open_trackers, tracked
         from ..trainer.training.loop import train
 
         folder = run_folder(run_name, resume)
         request = build_request(dataset, params, model, samples)
         model = _conditioned(model, (settings or {}).get("conditioning", "auto"))
         run_settings = _run_settings(dataset, params, seed, settings or {})
+        trackers = open_trackers(run_settings)
         workflow = (cls.hidden.extra_pnginfo or {}).get("workflow")
         live_run = LiveRun(cls.hidden.unique_id, folder.name, f"{model.base_model} {device_line()}", workflow)
         kept = kept_of(model)
@@ -108,7 +110,7 @@ class Train(io.ComfyNode):
                 device=device,
                 session=kept.session,
             )
-            follow(training, live_run.show)
+            follow(tracked(training, trackers, request, run_settings), live_run.show)
         return _results(model, request, live_run)
 
 

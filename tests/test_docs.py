@@ -29,7 +29,9 @@ def test_optional_packages_are_tested_and_documented() -> None:
     project = (ROOT / "pyproject.toml").read_text(encoding="utf-8")
     section = re.search(r"^\[project.optional-dependencies\]\n(.+?)^\[", project, re.MULTILINE | re.DOTALL)[1]
     tested = (ROOT / "tests" / "requirements.txt").read_text(encoding="utf-8").splitlines()
-    pages = "".join((ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("settings.md", "model-files.md"))
+    pages = "".join(
+        (ROOT / "docs" / page).read_text(encoding="utf-8") for page in ("settings.md", "model-files.md", "tracking.md")
+    )
     for package in re.findall(r'"(.+?)"', section):
         assert package in tested
         assert f'pip install "{package}"' in pages

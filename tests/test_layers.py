@@ -21,6 +21,7 @@ LADDER = (
     ("memory",),
     ("encoding", "inference"),
     ("training",),
+    ("tracking",),
     ("tiny", "nodes"),
     ("cli",),
     ("__main__",),

@@ -8,6 +8,7 @@ console         events as a progress bar or lines
 train           the commands, a file each
 plan
 inspect
+export
 edit
 demo
 contact_sheet   the demo's image

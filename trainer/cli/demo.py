@@ -56,6 +56,8 @@ TRAINING = {
 
 def demo(options: argparse.Namespace) -> int:
     """Run `demo`: train, evaluate, write `samples.png`, and print the scores as JSON in the last line."""
+    from ..tracking.trackers import open_trackers
+
     settings = read_settings(options, SETTINGS)
     folder: Path = options.out
     check_folder(folder)
@@ -72,7 +74,10 @@ def demo(options: argparse.Namespace) -> int:
             console.line(f'\n[{number}/{len(LESSONS)}] Teaching {base_model} to "{pairs[0].caption}"')
             request, parquet = _request(folder, base_model, edit)
             run_dir = folder / base_model.rpartition("/")[2]
-            finished = run_training(console, request, parquet, settings, run_dir, None, {}, options.command_line)
+            trackers = open_trackers(settings)
+            finished = run_training(
+                console, request, parquet, settings, run_dir, None, {}, options.command_line, trackers=trackers
+            )
             if isinstance(finished, Stopped):
                 return finished.exit_code
             assert finished.weights is not None

@@ -178,6 +178,12 @@ def _add_train(commands: Any) -> None:
         "Cache folder for encoded images and captions; runs can share it.",
         "edit_trainer_cache beside the run folder",
     )
+    command.add_argument(
+        "--log-with",
+        metavar="tensorboard|wandb|all",
+        help="Log the run for TensorBoard, in the run folder, or to Weights & Biases, which sends it to that service; "
+        "all: both. (default: none, or the environment variable EDIT_TRAINER_LOG_WITH)",
+    )
     _add_private_hosts(command)
     add_model(command)
     add_settings(command)

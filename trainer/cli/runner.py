@@ -26,6 +26,7 @@ from .stopping import stop_signals
 if TYPE_CHECKING:
     from ..distributed.processes import SingleProcess
     from ..models.edit_model import EditModel
+    from ..tracking.trackers import Tracker
 
 
 Result = TypeVar("Result")
@@ -67,11 +68,12 @@ def run_training(
     model_options: Mapping[str, Path],
     command_line: Sequence[str],
     processes: SingleProcess | None = None,
+    trackers: Sequence[Tracker] = (),
 ) -> Finished | Stopped:
     """Train and show the events; a signal stops the run.
 
     Says what is saved then and how to resume. `command_line` is the command to resume with; each of several
-    `processes` calls this function. Raises BadInput and RunFailed.
+    `processes` calls this function, one of them with the `trackers`. Raises BadInput and RunFailed.
     """
     from ..distributed.processes import SingleProcess
 
@@ -96,11 +98,13 @@ def run_training(
         console.line(f"Loading {request.base_model} ...")
         with processes.main_process_first():
             model = load_model(request.base_model, model_options, settings.conditioning)
+        from ..tracking.trackers import tracked
         from ..training.loop import train
 
         control = processes.local_control
         step = 0
         training = train(request, dataset, model, settings, run_dir=run_dir, cache_dir=cache_dir, processes=processes)
+        training = tracked(training, trackers, request, settings)
         stop.opening = False
         with closing(training):
             for event in training:

@@ -16,15 +16,26 @@ from .runner import Stopped, edit_command, run_training
 def train(options: argparse.Namespace) -> int:
     """Run `train REQUEST.json`."""
     from ..distributed.processes import launched_processes
+    from ..tracking.trackers import open_trackers
 
     with launched_processes() as processes, Console(silent=not processes.is_main) as console:
         with processes.main_process_first():  # so that only one process reports a bad request
             settings = read_settings(options)
             request, parquet = load_request(options.request)
+            trackers = open_trackers(settings, options.log_with) if processes.is_main else []
         model = model_options(options)
         run_dir = options.out or Path("runs") / options.request.stem
         finished = run_training(
-            console, request, parquet, settings, run_dir, options.cache, model, options.command_line, processes
+            console,
+            request,
+            parquet,
+            settings,
+            run_dir,
+            options.cache,
+            model,
+            options.command_line,
+            processes,
+            trackers,
         )
         if isinstance(finished, Stopped):
             return finished.exit_code

@@ -151,6 +151,11 @@ class RunSettings(RecordedModel):
         "a request for several control images does not have.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
+    tensorboard: bool = Field(
+        default=False,
+        description="Write TensorBoard's event files to the run folder. Needs tensorboard.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
 
 
 def caches_texts(params: RequestParams, settings: RunSettings) -> bool:
