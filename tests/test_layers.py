@@ -21,7 +21,7 @@ LADDER = (
     ("memory",),
     ("encoding", "inference"),
     ("training",),
-    ("tracking",),
+    ("hub", "tracking"),
     ("tiny", "nodes"),
     ("cli",),
     ("__main__",),

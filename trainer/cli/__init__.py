@@ -9,6 +9,7 @@ train           the commands, a file each
 plan
 inspect
 export
+push
 edit
 demo
 contact_sheet   the demo's image

@@ -50,6 +50,7 @@ def build_parser() -> argparse.ArgumentParser:
     _add_plan(commands)
     _add_train(commands)
     _add_export(commands)
+    _add_push(commands)
     _add_edit(commands)
     return parser
 
@@ -203,6 +204,24 @@ def _add_export(commands: Any) -> None:
     command.add_argument("--step", metavar="N", type=int, help="Step of the checkpoint (default: the newest)")
     add_path(command, "--out", None, "The exported file.", "RUN/<name>-<step>.safetensors", metavar="FILE")
     add_model(command)
+
+
+def _add_push(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "push RUN --repo OWNER/NAME",
+        ("push", "push"),
+        "Push a run's LoRA to the Hugging Face hub, with a model card.",
+        "Sends the LoRA, its sample images, the request and the settings; no paths, no addresses, and no captions\n"
+        "other than the sample prompts. Needs a login: `hf auth login`, or HF_TOKEN.",
+        "push runs/frames --repo me/frames --private",
+    )
+    command.add_argument("run_folder", metavar="RUN", type=Path)
+    command.add_argument("--repo", metavar="OWNER/NAME", required=True, help="The repository on the hub.")
+    command.add_argument("--private", action="store_true", help="Make it a private repository (default: public)")
+    command.add_argument(
+        "--step", metavar="N", type=int, help="Step of the LoRA (default: the last, or the newest checkpoint)"
+    )
 
 
 def _add_edit(commands: Any) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
@@ -132,6 +132,9 @@ class FamilyInfo:
     """Class name of the diffusers pipeline whose inference is matched."""
     subfolders: Mapping[Component, tuple[str, ...]]
     """Subfolders of the pipeline layout that each component is loaded from."""
+    license: Mapping[str, str] = field(default_factory=dict)
+    """Fields of a model card that state the license of the published models, `{base_model}` their name; empty: not
+    known. Source: the models' own cards."""
     max_controls: int
     """Control images that an example may have; more than one means several are taken, in an order that matters."""
     needs_control: bool = False

@@ -43,7 +43,7 @@ def export_checkpoint(run: RunFolder, model: EditModel, step: int | None = None,
     disk refuses.
     """
     request, settings = saved_request(run)
-    step = _existing_step(run, step)
+    step = existing_step(run, step)
     folder = run.checkpoints / f"step-{step:06d}"
     try:
         checkpoint = load_checkpoint(folder)
@@ -62,7 +62,8 @@ def export_checkpoint(run: RunFolder, model: EditModel, step: int | None = None,
     return path
 
 
-def _existing_step(run: RunFolder, step: int | None) -> int:
+def existing_step(run: RunFolder, step: int | None) -> int:
+    """Return the step of a checkpoint, None for the newest. Raises BadInput when it is not there."""
     steps = checkpoint_steps(run.checkpoints)
     if step is None and steps:
         return steps[-1]
