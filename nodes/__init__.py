@@ -17,6 +17,7 @@ model_info     description of a chosen base model
 live_run       runs in progress, as the page shows them
 saved_runs     runs in the output folder
 run_snapshot   keys of the page's event and run routes
+push_run       runs on the Hugging Face hub
 routes         HTTP routes of the page
 same_origin    guard of these routes
 folders        ComfyUI's input, output and LoRA folders

@@ -18,6 +18,7 @@ from .folders import contained_path, find_contained_parquet, list_parquets
 from .live_run import LIVE_RUNS
 from .model_files import AUTO
 from .notes import input_notes, request_notes
+from .push_run import push_contents, push_run
 from .same_origin import same_origin_only
 from .saved_runs import list_runs, run_details, sample_file, shrink_to_jpeg, thumbnail
 from .uploads import upload
@@ -41,6 +42,7 @@ def add_routes() -> None:
         "/edit_trainer/archive": saved_runs,
         "/edit_trainer/archive/{run}": saved_run,
         "/edit_trainer/archive/{run}/{file}": picture,
+        "/edit_trainer/push/{run}": push_preview,
         "/edit_trainer/parquets": parquets,
         "/edit_trainer/columns": columns,
         "/edit_trainer/first_rows": first_rows,
@@ -53,6 +55,7 @@ def add_routes() -> None:
         "/edit_trainer/runs/{node_id}/sample": sample_now,
         "/edit_trainer/archive/{run}/export": export,
         "/edit_trainer/archive/{run}/delete": delete,
+        "/edit_trainer/push/{run}": push,
         "/edit_trainer/upload": upload,
         "/edit_trainer/request": read_request,
         "/edit_trainer/request_notes": notes_on_request,
@@ -107,6 +110,18 @@ async def delete(request: web.Request) -> web.Response:
     """Delete a run that is not in progress; the response says whether it is in the system's bin."""
     in_bin = await asyncio.to_thread(delete_run, request.match_info["run"], LIVE_RUNS.running())
     return web.json_response({"in_bin": in_bin})
+
+
+async def push_preview(request: web.Request) -> web.Response:
+    """Step and file names of what a push of a run would send. Nothing leaves the machine."""
+    return web.json_response(await asyncio.to_thread(push_contents, request.match_info["run"]))
+
+
+async def push(request: web.Request) -> web.Response:
+    """`?repo=&private=`: push a run's LoRA to the Hugging Face hub, which the page's user has confirmed; the response
+    has its address. Private unless `private` is 0."""
+    repo, private = request.query.get("repo", ""), request.query.get("private") != "0"
+    return web.json_response(await asyncio.to_thread(push_run, request.match_info["run"], repo, private))
 
 
 async def parquets(request: web.Request) -> web.Response:

@@ -12,12 +12,20 @@ import pytest
 from playwright.sync_api import Page, sync_playwright
 
 from ..comfyui.server import Server, find_comfyui
+from ..hub_server import HubServer, hub_server
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
+def hub() -> Iterator[HubServer]:
+    """A hub in place of the real one, with a login of the server there."""
+    with hub_server() as hub:
+        yield hub
+
+
+@pytest.fixture(scope="session")
+def server(tmp_path_factory: pytest.TempPathFactory, hub: HubServer) -> Iterator[Server]:
     """A server with ComfyUI's example image in its input folder, as in every installation."""
     comfyui = find_comfyui()
     if comfyui is None:
@@ -27,7 +35,7 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
     settings.parent.mkdir(parents=True)
     # Otherwise the page opens with the tutorial for new users.
     settings.write_text(json.dumps({"Comfy.TutorialCompleted": True}), encoding="utf-8")
-    server = Server(comfyui, base)
+    server = Server(comfyui, base, variables=hub.environment())
     shutil.copy(comfyui / "input" / "example.png", server.base / "input")
     yield server
     server.close()

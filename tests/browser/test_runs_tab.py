@@ -1,4 +1,4 @@
-"""The runs tab in the real page: listing, opening, comparing and resuming runs, and dragging out a LoRA."""
+"""The runs tab in the real page: listing, opening, comparing, resuming and pushing runs, and dragging out a LoRA."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from playwright.sync_api import Locator, Page, expect
 
 from ..comfyui.graphs import training
 from ..comfyui.server import Server
+from ..hub_server import OWNER, HubServer
 from .helpers import PageLog, choose_renderer, screenshot, wait_until
 from .test_graphs import check_undo, start, types
 
@@ -150,6 +151,43 @@ def test_a_run_is_deleted_when_the_question_is_answered(page: Page, server: Serv
     expect(row(page, name)).to_have_count(0)
     assert not (server.output / "edit_trainer" / name).exists()
     assert not log.problems
+
+
+@pytest.mark.parametrize("renderer", ["classic", "vue"])
+def test_a_run_is_pushed_when_its_user_has_said_where(page: Page, runs, hub: HubServer, renderer: str) -> None:
+    log = PageLog(page)
+    open_tab(page, renderer)
+    files = ["README.md", "tab-two-000006.safetensors", "request.json", "settings.json", "samples/step-000006-00.png"]
+    repo = f"{OWNER}/tab-two-{renderer}"
+    dialog = page.locator("dialog.edit-trainer-ask")
+    push = row(page, runs[1]).get_by_role("button", name="Push to hub")
+    before = len(hub.requests)
+    push.click()
+    expect(dialog.locator("li")).to_have_text(files)
+    expect(dialog.get_by_role("checkbox")).to_be_checked()
+    screenshot(page, f"push-{renderer}", "body")
+    dialog.get_by_role("button", name="Push to hub").click()
+    expect(dialog).to_be_visible()  # No repository is named yet.
+    dialog.get_by_role("textbox").fill(repo)
+    dialog.get_by_role("button", name="Cancel").click()
+    expect(dialog).to_have_count(0)
+    assert len(hub.requests) == before, "nothing is sent before the question is answered"
+
+    push.click()
+    dialog.get_by_role("textbox").fill(repo)
+    dialog.get_by_role("button", name="Push to hub").click()
+    expect(page.get_by_text(f"{hub.url}/{repo}")).to_be_visible()
+    screenshot(page, f"pushed-{renderer}", "body")
+    assert hub.repos[repo].private
+    assert sorted(hub.repos[repo].files) == sorted([*files, ".gitattributes"])
+    assert not log.problems
+    assert not log.other_hosts, "the page itself contacts no hub"
+
+    push.click()
+    dialog.get_by_role("textbox").fill("stranger/frames")
+    dialog.get_by_role("button", name="Push to hub").click()
+    expect(page.get_by_text("may not write to stranger/frames")).to_be_visible()
+    assert "stranger/frames" not in hub.repos
 
 
 @pytest.mark.parametrize("renderer", ["classic", "vue"])

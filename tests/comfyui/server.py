@@ -12,7 +12,7 @@ import urllib.error
 import urllib.parse
 import urllib.request
 import uuid
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
@@ -73,7 +73,14 @@ class Result:
 class Server:
     """One server with a base folder of its own."""
 
-    def __init__(self, comfyui: Path, base: Path, *packs: Path, options: Sequence[str] = ()) -> None:
+    def __init__(
+        self,
+        comfyui: Path,
+        base: Path,
+        *packs: Path,
+        options: Sequence[str] = (),
+        variables: Mapping[str, str] | None = None,
+    ) -> None:
         self.base = base
         self.output = base / "output"
         for folder in ("custom_nodes", "user", "input", "output"):
@@ -87,7 +94,7 @@ class Server:
         command = [find_python(comfyui), str(comfyui / "main.py"), "--cpu", "--base-directory", str(base)]
         command += ["--port", str(self.port), "--database-url", f"sqlite:///{base / 'user' / 'db'}"]
         # What the server deletes is not for the bin of the person who runs the tests.
-        environment = os.environ | {"XDG_DATA_HOME": str(base / "desktop")}
+        environment = os.environ | {"XDG_DATA_HOME": str(base / "desktop")} | (variables or {})
         with self.log.open("wb") as log:
             self.process = subprocess.Popen(
                 [*command, "--disable-api-nodes", *options],

@@ -106,7 +106,8 @@ def test_a_folder_that_is_a_link_to_elsewhere_is_no_run(server: Server, run_name
 def test_another_sites_page_is_refused(server: Server, run_name: str, path: str, header: dict[str, str]) -> None:
     assert ask(server, f"/edit_trainer/{path}")[0] == 200
     assert ask(server, f"/edit_trainer/{path}", None, **header)[0] == 403
-    for action in ("runs/train/stop", "archive/shown/delete", "request_notes"):
+    assert ask(server, "/edit_trainer/push/shown", None, **header)[0] == 403
+    for action in ("runs/train/stop", "archive/shown/delete", "push/shown?repo=a/b", "request_notes"):
         assert ask(server, f"/edit_trainer/{action}", b"", **header)[0] == 403
     assert ask(server, "/edit_trainer/upload?name=a.parquet", EXAMPLE.read_bytes(), **header)[0] == 403
     assert not (server.base / "input" / "a.parquet").exists()

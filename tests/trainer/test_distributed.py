@@ -17,6 +17,7 @@ from safetensors.torch import load_file
 from trainer.training.checkpoint import last_step
 
 from .processes import Script, start_script
+from .test_tracking import read_events
 
 pytestmark = pytest.mark.slow
 
@@ -103,6 +104,7 @@ def test_a_killed_process_restarts_all_from_the_last_checkpoint(kontext, runs):
 
     def launched(name: str, restarts: int) -> Script:
         arguments = (restarts, request, "--out", runs.folder / name, "--checkpoint-every", 4)
+        arguments += ("--log-with", "tensorboard")
         return start_script("tests.trainer.launched_train", *arguments, cwd=runs.folder)
 
     code, *printed = launched("undisturbed", 0).wait()
@@ -117,6 +119,10 @@ def test_a_killed_process_restarts_all_from_the_last_checkpoint(kontext, runs):
     exported = last_weights(runs, "killed", 12).read_bytes()
     assert exported == last_weights(runs, "undisturbed", 12).read_bytes()
     assert runs.losses("killed") == runs.losses("undisturbed")
+    for name, starts in (("undisturbed", 1), ("killed", 2)):
+        folder = runs.folder / name / "tensorboard"
+        assert len(list(folder.iterdir())) == starts, "only one process logs"
+        assert [event.step for event in read_events(folder).Scalars("train/loss")] == list(range(1, 13))
 
 
 def wait_until(reached, seconds: float = 120.0) -> None:

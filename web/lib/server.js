@@ -137,6 +137,27 @@ export const exportCheckpoint = (run, step) => postJson(`/archive/${encodeURICom
 export const deleteRun = async (run) => (await postJson(`/archive/${encodeURIComponent(run)}/delete`)).in_bin;
 
 /**
+ * Step and files of what a push of a run to the Hugging Face hub would send.
+ *
+ * @param {string} run
+ * @returns {Promise<{step: number, files: string[]}>}
+ */
+export const fetchPushContents = (run) => fetchJson(`/push/${encodeURIComponent(run)}`);
+
+/**
+ * Pushes a run to a repository on the Hugging Face hub. Resolves to its address.
+ *
+ * @param {string} run
+ * @param {string} repo
+ * @param {boolean} isPrivate
+ * @returns {Promise<string>}
+ */
+export async function pushRun(run, repo, isPrivate) {
+  const query = { repo, private: isPrivate ? "1" : "0" };
+  return (await postJson(`/push/${encodeURIComponent(run)}`, query)).url;
+}
+
+/**
  * URL of one of a run's images: full size, or a thumbnail of at most `pixels` on a side.
  *
  * @param {string} run

@@ -9,6 +9,7 @@ import { count, loss, t } from "../lib/text.js";
 import { showAllRuns } from "../panel/node.js";
 import { ask } from "./ask.js";
 import { openRuns } from "./compare.js";
+import { askPush } from "./push.js";
 import { setSteps } from "./steps.js";
 
 /** @typedef {import("../lib/server.js").RunSummary} RunSummary */
@@ -99,6 +100,7 @@ class RunList {
       button("open", () => open([run.run])),
       button("resume", () => resume(run.run)),
       run.lora === null ? null : loraButton(run.lora),
+      run.state === "running" ? null : button("pushRun", () => push(run.run)),
       run.state === "running" ? null : button("deleteRun", () => this.#delete(run.run)),
       el("label", {}, choose, t("compareThis")),
     );
@@ -119,8 +121,7 @@ class RunList {
     const inBin = await deleteRun(name);
     this.#choose(name, false);
     await this.refresh();
-    const detail = t(inBin ? "deletedToBin" : "deletedForGood", { run: name });
-    app.extensionManager.toast.add({ severity: "info", summary: t("deleteRun"), detail, life: TOAST_MS });
+    notify("info", "deleteRun", t(inBin ? "deletedToBin" : "deletedForGood", { run: name }));
   }
 
   /**
@@ -135,6 +136,17 @@ class RunList {
 }
 
 /**
+ * Shows a message for a while.
+ *
+ * @param {"info" | "error"} severity
+ * @param {string} title
+ * @param {string} detail
+ */
+function notify(severity, title, detail) {
+  app.extensionManager.toast.add({ severity, summary: t(title), detail, life: TOAST_MS });
+}
+
+/**
  * Creates a button whose action's errors are shown as a toast.
  *
  * @param {string} label
@@ -145,8 +157,7 @@ function button(label, press) {
     try {
       await press();
     } catch (error) {
-      const detail = error instanceof Error ? error.message : String(error);
-      app.extensionManager.toast.add({ severity: "error", summary: t("didNotWork"), detail, life: TOAST_MS });
+      notify("error", "didNotWork", error instanceof Error ? error.message : String(error));
     }
   };
   return el("button", { class: "edit-trainer-button", type: "button", on: { click } }, t(label));
@@ -163,6 +174,18 @@ function loraButton(file) {
     dataTransfer.effectAllowed = "copy";
   });
   return lora;
+}
+
+/**
+ * Pushes a run's LoRA to the Hugging Face hub, once its user has said where to.
+ *
+ * @param {string} name
+ */
+async function push(name) {
+  const answer = await askPush(name);
+  if (!answer) return;
+  notify("info", "pushRun", t("pushing", { run: name, repo: answer.repo }));
+  notify("info", "pushRun", t("pushed", { run: name, url: await answer.push() }));
 }
 
 /** @param {string[]} names */
