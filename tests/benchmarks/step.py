@@ -27,7 +27,7 @@ import torch
 from torch import nn
 
 from tests.benchmarks.synthetic import RandomModel, random_batches, random_model
-from trainer.cli.parser import add_settings, read_settings
+from trainer.cli.settings_options import add_settings, read_settings
 from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
 from trainer.device import DeviceInfo, default_device, query_device

@@ -20,7 +20,8 @@ from trainer.cli.console import Console, Pace
 from trainer.cli.contact_sheet import Panel, draw_contact_sheet
 from trainer.cli.demo import psnr
 from trainer.cli.main import main
-from trainer.cli.parser import build_parser, option_of, read_settings
+from trainer.cli.parser import build_parser
+from trainer.cli.settings_options import option_of, read_settings
 from trainer.config.settings import RunSettings
 from trainer.data.columns import guess_columns
 from trainer.events import Step

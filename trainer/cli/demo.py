@@ -21,8 +21,8 @@ from ..tiny.requests import make_request
 from ..tiny.shapes import EditPair, make_pairs, write_parquet
 from .console import Console
 from .contact_sheet import Panel, draw_contact_sheet
-from .parser import read_settings
 from .runner import Stopped, check_folder, consume, edit_command, load_model, run_training
+from .settings_options import read_settings
 
 if TYPE_CHECKING:
     from PIL import Image

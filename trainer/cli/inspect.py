@@ -15,8 +15,8 @@ from ..data.parquet import column_faults, parquet_columns
 from ..errors import OK, BadInput, printable
 from ..families.registry import find_family
 from .console import Console
-from .parser import option_of
 from .runner import consume, load_dataset, load_model
+from .settings_options import option_of
 
 
 def _check_for_model(console: Console, dataset: EditDataset, base_model: str) -> None:

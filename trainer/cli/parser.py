@@ -3,16 +3,14 @@
 from __future__ import annotations
 
 import argparse
-import json
 from pathlib import Path
-from typing import Any, Literal, NoReturn, get_args, get_origin
+from typing import Any, NoReturn
 
-from ..config.settings import RunSettings, parse_settings
-from ..config.validation import read_json_file
 from ..data.hosts import ALLOW_OPTION
 from ..errors import OK, BadInput
 from ..families.registry import FAMILIES, base_model_names
 from .model_options import add_model, add_path
+from .settings_options import add_settings, placeholder
 
 PROG = "python -m trainer"
 
@@ -59,25 +57,6 @@ def show_help(options: argparse.Namespace) -> int:
     """Print the help: the default without a command."""
     build_parser().print_help()
     return OK
-
-
-def read_settings(options: argparse.Namespace, defaults: dict[str, Any] | None = None) -> RunSettings:
-    """Return run settings: options override the --settings file, which overrides `defaults`.
-
-    Raises BadInput that names every fault.
-    """
-    from_file = read_json_file(options.settings, "the run settings") if options.settings else {}
-    if not isinstance(from_file, dict):
-        raise BadInput(
-            f'{options.settings} is not a file of run settings: it must be a JSON object, such as {{"seed": 1}}.'
-        )
-    given = {name: getattr(options, name) for name in RunSettings.model_fields}
-    given = {
-        name: _value(text, RunSettings.model_fields[name].annotation)
-        for name, text in given.items()
-        if text is not None
-    }
-    return parse_settings({**(defaults or {}), **from_file, **given})
 
 
 def _add_command(
@@ -266,46 +245,8 @@ def _add_private_hosts(command: argparse.ArgumentParser) -> None:
     )
 
 
-def add_settings(command: argparse.ArgumentParser) -> None:
-    """Add one option for each field of RunSettings; their values stay text until `read_settings` checks them."""
-    group = command.add_argument_group("run settings")
-    group.add_argument(
-        "--settings", metavar="FILE", type=Path, help="JSON file with any of these settings; options override it."
-    )
-    for name, field in RunSettings.model_fields.items():
-        default = json.dumps(field.default) if field.annotation is bool else field.default
-        text = f"{field.description} (default: {'empty' if default == '' else default})"
-        group.add_argument(
-            option_of(name), dest=name, metavar=_placeholder(field.annotation), help=text.replace("%", "%%")
-        )
-
-
-def option_of(field: str) -> str:
-    """Return the option name of a field."""
-    return "--" + field.replace("_", "-")
-
-
 def _add_number(
     command: argparse.ArgumentParser, name: str, kind: type[int] | type[float], default: float, meaning: str
 ) -> None:
     text = f"{meaning} (default: {default})"
-    command.add_argument(name, metavar=_placeholder(kind), type=kind, default=default, help=text)
-
-
-def _placeholder(annotation: Any) -> str:
-    if get_origin(annotation) is Literal:
-        return "|".join(get_args(annotation))
-    return {int: "N", float: "X", str: "TEXT", bool: "true|false"}[annotation]
-
-
-def _value(text: str, annotation: Any) -> str | int | float | bool:
-    """Convert text to the field's number type or to a truth value; text that is neither stays, to be reported with the
-    other faults."""
-    if annotation is bool:
-        return {"true": True, "false": False}.get(text.lower(), text)
-    if annotation not in (int, float):
-        return text
-    try:
-        return annotation(text)
-    except ValueError:
-        return text
+    command.add_argument(name, metavar=placeholder(kind), type=kind, default=default, help=text)

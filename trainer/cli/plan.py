@@ -10,8 +10,8 @@ from ..config.request import parse_request
 from ..config.validation import read_json_file
 from ..errors import OK, BadInput
 from .model_options import model_options
-from .parser import read_settings
 from .runner import load_model
+from .settings_options import read_settings
 
 
 def plan(options: argparse.Namespace) -> int:

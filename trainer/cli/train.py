@@ -9,8 +9,8 @@ from ..data.load_request import load_request
 from ..errors import OK
 from .console import Console
 from .model_options import model_options
-from .parser import read_settings
 from .runner import Stopped, edit_command, run_training
+from .settings_options import read_settings
 
 
 def train(options: argparse.Namespace) -> int:
