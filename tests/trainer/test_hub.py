@@ -169,6 +169,9 @@ def refused(hub: HubServer, case: str, monkeypatch: pytest.MonkeyPatch) -> tuple
         case "bad token":
             monkeypatch.setenv("HF_TOKEN", "hf_made_up")
             return ["--repo", REPO], 2, "does not accept your token"
+        case "odd token":
+            monkeypatch.setenv("HF_TOKEN", "hf_made_up\x01and more")
+            return ["--repo", REPO], 2, "has characters that no token has"
         case "read token":
             monkeypatch.setenv("HF_TOKEN", READ_TOKEN)
             return ["--repo", REPO], 2, f"may not write to {REPO}"
@@ -197,7 +200,15 @@ def refused(hub: HubServer, case: str, monkeypatch: pytest.MonkeyPatch) -> tuple
             return ["--repo", name], 2, "is not a repository on the Hugging Face hub; give OWNER/NAME"
 
 
-CASES = ("no token", "bad token", "read token", "stranger", "a stranger's repository of this program", "other content")
+CASES = (
+    "no token",
+    "bad token",
+    "odd token",
+    "read token",
+    "stranger",
+    "a stranger's repository of this program",
+    "other content",
+)
 CASES += ("public", "offline", "down", "no network", "frames", "a/b/c", "../frames", "tester/fr ames", "")
 
 

@@ -42,7 +42,11 @@ def check_login() -> None:
     """Raise BadInput when nobody is logged in at the hub."""
     from huggingface_hub import get_token
 
-    if not get_token():
+    token = get_token()
+    if token and not (token.isascii() and token.isprintable() and " " not in token):
+        # HTTP libraries repeat a header that they refuse in their message, and the token with it.
+        raise BadInput("The Hugging Face token (HF_TOKEN, or that of the login) has characters that no token has.")
+    if not token:
         raise BadInput(
             "There is no login for the Hugging Face hub: run `hf auth login`, or set HF_TOKEN to a token that may "
             "write. Nothing was sent."
