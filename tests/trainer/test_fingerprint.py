@@ -10,7 +10,7 @@ from typing import Any, Literal, get_args, get_origin
 import pytest
 from pydantic import BaseModel, Field
 
-from trainer.cli import parser
+from trainer.cli import parser, settings_options
 from trainer.config import settings as settings_module
 from trainer.config.recorded import NO_EFFECT_ON_TRAINING
 from trainer.config.request import FineTuneRequest, TrainingParams, parse_request
@@ -139,14 +139,14 @@ def test_a_new_setting_is_in_the_header_only_where_it_is_set(kontext: EditModel)
 def test_a_new_setting_is_an_option_a_key_of_the_file_and_part_of_the_run(
     monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ):
-    for module in (parser, settings_module):
+    for module in (settings_options, settings_module):
         monkeypatch.setattr(module, "RunSettings", Extended)
     file = tmp_path / "settings.json"
     file.write_text('{"loss_type": "huber"}')
     options = parser.build_parser().parse_args(["train", "request.json", "--settings", str(file)])
-    assert parser.read_settings(options) == Extended(loss_type="huber")
+    assert settings_options.read_settings(options) == Extended(loss_type="huber")
     options = parser.build_parser().parse_args(["train", "request.json", "--loss-type", "huber"])
-    settings = parser.read_settings(options)
+    settings = settings_options.read_settings(options)
     assert settings == Extended(loss_type="huber")
     RunFolder(tmp_path / "run").begin(request_of(), settings, {"fingerprint": "f", "precision": "fp32"})
     assert json.loads((tmp_path / "run" / "settings.json").read_text())["loss_type"] == "huber"
