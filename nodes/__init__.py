@@ -8,10 +8,13 @@ samples        Sample Prompt
 train          Train Edit LoRA
 preview        Preview Training Samples
 edit           Edit Image
+native_model   Edit Model (as MODEL)
 types          data types of the nodes' connections
 schema         description of a node for ComfyUI
 widgets        inputs made from the trainer's pydantic fields
 ports          ComfyUI's CLIP and VAE as text encoder and image codec
+kept_model     models that Edit Image keeps loaded
+native_base    a base model opened by ComfyUI's own loader
 model_files    base models in ComfyUI's model folders
 model_info     description of a chosen base model
 live_run       runs in progress, as the page shows them
@@ -35,6 +38,7 @@ from comfy_api.latest import ComfyExtension, io
 from .base_model import BaseModel
 from .dataset import LoadDataset
 from .edit import EditImage
+from .native_model import NativeModel
 from .params import Params, Settings
 from .preview import PreviewSamples
 from .request import LoadRequest, SaveRequest
@@ -58,4 +62,5 @@ class EditTrainerExtension(ComfyExtension):
             EditImage,
             LoadRequest,
             SaveRequest,
+            NativeModel,
         ]

@@ -10,6 +10,8 @@ import comfy.model_management as memory
 import torch
 from comfy.model_patcher import ModelPatcher
 
+from .native_base import NativeBase
+
 if TYPE_CHECKING:
     from ..trainer.memory.edit_session import EditSession
     from ..trainer.models.edit_model import EditModel
@@ -20,7 +22,8 @@ class EditTrainerModel(torch.nn.Module):
 
 
 class KeptModel:
-    """The components that edits with one EDIT_MODEL, and with its trained copies, have loaded.
+    """The components that edits with one EDIT_MODEL, and with its trained copies, have loaded, and the base of their
+    native MODELs.
 
     It lives as long as ComfyUI keeps that output, as the host copy of a model from ComfyUI's own loaders does: with
     `--cache-none` until the end of the prompt.
@@ -31,6 +34,7 @@ class KeptModel:
 
         self.session = EditSession()
         self.patcher = SessionPatcher(self.session)
+        self.native = NativeBase()
         KEPT.add(self)
         weakref.finalize(self, _release, self.session).atexit = False
 
@@ -86,6 +90,18 @@ def release_all() -> None:
     """Free all that is kept, on the device and in host memory."""
     for kept in list(KEPT):
         kept.session.release()
+        kept.native.release()
+
+
+def make_host_room(size: int) -> None:
+    """Free what is kept, one model after the other, until host memory has room for that many bytes."""
+    from ..trainer.memory.edit_session import has_host_room
+
+    for kept in list(KEPT):
+        if has_host_room(size):
+            return
+        kept.session.release()
+        kept.native.release()
 
 
 def _release(session: EditSession) -> None:

@@ -145,7 +145,12 @@ class EditSession:
         loaded."""
         moved = 0 if components.device.type == "cpu" else components.own_bytes
         coming = 0 if components.is_loaded("transformer") else self._transformer_bytes
-        return moved + coming + HOST_RESERVE <= psutil.virtual_memory().available
+        return has_host_room(moved + coming)
+
+
+def has_host_room(size: int) -> bool:
+    """Tell whether host memory has room for that many bytes more, and a reserve."""
+    return size + HOST_RESERVE <= psutil.virtual_memory().available
 
 
 def _identity(model: EditModel, device: torch.device) -> object:

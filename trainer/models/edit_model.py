@@ -30,7 +30,7 @@ from ..single_file.tokenizer import find_tokenizers, load_tokenizers
 from ..single_file.vae import load_vae
 from .family import Family, family_class
 from .model_files import NO_FILES, ModelFiles, check_files, warnings_about_files
-from .transformer import load_folder, load_single_file, open_transformer
+from .transformer import load_folder, load_single_file, open_transformer, weights_files
 from .types import ImageCodec, Ports, TextEncoder
 
 FILE_TYPES = ("json", "safetensors", "txt", "model", "jinja")
@@ -142,6 +142,12 @@ class EditModel:
     def is_trained(self) -> bool:
         """True if it carries the result of a training."""
         return self.adapter is not None or self.weights is not None
+
+    def transformer_files(self) -> list[Path]:
+        """The files that `load_transformer` reads: a single file, or a folder's shards, downloaded if need be."""
+        if file := self.weights or self.files.transformer:
+            return [file]
+        return weights_files(self._component_folder("transformer") / "transformer")
 
     def load_transformer(
         self,

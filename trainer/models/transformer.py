@@ -13,7 +13,7 @@ from ..config.settings import Precision
 from ..errors import BadInput
 from ..families.registry import find_family, find_variant
 from ..single_file.detect import describe_other, file_name_warnings
-from ..single_file.header import open_shards, open_weights
+from ..single_file.header import ShardedWeights, open_shards, open_weights
 from ..single_file.key_mapping import Layout, same_names
 from ..single_file.load_module import (
     ON_CPU,
@@ -56,6 +56,13 @@ def file_warnings(path: Path, base_model: str) -> list[str]:
         return []
     hint, lookalikes = variant.name_hint or info.name_hint, variant.lookalike_names or info.lookalike_names
     return file_name_warnings(path, file.metadata, base_model, hint, lookalikes)
+
+
+def weights_files(folder: Path) -> list[Path]:
+    """The weights file of a folder with diffusers' names, or its shards. Raises BadInput for one that is missing or
+    damaged."""
+    weights = open_shards(folder, WEIGHTS, "transformer")
+    return [shard.path for shard in (weights.shards if isinstance(weights, ShardedWeights) else (weights,))]
 
 
 def load_single_file(
