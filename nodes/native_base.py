@@ -102,7 +102,8 @@ def _missing_marker(model: EditModel, files: list[Path]) -> str:
 
 
 def _refusal(model: EditModel, files: list[Path], error: Exception) -> str:
-    reason = (str(error).splitlines() or [type(error).__name__])[0].rstrip(".:")
+    lines = str(error).splitlines()[:2] or [type(error).__name__]
+    reason = " ".join(line.strip() for line in lines).rstrip(".:")
     said = f"{model.base_model}: ComfyUI's own loader does not open {files[0].name} ({reason}). Edit Image does."
     if find_variant(model.base_model).embedded:
         return f"{said} ComfyUI knows this kind of model at its full size only: choose one of full size for a MODEL."

@@ -8,7 +8,6 @@ from typing import Any
 from unittest.mock import patch
 
 import comfy.lora
-import comfy.model_management as memory
 import torch
 from comfy.model_patcher import ModelPatcher
 from comfy_api.latest import ComfyExtension, io, ui
@@ -19,6 +18,7 @@ from .comfy_models import FULL_SIZE, empty_model, load_model, merged, native, re
 from .conditioning_nodes import FileModel, Fingerprints, Seen, Watch
 from .family_nodes import ThirdFamily
 from .file_nodes import FullSizeLayout, SingleFile
+from .memory_nodes import DeepClone, LiveBytes, Loads, Unload
 from .reduced_models import ReducedClip, ReducedVae, VaeFile
 from .several_family import SeveralFamily
 from .several_nodes import FixedNoise, SeveralControls, edit_outputs, to_pil, to_tensor
@@ -208,46 +208,6 @@ class Difference(io.ComfyNode):
         return io.NodeOutput(ui=ui.PreviewText(json.dumps(report)))
 
 
-class Loads(io.ComfyNode):
-    """How often the trainer has loaded a transformer since this node was executed for the first time."""
-
-    count = 0
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(
-            node_id="OracleLoads", inputs=[io.Image.Input("after")], is_output_node=True, not_idempotent=True
-        )
-
-    @classmethod
-    def execute(cls, after: torch.Tensor) -> io.NodeOutput:
-        model = trainer("models.edit_model").EditModel
-        load = model.load_transformer
-        if not hasattr(load, "counted"):
-
-            def counted(*args: Any, **options: Any) -> Any:
-                Loads.count += 1
-                return load(*args, **options)
-
-            counted.counted = True
-            model.load_transformer = counted
-        return io.NodeOutput(ui=ui.PreviewText(str(Loads.count)))
-
-
-class Unload(io.ComfyNode):
-    """The models that ComfyUI has loaded, which it then unloads."""
-
-    @classmethod
-    def define_schema(cls) -> io.Schema:
-        return io.Schema(node_id="OracleUnload", inputs=[io.Image.Input("after")], is_output_node=True)
-
-    @classmethod
-    def execute(cls, after: torch.Tensor) -> io.NodeOutput:
-        names = [type(loaded.model.model).__name__ for loaded in memory.current_loaded_models]
-        memory.unload_all_models()
-        return io.NodeOutput(ui=ui.PreviewText(" ".join(names)))
-
-
 class Oracles(ComfyExtension):
     async def get_node_list(self) -> list[type[io.ComfyNode]]:
         return [
@@ -271,4 +231,6 @@ class Oracles(ComfyExtension):
             SeveralControls,
             Unload,
             Loads,
+            LiveBytes,
+            DeepClone,
         ]
