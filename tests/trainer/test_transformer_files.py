@@ -9,15 +9,16 @@ from pathlib import Path
 
 import pytest
 import torch
+from diffusers import FluxTransformer2DModel
 
 from trainer.errors import BadInput
 from trainer.models.edit_model import EditModel
 from trainer.models.model_files import ModelFiles
 
 from ..opened_files import opened_files
-from ..single_files import stored, write
+from ..single_files import FLUX, FLUX_SIZES, stored, write
 
-pytestmark = [pytest.mark.slow, pytest.mark.skipif(sys.platform != "linux", reason="counts opened files by inotify")]
+pytestmark = pytest.mark.skipif(sys.platform != "linux", reason="counts opened files by inotify")
 
 
 def opened_by_loading(model: EditModel, folder: Path) -> set[str]:
@@ -39,8 +40,8 @@ def test_they_are_those_that_loading_opens(kontext: EditModel, tmp_path: Path):
     shards = shutil.copytree(whole, tmp_path / "shards")
     shutil.rmtree(shards / "transformer")
     transformer.save_pretrained(shards / "transformer", max_shard_size="40KB")
-    file = write(tmp_path / "file.safetensors", "fp32", stored(kontext.base_model, transformer))
-    trained = shutil.copyfile(file, tmp_path / "trained.safetensors")
+    trained = write(tmp_path / "trained.safetensors", "fp32", stored(kontext.base_model, transformer))
+    file = write(tmp_path / "file.safetensors", "fp32", stored(FLUX, FluxTransformer2DModel(**FLUX_SIZES)))
     models = {
         "whole": replace(kontext, folder=whole),
         "shards": replace(kontext, folder=shards),
