@@ -51,7 +51,7 @@ class BaseModel(io.ComfyNode):
                 ),
                 io.Vae.Input("vae", optional=True, tooltip="The VAE of your edit graph. Connect both, or neither."),
             ],
-            outputs=[EditModel.Output("model", tooltip="For Train Edit LoRA or Edit Image.")],
+            outputs=[EditModel.Output("model", tooltip="For Train Edit LoRA, Edit Image or Edit Model (as MODEL).")],
         )
 
     @classmethod

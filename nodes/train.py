@@ -60,7 +60,7 @@ class Train(io.ComfyNode):
                 EditSettings.Input("settings", optional=True, tooltip="From Training Settings (advanced)."),
             ],
             outputs=[
-                EditModel.Output("model", tooltip="Trained model, for Edit Image."),
+                EditModel.Output("model", tooltip="Trained model, for Edit Image or Edit Model (as MODEL)."),
                 io.LoraModel.Output("lora", tooltip="LoRA, for Load LoRA Model. Empty after a full fine-tune."),
                 EditRun.Output("run", tooltip="Run, for Preview Training Samples."),
                 io.String.Output("path", tooltip="Path of the saved file."),
