@@ -45,11 +45,9 @@ def folder(server: Server) -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def kontext(folder: Path, version: tuple[int, ...]) -> FluxTransformer2DModel:
-    """A narrow Kontext, which is also a file."""
-    if version < (0, 33):
-        pytest.skip("ComfyUI before 0.33 opens no Flux of another width")
+    """One block of each kind of Kontext, narrow if ComfyUI opens that, which is also a file."""
     torch.manual_seed(0)
-    transformer = FluxTransformer2DModel(**FLUX_SIZES)
+    transformer = FluxTransformer2DModel(**FLUX_SIZES | ({} if version >= (0, 33) else {"num_attention_heads": 24}))
     write(folder / KONTEXT_FILE, "bf16", stored(FLUX, transformer))
     return transformer
 
@@ -164,7 +162,9 @@ def test_a_2511_is_one_without_its_mark_too(server: Server, folder: Path, qwen: 
     assert torch.equal(*drawn(server, prompt, "native"), marked)
 
 
-def test_the_shards_of_a_folder_are_one_model(server: Server, kontext: FluxTransformer2DModel) -> None:
+def test_the_shards_of_a_folder_are_one_model(
+    server: Server, version: tuple[int, ...], kontext: FluxTransformer2DModel
+) -> None:
     place = server.base / "models" / "diffusers" / "native-shards"
     (place / "transformer").mkdir(parents=True)
     (place / "model_index.json").write_text(json.dumps({"_class_name": "FluxKontextPipeline"}), encoding="utf-8")
@@ -177,9 +177,10 @@ def test_the_shards_of_a_folder_are_one_model(server: Server, kontext: FluxTrans
         prompt |= {
             "theirs": node("UNETLoader", unet_name=KONTEXT_FILE, weight_dtype="default"),
             "native": native("model"),
-            "cloned": node("OracleDeepClone", model=["native", 0]),
         }
-        assert equal(drawn(server, prompt, "theirs", "native", "cloned"))
+        if version >= (0, 33):  # which opens a model's files once more, for several GPUs
+            prompt["cloned"] = node("OracleDeepClone", model=["native", 0])
+        assert equal(drawn(server, prompt, *({"theirs", "native", "cloned"} & prompt.keys())))
     finally:
         shutil.rmtree(place)
 
@@ -260,8 +261,8 @@ def test_gguf_is_for_the_pack_that_reads_it(
 
 
 def test_a_lora_of_another_model_is_refused(server: Server, kontext: FluxTransformer2DModel) -> None:
-    prompt = opened("tiny/flux-kontext") | {"other": opened("tiny/qwen-image-edit")["model"]}
+    prompt = opened(FLUX, KONTEXT_FILE) | {"other": opened("tiny/qwen-image-edit")["model"]}
     file = foreign(server, "tiny/qwen-image-edit", "diffusion_model.")
     prompt["lora"] = node("OracleConverted", model=["other", 0], file=str(file))
     result = server.run(prompt | needed("model", lora=["lora", 0]))
-    refused(result, "native", "lora: none of its", "fits tiny/flux-kontext")
+    refused(result, "native", "lora: none of its", f"fits {FLUX}")
