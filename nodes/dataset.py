@@ -40,6 +40,7 @@ class LoadDataset(io.ComfyNode):
                 *more_control_inputs(),
                 *field_inputs(RunSettings, ("allow_no_control",), optional=True),
             ],
+            advanced=("images_root", "bad_rows", "allow_no_control"),
             outputs=[
                 EditDataset.Output("dataset", tooltip="For Train Edit LoRA."),
                 io.Image.Output("preview", tooltip="Control and target images of the first rows, side by side."),

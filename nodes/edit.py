@@ -94,6 +94,7 @@ class EditImage(io.ComfyNode):
                     for number in (2, 3)
                 ),
             ],
+            advanced=("negative_prompt", "width", "height"),
             outputs=[io.Image.Output("image", tooltip="The edited image.")],
         )
 

@@ -52,6 +52,18 @@ SETTINGS = (
 )
 NEWER_SETTINGS = ("save_layout",)
 """Optional, because graphs saved before them lack them."""
+MAIN_SETTINGS = (
+    "resolution",
+    "precision",
+    "offload",
+    "optimizer",
+    "lr_scheduler",
+    "warmup_steps",
+    "sample_steps",
+    "checkpoint_every",
+    "init_lora",
+)
+"""Settings that stay in sight; the page folds the others, and those that are added later."""
 SETTINGS_ELSEWHERE = ("seed", "images_root", "bad_rows", "allow_no_control", "cache_text_embeddings")
 """Widgets of Train Edit LoRA, Load Edit Dataset and Edit Training Params."""
 
@@ -84,6 +96,14 @@ class Params(io.ComfyNode):
             search_aliases=["hyperparameters", "learning rate", "training steps", "LoRA rank"],
             description="The training parameters of a fine-tune request.",
             inputs=field_inputs(TrainingParams, PARAMS),
+            advanced=(
+                "cache_text_embeddings",
+                "gradient_accumulation",
+                "sample_height",
+                "sample_width",
+                "timestep_type",
+                "use_lora",
+            ),
             outputs=[EditParams.Output("params", tooltip="For Train Edit LoRA.")],
         )
 
@@ -97,12 +117,14 @@ class Settings(io.ComfyNode):
 
     @classmethod
     def define_schema(cls) -> io.Schema:
+        inputs = settings_inputs(RunSettings)
         return node_schema(
             node_id="EditTrainerSettings",
             display_name="Training Settings (advanced)",
             search_aliases=["optimizer", "precision", "checkpoints", "training options"],
             description="Settings that a fine-tune request does not have. Without this node the defaults apply.",
-            inputs=settings_inputs(RunSettings),
+            inputs=inputs,
+            advanced=tuple(widget.id for widget in inputs if widget.id not in MAIN_SETTINGS),
             outputs=[EditSettings.Output("settings", tooltip="For Train Edit LoRA.")],
         )
 

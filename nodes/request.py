@@ -104,6 +104,7 @@ class LoadRequest(io.ComfyNode):
                 ),
                 *field_inputs(RunSettings, ("allow_no_control",), optional=True),
             ],
+            advanced=("allow_no_control",),
             outputs=[
                 EditDataset.Output("dataset", tooltip="For Train Edit LoRA."),
                 EditParams.Output("params", tooltip="For Train Edit LoRA."),

@@ -59,6 +59,7 @@ class Train(io.ComfyNode):
                 ),
                 EditSettings.Input("settings", optional=True, tooltip="From Training Settings (advanced)."),
             ],
+            advanced=("seed", "resume"),
             outputs=[
                 EditModel.Output("model", tooltip="Trained model, for Edit Image or Edit Model (as MODEL)."),
                 io.LoraModel.Output("lora", tooltip="LoRA, for Load LoRA Model. Empty after a full fine-tune."),
