@@ -85,6 +85,7 @@ def test_the_published_pack_is_small_and_works(tmp_path: Path) -> None:
     files, archive = published(), tmp_path / "pack.zip"
     assert not [name for name in files if name.startswith(("tests/", ".ci/", ".github/"))]
     assert {"__init__.py", "nodes/train.py", "web/edit_trainer.js", "locales/zh/main.json"} <= files
+    assert [name for name in files if name.startswith("subgraphs/")]
     with zipfile.ZipFile(archive, "w", zipfile.ZIP_DEFLATED) as pack:
         for name in sorted(files):
             pack.write(ROOT / name, name)

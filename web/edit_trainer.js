@@ -3,6 +3,7 @@ import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { choiceWidget } from "./dataset/choice.js";
 import { addInfo, refreshInfo } from "./dataset/info.js";
+import { addEmptyGraph } from "./graph/add.js";
 import { addRequestButton, dropParquet, paste } from "./graph/paste.js";
 import { addModelInfo, showLinkedModels, showModelInfo } from "./model/info.js";
 import { callBefore, fitToWidgets } from "./graph/nodes.js";
@@ -17,6 +18,7 @@ import { runsTab } from "./runs_tab/sidebar.js";
 const VERSION = "0.2.0";
 const MESSAGE = "edit_trainer.run";
 const NOTES = "edit_trainer.notes";
+const ADD_GRAPH = "EditTrainer.AddGraph";
 
 /**
  * What a node does with the values it is given, by class: when a workflow is opened, and when the node is pasted,
@@ -47,6 +49,17 @@ api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail)
 app.registerExtension({
   name: "edit_trainer",
   aboutPageBadges: [{ label: `edit-trainer v${VERSION}`, url: "https://registry.comfy.org/nodes/edit-trainer", icon: "pi pi-images" }],
+
+  commands: [
+    {
+      id: ADD_GRAPH,
+      label: "Add a graph that trains an edit LoRA",
+      menubarLabel: "Add training graph",
+      icon: "pi pi-images",
+      function: addEmptyGraph,
+    },
+  ],
+  menuCommands: [{ path: ["Extensions", "Edit Trainer"], commands: [ADD_GRAPH] }],
 
   async init() {
     document.head.append(el("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href }));

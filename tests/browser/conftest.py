@@ -13,6 +13,7 @@ from playwright.sync_api import Page, sync_playwright
 
 from ..comfyui.server import Server, find_comfyui
 from ..hub_server import HubServer, hub_server
+from .helpers import PackConsole
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 
@@ -43,7 +44,7 @@ def server(tmp_path_factory: pytest.TempPathFactory, hub: HubServer) -> Iterator
 
 @pytest.fixture
 def page(server: Server) -> Iterator[Page]:
-    """The server's page, with the pack's nodes registered."""
+    """The server's page, with the pack's nodes registered. The pack may write nothing to its console."""
     browser_path = os.environ.get("CHROMIUM") or next(filter(None, map(shutil.which, NAMES)), None)
     if browser_path is None or not Path(browser_path).exists():
         pytest.skip("no Chromium found: install it, or set CHROMIUM to its program")
@@ -51,8 +52,10 @@ def page(server: Server) -> Iterator[Page]:
         browser = playwright.chromium.launch(executable_path=browser_path, args=["--no-sandbox"])
         page = browser.new_page(viewport={"width": 1800, "height": 1100})
         page.set_default_timeout(180_000)
+        console = PackConsole(page)
         page.goto(f"http://127.0.0.1:{server.port}/")
         page.wait_for_function("window.app?.graph && window.app.canvas && window.LiteGraph")
         page.wait_for_function("Object.keys(LiteGraph.registered_node_types).includes('EditTrainerTrain')")
         yield page
         browser.close()
+    assert not console.lines

@@ -57,6 +57,33 @@ class PageLog:
             self.other_hosts.add(address.netloc)
 
 
+class PackConsole:
+    """What the pack's own code writes to the console, or has the page write: a line whose call stack leads through a
+    file of the pack. Exceptions from there count as well."""
+
+    def __init__(self, page: Page) -> None:
+        self.lines: list[str] = []
+        self._devtools = page.context.new_cdp_session(page)
+        self._devtools.on("Runtime.consoleAPICalled", self._on_call)
+        self._devtools.on("Runtime.exceptionThrown", self._on_exception)
+        self._devtools.send("Runtime.enable")
+
+    def _on_call(self, call: dict[str, Any]) -> None:
+        texts = [str(part.get("value", part.get("description", ""))) for part in call["args"]]
+        self._keep(f"{call['type']}: {' '.join(texts)}", call.get("stackTrace"))
+
+    def _on_exception(self, event: dict[str, Any]) -> None:
+        details = event["exceptionDetails"]
+        text = details.get("exception", {}).get("description", details["text"])
+        self._keep(f"exception: {text}", details.get("stackTrace"))
+
+    def _keep(self, text: str, stack: dict[str, Any] | None) -> None:
+        files = [frame["url"] for frame in (stack or {}).get("callFrames", [])]
+        ours = next((url for url in files if f"/extensions/{PACK.name}/" in url), None)
+        if ours:
+            self.lines.append(f"{text} ({ours})")
+
+
 def short_workflow(run_name: str, steps: int, sample_every: int) -> dict[str, Any]:
     """The first example workflow, with the given number of steps at batch size 1."""
     path = next((PACK / "example_workflows").glob("1_*.json"))

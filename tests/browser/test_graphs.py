@@ -36,7 +36,7 @@ BOXES = """() => app.canvas.graph.nodes.map((node) => {
 })"""
 """Type and box of each node as it is drawn: left, top, width and height, in graph units."""
 LINKS = """() => app.canvas.graph.nodes.map((node) => [
-  node.type, ...(node.inputs ?? []).filter((input) => input.link != null).map((input) => input.name),
+  node.type, ...(node.inputs ?? []).filter((_, slot) => node.isInputConnected(slot)).map((input) => input.name),
 ])"""
 PLACES = "() => app.canvas.graph.nodes.map((node) => [node.type, ...[...node.pos].map(Math.round)])"
 """Type and position of each node."""

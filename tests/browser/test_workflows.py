@@ -24,7 +24,7 @@ LOADED = """async (workflow) => {
     type: node.type,
     known: Boolean(LiteGraph.registered_node_types[node.type]),
     values: node.serialize().widgets_values ?? [],
-    links: (node.inputs ?? []).filter((input) => input.link != null).map((input) => input.name),
+    links: (node.inputs ?? []).filter((_, slot) => node.isInputConnected(slot)).map((input) => input.name),
     widgets: (node.widgets ?? [])
       .filter((widget) => widget.options?.serialize !== false && widget.serialize !== false)
       .map((widget) => ({

@@ -74,6 +74,16 @@ def test_nothing_public_has_changed(server: Server) -> None:
     assert ours == json.loads(SNAPSHOT.read_text(encoding="utf-8"))
 
 
+def test_no_workflow_has_a_node_that_is_deprecated_or_missing(server: Server) -> None:
+    known = server.get("/object_info")
+    for path in (*(PACK / "example_workflows").glob("*.json"), *(PACK / "subgraphs").glob("*.json")):
+        workflow = json.loads(path.read_text(encoding="utf-8"))
+        subgraphs = workflow.get("definitions", {}).get("subgraphs", [])
+        types = {node["type"] for graph in (workflow, *subgraphs) for node in graph["nodes"]}
+        types -= {"MarkdownNote", *(subgraph["id"] for subgraph in subgraphs)}
+        assert not [name for name in types if known.get(name, {"deprecated": "missing"}).get("deprecated")], path.name
+
+
 def test_every_node_and_input_explains_itself(server: Server) -> None:
     for name, info in our_nodes(server).items():
         assert info["description"], name

@@ -24,14 +24,8 @@ interface ComfyDOMWidgetOptions {
   setValue?: (value: unknown) => void;
 }
 
-interface ComfyInput {
+interface ComfySlot {
   name: string;
-  link: number | null;
-}
-
-interface ComfyOutput {
-  name: string;
-  links: number[] | null;
 }
 
 interface ComfyNode {
@@ -43,13 +37,15 @@ interface ComfyNode {
   graph: ComfyGraph | null;
   subgraph?: ComfyGraph;
   widgets?: ComfyWidget[];
-  inputs: ComfyInput[];
-  outputs: ComfyOutput[];
+  inputs: ComfySlot[];
+  outputs: ComfySlot[];
   isSubgraphNode?(): boolean;
   computeSize(): ArrayLike<number> & Iterable<number>;
   setSize(size: ComfyPoint): void;
   findInputSlot(name: string): number;
   getInputNode(slot: number): ComfyNode | null;
+  isInputConnected(slot: number): boolean;
+  isAnyOutputConnected(): boolean;
   findOutputSlot(name: string): number;
   connect(output: number, node: ComfyNode, input: number): unknown;
   addWidget(type: "button", name: string, value: null, callback: () => void): ComfyWidget;
@@ -119,6 +115,8 @@ interface ComfySidebarTab {
 interface ComfyExtension {
   name: string;
   aboutPageBadges?: { label: string; url: string; icon: string }[];
+  commands?: { id: string; label: string; menubarLabel?: string; icon?: string; function: () => unknown }[];
+  menuCommands?: { path: string[]; commands: string[] }[];
   init?(): Promise<void>;
   setup?(): Promise<void>;
   getCustomWidgets?(): Record<string, (node: ComfyNode, name: string, spec: any) => { widget: ComfyWidget }>;

@@ -2,7 +2,7 @@
 import { el, setText, shieldFromGraph } from "../lib/dom.js";
 import { fetchColumns, fetchDatasetNotes, fetchFirstRows, fetchParquets, uploadParquet } from "../lib/server.js";
 import { counted, t } from "../lib/text.js";
-import { callBefore, findWidget, fitToWidgets, widgetText } from "../graph/nodes.js";
+import { callBefore, findWidget, fitToWidgets, isLinked, widgetText } from "../graph/nodes.js";
 import { embedNotes, setNotes } from "../notes/node.js";
 import { COLUMN_FIELDS, columnOptions, guessEmptyFields, missingFields } from "./columns.js";
 
@@ -131,7 +131,7 @@ class DatasetInfo {
   /** Shows in the node what is wrong with the values that are chosen in it. */
   #check() {
     const names = ["resource", ...Object.keys(COLUMN_FIELDS), "images_root"];
-    const chosen = names.filter((name) => !this.node.inputs?.some((input) => input.name === name && input.link != null));
+    const chosen = names.filter((name) => !isLinked(this.node, name));
     const inputs = Object.fromEntries(chosen.map((name) => [name, widgetText(this.node, name)]));
     const key = JSON.stringify(inputs);
     if (key === this.#checked) return;

@@ -3,7 +3,7 @@ import { app } from "../../../scripts/app.js";
 import { refreshInfo } from "../dataset/info.js";
 import { fetchColumns, parseRequest, uploadParquet } from "../lib/server.js";
 import { t } from "../lib/text.js";
-import { addPlan, isOnDisplay } from "./build.js";
+import { addPlan, freePosition, isOnDisplay } from "./build.js";
 import { completionPlan, datasetPlan, draftRequest, readRequest, requestPlan, withoutDots } from "./request.js";
 
 const TINY_MODEL = "tiny/flux-kontext";
@@ -32,6 +32,12 @@ async function addTrainingGraph(plan, pos) {
   const nodes = await addPlan(plan, pos, { fill: ({ dataset }) => refreshInfo(dataset) });
   if (isOnDisplay(nodes.train)) app.canvas.centerOnNode(nodes.train);
   return nodes;
+}
+
+/** Adds a graph that trains on a parquet file yet to be chosen, below the others. */
+export function addEmptyGraph() {
+  const samples = [{ prompt: "", ctrl_img_url: "" }];
+  return addRequestGraph({ resource: "", base_model: "", training_params: { samples } }, freePosition());
 }
 
 /**

@@ -61,6 +61,17 @@ export const findWidget = (node, name) => node.widgets?.find((widget) => widget.
 export const widgetText = (node, name) => String(findWidget(node, name)?.value ?? "");
 
 /**
+ * True if something is connected to an input. Newer pages warn about reading the slot's own `link`.
+ *
+ * @param {ComfyNode} node
+ * @param {string} name
+ */
+export function isLinked(node, name) {
+  const slot = node.inputs ? node.findInputSlot(name) : -1;
+  return slot >= 0 && node.isInputConnected(slot);
+}
+
+/**
  * Enlarges a node until its widgets fit. A workflow saved by an older version has sizes for fewer widgets.
  *
  * @param {ComfyNode} node

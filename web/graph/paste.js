@@ -22,7 +22,7 @@ export function paste(event) {
   const node = field && findRequestNode(field);
   if (!parquet && !readRequest(text)) return;
   // The text is in its field once the paste has been handled.
-  if (node?.outputs.every((output) => !output.links?.length)) setTimeout(() => completeRequestNode(node, text));
+  if (node && !node.isAnyOutputConnected()) setTimeout(() => completeRequestNode(node, text));
   if (field?.closest("input, textarea, [contenteditable]")) return;
   event.preventDefault();
   event.stopImmediatePropagation();

@@ -1,5 +1,5 @@
 // @ts-check
-import { callBefore, findWidget, fitToWidgets, widgetText } from "../graph/nodes.js";
+import { callBefore, findWidget, fitToWidgets, isLinked, widgetText } from "../graph/nodes.js";
 import { el } from "../lib/dom.js";
 import { fetchModelInfo } from "../lib/server.js";
 import { t } from "../lib/text.js";
@@ -48,8 +48,7 @@ export function showLinkedModels(request) {
  * @returns {ComfyNode | null | undefined} Undefined when nothing is connected; null for what cannot be followed.
  */
 function linkedTo(node) {
-  const slot = node.findInputSlot("base_model");
-  return node.inputs[slot]?.link == null ? undefined : node.getInputNode(slot);
+  return isLinked(node, "base_model") ? node.getInputNode(node.findInputSlot("base_model")) : undefined;
 }
 
 /**
@@ -80,7 +79,7 @@ export async function showModelInfo(node) {
   const info = infos.get(node);
   if (!info) return;
   const request = ++info.request;
-  const linked = PORTS.filter((name) => node.inputs?.some((input) => input.name === name && input.link != null));
+  const linked = PORTS.filter((name) => isLinked(node, name));
   let [text, failed] = ["", false];
   try {
     const model = baseModel(node);

@@ -1,5 +1,5 @@
 // @ts-check
-import { widgetText } from "../graph/nodes.js";
+import { isLinked, widgetText } from "../graph/nodes.js";
 import { fetchRequestNotes } from "../lib/server.js";
 import { setNotes } from "./node.js";
 
@@ -9,10 +9,7 @@ import { setNotes } from "./node.js";
  * @param {ComfyNode} node
  */
 export async function showRequestFaults(node) {
-  const read = () => {
-    const linked = node.inputs?.some(({ name, link }) => name === "request" && link != null);
-    return linked ? "" : widgetText(node, "request").trim();
-  };
+  const read = () => (isLinked(node, "request") ? "" : widgetText(node, "request").trim());
   const text = read();
   const notes = text.startsWith("{") ? await fetchRequestNotes(text).catch(() => []) : [];
   if (node.graph && text === read()) setNotes(node, "inputs", notes);

@@ -1,7 +1,7 @@
 // @ts-check
 import { app } from "../../../scripts/app.js";
 import { controlRun, fetchLiveRun, fetchSavedRun, fetchSavedRuns } from "../lib/server.js";
-import { callBefore, executionIds, findNode, fitToWidgets, widgetText } from "../graph/nodes.js";
+import { callBefore, executionIds, findNode, fitToWidgets, isLinked, widgetText } from "../graph/nodes.js";
 import { RunPanel } from "./panel.js";
 import { hasRunName } from "./state.js";
 
@@ -105,8 +105,7 @@ async function findSavedRun(name) {
  * @param {import("../lib/server.js").Snapshot} run
  */
 function isNamed(node, run) {
-  const linked = node.inputs?.some((input) => input.name === "run_name" && input.link != null);
-  return linked || hasRunName(run.run, widgetText(node, "run_name"));
+  return isLinked(node, "run_name") || hasRunName(run.run, widgetText(node, "run_name"));
 }
 
 /** @param {import("../lib/server.js").Snapshot} run */
