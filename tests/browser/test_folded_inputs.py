@@ -9,7 +9,7 @@ from ..comfyui.server import Server
 from .helpers import PageLog, choose_renderer, load, scroll_to, short_workflow, wait_until
 
 VALUES = """() => Object.fromEntries(app.graph.nodes.map((node) => [
-  node.type, (node.widgets ?? []).filter(({ serialize }) => serialize !== false).map(({ name, value }) => [name, value]),
+  node.type, (node.widgets ?? []).map(({ name, value }) => [name, value]),
 ]))"""
 BUTTON = "advanced-inputs-button"
 
