@@ -129,6 +129,18 @@ def values(page: Page, kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
+def test_the_command_adds_a_training_graph(page: Page, server: Server, renderer: str) -> None:
+    log = start(page, renderer)
+    page.evaluate("() => app.extensionManager.command.execute('EditTrainer.AddGraph')")
+    wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 30)
+    wait_until_laid_out(page)
+    check_layout(page)
+    assert values(page, "EditTrainerLoadDataset")["resource"] == ""
+    check_undo(page, BEFORE)
+    assert not log.problems
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_parquet_dropped_on_the_canvas_becomes_a_graph_and_undo_removes_it(
     page: Page, server: Server, renderer: str
 ) -> None:
