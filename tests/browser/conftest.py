@@ -56,6 +56,8 @@ def page(server: Server) -> Iterator[Page]:
         page.goto(f"http://127.0.0.1:{server.port}/")
         page.wait_for_function("window.app?.graph && window.app.canvas && window.LiteGraph")
         page.wait_for_function("Object.keys(LiteGraph.registered_node_types).includes('EditTrainerTrain')")
+        # Otherwise the page's own use of what is deprecated hides the pack's.
+        page.evaluate("() => { LiteGraph.alwaysRepeatWarnings = true }")
         yield page
         browser.close()
     assert not console.lines

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import time
 from collections.abc import Callable
 from pathlib import Path
@@ -24,10 +25,13 @@ COMFYUI_MESSAGES = (
     "for graph that was never set up",
     "Subgraph not found",
     "Invalid layout total size",
+    "is deprecated. Read connectivity",
 )
 """Parts of errors and warnings that ComfyUI's page also logs without the pack."""
 NODES_WITH_VIEWS = ("EditTrainerTrain", "EditTrainerLoadDataset", "EditTrainerBaseModel")
 """Nodes to which the page adds an element of the pack."""
+DEPRECATION = re.compile(r"warnDeprecated$|get( |$)")
+"""Functions of the page between who reads a deprecated property and the console: its getter, a proxy's, a warning."""
 PANEL = ".edit-trainer-panel"
 SCREENSHOTS = os.environ.get("EDIT_TRAINER_SHOTS")
 """Folder for screenshots; without it none are taken."""
@@ -58,8 +62,8 @@ class PageLog:
 
 
 class PackConsole:
-    """What the pack's own code writes to the console, or has the page write: a line whose call stack leads through a
-    file of the pack. Exceptions from there count as well."""
+    """What the pack's own code writes to the console, or has the page write by its use of something deprecated, and
+    exceptions whose call stack leads through a file of the pack."""
 
     def __init__(self, page: Page) -> None:
         self.lines: list[str] = []
@@ -70,16 +74,17 @@ class PackConsole:
 
     def _on_call(self, call: dict[str, Any]) -> None:
         texts = [str(part.get("value", part.get("description", ""))) for part in call["args"]]
-        self._keep(f"{call['type']}: {' '.join(texts)}", call.get("stackTrace"))
+        frames = call.get("stackTrace", {}).get("callFrames", [])
+        writers = [frame for frame in frames if not DEPRECATION.match(frame["functionName"])]
+        self._keep(f"{call['type']}: {' '.join(texts)}", writers[:1])
 
     def _on_exception(self, event: dict[str, Any]) -> None:
         details = event["exceptionDetails"]
         text = details.get("exception", {}).get("description", details["text"])
-        self._keep(f"exception: {text}", details.get("stackTrace"))
+        self._keep(f"exception: {text}", details.get("stackTrace", {}).get("callFrames", []))
 
-    def _keep(self, text: str, stack: dict[str, Any] | None) -> None:
-        files = [frame["url"] for frame in (stack or {}).get("callFrames", [])]
-        ours = next((url for url in files if f"/extensions/{PACK.name}/" in url), None)
+    def _keep(self, text: str, frames: list[dict[str, Any]]) -> None:
+        ours = next((frame["url"] for frame in frames if f"/extensions/{PACK.name}/" in frame["url"]), None)
         if ours:
             self.lines.append(f"{text} ({ours})")
 
