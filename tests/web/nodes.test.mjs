@@ -6,6 +6,7 @@ import {
   findNode,
   findWidget,
   fitToWidgets,
+  isLinked,
   positionBelow,
   widgetText,
 } from "../../web/graph/nodes.js";
@@ -87,4 +88,15 @@ test("an action runs before a callback, which keeps its arguments, its object an
   callBefore(target, "onRemoved", () => calls.push(["removed"]));
   assert.equal(target.onRemoved(), undefined);
   assert.deepEqual(calls.at(-1), ["removed"]);
+});
+
+test("what is connected is asked of the node, and an input that it lacks is not", () => {
+  const names = ["clip", "vae"];
+  const node = {
+    inputs: names,
+    findInputSlot: (name) => names.indexOf(name),
+    isInputConnected: (slot) => [false, true][slot],
+  };
+  assert.deepEqual(["clip", "vae", "image"].map((name) => isLinked(node, name)), [false, true, false]);
+  assert.equal(isLinked({}, "clip"), false);
 });
