@@ -48,7 +48,8 @@ export function showLinkedModels(request) {
  * @returns {ComfyNode | null | undefined} Undefined when nothing is connected; null for what cannot be followed.
  */
 function linkedTo(node) {
-  return isLinked(node, "base_model") ? node.getInputNode(node.findInputSlot("base_model")) : undefined;
+  if (!isLinked(node, "base_model")) return undefined;
+  return node.getInputNode(node.findInputSlot("base_model")) ?? null; // a subgraph's input is no node
 }
 
 /**
