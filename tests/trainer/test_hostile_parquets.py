@@ -5,15 +5,18 @@ from __future__ import annotations
 import re
 import struct
 import time
+from collections.abc import Iterator
 from contextlib import suppress
 from pathlib import Path
+from types import ModuleType
+from typing import Any
 
 import numpy as np
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainer.data import pages, row_blocks
+from trainer.data import footer, pages, row_blocks
 from trainer.data import parquet as parquet_files
 from trainer.data.columns import first_look, guess_columns
 from trainer.data.row_blocks import RowBlocks
@@ -146,17 +149,46 @@ def test_no_byte_of_a_footer_ends_the_process(tmp_path: Path) -> None:
                     list(RowBlocks(path, ["text"]))
 
 
-def test_a_page_whose_number_of_values_is_no_number(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def numbers_in(fields: Any, place: tuple[int, ...] = ()) -> Iterator[tuple[int, ...]]:
+    """Places of the numbers in a struct of Thrift: the fields, and the indices in lists, that lead to them."""
+    if isinstance(fields, int):
+        yield place
+    parts = fields.items() if isinstance(fields, dict) else enumerate(fields) if isinstance(fields, list) else ()
+    for index, part in parts:
+        yield from numbers_in(part, (*place, index))
+
+
+@pytest.mark.parametrize("module", [pages, footer], ids=lambda module: module.__name__.rpartition(".")[2])
+@pytest.mark.parametrize("foreign", [{1: 0}, [b""]], ids=["struct", "list"])
+def test_a_number_that_is_none_is_refused(
+    foreign: object, module: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     path = tmp_path / "edits.parquet"
-    pq.write_table(pa.table({"prompt": ["a", "b"]}), path)
+    pq.write_table(pa.table({"prompt": ["a", "b", "b"]}), path)
+    found: set[tuple[int, ...]] = set()
+    damaged_place: tuple[int, ...] = ()
 
-    def damaged(data: bytes) -> tuple[dict, int]:
-        header, end = read_struct(data)
-        return {field: part | {1: {}} if isinstance(part, dict) else part for field, part in header.items()}, end
+    def damaged(data: bytes, at: int = 0) -> tuple[dict, int]:
+        header, end = read_struct(data, at)
+        places = set(numbers_in(header))
+        found.update(places)
+        if damaged_place in places:
+            part: Any = header
+            for index in damaged_place[:-1]:
+                part = part[index]
+            part[damaged_place[-1]] = foreign
+        return header, end
 
-    monkeypatch.setattr(pages, "read_struct", damaged)
-    with pytest.raises(BadInput, match="a page without a number of values"):
-        RowBlocks(path, ["prompt"]).block(0)
+    monkeypatch.setattr(module, "read_struct", damaged)
+    RowBlocks(path, ["prompt"]).block(0)
+    refused = 0
+    for place in sorted(found):
+        damaged_place = place
+        try:
+            RowBlocks(path, ["prompt"]).block(0)
+        except BadInput:
+            refused += 1
+    assert refused >= 4, "sizes, counts and offsets"
 
 
 def test_a_footer_that_asks_for_gigabytes_is_not_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -71,6 +71,7 @@ class Footer:
 
 def _chunk(index: int, fields: dict) -> Chunk:
     path = ".".join(part.decode("utf-8", "replace") for part in fields[3])
-    pages, dictionary = fields[9], fields.get(11) or fields[9]
-    nulls = fields.get(12, {}).get(3)
+    pages, dictionary, nulls = fields[9], fields.get(11) or fields[9], fields.get(12, {}).get(3)
+    if not all(isinstance(value, int) for value in (fields[5], pages, dictionary, nulls or 0)):
+        raise TypeError(f"{path} has a field of another type")
     return Chunk(path, index, fields[1] == 6, fields[1] == 7, fields[5], min(pages, dictionary), nulls)

@@ -144,13 +144,12 @@ def _read_chunk(file: BinaryIO, size: int, chunk: Chunk, found: _Chunk, rows: in
     at, values = chunk.start, 0
     while values < rows:
         header, content = _read_header(file, size, at)
-        kind, raw, stored = (header.get(field, -1) for field in (1, 2, 3))
-        if not isinstance(raw, int) or not isinstance(stored, int) or raw < 0 or not 0 <= stored <= size - content:
+        kind, raw, stored = (_number(header, field) for field in (1, 2, 3))
+        if raw < 0 or not 0 <= stored <= size - content:
             raise BadPages(f"{found.path} has a page that is larger than the file")
         details = header.get({_DATA: 5, _DICTIONARY: 7, _DATA_V2: 8}.get(kind, 0))
         details = details if isinstance(details, dict) else {}
-        count, code = (details.get(field, -1) for field in (1, 4 if kind == _DATA_V2 else 2))
-        count = count if isinstance(count, int) else -1
+        count, code = _number(details, 1), _number(details, 4 if kind == _DATA_V2 else 2)
         if kind == _DICTIONARY:
             if chunk.is_bytes and count * 4 > raw:
                 raise BadPages(f"{found.path} has a dictionary that is longer than its page")
@@ -169,6 +168,12 @@ def _read_chunk(file: BinaryIO, size: int, chunk: Chunk, found: _Chunk, rows: in
     if values != rows:
         raise BadPages(f"{found.path} has pages of {values} values for {rows} rows")
     return found
+
+
+def _number(struct: dict, field: int) -> int:
+    """A field of a struct; -1 where it is missing or not a number."""
+    value = struct.get(field)
+    return value if isinstance(value, int) else -1
 
 
 def _read_header(file: BinaryIO, size: int, at: int) -> tuple[dict, int]:
