@@ -30,8 +30,9 @@ import torch  # noqa: E402
 from PIL import Image  # noqa: E402
 
 CARD = torch.device("cuda", 0)
-WHOLE, LITTLE = 20e9, 2e9
-NEEDED = 5e9
+NEEDED, WHOLE = 5e9, 20e9
+LITTLE = NEEDED - 1e6
+"""Less than is needed by less than the kept model takes: of its own models ComfyUI then unloads a part."""
 
 
 def ours(module: str) -> ModuleType:
