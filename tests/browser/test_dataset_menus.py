@@ -173,4 +173,5 @@ def test_a_pasted_request_becomes_a_graph(page: Page, server: Server) -> None:
     }
     request["training_params"]["steps"] = -1
     page.evaluate(paste, json.dumps(request))
-    page.get_by_text("The request cannot be used").wait_for()
+    notes = "() => app.graph.nodes.filter(({ type }) => type === 'Note').map(({ widgets }) => widgets[0].value)"
+    wait_until(lambda: any("steps" in text for text in page.evaluate(notes)), 30)

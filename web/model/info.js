@@ -84,7 +84,8 @@ export async function showModelInfo(node) {
   let [text, failed] = ["", false];
   try {
     const model = baseModel(node);
-    const lines = model ? await fetchModelInfo(model, widgetText(node, "transformer"), linked) : [t("requestChooses")];
+    const chooser = linkedTo(node)?.comfyClass === REQUEST_NODE ? "requestChooses" : "inputChooses";
+    const lines = model ? await fetchModelInfo(model, widgetText(node, "transformer"), linked) : [t(chooser)];
     text = lines.join("\n");
   } catch (error) {
     [text, failed] = [error instanceof Error ? error.message : String(error), true];
