@@ -9,6 +9,7 @@ from collections.abc import Callable
 
 import numpy as np
 from PIL import Image
+from PIL import __version__ as pillow_version
 
 
 def encoded(image: Image.Image, kind: str, **options: object) -> bytes:
@@ -90,15 +91,19 @@ def exif_pieces() -> bytes:
     return data[:2] + piece * 1000 + data[2:]
 
 
+TOO_SLOW = "more than [0-9.]+ seconds"
+
+
 HOSTILE: dict[str, tuple[Callable[[], bytes], str]] = {
     "a PNG of 100 megapixels of 16 bits": (lambda: png_of(10_000, 10_000, 16, 0, 20_000), ""),
     "a JPEG of two thousand scans": (many_scans, "scans over 1500 x 1500 pixels take too long"),
     "a TIFF of two million strips": (many_strips, "its tag 273 has 2,000,000 values"),
     "a TIFF of large tiles": (large_tiles, "its tiles have 60000 x 30000 pixels"),
     "a PNG of four million chunks": (many_chunks, "more than 131,072 pieces"),
-    "a BMP of short runs": (short_runs, "more than [0-9.]+ seconds"),
-    "a GIF of a long comment": (long_comment, ""),
-    "a JPEG of a thousand pieces of EXIF": (exif_pieces, "more than [0-9.]+ seconds"),
+    "a BMP of short runs": (short_runs, TOO_SLOW),
+    # Before 13, Pillow joined the pieces of a comment in time that grows with their square.
+    "a GIF of a long comment": (long_comment, "" if int(pillow_version.partition(".")[0]) >= 13 else TOO_SLOW),
+    "a JPEG of a thousand pieces of EXIF": (exif_pieces, TOO_SLOW),
     "a WebP of 64 megapixels": (
         lambda: encoded(Image.new("RGB", (8000, 8000)), "WEBP", lossless=True, method=0),
         "take 976 MB to decode",

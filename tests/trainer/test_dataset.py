@@ -165,7 +165,8 @@ def test_a_url_that_hangs_is_a_bad_row_and_fails_in_time(tmp_path):
         columns["after"] = [server.page(f"/{n}", lambda _: server.closing.wait(30)) for n in range(40)]
         path = write(tmp_path, columns)
         began = time.monotonic()
-        with pytest.raises(BadInput, match=r'row 0, column "after": http://.*: the server did not deliver') as caught:
+        # Which rows are asked for before the server counts as silent depends on the threads.
+        with pytest.raises(BadInput, match=r'row \d, column "after": http://.*: the server did not deliver') as caught:
             opened(path, downloads=Downloads(tmp_path / "downloads", timeout=0.5, deadline=1))
         assert time.monotonic() - began < 10
         assert "no rows left" in str(caught.value)
