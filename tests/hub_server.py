@@ -5,12 +5,13 @@ from __future__ import annotations
 import base64
 import json
 import re
-import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
 from typing import Any
+
+from .local_server import serving
 
 TOKEN, READ_TOKEN = "hf_writes", "hf_reads"
 OWNER = "tester"
@@ -136,14 +137,6 @@ def hub_server() -> Iterator[HubServer]:
         def log_message(self, *_: object) -> None:
             pass
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.daemon_threads = True
-    hub = HubServer(f"http://127.0.0.1:{httpd.server_port}")
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
+    with serving(Handler) as url:
+        hub = HubServer(url)
         yield hub
-    finally:
-        httpd.shutdown()
-        httpd.server_close()
-        thread.join()

@@ -5,7 +5,9 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from http.server import BaseHTTPRequestHandler
+
+from ..local_server import serving
 
 
 class ImageServer:
@@ -14,7 +16,7 @@ class ImageServer:
     def __init__(self, url: str) -> None:
         self.url = url
         self.pages: dict[str, Callable[[BaseHTTPRequestHandler], None]] = {}
-        self.local_control: list[tuple[str, dict[str, str]]] = []
+        self.asked: list[tuple[str, dict[str, str]]] = []
         self.closing = threading.Event()
 
     def serve(self, path: str, body: bytes, **headers: str) -> str:
@@ -55,7 +57,7 @@ def image_server() -> Iterator[ImageServer]:
 
     class Handler(BaseHTTPRequestHandler):
         def do_GET(self) -> None:
-            server.local_control.append((self.path, dict(self.headers)))
+            server.asked.append((self.path, dict(self.headers)))
             page = server.pages.get(self.path)
             if page is None:
                 self.send_error(404)
@@ -71,15 +73,9 @@ def image_server() -> Iterator[ImageServer]:
             except ConnectionError:
                 self.close_connection = True
 
-    httpd = ThreadingHTTPServer(("127.0.0.1", 0), Handler)
-    httpd.daemon_threads = True
-    server = ImageServer(f"http://127.0.0.1:{httpd.server_port}")
-    thread = threading.Thread(target=httpd.serve_forever, kwargs={"poll_interval": 0.02}, daemon=True)
-    thread.start()
-    try:
-        yield server
-    finally:
-        server.closing.set()
-        httpd.shutdown()
-        httpd.server_close()
-        thread.join()
+    with serving(Handler) as url:
+        server = ImageServer(url)
+        try:
+            yield server
+        finally:
+            server.closing.set()

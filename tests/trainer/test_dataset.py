@@ -155,7 +155,7 @@ def test_addresses(tmp_path):
         downloads = Downloads(tmp_path / "downloads")
         path = write(tmp_path, columns)
         assert_rows_belong_together(opened(path, downloads=downloads), [0, 1, 2])
-        assert len(server.local_control) == 3
+        assert len(server.asked) == 3
 
 
 @pytest.mark.slow

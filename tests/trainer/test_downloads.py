@@ -31,8 +31,8 @@ def test_one_request_for_many_uses(server, downloads):
     url = server.serve("/a.png", b"content")
     with ThreadPoolExecutor(8) as pool:
         assert set(pool.map(lambda _: downloads.fetch(url, LIMIT), range(40))) == {b"content"}
-    assert len(server.local_control) == 1
-    assert "edit-trainer" in server.local_control[0][1]["User-Agent"]
+    assert len(server.asked) == 1
+    assert "edit-trainer" in server.asked[0][1]["User-Agent"]
 
 
 def test_the_next_run_asks_whether_it_has_changed(server, downloads):
@@ -40,8 +40,8 @@ def test_the_next_run_asks_whether_it_has_changed(server, downloads):
     assert downloads.fetch(url, LIMIT) == b"one"
     again = Downloads(downloads.folder)
     assert again.fetch(url, LIMIT) == b"one"
-    assert server.local_control[1][1]["If-None-Match"] == '"v1"'
-    assert server.local_control[1][1]["If-Modified-Since"] == "Mon, 01 Jan 2024 00:00:00 GMT"
+    assert server.asked[1][1]["If-None-Match"] == '"v1"'
+    assert server.asked[1][1]["If-Modified-Since"] == "Mon, 01 Jan 2024 00:00:00 GMT"
     server.serve("/a.png", b"two", ETag='"v2"')
     assert Downloads(downloads.folder).fetch(url, LIMIT) == b"two"
     assert Downloads(downloads.folder).fetch(url, LIMIT) == b"two"
@@ -78,7 +78,7 @@ def test_errors_of_the_server_are_told_once_asked(server, downloads):
     for _ in range(2):
         with pytest.raises(BadImage, match="answers 404"):
             downloads.fetch(server.url + "/none.png", LIMIT)
-    assert len(server.local_control) == 1
+    assert len(server.asked) == 1
 
 
 def trickle(server: ImageServer, start: bytes, drop: bytes):
@@ -119,7 +119,7 @@ def test_a_host_that_stays_silent_is_not_waited_for_again_and_again(server, down
         with pytest.raises(BadImage):
             downloads.fetch(f"{server.url}/{number}.png", LIMIT)
     assert time.monotonic() - began < 8
-    assert len(server.local_control) == 3
+    assert len(server.asked) == 3
 
 
 def test_too_large_is_refused_by_header_and_while_reading(server, downloads):

@@ -92,7 +92,7 @@ def test_no_spelling_of_a_private_host_is_asked(server, tmp_path, host):
     server.serve("/a.png", png(0))
     with pytest.raises(BadImage) as caught:
         fetch_control(url, Downloads(tmp_path))
-    assert server.local_control == []
+    assert server.asked == []
     if host.isascii() and "@" not in host and not host.endswith("."):
         assert f"{url}: " in str(caught.value)
         assert all(word in str(caught.value) for word in ("private network", ALLOW_OPTION, f"{ALLOW_VARIABLE}=1"))
@@ -114,7 +114,7 @@ def test_names_are_refused_by_what_they_resolve_to(server, tmp_path, monkeypatch
     port = urlsplit(server.url).port
     with pytest.raises(BadImage, match=rf"http://pictures\.example:{port}/a\.png: pictures\.example \({addresses[-1]}"):
         Downloads(tmp_path).fetch(f"http://pictures.example:{port}/a.png", LIMIT)
-    assert server.local_control == []
+    assert server.asked == []
 
 
 def test_a_name_is_looked_up_once_and_connected_to_where_it_was_checked(server, tmp_path, monkeypatch):
@@ -130,7 +130,7 @@ def test_a_name_is_looked_up_once_and_connected_to_where_it_was_checked(server, 
     url = f"http://pictures.example:{urlsplit(server.url).port}/a.png"
     assert Downloads(tmp_path).fetch(url, LIMIT) == b"content"
     assert (asked, connected) == (["pictures.example"], [PUBLIC])
-    assert server.local_control[0][1]["Host"] == urlsplit(url).netloc
+    assert server.asked[0][1]["Host"] == urlsplit(url).netloc
 
 
 @pytest.mark.parametrize("target", ["http://10.0.0.7/a.png", "http://inside.example/a.png", "https://[::1]/a.png"])
@@ -142,7 +142,7 @@ def test_every_hop_of_a_redirect_is_checked(server, tmp_path, monkeypatch, targe
     with pytest.raises(BadImage, match="is in a private network") as caught:
         Downloads(tmp_path).fetch(server.url + "/1.png", LIMIT)
     assert target in str(caught.value)
-    assert [path for path, _ in server.local_control] == ["/1.png", "/0.png"]
+    assert [path for path, _ in server.asked] == ["/1.png", "/0.png"]
 
 
 def test_a_proxy_may_be_private_but_leads_to_no_private_host(server, tmp_path, monkeypatch):
@@ -153,7 +153,7 @@ def test_a_proxy_may_be_private_but_leads_to_no_private_host(server, tmp_path, m
     assert downloads.fetch("http://pictures.invalid/a.png", LIMIT) == b"content"
     with pytest.raises(BadImage, match="private network"):
         downloads.fetch("http://10.0.0.7/a.png", LIMIT)
-    assert len(server.local_control) == 1
+    assert len(server.asked) == 1
 
 
 def test_a_stored_copy_does_not_open_the_door(server, tmp_path, monkeypatch):
@@ -187,7 +187,7 @@ def test_only_who_starts_the_program_allows_it(server, tmp_path, monkeypatch, ca
     (tmp_path / "request.json").write_text(json.dumps(request | {"allow_private_hosts": True}))
     assert main(train) == 2
     assert "allow_private_hosts: unknown field" in capsys.readouterr().err
-    assert server.local_control == []
+    assert server.asked == []
     monkeypatch.setenv(ALLOW_VARIABLE, "0")  # restored after the test, which lets the option set it
     inspect = ["inspect", str(path), "--caption-column", "prompt", "--control-image-column", "before"]
     assert main([*inspect, "--image-column", "after", ALLOW_OPTION]) == 0

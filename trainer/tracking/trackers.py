@@ -81,7 +81,7 @@ def tracked(
             for event in events:
                 yield event
                 yield from log.add(event)
-    except Exception:
+    except Exception:  # An error of any kind ends the log as that of a failed run, and goes on.
         failed = True
         raise
     finally:
