@@ -1,6 +1,7 @@
 """Trains in child processes that are killed: run as a script by test_kill.py.
 
-One process imports everything and forks a child an attempt, because importing takes much longer than training.
+One process imports everything and forks a child an attempt, because importing takes much longer than training. A child
+that is two checkpoints ahead waits to be killed, so that a killer that comes late never finds a finished run.
 Arguments: run folder, parquet, number of kills, and "several" for a parquet of several controls. Prints one line an
 attempt: how it was killed, and the newest checkpoint that could be read afterwards.
 """
@@ -15,20 +16,22 @@ from pathlib import Path
 from trainer.config.settings import parse_settings
 from trainer.data.dataset import open_dataset
 from trainer.data.load_request import load_request
-from trainer.events import drain
+from trainer.events import Checkpoint, drain
 from trainer.files import TEMPORARY_PREFIX
 from trainer.models.edit_model import open_model
+from trainer.training import checkpoint
 from trainer.training.checkpoint import checkpoint_folders, last_step, load_checkpoint
 from trainer.training.loop import train
 
 from ..several_controls import registered, several_request
 
 STEPS = 20
+STEPS_AHEAD = 2
 SEVERAL_CONTROLS = sys.argv[4:] == ["several"]
 
 
-def run(folder: Path, parquet: Path) -> None:
-    """One training to its end, or until killed."""
+def run(folder: Path, parquet: Path, last: int | None) -> None:
+    """One training to its end, or until it waits after the checkpoint of step `last`."""
     import torch
 
     torch.set_num_threads(1)
@@ -43,16 +46,30 @@ def run(folder: Path, parquet: Path) -> None:
     request, path = load_request(several_request(parquet, batch_size=2, **params) if SEVERAL_CONTROLS else one)
     settings = parse_settings({"checkpoint_every": 1, "sample_steps": 2, "keep_checkpoints": 2})
     dataset = drain(open_dataset(path, request.training_params.columns))
-    for _ in train(request, dataset, open_model(request.base_model), settings, run_dir=folder):
-        pass
+    for event in train(request, dataset, open_model(request.base_model), settings, run_dir=folder):
+        if isinstance(event, Checkpoint) and event.step == last:
+            time.sleep(600)
 
 
-def fork(folder: Path, parquet: Path) -> int:
+def write_slowly() -> None:
+    """Let each half-written checkpoint of this process be seen before it is complete."""
+    write = checkpoint._write_state
+
+    def slow(path: Path, state: checkpoint.CheckpointData) -> None:
+        write(path, state)
+        time.sleep(0.3)
+
+    checkpoint._write_state = slow
+
+
+def fork(folder: Path, parquet: Path, last: int | None = None, slow: bool = False) -> int:
     """Start a child that trains; its process id."""
     child = os.fork()
     if child == 0:
         try:
-            run(folder, parquet)
+            if slow:
+                write_slowly()
+            run(folder, parquet, last)
             os._exit(0)
         except BaseException as error:
             print(f"failed: {error!r}", flush=True)
@@ -61,15 +78,8 @@ def fork(folder: Path, parquet: Path) -> int:
 
 
 def newest(folder: Path) -> int:
-    """Step of the newest checkpoint; every one of them must be readable."""
-    steps = [0]
-    for path in checkpoint_folders(folder / "checkpoints"):
-        state = load_checkpoint(path)
-        if state is None:
-            print(f"failed: {path} is damaged", flush=True)
-        else:
-            steps.append(state.step)
-    return max(steps)
+    """Step of the newest checkpoint. Raises DamagedFile if any of them cannot be read."""
+    return max((load_checkpoint(path).step for path in checkpoint_folders(folder / "checkpoints")), default=0)
 
 
 def wait_for_write(folder: Path, deadline: float) -> bool:
@@ -85,14 +95,14 @@ def main() -> None:
     chance = random.Random(0)
     before = 0
     for attempt in range(kills):
-        child = fork(folder, parquet)
+        inside = attempt % 2 == 1
+        child = fork(folder, parquet, before + STEPS_AHEAD, slow=inside)
         begun = time.monotonic()
         while last_step(folder / "checkpoints") <= before and time.monotonic() < begun + 60:
             time.sleep(0.02)
-        if attempt % 2:
+        if inside:
             inside = wait_for_write(folder, time.monotonic() + 5)
         else:
-            inside = False
             time.sleep(chance.random() * 0.3)
         os.kill(child, signal.SIGKILL)
         _, status = os.waitpid(child, 0)
