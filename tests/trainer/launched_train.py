@@ -2,7 +2,7 @@
 
 The processes are forked from this one, which has imported everything; torchrun's own would each import for ten seconds.
 Arguments: the number of restarts, then those of `train`. Each process writes its number to rank-<rank>.pid in the
-current folder.
+current folder; one that may be restarted trains slowly, as it is to be killed.
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from torch.distributed.launcher.api import LaunchConfig, elastic_launch
 from trainer.cli.main import main
 from trainer.training import loop
 
+from .processes import train_slowly
+
 assert loop  # imported before the fork
 
 
@@ -24,6 +26,8 @@ def train(*arguments: str) -> None:
     """Train in one process of the group."""
     Path(f"rank-{os.environ['RANK']}.pid").write_text(str(os.getpid()))
     torch.set_num_threads(1)
+    if os.environ["TORCHELASTIC_RESTART_COUNT"] < os.environ["TORCHELASTIC_MAX_RESTARTS"]:
+        train_slowly()
     if code := main(["train", *arguments]):
         raise SystemExit(code)
 

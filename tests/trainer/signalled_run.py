@@ -17,13 +17,17 @@ import torch
 from trainer.cli.main import main
 from trainer.training import loop
 
+from .processes import train_slowly
+
 assert loop  # imported before the fork
 
 
-def run(request: Path, folder: Path) -> int:
+def run(request: Path, folder: Path, slow: bool = False) -> int:
     """Start a child that trains; its process id."""
     child = os.fork()
     if child == 0:
+        if slow:
+            train_slowly()
         torch.set_num_threads(1)
         signal.signal(signal.SIGHUP, signal.SIG_DFL)  # Under nohup it is ignored, and `train` leaves it so.
         os._exit(main(["train", str(request), "--out", str(folder), "--sample-steps", "2"]))
@@ -45,7 +49,7 @@ def main_script() -> None:
     request, folder, *signals = sys.argv[1:]
     codes = []
     for number in map(int, signals):
-        before, child = steps_logged(Path(folder)), run(Path(request), Path(folder))
+        before, child = steps_logged(Path(folder)), run(Path(request), Path(folder), slow=True)
         deadline = time.monotonic() + 60
         while steps_logged(Path(folder)) <= before and time.monotonic() < deadline:
             time.sleep(0.005)
