@@ -6,7 +6,7 @@ from __future__ import annotations
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
-from typing import Any, ClassVar, Protocol, runtime_checkable
+from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import diffusers
 import torch
@@ -16,9 +16,11 @@ from diffusers.models.modeling_utils import no_init_weights
 from diffusers.pipelines.flux.pipeline_flux_kontext import retrieve_latents
 from packaging.version import Version
 from PIL import Image
+from transformers import PreTrainedModel
 
 from ..blocks.install import use_blocks
 from ..data.resize import Size, nearest_possible
+from ..errors import BadInput
 from .family import Family
 from .types import Grid, PackedLatents
 
@@ -70,8 +72,7 @@ class PipelineFamily(Family):
     ) -> PipelineCodec:
         model = self.vae_file.model
         assert issubclass(model, ModelMixin)
-        vae = model.from_pretrained(folder, subfolder="vae", **from_folder(dtype))
-        return self.wrap_vae(vae, device, fingerprint)
+        return self.wrap_vae(load_pretrained(model, folder, "vae", dtype), device, fingerprint)
 
     def wrap_vae(self, vae: ModelMixin, device: torch.device | str, fingerprint: str) -> PipelineCodec:
         return PipelineCodec(vae, device, fingerprint)
@@ -81,6 +82,9 @@ class PipelineFamily(Family):
         if folder is None:
             others: dict[str, Any] = dict.fromkeys(("scheduler", "transformer", "vae"))
             return self.pipeline(**others, **loaded)
+        for name, encoder in self.text_encoders.items():
+            if name not in loaded:
+                loaded[name] = load_pretrained(encoder.model, folder, name, dtype)
         return self.pipeline.from_pretrained(folder, transformer=None, vae=None, **loaded, **from_folder(dtype))
 
     def sample_size(self, wanted: Size) -> Size:
@@ -106,6 +110,22 @@ class PipelineFamily(Family):
 def from_folder(dtype: torch.dtype) -> dict[str, Any]:
     """Arguments of `from_pretrained`: nothing is downloaded or unpickled."""
     return {DTYPE: dtype, "local_files_only": True, "use_safetensors": True}
+
+
+Pretrained = TypeVar("Pretrained", ModelMixin, PreTrainedModel)
+
+
+def load_pretrained(model: type[Pretrained], folder: Path, name: str, dtype: torch.dtype) -> Pretrained:
+    """Load a model of the pipeline from its subfolder `name`. Raises BadInput when its files lack weights, which the
+    libraries would replace by random numbers with a warning."""
+    result: Any = model.from_pretrained(folder, subfolder=name, output_loading_info=True, **from_folder(dtype))
+    loaded, info = result
+    if missing := sorted(info["missing_keys"]):
+        raise BadInput(
+            f"{folder / name} is not a whole {model.__name__}: {len(missing)} of its tensors are missing, such as "
+            f"{missing[0]!r}. Download the folder again, or use one that belongs to this base model."
+        )
+    return loaded
 
 
 @cache
