@@ -16,7 +16,8 @@ import torch
 from trainer.data.resize import Size
 from trainer.families.records import QWEN_IMAGE_EDIT
 from trainer.families.registry import FAMILIES
-from trainer.models.qwen_image_edit import QwenImageEdit, QwenTextEncoder
+from trainer.models.qwen_encoders import QwenTextEncoder
+from trainer.models.qwen_image_edit import QwenImageEdit
 from trainer.models.types import TextConditioning
 from trainer.tiny.shapes import TAUGHT_EDITS, make_pairs, png_bytes
 

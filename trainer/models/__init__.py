@@ -9,7 +9,8 @@
 - diffusers_family.py: what the families share because their diffusers pipelines do.
 - flux_kontext.py, flux_single_file.py: FLUX.1 Kontext and its single files.
 - qwen_image_edit_plus.py: Qwen-Image-Edit-2509 and -2511, under both policies.
-- qwen_image_edit.py, qwen_processor.py, qwen_single_file.py: Qwen-Image-Edit, its processor and its single files.
+- qwen_image_edit.py, qwen_encoders.py, qwen_processor.py, qwen_single_file.py: Qwen-Image-Edit, its text encoder and
+  VAE, its processor and its single files.
 - comfyui_parity.py: both families with ComfyUI's image resizing in place of diffusers'.
 - configs/: the published models' folders in diffusers' pipeline layout, without weights.
 

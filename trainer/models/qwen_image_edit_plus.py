@@ -16,7 +16,8 @@ from ..single_file.key_mapping import Shapes
 from .comfyui_parity import ComfyQwenImageEdit, kontext_scaled
 from .diffusers_family import VAE_SCALE, config_of, to_pil
 from .flux_kontext import PREFERRED_RESOLUTION, PREFERRED_SIZES
-from .qwen_image_edit import EditPipeline, QwenImageEdit, QwenTextEncoder, rounded_area
+from .qwen_encoders import EditPipeline, QwenTextEncoder
+from .qwen_image_edit import QwenImageEdit, rounded_area
 
 SEEN = 384 / 1024
 """Side of what the text encoder sees of a control, in units of the side that its latents are made at. Source: the
