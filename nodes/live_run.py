@@ -15,9 +15,22 @@ from comfy_execution.utils import get_executing_context
 from server import PromptServer
 
 from ..trainer.errors import printable
-from ..trainer.events import Checkpoint, Event, Finished, Notice, Planned, Progress, RunControl, Sample, Started, Step
+from ..trainer.events import (
+    Checkpoint,
+    Event,
+    Finished,
+    Notice,
+    Planned,
+    Progress,
+    RunControl,
+    Sample,
+    Started,
+    Step,
+    Validation,
+)
 from ..trainer.training.checkpoint import checkpoint_steps
 from ..trainer.training.run_folder import RunFolder
+from ..trainer.training.run_log import lowest
 from .folders import runs_folder
 from .host import NodeDisplay, Pace, device_memory, progress_line
 from .run_snapshot import LiveSnapshot
@@ -96,6 +109,8 @@ class LiveRun:
             self._add_start(event)
         elif isinstance(event, Step):
             self._add_step(event)
+        elif isinstance(event, Validation):
+            self._add_validation(event)
         elif isinstance(event, Sample):
             snapshot.samples.append(sample_entry(event.step, event.index, event.prompt, event.path))
         elif isinstance(event, Notice):
@@ -148,6 +163,9 @@ class LiveRun:
         self.snapshot.points += [list(point) for point in run.losses()]
         self.snapshot.samples += sample_entries(run)
         self.snapshot.checkpoints += checkpoint_steps(run.checkpoints)
+        losses = run.validation_losses()
+        self.snapshot.validation += [list(point) for point in losses]
+        self.snapshot.best_step = lowest(losses)
 
     def _add_step(self, event: Step) -> None:
         self._seconds.append(event.seconds)
@@ -159,6 +177,11 @@ class LiveRun:
         speed = f"{1 / seconds:.2f} steps/s" if seconds < 1 else f"{seconds:.2f} s/step"
         minutes = f"{left // 3600}:{left // 60 % 60:02d}:{left % 60:02d}"
         snapshot.status = f"step {event.step}/{event.steps} · loss {event.loss:.4f} · {speed} · {minutes} left"
+
+    def _add_validation(self, event: Validation) -> None:
+        self.snapshot.validation.append([event.step, event.loss])
+        if event.best:
+            self.snapshot.best_step = event.step
 
     def _add_end(self, event: Finished) -> None:
         self.finished = event

@@ -9,7 +9,7 @@ from typing import Any, Literal
 RunState = Literal["running", "finished", "stopped", "failed"]
 
 
-GROWING = ("points", "samples", "checkpoints", "warnings")
+GROWING = ("points", "samples", "checkpoints", "warnings", "validation")
 """Lists that only grow. An event carries their new items alone, and under `from` the index of the first of them."""
 
 
@@ -47,6 +47,10 @@ class RunSnapshot:
     warnings: list[str] = field(default_factory=list)
     resumed_at: int | None = None
     """Step from which this execution went on; None for one that began at 0, or was read from its folder."""
+    validation: list[list[float]] = field(default_factory=list)
+    """Pairs of step and held-out loss."""
+    best_step: int | None = None
+    """Step of the lowest held-out loss; None where none was measured."""
 
     def lengths(self) -> dict[str, int]:
         """Length of each growing list."""

@@ -13,7 +13,7 @@ from ..trainer.files import read_json, write_json
 from ..trainer.tracking.smoothing import SmoothedLoss
 from ..trainer.training.checkpoint import checkpoint_steps, last_step
 from ..trainer.training.run_folder import RunFolder
-from ..trainer.training.run_log import parse_log_line
+from ..trainer.training.run_log import lowest, parse_log_line
 from .folders import CACHE, NO_LORA, find_lora, is_folder_name, lora_options, output_folder, runs_folder
 from .run_snapshot import RunSnapshot, RunSummary
 
@@ -83,6 +83,7 @@ def run_details(name: str, running: set[str]) -> dict[str, Any]:
         summary, request, settings = _read_summary(run, running), _request(run), _settings(run)
     except (OSError, ValueError) as error:
         raise BadInput(f'The run "{name}" is damaged: {error}.') from None
+    validation = run.validation_losses()
     snapshot = RunSnapshot(
         id=f"{name} {summary.changed}",
         run=summary.run,
@@ -94,6 +95,8 @@ def run_details(name: str, running: set[str]) -> dict[str, Any]:
         points=[list(point) for point in run.losses()],
         samples=sample_entries(run),
         checkpoints=checkpoint_steps(run.checkpoints),
+        validation=[list(point) for point in validation],
+        best_step=lowest(validation),
     )
     return {
         **summary.to_dict(),

@@ -10,7 +10,7 @@ from typing import Any, Literal, TypeVar
 
 from PIL import Image
 
-Phase = Literal["checking", "loading", "caching", "training", "sampling", "saving"]
+Phase = Literal["checking", "loading", "caching", "training", "validating", "sampling", "saving"]
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
@@ -66,6 +66,18 @@ class Step:
 
 
 @dataclass(frozen=True, slots=True, kw_only=True)
+class Validation:
+    """The loss on the held-out rows is measured."""
+
+    step: int
+    """Optimizer steps done."""
+    loss: float
+    """Mean over the held-out rows at fixed noise levels, timestep weights included."""
+    best: bool
+    """The lowest of the run so far."""
+
+
+@dataclass(frozen=True, slots=True, kw_only=True)
 class Sample:
     """One sample image is generated and saved."""
 
@@ -100,7 +112,7 @@ class Finished:
     run_dir: Path
 
 
-Event = Planned | Started | Progress | Notice | Step | Sample | Checkpoint | Finished
+Event = Planned | Started | Progress | Notice | Step | Validation | Sample | Checkpoint | Finished
 
 
 class RunControl:

@@ -7,6 +7,7 @@ from .run_snapshots import LiveSnapshot, RunSnapshot, RunSummary, keys
 RUN_KEYS = {
     *("id", "run", "state", "status", "plan", "phase", "done", "total", "step", "steps", "seconds", "seconds_left"),
     *("memory", "points", "samples", "checkpoints", "warnings", "workflow_id", "resumed_at"),
+    *("validation", "best_step"),
 }
 LIVE_KEYS = RUN_KEYS | {"node_id", "prompt_id", "note"}
 SUMMARY_KEYS = {
@@ -32,7 +33,7 @@ def test_a_message_has_what_is_new_and_where_it_begins():
     snapshot.warnings.append("careful")
     message = snapshot.message(sent)
     assert message.keys() == LIVE_KEYS | {"from"}
-    assert message["from"] == {"points": 2, "samples": 0, "checkpoints": 0, "warnings": 0}
+    assert message["from"] == {"points": 2, "samples": 0, "checkpoints": 0, "warnings": 0, "validation": 0}
     assert (message["points"], message["warnings"], message["run"]) == ([[3, 0.125]], ["careful"], "name")
 
 

@@ -11,13 +11,14 @@ from typing import Any
 from tqdm import tqdm
 
 from ..errors import printable
-from ..events import Checkpoint, Event, Finished, Notice, Planned, Progress, Sample, Started, Step
+from ..events import Checkpoint, Event, Finished, Notice, Planned, Progress, Sample, Started, Step, Validation
 
 _PHASES = {
     "checking": "Checking",
     "loading": "Loading",
     "caching": "Encoding",
     "training": "Training",
+    "validating": "Measuring",
     "sampling": "Sampling",
     "saving": "Saving",
 }
@@ -112,6 +113,9 @@ class Console:
                 self.line(f"Plan: {event.line}")
             case Notice():
                 self.line(f"warning: {event.message}")
+            case Validation():
+                best = ", the lowest so far" if event.best else ""
+                self.line(f"Held-out loss at step {event.step}: {event.loss:.4f}{best}")
             case Sample():
                 self.line(f'Sample at step {event.step}: {event.path} ("{event.prompt}")')
             case Checkpoint():

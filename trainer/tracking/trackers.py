@@ -11,7 +11,7 @@ from ..config.public import Parameter, run_parameters
 from ..config.request import FineTuneRequest
 from ..config.settings import RunSettings
 from ..errors import BadInput, RunFailed
-from ..events import Event, Notice, Sample, Started, Step
+from ..events import Event, Notice, Sample, Started, Step, Validation
 from ..training.run_folder import RunFolder
 from .smoothing import SmoothedLoss
 
@@ -113,6 +113,9 @@ class _RunLog:
                 "train/grad_norm": event.grad_norm,
                 "train/seconds_per_step": event.seconds,
             }
+            yield from self._each(lambda tracker: tracker.log_step(event.step, values))
+        elif isinstance(event, Validation):
+            values = {"validation/loss": event.loss}
             yield from self._each(lambda tracker: tracker.log_step(event.step, values))
         elif isinstance(event, Sample):
             yield from self._each(lambda tracker: tracker.log_sample(event))

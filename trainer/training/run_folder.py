@@ -257,7 +257,14 @@ class RunFolder:
 
     def losses(self) -> list[tuple[int, float]]:
         """Return step and loss of every step in the log."""
-        return [(line["step"], line["loss"]) for line in read_log(self.log)[0] if line["event"] == "step"]
+        return self._logged("step")
+
+    def validation_losses(self) -> list[tuple[int, float]]:
+        """Return step and held-out loss of every measurement in the log."""
+        return self._logged("validation")
+
+    def _logged(self, event: str) -> list[tuple[int, float]]:
+        return [(line["step"], line["loss"]) for line in read_log(self.log)[0] if line["event"] == event]
 
 
 def open_run_folder(

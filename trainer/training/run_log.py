@@ -1,13 +1,17 @@
-"""log.jsonl: one line per step and sample."""
+"""log.jsonl: one line per step, held-out loss and sample."""
 
 from __future__ import annotations
 
 import json
 import math
+from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
 from .run_state import is_count
+
+NUMBERS = {"step": ("loss", "seconds"), "validation": ("loss",)}
+"""Fields that are finite numbers, by event."""
 
 
 def read_log(path: Path) -> tuple[list[dict[str, Any]], int]:
@@ -29,5 +33,10 @@ def parse_log_line(text: str | bytes) -> dict[str, Any] | None:
         return None
     if not isinstance(line, dict) or not isinstance(line.get("event"), str) or not is_count(line.get("step")):
         return None
-    numbers = [line.get(name) for name in ("loss", "seconds")] if line["event"] == "step" else []
+    numbers = [line.get(name) for name in NUMBERS.get(line["event"], ())]
     return line if all(isinstance(number, float | int) and math.isfinite(number) for number in numbers) else None
+
+
+def lowest(losses: Iterable[tuple[int, float]]) -> int | None:
+    """Return the step of the lowest loss, the first of equal ones; None where there is none."""
+    return min(losses, key=lambda point: (point[1], point[0]), default=(None, 0.0))[0]
