@@ -20,7 +20,7 @@ from trainer.models.edit_model import open_model
 from trainer.paths import find_files, path_kind, typed_path
 from trainer.single_file.header import open_weights
 from trainer.single_file.tokenizer import find_tokenizers
-from trainer.training.run_folder import open_run_folder
+from trainer.training.choose_folder import open_run_folder
 
 DOORS: dict[str, Callable[[str], object]] = {
     "request": lambda name: load_request(Path(name)),

@@ -20,7 +20,8 @@ from trainer.errors import BadInput, DamagedFile
 from trainer.events import Checkpoint, Finished, Notice, Started
 from trainer.files import read_record, write_record
 from trainer.training.checkpoint import checkpoint_steps, load_checkpoint
-from trainer.training.run_folder import RunFolder, open_run_folder
+from trainer.training.choose_folder import open_run_folder
+from trainer.training.run_folder import RunFolder
 from trainer.training.run_lock import lock_run
 from trainer.training.run_state import ARITHMETIC
 

@@ -14,11 +14,13 @@ dataloader      encoding of everything a run needs, and loading ahead
 sample_images   drawing of the sample prompts
 rng             addressed random generators
 checkpoint      checkpoints on disk
+choose_folder   which folder a run starts or resumes in
 run_folder      the run folder and its fingerprint
 run_lock        the lock of a run folder
 run_state       run.json
 run_log         log.jsonl
 metadata        header of the exported file
+export          exported files, at the end of a run and of its checkpoints
 
 Must not know: ComfyUI, or the terminal.
 """

@@ -1,7 +1,8 @@
-"""Weights files of checkpoints: each as a run of that many steps writes it at its end."""
+"""Weights files of a run: at its end, and of its checkpoints, each as a run of that many steps writes it."""
 
 from __future__ import annotations
 
+from collections.abc import Generator
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -9,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.request import FineTuneRequest, parse_request
 from ..config.settings import RunSettings, parse_settings
 from ..errors import BadInput, DamagedFile
+from ..events import Event, Finished, Progress
 from ..files import read_json
 from ..lora.adapter import portable_tensors
 from ..single_file.key_mapping import marker_tensors, to_stored
@@ -19,6 +21,28 @@ from .run_folder import RunFolder
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
+    from .setup import RunContext
+    from .state import TrainState
+
+
+def finish_run(context: RunContext, state: TrainState) -> Generator[Event, None, Path]:
+    """Export the trained weights and mark the run as finished; returns their file."""
+    weights = yield from export_run(context, state)
+    context.run.finish(state.step, weights)
+    context.processes.barrier()
+    yield Finished(step=state.step, steps=state.step, stopped=False, weights=weights, run_dir=context.run.path)
+    return weights
+
+
+def export_run(context: RunContext, state: TrainState) -> Generator[Event, None, Path]:
+    """Export the trained weights; returns their file."""
+    yield Progress(phase="saving", done=0, total=1)
+    settings, weights = context.settings, context.run.weights_path(state.step)
+    metadata = export_metadata(context.request, settings, context.components.model, state.step)
+    if context.run.writes or state.sharded:
+        state.trainable.export(weights, DTYPES[settings.save_dtype], metadata)
+    yield Progress(phase="saving", done=1, total=1)
+    return weights
 
 
 def saved_request(run: RunFolder) -> tuple[FineTuneRequest, RunSettings]:

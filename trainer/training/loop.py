@@ -14,7 +14,6 @@ import torch
 from ..compiled import has_compiler
 from ..config.request import FineTuneRequest
 from ..config.settings import RunSettings
-from ..distributed.fsdp import full_tensor
 from ..distributed.processes import SingleProcess
 from ..encoding.cache import DamagedEntry
 from ..errors import NotFinite, RunFailed
@@ -22,9 +21,8 @@ from ..events import Event, Finished, Notice, Progress, RunControl, Started, Ste
 from ..memory.estimate import FULL_SIZE_PARAMETERS
 from ..tensors import DTYPES
 from .batch import Batch, idle_batch
-from .batch_sampler import Position
 from .dataloader import BatchLoader
-from .metadata import export_metadata
+from .export import export_run, finish_run
 from .optim import build_optimizer, learning_rate_at
 from .retry import OUT_OF_MEMORY, MemoryRetry
 from .setup import RunContext, open_run
@@ -150,9 +148,9 @@ class Training:
             while (recover := (yield from self._train_to_end())) is not None:
                 yield from recover()
             if self.step == self.params.steps:
-                return (yield from self._finish())
+                return (yield from finish_run(self.context, self.state))
             exporting = self.processes.shared_control.exporting and self.step
-            return (yield from self._export()) if exporting else None
+            return (yield from export_run(self.context, self.state)) if exporting else None
         except BaseException as error:
             self._save_finished_steps(error)
             if isinstance(error, RunFailed):
@@ -208,7 +206,7 @@ class Training:
             loss += self._forward_backward(batch)
             yield Progress(phase="training", done=self.step * accumulation + done, total=steps * accumulation)
         learning_rate = learning_rate_at(self.step + 1, steps, self.params.learning_rate, self.settings)
-        mean_loss, grad_norm = self._optimizer_step(loss, learning_rate, micro_batches[-1].next_position)
+        mean_loss, grad_norm = self.state.update(loss, learning_rate, micro_batches[-1].next_position)
         event = Step(
             step=self.step,
             steps=steps,
@@ -254,29 +252,6 @@ class Training:
             loss += micro_step(self.components, idle_batch(batch, max_passes - passes), 1, guidance)
         return loss
 
-    def _optimizer_step(self, loss: torch.Tensor, learning_rate: float, next_position: Position) -> tuple[float, float]:
-        """Clip the gradients and update the weights; returns the loss and gradient norm over all processes.
-
-        Raises NotFinite, and leaves the weights as they are, when the loss or the norm is not finite.
-        """
-        parameters = list(self.state.trainable.parameters.values())
-        optimizer = self.state.optimizer
-        loss = self.processes.reduce_step(loss, parameters)
-        norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, self.settings.max_grad_norm or float("inf")))
-        if not torch.isfinite(loss + norm):
-            optimizer.zero_grad()
-            raise NotFinite(
-                f"The loss is no longer a finite number at step {self.step + 1} (loss {loss.item()}, gradient norm "
-                f"{norm.item()}). Lower learning_rate, or train with precision fp32."
-            )
-        for group in optimizer.param_groups:
-            group["lr"] = learning_rate
-        with self.state.optimizer_step(next_position):
-            optimizer.step()
-            numbers = loss.item(), norm.item()
-        optimizer.zero_grad()
-        return numbers
-
     def _checkpoint_due(self) -> bool:
         every = self.settings.checkpoint_every or self.params.sample_every
         return self.step % every == 0 or self.step == self.params.steps
@@ -292,22 +267,3 @@ class Training:
             yield self.state.save()  # a launcher kills a stopped run after a grace period, which drawing may exceed
         with self.state.trainable.exported_values(DTYPES[self.settings.save_dtype]):
             yield from self.loader.samples.draw(self.step)
-
-    def _finish(self) -> Generator[Event, None, Path]:
-        """Export the trained weights and mark the run as finished; returns their file."""
-        weights = yield from self._export()
-        self.context.run.finish(self.step, weights)
-        self.processes.barrier()
-        yield Finished(step=self.step, steps=self.step, stopped=False, weights=weights, run_dir=self.context.run.path)
-        return weights
-
-    def _export(self) -> Generator[Event, None, Path]:
-        """Export the trained weights; returns their file."""
-        yield Progress(phase="saving", done=0, total=1)
-        run = self.context.run
-        weights = run.weights_path(self.step)
-        metadata = export_metadata(self.context.request, self.settings, self.components.model, self.step)
-        if run.writes or self.state.sharded:
-            self.state.trainable.export(weights, DTYPES[self.settings.save_dtype], metadata)
-        yield Progress(phase="saving", done=1, total=1)
-        return weights

@@ -1,4 +1,4 @@
-"""Run folder: its files, the run it belongs to, and where an interrupted run is found again.
+"""Run folder: its files, and the run that it belongs to.
 
 request.json  settings.json  log.jsonl  samples/  checkpoints/  <name>-<step>.safetensors  run.json  run.lock
 
@@ -11,8 +11,8 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Callable, Mapping, Sequence
-from contextlib import ExitStack, suppress
+from collections.abc import Mapping, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from itertools import count, takewhile
 from pathlib import Path
@@ -24,16 +24,13 @@ from ..errors import BadInput, DamagedFile, RunFailed
 from ..files import (
     TEMPORARY_PREFIX,
     atomic_write,
-    named_folder,
     probe,
     read_json,
     remove_unfinished,
     temporary_beside,
     write_json,
 )
-from ..paths import path_kind
 from .checkpoint import checkpoint_folders, last_step, read_state
-from .run_lock import lock_run
 from .run_log import read_log
 from .run_state import UNKNOWN, is_count, read_run_state, write_run_state
 
@@ -265,42 +262,3 @@ class RunFolder:
 
     def _logged(self, event: str) -> list[tuple[int, float]]:
         return [(line["step"], line["loss"]) for line in read_log(self.log)[0] if line["event"] == event]
-
-
-def open_run_folder(
-    wanted: Path, fingerprint: str, steps: int, held: ExitStack, former: Callable[[], str] | None = None
-) -> tuple[RunFolder, list[str]]:
-    """Return the folder of a run, whose lock `held` then holds, and notices: when it is not the one that was named, or
-    was repaired.
-
-    A folder of another training, or of one that is past `steps`, stays as it is: the run gets the first of `<name>-2`,
-    `<name>-3`, ... that is free or has the same training. `former` computes the fingerprint of earlier versions,
-    which a run may still have. Raises BadInput when `wanted` is a file or the folder is in use.
-    """
-    wanted = named_folder(wanted)
-    if path_kind(wanted) in ("file", "other"):
-        raise BadInput(f"The run folder {wanted} is a file; name a folder.")
-    number, run, notices, former_fingerprint = 1, RunFolder(wanted), [], ""
-    while True:
-        with ExitStack() as locked:
-            lock_notice = locked.enter_context(lock_run(run.path))
-            damage = run.damage()
-            if damage:
-                notices.append(f"{run.path / 'run.json'} {damage}. What the checkpoints say counts instead.")
-            accepted = run.accepts(fingerprint, steps)
-            if not accepted and former is not None:
-                former_fingerprint = former_fingerprint or former()
-                accepted = run.accepts(former_fingerprint, steps)
-            if accepted:
-                held.enter_context(locked.pop_all())
-                break
-        number += 1
-        run = RunFolder(wanted.with_name(f"{wanted.name}-{number}"))
-    if lock_notice:
-        notices.append(lock_notice)
-    if run.path != wanted:
-        notices.append(
-            f"{wanted} holds another training (other data, base model or settings, or more steps than requested) and "
-            f"stays as it is; this run goes to {run.path}."
-        )
-    return run, notices

@@ -28,8 +28,9 @@ from ..quantization.benchmark import compute_capability
 from ..quantization.formats import format_of
 from ..quantization.quantize import require_package
 from .checkpoint import last_step
+from .choose_folder import open_run_folder
 from .optim import changed_schedule, check_optimizer
-from .run_folder import RunFolder, open_run_folder, run_fingerprint
+from .run_folder import RunFolder, run_fingerprint
 
 if TYPE_CHECKING:
     from ..data.dataset import EditDataset

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING
 
 import torch
 
-from ..distributed.fsdp import full_tensors_on_main, is_sharded, shard_like
-from ..errors import DamagedFile, RunFailed
+from ..distributed.fsdp import full_tensor, full_tensors_on_main, is_sharded, shard_like
+from ..errors import DamagedFile, NotFinite, RunFailed
 from ..events import Checkpoint, Notice
 from ..files import remove
 from ..tensors import copy_values
@@ -31,6 +31,7 @@ class TrainState:
         self.run, self.processes = context.run, context.processes
         self.identity = context.identity
         self.seed, self.keep_checkpoints = context.settings.seed, context.settings.keep_checkpoints
+        self.max_grad_norm = context.settings.max_grad_norm
         self.trainable, self.optimizer = trainable, optimizer
         self.step = 0
         self.position = Position(0, 0)
@@ -118,12 +119,35 @@ class TrainState:
         self._set_values(data)
 
     @contextmanager
-    def optimizer_step(self, next_position: Position) -> Iterator[None]:
+    def _advancing(self, next_position: Position) -> Iterator[None]:
         """Context for one optimizer step; advances the step and the data position on exit."""
         self.consistent = False
         yield
         self.step, self.position = self.step + 1, next_position
         self.consistent = True
+
+    def update(self, loss: torch.Tensor, learning_rate: float, next_position: Position) -> tuple[float, float]:
+        """Take an optimizer step with the gradients of a loss, a float32 scalar; clips them first.
+
+        Returns loss and gradient norm over all processes. Raises NotFinite, and leaves the weights as they are, when
+        one of them is not finite.
+        """
+        parameters = list(self.trainable.parameters.values())
+        loss = self.processes.reduce_step(loss, parameters)
+        norm = full_tensor(torch.nn.utils.clip_grad_norm_(parameters, self.max_grad_norm or float("inf")))
+        if not torch.isfinite(loss + norm):
+            self.optimizer.zero_grad()
+            raise NotFinite(
+                f"The loss is no longer a finite number at step {self.step + 1} (loss {loss.item()}, gradient norm "
+                f"{norm.item()}). Lower learning_rate, or train with precision fp32."
+            )
+        for group in self.optimizer.param_groups:
+            group["lr"] = learning_rate
+        with self._advancing(next_position):
+            self.optimizer.step()
+            numbers = loss.item(), norm.item()
+        self.optimizer.zero_grad()
+        return numbers
 
     def save(self) -> Checkpoint:
         """Save the current step, unless it is saved already or is step 0; collective with sharded weights."""
