@@ -110,6 +110,8 @@ class Finished:
     weights: Path | None
     """File of the exported LoRA or transformer; None when stopped without exporting."""
     run_dir: Path
+    best_weights: Path | None = None
+    """File of the LoRA or transformer of the lowest held-out loss; None where none is kept."""
 
 
 Event = Planned | Started | Progress | Notice | Step | Validation | Sample | Checkpoint | Finished

@@ -6,7 +6,8 @@ import argparse
 import math
 from dataclasses import replace
 
-from ..config.request import parse_request
+from ..config.request import FineTuneRequest, parse_request
+from ..config.settings import RunSettings
 from ..config.validation import read_json_file
 from ..errors import OK, BadInput
 from .model_options import model_options
@@ -38,4 +39,16 @@ def plan(options: argparse.Namespace) -> int:
         print(f"\n  {'phase':<{width}}   device     host, GB")
     for phase in memory_plan.phases:
         print(f"  {phase.name:<{width}}  {phase.device / 1e9:7.2f}  {phase.host / 1e9:7.2f}")
+    if settings.validation_rows:
+        print(f"\n  {_measuring(request, settings)}")
     return OK
+
+
+def _measuring(request: FineTuneRequest, settings: RunSettings) -> str:
+    """Return what measuring the held-out loss takes; where a share of the rows is held out, for each 100 rows."""
+    from ..training.held_out import measuring_cost
+
+    amount, params = settings.validation_rows, request.training_params
+    if amount >= 1:
+        return measuring_cost(int(amount), params, settings) or ""
+    return f"for each 100 rows of the dataset: {measuring_cost(max(1, round(100 * amount)), params, settings)}"

@@ -156,6 +156,24 @@ class RunSettings(RecordedModel):
         description="Write TensorBoard's event files to the run folder. Needs tensorboard.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
+    validation_rows: float = Field(
+        default=0.0,
+        ge=0,
+        le=1_000_000,
+        description="Rows that are never trained on and whose loss is measured instead: from 1 on their number, below "
+        "it their share. 0: none.",
+    )
+    validate_every: int = Field(
+        default=0,
+        ge=0,
+        description="Optimizer steps between two measurements of the held-out loss. 0: as between sets of samples.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
+    keep_best: bool = Field(
+        default=True,
+        description="Keep the checkpoint of the lowest held-out loss, and export its weights too.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
 
 
 def caches_texts(params: RequestParams, settings: RunSettings) -> bool:

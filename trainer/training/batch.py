@@ -15,7 +15,7 @@ from ..encoding.text import TextEmbeddings
 from ..memory.modulation import ModulationOutputs
 from ..memory.pinned import page_locked_copy
 from ..models.types import PackedLatents, TextConditioning
-from .batch_sampler import BatchPlan, Position
+from .batch_sampler import START, BatchPlan, Position
 from .flow_matching import draw_sigmas, loss_weights
 from .rng import example_generator
 
@@ -46,7 +46,7 @@ class Batch:
     """Noise levels, float32 `[B]` in 0..1."""
     weights: torch.Tensor
     """Loss weights, float32 `[B]`."""
-    next_position: Position
+    next_position: Position = START
     """Data position of the next optimizer step."""
     step_examples: int = 0
     """Number of examples in the whole optimizer step."""
@@ -59,19 +59,45 @@ def collate(
 
     Everything random comes from a generator addressed by seed, epoch and the example's row.
     """
-    family, seed = encoder.family, settings.seed
-    clean = torch.cat([encoder.latents(example.target) for example in batch.examples])
-    noises, sigmas, conditionings = [], [], []
+    seed = settings.seed
+    drawn = []
     for example in batch.examples:
         address = (batch.epoch, example.row)
-        generator = example_generator(seed, "noise", *address)
-        noises.append(torch.randn(clean.shape[1:], generator=generator))
-        sigmas.append(draw_sigmas(timestep_type, 1, example_generator(seed, "timestep", *address)))
         dropped = torch.rand((), generator=example_generator(seed, "caption", *address)) < settings.caption_dropout
-        conditionings.append(texts.get(encoder.text_key("" if dropped else example.caption, example.controls)))
-    controls = zip(*(example.controls for example in batch.examples), strict=True)
+        drawn.append(
+            Drawn(
+                noise=example_generator(seed, "noise", *address),
+                sigma=draw_sigmas(timestep_type, 1, example_generator(seed, "timestep", *address)),
+                text=texts.get(encoder.text_key("" if dropped else example.caption, example.controls)),
+            )
+        )
+    assembled = assemble(encoder, batch.examples, drawn, timestep_type)
+    return replace(assembled, next_position=batch.next_position, step_examples=batch.step_examples)
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Draws of one example of a micro-batch."""
+
+    noise: torch.Generator
+    """Generator that its noise is drawn from."""
+    sigma: torch.Tensor
+    """Noise level, float32 `[1]` in 0..1."""
+    text: TextConditioning
+    """Conditioning of its caption, `[1, ...]` in the text encoder's dtype."""
+
+
+def assemble(
+    encoder: Encoder, examples: Sequence[Example], drawn: Sequence[Drawn], timestep_type: TimestepType
+) -> Batch:
+    """Load examples of one shape from the cache as a micro-batch, each with what is drawn for it."""
+    family = encoder.family
+    clean = torch.cat([encoder.latents(example.target) for example in examples])
+    noises = [torch.randn(clean.shape[1:], generator=own.noise) for own in drawn]
+    sigmas, conditionings = torch.cat([own.sigma for own in drawn]), [own.text for own in drawn]
+    controls = zip(*(example.controls for example in examples), strict=True)
     collated = Batch(
-        examples=batch.examples,
+        examples=examples,
         clean=family.pack(clean),
         noise=family.pack(torch.stack(noises)).tokens,
         controls=tuple(
@@ -81,10 +107,8 @@ def collate(
             TextGroup(rows, family.collate_text([conditionings[row] for row in rows]))
             for rows in family.text_groups(conditionings)
         ),
-        sigmas=torch.cat(sigmas),
-        weights=loss_weights(timestep_type, torch.cat(sigmas)),
-        next_position=batch.next_position,
-        step_examples=batch.step_examples,
+        sigmas=sigmas,
+        weights=loss_weights(timestep_type, sigmas),
     )
     return _pinned(collated) if encoder.components.device.type == "cuda" else collated
 

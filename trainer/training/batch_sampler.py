@@ -19,6 +19,9 @@ class Position(NamedTuple):
     batch: int
 
 
+START = Position(0, 0)
+
+
 class BatchPlan(NamedTuple):
     """Examples of one shape that form a micro-batch, and the position after it."""
 

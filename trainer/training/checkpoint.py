@@ -14,10 +14,13 @@ from typing import Any
 
 import torch
 
-from ..errors import DamagedFile
+from ..errors import BadInput, DamagedFile
 from ..files import atomic_write, file_checksum, flush_to_disk, read_record, remove, temporary_beside, write_record
 from ..tensors import load_tensors, save_tensors
 from .batch_sampler import Position
+
+BEST = "best.json"
+"""Name of the record, beside the checkpoints, of the best of them."""
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
@@ -42,8 +45,9 @@ class CheckpointData:
     belongs to the run.json beside it."""
 
 
-def save_checkpoint(folder: Path, state: CheckpointData, keep: int) -> Path:
-    """Write or replace `folder/step-<n>` and delete all but the newest `keep`; returns its path.
+def save_checkpoint(folder: Path, state: CheckpointData, keep: int, best: int | None = None) -> Path:
+    """Write or replace `folder/step-<n>` and delete all but the newest `keep` and that of step `best`; returns its
+    path.
 
     Raises RunFailed when the disk refuses; older checkpoints are then untouched.
     """
@@ -56,9 +60,35 @@ def save_checkpoint(folder: Path, state: CheckpointData, keep: int) -> Path:
         for file in temporary.iterdir():
             flush_to_disk(file)
         _discard(path)
-    for old in checkpoint_folders(folder)[:-keep]:
-        _discard(old)
+    for step, old in sorted(_numbered(folder))[:-keep]:
+        if step != best:
+            _discard(old)
     return path
+
+
+@dataclass(frozen=True, slots=True)
+class BestStep:
+    """The step of the lowest held-out loss."""
+
+    step: int
+    loss: float
+
+
+def write_best(folder: Path, best: BestStep) -> None:
+    """Mark a checkpoint in `folder` as the best, atomically. Raises RunFailed."""
+    write_record(folder / BEST, {"step": best.step, "loss": best.loss})
+
+
+def read_best(folder: Path) -> BestStep | None:
+    """Return which checkpoint in `folder` is marked as the best; None where none is, or it is no longer there."""
+    try:
+        record = read_record(folder / BEST)
+    except (FileNotFoundError, DamagedFile, BadInput):
+        return None
+    step, loss = record.get("step"), record.get("loss")
+    if step not in checkpoint_steps(folder) or not isinstance(loss, float):
+        return None
+    return BestStep(step, loss)
 
 
 def _write_state(path: Path, state: CheckpointData) -> None:

@@ -16,6 +16,7 @@ from ..events import Event, Notice, Progress, RunControl
 from ..threads import prefetch
 from .batch import Batch, collate
 from .batch_sampler import BatchPlan, Position, plan_batches, step_share
+from .held_out import HeldOut, split_rows
 from .sample_images import SampleImages
 from .step import with_modulation
 
@@ -50,6 +51,7 @@ class BatchLoader:
         self.texts = TextEmbeddings(self.encoder, context.dataset, on_disk)
         self.samples = SampleImages(context, self.encoder)
         self.examples: list[Example] = []
+        self.held_out = HeldOut(context, self.encoder, self.texts)
         self._made_again: set[str] = set()
         self._damage_said = False
 
@@ -58,13 +60,14 @@ class BatchLoader:
         control, processes = self.processes.local_control, self.processes
         yield from self._encode_images()
         yield from self._warn_of_small_targets()
+        self.examples, self.held_out.examples = split_rows(
+            self.examples, self.settings.seed, self.settings.validation_rows
+        )
         if processes.is_main or self.components.plan.sharded:
             yield from self.samples.prepare(self.texts, control)
+        yield from self._encode_texts(self.held_out.texts, self.held_out.captions())
         if self.texts.on_disk:
-            captions = list(chain.from_iterable(map(self._captions, self.examples)))
-            yield from self.texts.encode(captions[processes.rank :: processes.world_size], control)
-            processes.sync_controls()
-            yield from self.texts.encode(captions, control)
+            yield from self._encode_texts(self.texts, chain.from_iterable(map(self._captions, self.examples)))
             self.components.drop("text_encoder")
         yield from self.components.notices()
         self.components.drop("codec")
@@ -79,6 +82,16 @@ class BatchLoader:
                 yield from self.encoder.examples(self.dataset.shard(processes.rank, processes.world_size), control)
             processes.sync_controls()
         self.examples = yield from self.encoder.examples(self.dataset, control)
+
+    def _encode_texts(
+        self, texts: TextEmbeddings, captions: Iterable[tuple[Example, str]]
+    ) -> Generator[Progress, None, None]:
+        """Encode captions to the cache; several processes each encode a share, then find all in the cache."""
+        control, processes, captions = self.processes.local_control, self.processes, list(captions)
+        if captions:
+            yield from texts.encode(captions[processes.rank :: processes.world_size], control)
+            processes.sync_controls()
+            yield from texts.encode(captions, control)
 
     def _captions(self, example: Example) -> list[tuple[Example, str]]:
         """Return the captions that an example may be trained with."""
@@ -109,7 +122,7 @@ class BatchLoader:
                 "disk or the memory is failing. Put the cache on another disk (--cache)."
             )
         self._made_again.add(key)
-        for example in self.examples:
+        for example in (*self.examples, *self.held_out.examples):
             if key in (example.target, *(control.latents for control in example.controls)):
                 self.encoder.encode_again(self.dataset, example)
                 self.components.drop("codec")
@@ -118,7 +131,8 @@ class BatchLoader:
                 own for own in self._captions(example) if self.encoder.text_key(own[1], example.controls) == key
             ]
             if captions:
-                yield from self.texts.encode(captions[:1], RunControl())
+                texts = self.held_out.texts if example in self.held_out.examples else self.texts
+                yield from texts.encode(captions[:1], RunControl())
                 self.components.drop("text_encoder")
                 break
         yield from self._warn_of_damage()

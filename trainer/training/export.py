@@ -17,7 +17,7 @@ from ..single_file.key_mapping import marker_tensors, to_stored
 from ..tensors import DTYPES, write_tensors
 from .checkpoint import checkpoint_steps, load_checkpoint
 from .metadata import export_metadata
-from .run_folder import RunFolder
+from .run_folder import BEST_WEIGHTS, RunFolder
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
@@ -25,24 +25,30 @@ if TYPE_CHECKING:
     from .state import TrainState
 
 
-def finish_run(context: RunContext, state: TrainState) -> Generator[Event, None, Path]:
-    """Export the trained weights and mark the run as finished; returns their file."""
-    weights = yield from export_run(context, state)
-    context.run.finish(state.step, weights)
+def finish_run(context: RunContext, state: TrainState) -> Generator[Event, None, dict[str, Path]]:
+    """Export the trained weights and mark the run as finished; returns what `export_run` returns."""
+    run = context.run
+    exported = yield from export_run(context, state)
+    run.finish(state.step, exported)
     context.processes.barrier()
-    yield Finished(step=state.step, steps=state.step, stopped=False, weights=weights, run_dir=context.run.path)
-    return weights
+    yield Finished(step=state.step, steps=state.step, stopped=False, run_dir=run.path, **exported)
+    return exported
 
 
-def export_run(context: RunContext, state: TrainState) -> Generator[Event, None, Path]:
-    """Export the trained weights; returns their file."""
+def export_run(context: RunContext, state: TrainState) -> Generator[Event, None, dict[str, Path]]:
+    """Export the trained weights, and those of the best checkpoint; returns the files by field of `Finished`."""
     yield Progress(phase="saving", done=0, total=1)
-    settings, weights = context.settings, context.run.weights_path(state.step)
-    metadata = export_metadata(context.request, settings, context.components.model, state.step)
-    if context.run.writes or state.sharded:
-        state.trainable.export(weights, DTYPES[settings.save_dtype], metadata)
+    settings, run, model = context.settings, context.run, context.components.model
+    exported = {"weights": run.weights_path(state.step)}
+    metadata = export_metadata(context.request, settings, model, state.step)
+    if run.writes or state.sharded:
+        state.trainable.export(exported["weights"], DTYPES[settings.save_dtype], metadata)
+    if state.best is not None:
+        exported["best_weights"] = run.weights_path(state.best.step, BEST_WEIGHTS)
+        if run.writes:
+            export_checkpoint(run, model, state.best.step, exported["best_weights"])
     yield Progress(phase="saving", done=1, total=1)
-    return weights
+    return exported
 
 
 def saved_request(run: RunFolder) -> tuple[FineTuneRequest, RunSettings]:

@@ -52,6 +52,15 @@ def draw_sigmas(timestep_type: TimestepType, count: int, generator: torch.Genera
     return (TIMESTEPS - index).to(torch.float32) / TIMESTEPS
 
 
+def fixed_sigmas(timestep_type: TimestepType, count: int) -> torch.Tensor:
+    """Return the noise levels in the middle of `count` equally likely parts of what `draw_sigmas` draws from, float32
+    `[count]` in 0..1."""
+    middles = (torch.arange(count, dtype=torch.float32) + 0.5) / count
+    if timestep_type == "sigmoid":
+        return torch.sigmoid(torch.special.ndtri(middles))
+    return middles
+
+
 @cache
 def _weight_table() -> torch.Tensor:
     """Return w at t = 0..1000 (t = 0 repeats t = 1), float32 `[1001]`, mean 1 over t = 1..1000."""

@@ -29,6 +29,7 @@ from .setup import RunContext, open_run
 from .state import TrainState
 from .step import micro_step
 from .trainable import build_trainable, hand_over_base
+from .validation import HeldOutCurve
 
 if TYPE_CHECKING:
     from ..data.dataset import EditDataset
@@ -74,13 +75,14 @@ def train(
             yield opened
             return
         training = yield from prepare(opened)
-        weights = (yield from training.run_steps()) if training is not None else None
-        if session is not None and training is not None and weights is not None:
+        exported = (yield from training.run_steps()) if training is not None else None
+        if session is not None and training is not None and exported is not None:
             hand_over_base(training.state.trainable, training.components, session, model)
         done, steps = training.step if training is not None else 0, request.training_params.steps
         if processes.shared_control.stopping and done < steps:
             processes.barrier()
-            yield Finished(step=done, steps=steps, stopped=True, weights=weights, run_dir=opened.run.path)
+            files = exported or {"weights": None}
+            yield Finished(step=done, steps=steps, stopped=True, run_dir=opened.run.path, **files)
 
 
 def prepare(context: RunContext) -> Generator[Event, None, Training | None]:
@@ -130,6 +132,7 @@ class Training:
         self.params, self.settings = context.params, context.settings
         self.components, self.processes = context.components, context.processes
         self.loader, self.state = loader, state
+        self.curve = HeldOutCurve(context, state, loader.held_out)
         self._retry = MemoryRetry(context, state)
 
     @property
@@ -137,10 +140,11 @@ class Training:
         """Number of optimizer steps done."""
         return self.state.step
 
-    def run_steps(self) -> Generator[Event, None, Path | None]:
-        """Train from the current step to the last, or until stopped; returns the exported weights, if any.
+    def run_steps(self) -> Generator[Event, None, dict[str, Path] | None]:
+        """Train from the current step to the last, or until stopped.
 
-        A single process that is closed or interrupted on the way saves its last finished step first.
+        Returns the exported files by field of `Finished`; None where there are none. A single process that is closed or
+        interrupted on the way saves its last finished step first.
         """
         if self.processes.shared_control.stopping:
             return None
@@ -176,14 +180,12 @@ class Training:
         control = self.processes.shared_control
         try:
             with closing(self.loader.batches(self.state.position)) as batches:
-                if self._sampling_due():
-                    yield from self._draw_samples()
+                yield from self._measure_and_draw()
                 while self.step < self.params.steps and not control.stopping:
                     yield from self._one_step(batches)
                     if self._checkpoint_due() or control.stopping:
                         yield self.state.save()
-                    if self._sampling_due() or control.take_sample_request():
-                        yield from self._draw_samples()
+                    yield from self._measure_and_draw(control.take_sample_request())
                 if self.step > self.state.saved_step:  # stopped while the last samples were drawn
                     yield self.state.save()
                 if control.exporting and self.step and self.loader.samples.missing(self.step):
@@ -260,6 +262,13 @@ class Training:
         if self.step % self.params.sample_every and self.step != self.params.steps:
             return False
         return self.loader.samples.missing(self.step)
+
+    def _measure_and_draw(self, requested: bool = False) -> Generator[Event, None, None]:
+        """Measure the held-out loss and draw the samples, each if it is due; samples also when `requested`."""
+        if self.curve.is_due() and not self.processes.shared_control.stopping:
+            yield from self.curve.measure()
+        if requested or self._sampling_due():
+            yield from self._draw_samples()
 
     def _draw_samples(self) -> Generator[Event, None, None]:
         """Draw the samples of this step with the values that an export would have."""

@@ -12,6 +12,10 @@ def example_generator(seed: int, purpose: str, *address: int) -> torch.Generator
 
     Equal addresses give equal numbers in every process, batch split, prefetch order and resumed run.
     """
+    return torch.Generator("cpu").manual_seed(address_number(seed, purpose, *address))
+
+
+def address_number(seed: int, purpose: str, *address: int) -> int:
+    """Return a number of 63 bits that looks random for an address, and is the same each time."""
     text = "/".join([str(seed), purpose, *map(str, address)])
-    number = int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big")
-    return torch.Generator("cpu").manual_seed(number & (2**63 - 1))
+    return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") & (2**63 - 1)

@@ -32,9 +32,12 @@ from ..files import (
 )
 from .checkpoint import checkpoint_folders, last_step, read_state
 from .run_log import read_log
-from .run_state import UNKNOWN, is_count, read_run_state, write_run_state
+from .run_state import EXPORTED_BESIDE, UNKNOWN, is_count, read_run_state, write_run_state
 
 LOG = "log.jsonl"
+
+BEST_WEIGHTS = "-best"
+"""End of the name of the weights with the lowest held-out loss."""
 
 _SAMPLE = re.compile(r"step-([0-9]{6,18})-([0-9]{2,18})\.png")
 
@@ -214,14 +217,16 @@ class RunFolder:
             files.setdefault(step, {})[index] = file
         return files
 
-    def weights_path(self, step: int) -> Path:
-        """Return the file of the weights exported at a step."""
-        return self.path / f"{self.path.name}-{step:06d}.safetensors"
+    def weights_path(self, step: int, kind: str = "") -> Path:
+        """Return the file of the weights exported at a step; `kind` is that of weights which are exported beside them,
+        such as BEST_WEIGHTS."""
+        return self.path / f"{self.path.name}-{step:06d}{kind}.safetensors"
 
-    def finish(self, step: int, weights: Path) -> None:
-        """Record that all steps are done, and the file of the exported weights."""
+    def finish(self, step: int, exported: Mapping[str, Path]) -> None:
+        """Record that all steps are done, and the exported files by field of run.json: weights, and those of
+        EXPORTED_BESIDE."""
         if self.writes:
-            self._write_state({"finished_step": step, "weights": weights.name})
+            self._write_state({"finished_step": step, **{field: path.name for field, path in exported.items()}})
 
     def finished_weights(self, steps: int) -> Path | None:
         """Return the exported weights if exactly `steps` steps are done and the file exists."""
@@ -229,6 +234,13 @@ class RunFolder:
         if state.get("finished_step") != steps or not (self.path / state["weights"]).is_file():
             return None
         return self.path / state["weights"]
+
+    def exported_beside(self) -> dict[str, Path]:
+        """Return the files that a finished run has exported beside its weights, by their fields of EXPORTED_BESIDE, as
+        far as they are there."""
+        state = self.state()
+        paths = {field: self.path / state[field] for field in EXPORTED_BESIDE if field in state}
+        return {field: path for field, path in paths.items() if path.is_file()}
 
     def append_log(self, entry: dict[str, Any]) -> None:
         """Append one line to log.jsonl. Raises RunFailed when the disk refuses."""

@@ -20,6 +20,9 @@ ARITHMETIC: Mapping[str, Sequence[str]] = {
 """Fields of run.json that say how the run computes, with their values. A person may change them: they are not part of
 its checksum."""
 
+EXPORTED_BESIDE = ("best_weights",)
+"""Fields of run.json that name files which a finished run has exported beside its weights."""
+
 UNKNOWN = "unknown"
 """Fingerprint of a run that nothing in its folder tells; no run has it."""
 
@@ -42,6 +45,9 @@ def read_run_state(path: Path) -> dict[str, Any]:
             raise DamagedFile(f"has an impossible {name}")
     if "finished_step" in state and not _is_file_name(state.get("weights")):
         raise DamagedFile("has an impossible name of the weights")
+    for name in EXPORTED_BESIDE:
+        if name in state and not _is_file_name(state[name]):
+            raise DamagedFile(f"has an impossible {name}")
     for name, values in ARITHMETIC.items():
         if name in state and state[name] not in values:
             raise BadInput(

@@ -29,6 +29,7 @@ from ..quantization.formats import format_of
 from ..quantization.quantize import require_package
 from .checkpoint import last_step
 from .choose_folder import open_run_folder
+from .held_out import held_out_count, measuring_cost
 from .optim import changed_schedule, check_optimizer
 from .run_folder import RunFolder, run_fingerprint
 
@@ -107,7 +108,7 @@ def open_run(
     plan = joint_plan(model, params, resumed_settings(run, settings), processes, device)
     if (made := format_of(plan.precision)) and made.package:
         require_package(made.package, f'precision "{plan.precision}"')
-    yield Planned(line=plan.line())
+    yield _planned(plan, len(dataset), params, settings, processes)
     arithmetic = arithmetic_of(plan, device)
     yield from _notices([_changed_arithmetic(began, arithmetic), _changed_schedule(run, params, settings)])
     identity = {"fingerprint": fingerprint, **arithmetic, "conditioning": model.policy}
@@ -123,6 +124,14 @@ def open_run(
         init_lora=init_lora,
         identity=identity,
     )
+
+
+def _planned(plan: Plan, rows: int, params: RequestParams, settings: RunSettings, processes: SingleProcess) -> Planned:
+    """Describe the plan, and what the held-out loss of a dataset of `rows` takes. Raises BadInput where nothing would
+    be left to train on."""
+    held_out = held_out_count(rows, settings.validation_rows)
+    cost = measuring_cost(held_out, params, settings, processes.world_size)
+    return Planned(line="; ".join(filter(None, [plan.line(), cost])))
 
 
 def _check_rows(
@@ -182,7 +191,7 @@ def _finished(run: RunFolder, steps: int, processes: SingleProcess) -> Finished 
     weights: Path | None = processes.all_gather_object(run.finished_weights(steps))[0]
     if weights is None:
         return None
-    return Finished(step=steps, steps=steps, stopped=False, weights=weights, run_dir=run.path)
+    return Finished(step=steps, steps=steps, stopped=False, weights=weights, run_dir=run.path, **run.exported_beside())
 
 
 def _check_optimizer(params: RequestParams, settings: RunSettings, processes: SingleProcess) -> None:

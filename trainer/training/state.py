@@ -15,8 +15,8 @@ from ..errors import DamagedFile, NotFinite, RunFailed
 from ..events import Checkpoint, Notice
 from ..files import remove
 from ..tensors import copy_values
-from .batch_sampler import Position
-from .checkpoint import CheckpointData, add_checksums, checkpoint_folders, load_checkpoint, save_checkpoint
+from .batch_sampler import START, Position
+from .checkpoint import BestStep, CheckpointData, add_checksums, checkpoint_folders, load_checkpoint, save_checkpoint
 from .optim import fits_optimizer, load_optimizer_tensors, optimizer_tensors
 
 if TYPE_CHECKING:
@@ -34,8 +34,10 @@ class TrainState:
         self.max_grad_norm = context.settings.max_grad_norm
         self.trainable, self.optimizer = trainable, optimizer
         self.step = 0
-        self.position = Position(0, 0)
+        self.position = START
         self.saved_step = 0
+        self.best: BestStep | None = None
+        """Checkpoint that is kept beside the newest ones."""
         self.consistent = True
         """False in the middle of an optimizer step, and for good when it failed."""
         self.sharded = any(map(is_sharded, trainable.parameters.values()))
@@ -158,7 +160,7 @@ class TrainState:
     def _save(self, data: CheckpointData) -> None:
         if data.step > self.saved_step:
             if self.run.writes:
-                save_checkpoint(self.run.checkpoints, data, self.keep_checkpoints)
+                save_checkpoint(self.run.checkpoints, data, self.keep_checkpoints, self.best and self.best.step)
             self.saved_step = data.step
 
     def _checkpoint_data(self) -> CheckpointData:

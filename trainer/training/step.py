@@ -42,6 +42,19 @@ def micro_step(components: ModelComponents, batch: Batch, step_examples: int, gu
     return torch.stack([_group_step(components, batch, group, step_examples, guidance) for group in batch.texts]).sum()
 
 
+@torch.no_grad()
+def measured_losses(components: ModelComponents, batch: Batch, guidance: float) -> torch.Tensor:
+    """Return the weighted losses of a micro-batch's examples, float32 `[B]`, by forward passes alone."""
+    losses = batch.weights.new_empty(len(batch.examples), device=components.device)
+    for group in batch.texts:
+        forward = components.placement().forward(group.modulation_outputs, masked=has_mask(group.text))
+        with components.autocast(), forward:
+            inputs = _inputs(components, batch, group)
+            velocity = _velocity(components, inputs, guidance)
+            losses[group.rows] = example_losses(velocity, inputs.clean, inputs.noise, inputs.weights)
+    return losses
+
+
 def _group_step(
     components: ModelComponents, batch: Batch, group: TextGroup, step_examples: int, guidance: float
 ) -> torch.Tensor:
