@@ -112,6 +112,8 @@ class Finished:
     run_dir: Path
     best_weights: Path | None = None
     """File of the LoRA or transformer of the lowest held-out loss; None where none is kept."""
+    ema_weights: Path | None = None
+    """File of the averaged LoRA or transformer; None without an average."""
 
 
 Event = Planned | Started | Progress | Notice | Step | Validation | Sample | Checkpoint | Finished

@@ -2,8 +2,9 @@
 
 One process imports everything and forks a child an attempt, because importing takes much longer than training. A child
 that is two checkpoints ahead waits to be killed, so that a killer that comes late never finds a finished run.
-Arguments: run folder, parquet, number of kills, and "several" for a parquet of several controls. Prints one line an
-attempt: how it was killed, and the newest checkpoint that could be read afterwards.
+Arguments: run folder, parquet, number of kills, and "several" for a parquet of several controls, or "averaged" for a
+run with held-out rows and averaged weights. Prints one line an attempt: how it was killed, and the newest checkpoint
+that could be read afterwards.
 """
 
 import os
@@ -28,6 +29,7 @@ from ..several_controls import registered, several_request
 STEPS = 20
 STEPS_AHEAD = 2
 SEVERAL_CONTROLS = sys.argv[4:] == ["several"]
+AVERAGED = {"ema_decay": 0.9, "validation_rows": 2.0, "validate_every": 1} if sys.argv[4:] == ["averaged"] else {}
 
 
 def run(folder: Path, parquet: Path, last: int | None) -> None:
@@ -44,7 +46,7 @@ def run(folder: Path, parquet: Path, last: int | None) -> None:
         "training_params": columns | params,
     }
     request, path = load_request(several_request(parquet, batch_size=2, **params) if SEVERAL_CONTROLS else one)
-    settings = parse_settings({"checkpoint_every": 1, "sample_steps": 2, "keep_checkpoints": 2})
+    settings = parse_settings({"checkpoint_every": 1, "sample_steps": 2, "keep_checkpoints": 2} | AVERAGED)
     dataset = drain(open_dataset(path, request.training_params.columns))
     for event in train(request, dataset, open_model(request.base_model), settings, run_dir=folder):
         if isinstance(event, Checkpoint) and event.step == last:

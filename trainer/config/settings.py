@@ -174,6 +174,18 @@ class RunSettings(RecordedModel):
         description="Keep the checkpoint of the lowest held-out loss, and export its weights too.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
+    ema_decay: float = Field(
+        default=0.0,
+        ge=0,
+        lt=1,
+        description="Decay of an exponential moving average of the trained weights, such as 0.99, which is exported "
+        "beside them. 0: none.",
+    )
+    sample_ema: bool = Field(
+        default=False,
+        description="Draw the samples with the averaged weights of ema_decay.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
 
 
 def caches_texts(params: RequestParams, settings: RunSettings) -> bool:

@@ -32,7 +32,7 @@ def full_fine_tune_need(model: EditModel, settings: RunSettings, devices: int = 
     parameters = model.transformer_parameters()
     if parameters < FULL_SIZE_PARAMETERS:
         return None
-    gigabytes = parameters * full_fine_tune_bytes(settings.optimizer) / 1e9
+    gigabytes = parameters * (full_fine_tune_bytes(settings.optimizer) + average_bytes(settings)) / 1e9
     where = "on the device" if devices == 1 else f"sharded over {devices} devices"
     return (
         f"A full fine-tune trains all {parameters / 1e9:.1f} billion weights: about {gigabytes:.0f} GB {where} for "
@@ -74,6 +74,11 @@ def full_fine_tune_bytes(optimizer: str, dtype: torch.dtype = torch.bfloat16) ->
     return 2 * dtype.itemsize if optimizer == "adafactor" else TRAINED_BYTES[optimizer]
 
 
+def average_bytes(settings: RunSettings) -> int:
+    """Bytes a trained weight of its moving average, which is float32."""
+    return 4 if settings.ema_decay else 0
+
+
 class MemoryEstimate:
     """Memory that one request needs with the base in one precision, plan by plan."""
 
@@ -105,7 +110,7 @@ class MemoryEstimate:
         """Bytes of the trained weights, their gradients and the optimizer's state."""
         optimizer = self.settings.optimizer
         each = TRAINED_BYTES[optimizer] if self.params.use_lora else full_fine_tune_bytes(optimizer, self.dtype)
-        return self.trainable * each
+        return self.trainable * (each + average_bytes(self.settings))
 
     def _footprint(self, activation_checkpointing: ActivationCheckpointing) -> Footprint:
         if activation_checkpointing not in self._measured:

@@ -14,13 +14,13 @@ from ..data.resize import Size
 from .activation_bytes import forward_bytes
 from .codec_bytes import codec_bytes, codec_weights
 from .encoder_bytes import EncoderBytes, encoder_bytes
+from .estimate import MemoryEstimate, average_bytes
 from .model_parts import TEXT_WORK_BYTES
 from .plan import FROZEN, SLOTS, TRAINED, PhaseMemory, Plan
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
     from ..models.family import Family
-    from .estimate import MemoryEstimate
 
 
 TILE_PIXELS = 512 * 512
@@ -106,6 +106,8 @@ class Phases:
         """The transformer draws, then the VAE decodes: beside it, or in its place where both do not fit."""
         estimate = self.estimate
         exported = EXPORTED_LORA if estimate.params.use_lora else 0
+        if estimate.settings.sample_ema:
+            exported += average_bytes(estimate.settings)  # the trained values wait beside the averaged ones
         placed = self._placed(plan) + estimate.trainable * exported
         drawing = placed + parts.sample_work + estimate.device_info.reserve(parts.sample_work)
         beside = placed + parts.codec + parts.decode_work

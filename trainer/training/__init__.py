@@ -5,6 +5,9 @@ loop            train: the steps, as a generator of events
 retry           a smaller plan after the device ran out of memory
 state           training state: weights, optimizer, step and data position
 trainable       the trained weights: a LoRA, or all of the transformer
+average         exponential moving average of the trained weights
+held_out        held-out rows, and their loss at fixed noise levels
+validation      when the held-out loss is measured, and the best checkpoint
 step            forward and backward pass of a micro-batch
 flow_matching   timesteps, noising and loss of rectified flow
 optim           optimizers and the learning rate schedule

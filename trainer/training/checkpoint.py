@@ -24,6 +24,9 @@ BEST = "best.json"
 
 WEIGHTS, OPTIMIZER, STATE = "weights.safetensors", "optimizer.safetensors", "state.json"
 
+AVERAGE = "ema.safetensors"
+"""Name of the file that a checkpoint has where the run averages its weights."""
+
 FLOATS = (torch.float32, torch.bfloat16, torch.float16, torch.float64)
 """Dtypes whose values are checked; 8-bit optimizer states are integers."""
 
@@ -40,6 +43,8 @@ class CheckpointData:
     """Trained parameters by name, any shape, in the dtype they are trained in."""
     optimizer: Mapping[str, torch.Tensor]
     """Optimizer state by `<parameter name>.<state name>`, any shape and dtype."""
+    average: Mapping[str, torch.Tensor] = field(default_factory=dict)
+    """Averaged parameters by name, any shape, float32; empty where the run has no average."""
     run: Mapping[str, str] = field(default_factory=dict)
     """Fingerprint of the run and how it computes, as in run.json. Empty for a checkpoint of an earlier release, which
     belongs to the run.json beside it."""
@@ -56,6 +61,8 @@ def save_checkpoint(folder: Path, state: CheckpointData, keep: int, best: int | 
         temporary.mkdir(parents=True)
         save_tensors(temporary / WEIGHTS, state.weights)
         save_tensors(temporary / OPTIMIZER, state.optimizer)
+        if state.average:
+            save_tensors(temporary / AVERAGE, state.average)
         _write_state(temporary, state)
         for file in temporary.iterdir():
             flush_to_disk(file)
@@ -94,7 +101,7 @@ def read_best(folder: Path) -> BestStep | None:
 def _write_state(path: Path, state: CheckpointData) -> None:
     """Write state.json of the checkpoint in `path`, whose other files are complete."""
     about = {"step": state.step, "epoch": state.position.epoch, "batch": state.position.batch, "seed": state.seed}
-    files = {name: file_checksum(path / name) for name in (WEIGHTS, OPTIMIZER)}
+    files = {name: file_checksum(path / name) for name in (WEIGHTS, OPTIMIZER, *([AVERAGE] if state.average else []))}
     write_record(path / STATE, about | {"run": dict(state.run), "files": files})
 
 
@@ -155,6 +162,7 @@ def load_checkpoint(path: Path) -> CheckpointData:
         seed=state["seed"],
         weights=_load(path / WEIGHTS, state["files"].get(WEIGHTS)),
         optimizer=_load(path / OPTIMIZER, state["files"].get(OPTIMIZER)),
+        average=_load(path / AVERAGE, state["files"][AVERAGE]) if AVERAGE in state["files"] else {},
         run=state["run"],
     )
 

@@ -17,7 +17,7 @@ from ..single_file.key_mapping import marker_tensors, to_stored
 from ..tensors import DTYPES, write_tensors
 from .checkpoint import checkpoint_steps, load_checkpoint
 from .metadata import export_metadata
-from .run_folder import BEST_WEIGHTS, RunFolder
+from .run_folder import AVERAGED_WEIGHTS, BEST_WEIGHTS, RunFolder
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
@@ -36,13 +36,22 @@ def finish_run(context: RunContext, state: TrainState) -> Generator[Event, None,
 
 
 def export_run(context: RunContext, state: TrainState) -> Generator[Event, None, dict[str, Path]]:
-    """Export the trained weights, and those of the best checkpoint; returns the files by field of `Finished`."""
+    """Export the trained weights, their average and those of the best checkpoint.
+
+    Returns the files by field of `Finished`.
+    """
     yield Progress(phase="saving", done=0, total=1)
     settings, run, model = context.settings, context.run, context.components.model
     exported = {"weights": run.weights_path(state.step)}
-    metadata = export_metadata(context.request, settings, model, state.step)
-    if run.writes or state.sharded:
-        state.trainable.export(exported["weights"], DTYPES[settings.save_dtype], metadata)
+    metadata, dtype = export_metadata(context.request, settings, model, state.step), DTYPES[settings.save_dtype]
+    takes_part = run.writes or state.sharded
+    if takes_part:
+        state.trainable.export(exported["weights"], dtype, metadata)
+    if state.average is not None:
+        exported["ema_weights"] = run.weights_path(state.step, AVERAGED_WEIGHTS)
+        if takes_part:
+            with state.averaged():
+                state.trainable.export(exported["ema_weights"], dtype, metadata)
     if state.best is not None:
         exported["best_weights"] = run.weights_path(state.best.step, BEST_WEIGHTS)
         if run.writes:

@@ -274,5 +274,6 @@ class Training:
         """Draw the samples of this step with the values that an export would have."""
         if self.processes.world_size > 1 and self.step > self.state.saved_step:
             yield self.state.save()  # a launcher kills a stopped run after a grace period, which drawing may exceed
-        with self.state.trainable.exported_values(DTYPES[self.settings.save_dtype]):
+        averaged = self.state.averaged() if self.settings.sample_ema else nullcontext()
+        with averaged, self.state.trainable.exported_values(DTYPES[self.settings.save_dtype]):
             yield from self.loader.samples.draw(self.step)

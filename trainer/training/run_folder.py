@@ -36,8 +36,8 @@ from .run_state import EXPORTED_BESIDE, UNKNOWN, is_count, read_run_state, write
 
 LOG = "log.jsonl"
 
-BEST_WEIGHTS = "-best"
-"""End of the name of the weights with the lowest held-out loss."""
+BEST_WEIGHTS, AVERAGED_WEIGHTS = "-best", "-ema"
+"""Ends of the names of the weights with the lowest held-out loss, and of the averaged ones."""
 
 _SAMPLE = re.compile(r"step-([0-9]{6,18})-([0-9]{2,18})\.png")
 

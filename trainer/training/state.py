@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Generator, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -15,6 +15,7 @@ from ..errors import DamagedFile, NotFinite, RunFailed
 from ..events import Checkpoint, Notice
 from ..files import remove
 from ..tensors import copy_values
+from .average import WeightAverage
 from .batch_sampler import START, Position
 from .checkpoint import BestStep, CheckpointData, add_checksums, checkpoint_folders, load_checkpoint, save_checkpoint
 from .optim import fits_optimizer, load_optimizer_tensors, optimizer_tensors
@@ -33,6 +34,8 @@ class TrainState:
         self.seed, self.keep_checkpoints = context.settings.seed, context.settings.keep_checkpoints
         self.max_grad_norm = context.settings.max_grad_norm
         self.trainable, self.optimizer = trainable, optimizer
+        self.ema_decay = context.settings.ema_decay
+        self.average = self._new_average()
         self.step = 0
         self.position = START
         self.saved_step = 0
@@ -42,6 +45,9 @@ class TrainState:
         """False in the middle of an optimizer step, and for good when it failed."""
         self.sharded = any(map(is_sharded, trainable.parameters.values()))
         """The trained tensors are sharded over the processes."""
+
+    def _new_average(self) -> WeightAverage | None:
+        return WeightAverage(self.trainable.parameters, self.ema_decay) if self.ema_decay else None
 
     def restore(self) -> Generator[Notice, None, Path | None]:
         """Load the newest checkpoint of this run that can be read; returns its folder, None when there is none.
@@ -86,6 +92,9 @@ class TrainState:
         parameters = self.trainable.parameters
         shapes = {name: parameter.shape for name, parameter in parameters.items()}
         found = {name: tensor.shape for name, tensor in data.weights.items()}
+        averaged = {name: tensor.shape for name, tensor in data.average.items()}
+        if averaged != (shapes if self.average else {}):
+            return False
         return found == shapes and fits_optimizer(self.optimizer, parameters, data.optimizer)
 
     def _load(self, path: Path, data: CheckpointData | None) -> None:
@@ -100,6 +109,8 @@ class TrainState:
     def _set_values(self, data: CheckpointData) -> None:
         parameters = self.trainable.parameters
         copy_values(parameters, shard_like(data.weights, parameters))
+        if self.average is not None:
+            self.average.load(shard_like(data.average, parameters))
         owners = {name: parameters[name.rpartition(".")[0]] for name in data.optimizer}
         load_optimizer_tensors(self.optimizer, parameters, shard_like(data.optimizer, owners))
 
@@ -111,13 +122,19 @@ class TrainState:
         """
         self.optimizer.zero_grad()
         data = self._checkpoint_data()
-        data = replace(data, weights=_in_host_memory(data.weights), optimizer=_in_host_memory(data.optimizer))
-        del self.trainable, self.optimizer
+        data = replace(
+            data,
+            weights=_in_host_memory(data.weights),
+            optimizer=_in_host_memory(data.optimizer),
+            average=_in_host_memory(data.average),
+        )
+        del self.trainable, self.optimizer, self.average
         try:
             self.trainable, self.optimizer = build()
         except BaseException:  # A signal or Ctrl-C while the transformer loads must not lose the values either.
             self._save(data)
             raise
+        self.average = self._new_average()
         self._set_values(data)
 
     @contextmanager
@@ -125,6 +142,8 @@ class TrainState:
         """Context for one optimizer step; advances the step and the data position on exit."""
         self.consistent = False
         yield
+        if self.average is not None:
+            self.average.update(self.trainable.parameters, self.step + 1)
         self.step, self.position = self.step + 1, next_position
         self.consistent = True
 
@@ -172,7 +191,12 @@ class TrainState:
             run=self.identity,
             weights=full_tensors_on_main(parameters, is_main),
             optimizer=full_tensors_on_main(optimizer_tensors(self.optimizer, parameters), is_main),
+            average=full_tensors_on_main(self.average.values, is_main) if self.average else {},
         )
+
+    def averaged(self) -> AbstractContextManager[None]:
+        """Context in which the trained weights are the averaged ones; without an average they stay as they are."""
+        return self.average.applied(self.trainable.parameters) if self.average else nullcontext()
 
     def resume_hint(self) -> str:
         """Return a sentence that says where a failed run resumes."""
