@@ -7,7 +7,7 @@ import shlex
 import subprocess
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
@@ -83,7 +83,7 @@ def run_training(
     cache_dir = cache_dir or run_dir.parent / CACHE_FOLDER
     with stop_signals(processes.local_control, processes.is_main, processes.world_size) as stop:
         downloads = Downloads(cache_dir / "downloads")
-        columns = request.training_params.columns
+        columns = replace(request.training_params.columns, mask=settings.mask_column)
         with processes.main_process_first():
             dataset = load_dataset(
                 console,

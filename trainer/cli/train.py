@@ -40,6 +40,10 @@ def train(options: argparse.Namespace) -> int:
         if isinstance(finished, Stopped):
             return finished.exit_code
         console.line(f"Done after {finished.step} steps: {finished.weights}")
+        if finished.best_weights:
+            console.line(f"Lowest held-out loss: {finished.best_weights}")
+        if finished.ema_weights:
+            console.line(f"Averaged weights: {finished.ema_weights}")
         if request.training_params.use_lora:
             images = len(request.training_params.columns.controls)
             console.line(f"To use it:\n  {edit_command(request.base_model, finished.weights, model, images)}")

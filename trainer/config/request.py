@@ -65,6 +65,8 @@ class Columns:
     """The control images, in the order in which the model sees them."""
     image: str
     """The target."""
+    mask: str = ""
+    """The mask of the loss, which is no part of a request; empty where there is none."""
 
     @classmethod
     def from_fields(cls, fields: Mapping[str, Any]) -> Columns:
@@ -82,8 +84,8 @@ class Columns:
 
     @property
     def names(self) -> tuple[str, ...]:
-        """Caption, control images, target."""
-        return self.caption, *self.controls, self.image
+        """Caption, control images, mask if there is one, target."""
+        return self.caption, *self.controls, *filter(None, [self.mask]), self.image
 
 
 class RequestParams(RecordedModel):

@@ -186,11 +186,33 @@ class RunSettings(RecordedModel):
         description="Draw the samples with the averaged weights of ema_decay.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
+    mask_column: str = Field(
+        default="",
+        description="The parquet column that holds a grey picture of where the loss counts: white in full, black not. "
+        "Empty: no such column.",
+    )
+    mask: Literal["column", "difference"] = Field(
+        default="column",
+        description="Origin of the masks. column: mask_column, if there is one; difference: where control image and "
+        "target differ.",
+    )
+    mask_min: float = Field(default=0.0, ge=0, le=1, description="Weight of the loss where a mask is black.")
+    mask_prior: float = Field(
+        default=0.0,
+        ge=0,
+        description="Weight of a second loss that keeps what the base draws outside of the masks, such as 0.5. It "
+        "takes a forward pass more. 0: none.",
+    )
 
 
 def caches_texts(params: RequestParams, settings: RunSettings) -> bool:
     """Tell whether text embeddings are computed once and kept, as the request or the settings say."""
     return params.caches_texts or settings.cache_text_embeddings
+
+
+def has_masks(settings: RunSettings) -> bool:
+    """Tell whether the loss is weighted by masks."""
+    return bool(settings.mask_column) or settings.mask == "difference"
 
 
 def parse_settings(data: Any) -> RunSettings:

@@ -53,14 +53,20 @@ class CheckedBlock:
     @cached_property
     def controls(self) -> list[tuple[str, Cells, np.ndarray]]:
         """Column, cells and, bool [rows], the cells that are left out, of each column of control images."""
-        cells = self.block.columns[1:-1]
+        cells = self.block.columns[1 : 1 + len(self.columns.controls)]
         absent = [part.absent if self.optional else self._none for part in cells]
         return list(zip(self.columns.controls, cells, absent, strict=True))
 
     @property
     def images(self) -> list[tuple[str, Cells, np.ndarray]]:
         """Column, cells and left-out cells, as in `controls`, of every column of images; the target is last."""
-        return [*self.controls, (self.columns.image, self.block.columns[-1], self._none)]
+        return [*self.controls, *self._masks, (self.columns.image, self.block.columns[-1], self._none)]
+
+    @property
+    def _masks(self) -> list[tuple[str, Cells, np.ndarray]]:
+        """The column of masks, as in `controls`; a row may do without."""
+        cells = self.block.columns[-2]
+        return [(self.columns.mask, cells, cells.absent)] if self.columns.mask else []
 
     @cached_property
     def without_control(self) -> np.ndarray:

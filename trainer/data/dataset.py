@@ -42,6 +42,8 @@ class EditRow:
     target: ImageRef
     control_columns: tuple[str, ...]
     """Column of each control image."""
+    mask: ImageRef | None = None
+    """The mask of its loss; None where there is none."""
 
 
 class EditDataset:
@@ -219,7 +221,7 @@ def open_dataset(
     Raises BadInput for columns that are missing or of the wrong type, for a parquet without rows, for bad rows with
     `bad_rows` "stop", and when no usable row is left.
     """
-    check_columns(columns.to_fields(), path)
+    check_columns(columns.to_fields() | ({"mask_column": columns.mask} if columns.mask else {}), path)
     root = find_images_root(images_root, path)
     downloads = downloads or Downloads()
     blocks = RowBlocks(path, columns.names)
@@ -259,6 +261,7 @@ def find_images_root(images_root: str, parquet: Path) -> Path:
 def _edit_row(block: Block, row: int, columns: Columns) -> EditRow:
     caption, *cells, target = (cells[row - block.first] for cells in block.columns)
     assert isinstance(caption, str)  # rows were checked
+    mask = cells.pop() if columns.mask else None
     controls = [
         (name, image_ref(cell)) for name, cell in zip(columns.controls, cells, strict=True) if not is_absent(cell)
     ]
@@ -268,6 +271,7 @@ def _edit_row(block: Block, row: int, columns: Columns) -> EditRow:
         tuple(reference for _, reference in controls),
         image_ref(target),
         tuple(name for name, _ in controls),
+        None if is_absent(mask) else image_ref(mask),
     )
 
 

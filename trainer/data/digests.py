@@ -129,7 +129,7 @@ def pictures_state(parquet: Path, columns: Columns, root: Path) -> str:
     Columns whose images all lie in the parquet are not read. Raises BadInput.
     """
     digest = hashlib.sha256()
-    names = [name for name in (*columns.controls, columns.image) if _may_name_files(parquet, name)]
+    names = [name for name in columns.names[1:] if _may_name_files(parquet, name)]
     if not names:
         return ""
     blocks = RowBlocks(parquet, names)

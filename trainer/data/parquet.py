@@ -145,6 +145,7 @@ def named_columns(params: Mapping[str, Any]) -> dict[str, str]:
     listed = {f"{CONTROL_COLUMNS}.{index}": name for index, name in enumerate(names)}
     more = {field: params[field] for field in params if field.startswith(f"{control}_")}
     named = {caption: params.get(caption), control: params.get(control), **listed, **more, image: params.get(image)}
+    named |= {"mask_column": params.get("mask_column")}
     return {field: column for field, column in named.items() if isinstance(column, str) and column}
 
 

@@ -154,6 +154,8 @@ def _decode_pair(
             faults[name] = str(error)
     if faults:
         return faults
+    for found in (images, names):
+        found.pop(columns.mask, None)
     target, path = images.pop(columns.image), names.pop(columns.image)
     swapped = any(looks_swapped(control, path) for control in names.values())
     return _Decoded({name: size for name, (size, _) in images.items()}, target[0], target in images.values(), swapped)

@@ -6,6 +6,7 @@ latents     images to latents, in batches or in parallel
 text        captions to text conditioning, on disk or in blocks
 example     one encoded row, by its cache keys
 cache       the content-addressed store
+masks       where the loss counts
 
 Must not know: optimizers, run folders, or the terminal.
 """

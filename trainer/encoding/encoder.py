@@ -20,6 +20,7 @@ from ..threads import prefetch_or_idle
 from .cache import TensorCache, Tensors, cache_key
 from .example import ControlImage, Example
 from .latents import LATENTS, LatentEncoder, PendingImages, PreparedImage
+from .masks import MaskStore
 
 if TYPE_CHECKING:
     from PIL import Image
@@ -83,6 +84,7 @@ class Encoder:
         self.components = components
         self.family = components.model.family
         self.cache = cache
+        self.masks = MaskStore(self.family, cache)
         self.settings = settings
         self.resolution = settings.resolution or self.family.variant.resolution
         self._vae, self._text = components.model.fingerprint("vae"), components.model.fingerprint("text")
@@ -141,11 +143,31 @@ class Encoder:
                 images += self._prepared(pending, control.latents, source, prepare, control.size)
                 controls.append(control)
             column = dataset.columns.image
+            mask = self._mask(dataset, row, target, target_size)
             key = self._latents_key("target", target, target_size)
             images += self._prepared(pending, key, target, self.family.prepare_target, target_size)
         except BadInput as error:
             return _ReadRow(row.row, None, (column, str(error)), images)
-        return _ReadRow(row.row, Example(row.row, row.caption, tuple(controls), key, target_size), None, images)
+        example = Example(row.row, row.caption, tuple(controls), key, target_size, mask)
+        return _ReadRow(row.row, example, None, images)
+
+    def _mask(self, dataset: EditDataset, row: EditRow, target: _Source, size: Size) -> str:
+        """Cache a row's mask; returns its key, empty where all of the target counts. Raises BadImage."""
+        difference = self.settings.mask == "difference" and bool(row.controls)
+        reference = row.controls[0] if difference else row.mask
+        if reference is None:
+            return ""
+        source = _Source.read(dataset, reference)
+        with self._decoding:
+            if difference:
+                # An EncodedImage is decoded once, for its latents.
+                return self.masks.add_difference(
+                    (target.digest, source.digest),
+                    lambda: EncodedImage(dataset.fetch(row.target)).decode(),
+                    source.image.decode,
+                    size,
+                )
+            return self.masks.add_picture(source.digest, source.image.decode, size)
 
     def encode_again(self, dataset: EditDataset, example: Example) -> None:
         """Encode the images of an example that are missing in the cache. Raises RunFailed when they have changed."""

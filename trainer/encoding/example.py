@@ -37,6 +37,8 @@ class Example:
     target: str
     """Cache key of the target's latents."""
     target_size: Size
+    mask: str = ""
+    """Cache key of the mask of its loss; empty where all of the target counts."""
 
     @property
     def shape(self) -> tuple[Size, ...]:

@@ -27,6 +27,10 @@ READERS = 4
 ROWS_AHEAD = 16
 """Rows that are read ahead; a judgement: they hold encoded images."""
 
+SAME_SHAPE = 0.02
+"""Difference of two aspect ratios up to which pictures count as of one shape; a judgement: that of a size rounded to
+whole pixels, or to the model's grid."""
+
 
 @dataclass(slots=True)
 class RowFindings:
@@ -80,6 +84,8 @@ class RowChecks:
                 sizes.append(self.dataset.picture_size(reference) or EncodedImage(self.dataset.fetch(reference)).size)
             except BadInput as error:
                 return row, (column, str(error))
+        if fault := self._mask_fault(row, sizes):
+            return row, fault
         target = self.family.target_size(sizes[0], self.resolution)
         resolution = self.settings.control_resolution
         final = [target, *(self.family.control_size(size, target, resolution) for size in sizes[1:])]
@@ -87,6 +93,26 @@ class RowChecks:
             if fault := self.family.size_fault(size):
                 return row, (column, f"the image has {own.width} x {own.height} pixels: {fault}")
         return row, final
+
+    def _mask_fault(self, row: EditRow, sizes: Sequence[Size]) -> tuple[str, str] | None:
+        """Return (column, reason) of a mask that does not fit the target; `sizes` are those of target and controls."""
+        target, columns = sizes[0], self.dataset.columns
+        if self.settings.mask == "difference" and row.controls:
+            size, column, what = sizes[1], row.control_columns[0], "the control image"
+        elif row.mask is not None:
+            column, what = columns.mask, "the mask"
+            try:
+                size = self.dataset.picture_size(row.mask) or EncodedImage(self.dataset.fetch(row.mask)).size
+            except BadInput as error:
+                return column, str(error)
+        else:
+            return None
+        if abs(size.width * target.height / (size.height * target.width) - 1) <= SAME_SHAPE:
+            return None
+        return column, (
+            f"{what} has {size.width} x {size.height} pixels and the target {target.width} x {target.height}: where "
+            "the loss counts is only known for pictures of one shape"
+        )
 
     def _add(self, row: EditRow, found: list[Size] | tuple[str, str]) -> None:
         if isinstance(found, tuple):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -59,6 +60,20 @@ class LoraLinear(nn.Module):
         """Map one input [..., in features] by several layers, to [..., out features] of each in the same float dtype.
         They share one quantization of the input, and one product for all A matrices."""
         return list(shared_lora(layers, input))
+
+
+@contextmanager
+def without_lora(transformer: nn.Module) -> Iterator[None]:
+    """Context in which the LoRA layers of a transformer compute what their base layers do."""
+    layers = [module for module in transformer.modules() if isinstance(module, LoraLinear)]
+    scales = [layer.scale for layer in layers]
+    for layer in layers:
+        layer.scale = 0.0
+    try:
+        yield
+    finally:
+        for layer, scale in zip(layers, scales, strict=True):
+            layer.scale = scale
 
 
 def _matrix(inputs: int, outputs: int, device: torch.device) -> nn.Linear:

@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 import torch
 
 from ..config.request import TimestepType
-from ..config.settings import RunSettings
+from ..config.settings import RunSettings, has_masks
 from ..encoding.encoder import Encoder
 from ..encoding.example import Example
 from ..encoding.text import TextEmbeddings
@@ -16,7 +16,7 @@ from ..memory.modulation import ModulationOutputs
 from ..memory.pinned import page_locked_copy
 from ..models.types import PackedLatents, TextConditioning
 from .batch_sampler import START, BatchPlan, Position
-from .flow_matching import draw_sigmas, loss_weights
+from .flow_matching import draw_sigmas, loss_weights, mask_weights
 from .rng import example_generator
 
 
@@ -48,6 +48,10 @@ class Batch:
     """Loss weights, float32 `[B]`."""
     next_position: Position = START
     """Data position of the next optimizer step."""
+    token_weights: torch.Tensor | None = None
+    """Loss weights of the target's tokens, float32 `[B, tokens]`; None where all count alike."""
+    prior_weights: torch.Tensor | None = None
+    """Weights of the tokens in the loss that keeps what the base draws, float32 `[B, tokens]`; None without it."""
     step_examples: int = 0
     """Number of examples in the whole optimizer step."""
 
@@ -110,7 +114,21 @@ def assemble(
         sigmas=sigmas,
         weights=loss_weights(timestep_type, sigmas),
     )
+    if has_masks(encoder.settings):
+        collated = _masked(collated, encoder)
     return _pinned(collated) if encoder.components.device.type == "cuda" else collated
+
+
+def _masked(batch: Batch, encoder: Encoder) -> Batch:
+    """Add the token weights that the examples' masks give."""
+    every = torch.ones(1, batch.clean.tokens.shape[1])
+    masks = torch.cat([encoder.masks.get(one.mask) if one.mask else every for one in batch.examples])
+    settings = encoder.settings
+    return replace(
+        batch,
+        token_weights=mask_weights(masks, settings.mask_min),
+        prior_weights=settings.mask_prior * mask_weights(1 - masks, 0.0) if settings.mask_prior else None,
+    )
 
 
 def _pinned(batch: Batch) -> Batch:
@@ -130,6 +148,8 @@ def _pinned(batch: Batch) -> Batch:
         ),
         sigmas=page_locked_copy(batch.sigmas),
         weights=page_locked_copy(batch.weights),
+        token_weights=None if batch.token_weights is None else page_locked_copy(batch.token_weights),
+        prior_weights=None if batch.prior_weights is None else page_locked_copy(batch.prior_weights),
     )
 
 

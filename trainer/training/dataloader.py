@@ -123,7 +123,7 @@ class BatchLoader:
             )
         self._made_again.add(key)
         for example in (*self.examples, *self.held_out.examples):
-            if key in (example.target, *(control.latents for control in example.controls)):
+            if key in (example.target, example.mask, *(control.latents for control in example.controls)):
                 self.encoder.encode_again(self.dataset, example)
                 self.components.drop("codec")
                 break

@@ -94,11 +94,36 @@ def add_noise(clean: torch.Tensor, noise: torch.Tensor, sigmas: torch.Tensor) ->
 
 
 def example_losses(
-    velocity: torch.Tensor, clean: torch.Tensor, noise: torch.Tensor, weights: torch.Tensor
+    velocity: torch.Tensor,
+    clean: torch.Tensor,
+    noise: torch.Tensor,
+    weights: torch.Tensor,
+    token_weights: torch.Tensor | None = None,
 ) -> torch.Tensor:
     """Return each example's weighted mean squared error against noise - x0, float32 `[B]`.
 
-    `velocity`, `clean` and `noise` are `[B, ...]` of any floating dtype, `weights` float32 `[B]`.
+    `velocity`, `clean` and `noise` are `[B, ...]` of any floating dtype, `weights` float32 `[B]`, `token_weights`
+    float32 `[B, tokens]` for tokens `[B, tokens, channels]`.
     """
-    target = noise.float() - clean.float()
-    return ((velocity.float() - target) ** 2).flatten(1).mean(1) * weights
+    return squared_errors(velocity, noise.float() - clean.float(), token_weights) * weights
+
+
+def squared_errors(
+    velocity: torch.Tensor, target: torch.Tensor, token_weights: torch.Tensor | None = None
+) -> torch.Tensor:
+    """Return each example's mean squared error, float32 `[B]`, of `velocity` and `target` `[B, ...]` of any floating
+    dtype; the error of each token `[B, tokens, channels]` times its weight, float32 `[B, tokens]`."""
+    errors = (velocity.float() - target.float()) ** 2
+    if token_weights is not None:
+        errors = errors * token_weights.unsqueeze(-1)
+    return errors.flatten(1).mean(1)
+
+
+def mask_weights(mask: torch.Tensor, minimum: float) -> torch.Tensor:
+    """Return the weights minimum + (1 - minimum) * mask of each token, normalized to mean 1 over each example.
+
+    `mask` is float32 `[B, tokens]` in 0..1. Where no token counts, all weights are 0.
+    """
+    weights = minimum + (1 - minimum) * mask
+    means = weights.mean(1, keepdim=True)
+    return weights / torch.where(means > 0, means, 1)

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..config.request import FineTuneRequest, RequestParams
-from ..config.settings import RunSettings
+from ..config.settings import RunSettings, has_masks
 from ..distributed.processes import SingleProcess
 from ..encoding.cache import TensorCache
 from ..encoding.row_checks import RowChecks, RowFindings, check_samples
@@ -99,7 +99,7 @@ def open_run(
     if finished := _finished(run, params.steps, processes):
         return finished
     yield from _notices(init_lora.notices if init_lora else [])
-    _check_optimizer(params, settings, processes)
+    _check_settings(params, settings, dataset, processes)
     if not params.use_lora:
         yield from _notices([full_fine_tune_need(model, settings, processes.world_size)])
     dataset, model = yield from _check_rows(request, dataset, model, settings, processes)
@@ -194,10 +194,24 @@ def _finished(run: RunFolder, steps: int, processes: SingleProcess) -> Finished 
     return Finished(step=steps, steps=steps, stopped=False, weights=weights, run_dir=run.path, **run.exported_beside())
 
 
-def _check_optimizer(params: RequestParams, settings: RunSettings, processes: SingleProcess) -> None:
+def _check_settings(
+    params: RequestParams, settings: RunSettings, dataset: EditDataset, processes: SingleProcess
+) -> None:
+    """Raise BadInput for settings that contradict each other, the request or the dataset."""
     check_optimizer(settings)
     if processes.world_size > 1 and not params.use_lora and settings.optimizer != "adamw":
         raise BadInput(f"optimizer: a full fine-tune in several processes needs adamw, not {settings.optimizer}.")
+    if settings.mask_column and settings.mask == "difference":
+        raise BadInput('mask: "difference" makes masks itself; leave mask_column empty, or choose "column".')
+    if settings.mask_column != dataset.columns.mask:
+        raise BadInput(
+            f'mask_column: is "{settings.mask_column}", but the dataset was opened with '
+            f'"{dataset.columns.mask}"; name the same column for both.'
+        )
+    if settings.mask_prior and not has_masks(settings):
+        raise BadInput('mask_prior: needs masks; name a mask_column, or set mask to "difference".')
+    if settings.mask_prior and not params.use_lora:
+        raise BadInput("mask_prior: keeps what the base draws, which a full fine-tune changes; set it to 0.")
 
 
 def arithmetic_of(plan: Plan, device: torch.device) -> dict[str, str]:

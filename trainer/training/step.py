@@ -10,9 +10,10 @@ from typing import TYPE_CHECKING
 import torch
 
 from ..inference import place
+from ..lora.layer import without_lora
 from ..models.types import PackedLatents, TextConditioning, has_mask
 from .batch import Batch, TextGroup
-from .flow_matching import add_noise, example_losses
+from .flow_matching import add_noise, example_losses, squared_errors
 
 if TYPE_CHECKING:
     from ..memory.model_parts import ModelComponents
@@ -51,7 +52,9 @@ def measured_losses(components: ModelComponents, batch: Batch, guidance: float) 
         with components.autocast(), forward:
             inputs = _inputs(components, batch, group)
             velocity = _velocity(components, inputs, guidance)
-            losses[group.rows] = example_losses(velocity, inputs.clean, inputs.noise, inputs.weights)
+            losses[group.rows] = example_losses(
+                velocity, inputs.clean, inputs.noise, inputs.weights, inputs.token_weights
+            )
     return losses
 
 
@@ -61,11 +64,21 @@ def _group_step(
     forward = components.placement().forward(group.modulation_outputs, masked=has_mask(group.text))
     with torch.enable_grad(), components.autocast(), forward:
         inputs = _inputs(components, batch, group)
+        base = None if inputs.prior_weights is None else _base_velocity(components, inputs, guidance)
         velocity = _velocity(components, inputs, guidance)
-        losses = example_losses(velocity, inputs.clean, inputs.noise, inputs.weights)
+        losses = example_losses(velocity, inputs.clean, inputs.noise, inputs.weights, inputs.token_weights)
+        if base is not None:
+            losses = losses + squared_errors(velocity, base, inputs.prior_weights) * inputs.weights
         loss = losses.sum() / step_examples
         loss.backward()
     return loss.detach()
+
+
+@torch.no_grad()
+def _base_velocity(components: ModelComponents, inputs: _Inputs, guidance: float) -> torch.Tensor:
+    """Return the velocity `[B, tokens, 4 * C]` that the base predicts, without the LoRA."""
+    with without_lora(components.transformer()):
+        return _velocity(components, inputs, guidance)
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +92,8 @@ class _Inputs:
     text: TextConditioning
     sigmas: torch.Tensor
     weights: torch.Tensor
+    token_weights: torch.Tensor | None
+    prior_weights: torch.Tensor | None
 
 
 def _inputs(components: ModelComponents, batch: Batch, group: TextGroup) -> _Inputs:
@@ -97,6 +112,8 @@ def _inputs(components: ModelComponents, batch: Batch, group: TextGroup) -> _Inp
         text=place(group.text, device, dtype),
         sigmas=sigmas,
         weights=rows_of(batch.weights),
+        token_weights=None if batch.token_weights is None else rows_of(batch.token_weights),
+        prior_weights=None if batch.prior_weights is None else rows_of(batch.prior_weights),
     )
 
 
