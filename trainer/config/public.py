@@ -31,8 +31,9 @@ def public_request(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return run settings, as decoded JSON, without the folders of images and of the initial LoRA."""
-    return {**settings, "images_root": "", "init_lora": _file_name(settings.get("init_lora", ""))}
+    """Return run settings, as decoded JSON, without the folders of images and of LoRA files."""
+    public = {**settings, "images_root": "", "init_lora": _file_name(settings.get("init_lora", ""))}
+    return public | {name: _file_name(settings[name]) for name in ("sample_lora",) if name in settings}
 
 
 def run_parameters(request: FineTuneRequest, settings: RunSettings) -> dict[str, Parameter]:

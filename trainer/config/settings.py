@@ -203,6 +203,28 @@ class RunSettings(RecordedModel):
         description="Weight of a second loss that keeps what the base draws outside of the masks, such as 0.5. It "
         "takes a forward pass more. 0: none.",
     )
+    sample_lora: str = Field(
+        default="",
+        description="LoRA file that is applied only while samples are drawn, such as one that needs few steps. Empty: "
+        "none.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
+    sample_lora_strength: float = Field(
+        default=1.0, ge=0, description="Strength of sample_lora.", json_schema_extra=NO_EFFECT_ON_TRAINING
+    )
+    sample_lora_steps: int = Field(
+        default=4,
+        ge=1,
+        le=1000,
+        description="Sampler steps per sample with sample_lora, in place of sample_steps.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
+    sample_lora_guidance: float = Field(
+        default=1.0,
+        ge=0,
+        description="Guidance scale of the samples with sample_lora, in place of sample_guidance. 0: the model's own.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
 
 
 def caches_texts(params: RequestParams, settings: RunSettings) -> bool:

@@ -5,6 +5,7 @@
 - formats.py: LoRA files of other programs, converted to the portable form.
 - scales.py: the scales of files without alpha tensors.
 - init_lora.py: the LoRA file that a training continues from.
+- sample_lora.py: a LoRA file that is applied only while samples are drawn.
 
 It must not know memory placement, datasets or the training loop.
 """

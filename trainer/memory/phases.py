@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
+from pathlib import Path
 from typing import TYPE_CHECKING
 from weakref import WeakKeyDictionary
 
@@ -11,6 +12,7 @@ import torch
 
 from ..config.settings import caches_texts
 from ..data.resize import Size
+from ..paths import path_kind
 from .activation_bytes import forward_bytes
 from .codec_bytes import codec_bytes, codec_weights
 from .encoder_bytes import EncoderBytes, encoder_bytes
@@ -109,6 +111,7 @@ class Phases:
         if estimate.settings.sample_ema:
             exported += average_bytes(estimate.settings)  # the trained values wait beside the averaged ones
         placed = self._placed(plan) + estimate.trainable * exported
+        placed += _file_bytes(estimate.settings.sample_lora)
         drawing = placed + parts.sample_work + estimate.device_info.reserve(parts.sample_work)
         beside = placed + parts.codec + parts.decode_work
         if beside <= self.free:
@@ -138,6 +141,12 @@ def _encoder(model: EditModel, dtype: torch.dtype) -> EncoderBytes | None:
     if dtype not in counted:
         counted[dtype] = encoder_bytes(model, dtype)
     return counted[dtype]
+
+
+def _file_bytes(file: str) -> int:
+    """Return the size of a file, which is about what its weights take; 0 where there is none."""
+    path = Path(file)
+    return path.stat().st_size if path_kind(path) == "file" else 0
 
 
 def _parts(estimate: MemoryEstimate) -> _Parts:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import io
 from collections.abc import Generator, Sequence
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -50,10 +51,12 @@ class SampleImages:
         self.run, self.components = context.run, context.components
         self.encoder, self.family = encoder, encoder.family
         self.prepared: list[SampleInputs] = []
+        self.lora = context.sample_lora
         settings = context.settings
-        self.options = DenoiseOptions.for_variant(
-            self.family.variant, settings.sample_steps, settings.sample_guidance, settings.sample_seed
-        )
+        steps, guidance = settings.sample_steps, settings.sample_guidance
+        if self.lora is not None:
+            steps, guidance = settings.sample_lora_steps, settings.sample_lora_guidance
+        self.options = DenoiseOptions.for_variant(self.family.variant, steps, guidance, settings.sample_seed)
 
     def prepare(self, texts: TextEmbeddings, control: RunControl) -> Generator[Progress | Notice, None, None]:
         """Fetch and encode control images and prompts.
@@ -112,15 +115,23 @@ class SampleImages:
     def draw(self, step: int) -> Generator[Progress | Notice | Sample, None, None]:
         """Draw all samples and save them; a process that does not write only takes part in the drawing."""
         drawn = []
-        for sample in self.prepared:
-            controls = [self.family.pack(latents) for latents in sample.control_latents]
-            inputs = DenoiseInputs(controls, sample.text, sample.negative_text, sample.size)
-            drawn.append((yield from denoise(self.components, inputs, self.options)))
+        with self._with_lora():
+            for sample in self.prepared:
+                controls = [self.family.pack(latents) for latents in sample.control_latents]
+                inputs = DenoiseInputs(controls, sample.text, sample.negative_text, sample.size)
+                drawn.append((yield from denoise(self.components, inputs, self.options)))
         if not self.run.writes:
             return
         for index, (sample, latents) in enumerate(zip(self.prepared, drawn, strict=True)):
             yield self._save(step, index, sample, decode(self.components, latents))
         yield from self.components.notices()
+
+    def _with_lora(self) -> AbstractContextManager[None]:
+        """Context in which the LoRA for samples is applied, if there is one."""
+        if self.lora is None or not self.prepared:
+            return nullcontext()
+        components = self.components
+        return self.lora.applied(components.transformer(), components.device, components.dtype)
 
     def _save(self, step: int, index: int, sample: SampleInputs, image: Image.Image) -> Sample:
         path = self.run.sample_path(step, index)

@@ -19,6 +19,7 @@ from ..errors import BadInput
 from ..events import Event, Finished, Notice, Planned, Progress
 from ..files import named_folder
 from ..lora.init_lora import InitLora, open_init_lora
+from ..lora.sample_lora import SampleLora, open_sample_lora
 from ..memory.estimate import full_fine_tune_need
 from ..memory.model_parts import ModelComponents
 from ..memory.plan import Plan
@@ -50,6 +51,7 @@ class RunContext:
     cache: TensorCache
     processes: SingleProcess
     init_lora: InitLora | None
+    sample_lora: SampleLora | None
     identity: Mapping[str, str]
     """Fingerprint of the run, how it computes and its conditioning policy, which its checkpoints carry."""
 
@@ -83,8 +85,7 @@ def open_run(
     params = request.training_params
     init_lora = open_init_lora(model, params, settings)
     weights = [model.fingerprint("transformer"), model.fingerprint("vae"), model.fingerprint("text")]
-    if init_lora is not None:
-        weights.append(init_lora.fingerprint)
+    weights += [init_lora.fingerprint] if init_lora is not None else []
     run_dir = named_folder(run_dir)
     cache_dir = cache_dir or run_dir.parent / "edit_trainer_cache"
     yield from _notices([*model.warnings(), request.notice()])
@@ -98,7 +99,8 @@ def open_run(
     )
     if finished := _finished(run, params.steps, processes):
         return finished
-    yield from _notices(init_lora.notices if init_lora else [])
+    sample_lora = open_sample_lora(model, settings)
+    yield from _notices(notice for lora in (init_lora, sample_lora) if lora for notice in lora.notices)
     _check_settings(params, settings, dataset, processes)
     if not params.use_lora:
         yield from _notices([full_fine_tune_need(model, settings, processes.world_size)])
@@ -106,8 +108,7 @@ def open_run(
     device = device or processes.device()
     began = run.state()
     plan = joint_plan(model, params, resumed_settings(run, settings), processes, device)
-    if (made := format_of(plan.precision)) and made.package:
-        require_package(made.package, f'precision "{plan.precision}"')
+    _require_format(plan)
     yield _planned(plan, len(dataset), params, settings, processes)
     arithmetic = arithmetic_of(plan, device)
     yield from _notices([_changed_arithmetic(began, arithmetic), _changed_schedule(run, params, settings)])
@@ -122,8 +123,15 @@ def open_run(
         cache=TensorCache(cache_dir),
         processes=processes,
         init_lora=init_lora,
+        sample_lora=sample_lora,
         identity=identity,
     )
+
+
+def _require_format(plan: Plan) -> None:
+    """Raise BadInput when the plan's precision needs a package that is not installed."""
+    if (made := format_of(plan.precision)) and made.package:
+        require_package(made.package, f'precision "{plan.precision}"')
 
 
 def _planned(plan: Plan, rows: int, params: RequestParams, settings: RunSettings, processes: SingleProcess) -> Planned:
