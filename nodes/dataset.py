@@ -16,7 +16,7 @@ from .notes import OUTPUT, bad_rows_note, report_notes, send_notes
 from .pil_images import grid, shrink, to_tensor
 from .schema import node_schema
 from .types import EditDataset
-from .widgets import MORE_CONTROL_COLUMNS, columns_of, field_inputs, more_control_inputs
+from .widgets import MASK_COLUMN, MORE_CONTROL_COLUMNS, columns_of, field_inputs, more_control_inputs
 
 PREVIEW_ROWS = 4
 """Rows in the preview output; part of the node's behaviour in saved graphs."""
@@ -38,9 +38,9 @@ class LoadDataset(io.ComfyNode):
                 *field_inputs(TrainingParams, COLUMN_FIELDS),
                 *field_inputs(RunSettings, ("images_root", "bad_rows")),
                 *more_control_inputs(),
-                *field_inputs(RunSettings, ("allow_no_control",), optional=True),
+                *field_inputs(RunSettings, ("allow_no_control", MASK_COLUMN), optional=True),
             ],
-            advanced=("images_root", "bad_rows", "allow_no_control"),
+            advanced=("images_root", "bad_rows", "allow_no_control", MASK_COLUMN),
             outputs=[
                 EditDataset.Output("dataset", tooltip="For Train Edit LoRA."),
                 io.Image.Output("preview", tooltip="Control and target images of the first rows, side by side."),
@@ -53,7 +53,7 @@ class LoadDataset(io.ComfyNode):
         cls, resource: str | None = None, images_root: str | None = None, **others: str
     ) -> str | float:
         required = [resource, images_root, *(others.get(field) for field in COLUMN_FIELDS)]
-        more = [others[field] for field in MORE_CONTROL_COLUMNS if field in others]
+        more = [others[field] for field in (*MORE_CONTROL_COLUMNS, MASK_COLUMN) if field in others]
         if resource is None or images_root is None or None in (*required, *more):
             return float("nan")  # of linked inputs the values are not known yet
         try:
@@ -70,13 +70,15 @@ class LoadDataset(io.ComfyNode):
         image_column: str | None = None,
         control_image_column_2: str | None = None,
         control_image_column_3: str | None = None,
+        mask_column: str | None = None,
     ) -> bool | str:
         """Check the parquet and its columns before anything runs; linked inputs are None."""
         from ..trainer.data.dataset import check_columns
 
         columns = dict(zip(COLUMN_FIELDS, (caption_column, control_image_column, image_column), strict=True))
-        more = zip(MORE_CONTROL_COLUMNS, (control_image_column_2, control_image_column_3), strict=True)
-        columns |= {field: column or None for field, column in more}
+        more = (control_image_column_2, control_image_column_3, mask_column)
+        fields = (*MORE_CONTROL_COLUMNS, MASK_COLUMN)
+        columns |= {field: column or None for field, column in zip(fields, more, strict=True)}
         try:
             if resource is not None:
                 known = {field: column for field, column in columns.items() if column is not None}

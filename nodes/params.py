@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from comfy_api.latest import io
 
 from ..trainer.config.request import TrainingParams
@@ -10,7 +12,7 @@ from .folders import NO_LORA, find_lora, lora_options, lora_state
 from .host import readable_errors
 from .schema import node_schema
 from .types import EditParams, EditSettings
-from .widgets import field_inputs
+from .widgets import field_input, field_inputs
 
 # Saved workflows store widget values by position: append, never insert or reorder.
 PARAMS = (
@@ -64,25 +66,31 @@ MAIN_SETTINGS = (
     "init_lora",
 )
 """Settings that stay in sight; the page folds the others, and those that are added later."""
-SETTINGS_ELSEWHERE = ("seed", "images_root", "bad_rows", "allow_no_control", "cache_text_embeddings")
+SETTINGS_ELSEWHERE = ("seed", "images_root", "bad_rows", "allow_no_control", "cache_text_embeddings", "mask_column")
 """Widgets of Train Edit LoRA, Load Edit Dataset and Edit Training Params."""
+
+
+LORA_FILES = {
+    "init_lora": "LoRA to continue training from. none: start a new LoRA.",
+    "sample_lora": "LoRA that is applied only while samples are drawn, such as one that needs few steps. none: no such "
+    "LoRA.",
+}
+"""Settings that name a LoRA file, with the tooltips of their menus."""
 
 
 def settings_inputs(settings: type[RunSettings]) -> list[io.Input]:
     """Widgets of the settings node. A setting that no list above names is appended as an optional widget."""
     listed = {*SETTINGS, *NEWER_SETTINGS, *SETTINGS_ELSEWHERE, "init_lora"}
+    newest = ["init_lora", *(name for name in settings.model_fields if name not in listed)]
     return [
         *field_inputs(settings, SETTINGS),
         *field_inputs(settings, NEWER_SETTINGS, optional=True),
-        io.Combo.Input(
-            "init_lora",
-            options=lora_options(),
-            default=NO_LORA,
-            optional=True,
-            tooltip="LoRA to continue training from. none: start a new LoRA.",
-        ),
-        *field_inputs(settings, tuple(name for name in settings.model_fields if name not in listed), optional=True),
+        *(_lora_input(name) if name in LORA_FILES else field_input(settings, name, optional=True) for name in newest),
     ]
+
+
+def _lora_input(name: str) -> io.Input:
+    return io.Combo.Input(name, options=lora_options(), default=NO_LORA, optional=True, tooltip=LORA_FILES[name])
 
 
 class Params(io.ComfyNode):
@@ -129,11 +137,14 @@ class Settings(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, init_lora: str | None = NO_LORA, **others: object) -> str | float:
-        return lora_state(init_lora)
+    def fingerprint_inputs(
+        cls, init_lora: str | None = NO_LORA, sample_lora: str | None = NO_LORA, **others: object
+    ) -> str | float:
+        states = [lora_state(name) for name in (init_lora, sample_lora)]
+        return float("nan") if float in map(type, states) else " ".join(map(str, states))
 
     @classmethod
     @readable_errors()
-    def execute(cls, init_lora: str = NO_LORA, **settings: object) -> io.NodeOutput:
-        path = find_lora(init_lora)
-        return io.NodeOutput(settings | {"init_lora": str(path) if path else ""})
+    def execute(cls, **settings: Any) -> io.NodeOutput:
+        paths = {name: find_lora(settings.get(name, NO_LORA)) for name in LORA_FILES}
+        return io.NodeOutput(settings | {name: str(path) if path else "" for name, path in paths.items()})

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -30,7 +31,7 @@ from .notes import OUTPUT, bad_rows_note, report_notes, send_notes
 from .params import PARAMS
 from .schema import node_schema
 from .types import EditDataset, EditModel, EditParams, EditSamples
-from .widgets import field_inputs
+from .widgets import MASK_COLUMN, field_inputs
 
 if TYPE_CHECKING:
     from ..trainer.data.dataset import EditDataset as Dataset
@@ -103,8 +104,14 @@ class LoadRequest(io.ComfyNode):
                     tooltip="JSON of the request, or the name of a JSON file in the input folder.",
                 ),
                 *field_inputs(RunSettings, ("allow_no_control",), optional=True),
+                io.String.Input(
+                    MASK_COLUMN,
+                    default="",
+                    optional=True,
+                    tooltip=RunSettings.model_fields[MASK_COLUMN].description,
+                ),
             ],
-            advanced=("allow_no_control",),
+            advanced=("allow_no_control", MASK_COLUMN),
             outputs=[
                 EditDataset.Output("dataset", tooltip="For Train Edit LoRA."),
                 EditParams.Output("params", tooltip="For Train Edit LoRA."),
@@ -114,8 +121,10 @@ class LoadRequest(io.ComfyNode):
         )
 
     @classmethod
-    def fingerprint_inputs(cls, request: str | None = None, allow_no_control: bool = False) -> str | float:
-        if request is None:
+    def fingerprint_inputs(
+        cls, request: str | None = None, allow_no_control: bool = False, mask_column: str | None = ""
+    ) -> str | float:
+        if request is None or mask_column is None:
             return float("nan")
         from ..trainer.data.load_request import load_request
 
@@ -123,7 +132,9 @@ class LoadRequest(io.ComfyNode):
             source = find_request(request)
             states = [file_state(source)] if isinstance(source, Path) else []
             parsed, parquet = load_request(source, input_folder(), EXAMPLES)
-            return " ".join([*states, dataset_state(parquet, parsed.training_params.columns)])
+            return " ".join(
+                [*states, dataset_state(parquet, replace(parsed.training_params.columns, mask=mask_column))]
+            )
         except (BadInput, OSError):
             return "not there"
 
@@ -141,7 +152,7 @@ class LoadRequest(io.ComfyNode):
 
     @classmethod
     @readable_errors()
-    def execute(cls, request: str, allow_no_control: bool = False) -> io.NodeOutput:
+    def execute(cls, request: str, allow_no_control: bool = False, mask_column: str = "") -> io.NodeOutput:
         from ..trainer.data.dataset import open_dataset
         from ..trainer.data.downloads import Downloads
         from ..trainer.data.load_request import load_request
@@ -150,7 +161,8 @@ class LoadRequest(io.ComfyNode):
         parsed, parquet = load_request(find_request(request), input_folder(), EXAMPLES)
         params = parsed.training_params
         downloads = Downloads(cache_folder() / "downloads")
-        opening = open_dataset(parquet, params.columns, allow_no_control=allow_no_control, downloads=downloads)
+        columns = replace(params.columns, mask=mask_column)
+        opening = open_dataset(parquet, columns, allow_no_control=allow_no_control, downloads=downloads)
         try:
             dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
         except BadRows as error:
@@ -207,6 +219,8 @@ class SaveRequest(io.ComfyNode):
             command += f" --bad-rows {dataset.bad_rows}"
         if dataset.allow_no_control:
             command += " --allow-no-control true"
+        if dataset.columns.mask:
+            command += f' --mask-column "{dataset.columns.mask}"'
         if any(params_for_settings(dataset, params).values()):
             command += " --cache-text-embeddings true"
         return io.NodeOutput(request.to_json(), ui=ui.PreviewText(f"{file}\n{command}"))

@@ -15,6 +15,7 @@ from ..trainer.training.checkpoint import checkpoint_steps, last_step
 from ..trainer.training.run_folder import RunFolder
 from ..trainer.training.run_log import lowest, parse_log_line
 from .folders import CACHE, NO_LORA, find_lora, is_folder_name, lora_options, output_folder, runs_folder
+from .params import LORA_FILES
 from .run_snapshot import RunSnapshot, RunSummary
 
 MAX_LISTED = 500
@@ -129,11 +130,15 @@ def _workflow(run: RunFolder) -> dict[str, Any] | None:
 
 def _node_values(settings: dict[str, Any]) -> dict[str, Any]:
     """Run settings as widget values of the settings node."""
-    path = settings.get("init_lora")
-    if not isinstance(path, str):
-        return settings
-    name = next((name for name in lora_options()[1:] if find_lora(name) == Path(path)), path) if path else NO_LORA
-    return settings | {"init_lora": name}
+    names = {name: _lora_name(settings[name]) for name in LORA_FILES if isinstance(settings.get(name), str)}
+    return settings | names
+
+
+def _lora_name(path: str) -> str:
+    """Option of a LoRA menu for a file; its path where ComfyUI lists no such file."""
+    if not path:
+        return NO_LORA
+    return next((name for name in lora_options()[1:] if find_lora(name) == Path(path)), path)
 
 
 def sample_entries(run: RunFolder) -> list[dict[str, Any]]:

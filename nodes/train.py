@@ -66,6 +66,13 @@ class Train(io.ComfyNode):
                 EditRun.Output("run", tooltip="Run, for Preview Training Samples."),
                 io.String.Output("path", tooltip="Path of the saved file."),
                 io.LossMap.Output("loss", tooltip="Losses, for Plot Loss Graph."),
+                io.LossMap.Output(
+                    "validation_loss", tooltip="Losses of the held-out rows, for Plot Loss Graph; see validation_rows."
+                ),
+                io.LoraModel.Output(
+                    "best_lora",
+                    tooltip="LoRA of the lowest held-out loss, for Load LoRA Model; without held-out rows the last.",
+                ),
             ],
         )
 
@@ -131,6 +138,7 @@ def _run_settings(dataset: Dataset, params: dict[str, Any], seed: int, settings:
         "images_root": str(dataset.images_root),
         "bad_rows": dataset.bad_rows,
         "allow_no_control": dataset.allow_no_control,
+        "mask_column": dataset.columns.mask,
         **params_for_settings(dataset, params),
     }
     return parse_settings(settings | elsewhere)
@@ -144,15 +152,30 @@ def _results(model: Model, request: FineTuneRequest, live_run: LiveRun) -> io.No
     finished = live_run.finished
     if finished is None or finished.weights is None:
         raise RunFailed("The run ended without trained weights.")
-    losses = [loss for _, loss in RunFolder(finished.run_dir).losses()]
+    folder = RunFolder(finished.run_dir)
+    losses, held_out = ([loss for _, loss in points] for points in (folder.losses(), folder.validation_losses()))
     run = FinishedRun(finished.run_dir, finished.step, len(request.training_params.samples))
+    publish = publish_lora if request.training_params.use_lora else publish_transformer
+    path = publish(finished.weights)
+    best = publish(finished.best_weights) if finished.best_weights else path
+    beside = [best] if finished.best_weights else []
+    beside += [publish(finished.ema_weights)] if finished.ema_weights else []
     if request.training_params.use_lora:
-        path = publish_lora(finished.weights)
         trained, lora = model.with_adapter(path), read_weights(path, "LoRA file")
+        best_lora = lora if best == path else read_weights(best, "LoRA file")
     else:
-        path, lora = publish_transformer(finished.weights), {}
-        trained = model.with_weights(path)
+        trained, lora, best_lora = model.with_weights(path), {}, {}
     loss = f", loss {losses[-1]:.4f}" if losses else ""  # the log may have been deleted
     done = f"{finished.step} of {finished.steps}" if finished.stopped else str(finished.step)
+    others = "".join(f"\nBeside it: {other.name}" for other in beside)
     line = live_run.result_text(f"{done} steps done{loss}, saved as {path}")
-    return io.NodeOutput(trained, lora, run, str(path), {"loss": losses}, ui=ui.PreviewText(line))
+    return io.NodeOutput(
+        trained,
+        lora,
+        run,
+        str(path),
+        {"loss": losses},
+        {"loss": held_out},
+        best_lora,
+        ui=ui.PreviewText(line + others),
+    )

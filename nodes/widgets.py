@@ -16,17 +16,19 @@ MAX_INT = 2**53 - 1
 """Largest integer that the page's doubles represent exactly."""
 MAX_FLOAT = 1e6
 """Bound of float widgets without one of their own; a judgement: ComfyUI requires one."""
-STEPS = {"learning_rate": 1e-6, "weight_decay": 1e-4, "caption_dropout": 0.01}
+STEPS = {"learning_rate": 1e-6, "weight_decay": 1e-4, "caption_dropout": 0.01, "ema_decay": 0.001}
 """Steps of float widgets for which 0.1 is too coarse; the page rounds typed values to a hundredth of the step."""
 MENU = {"widgetType": "EDIT_TRAINER_CHOICE"}
 """Makes the page add a menu to a text input."""
-CHOICES = {"resource", "caption_column", "control_image_column", "image_column"}
+MASK_COLUMN = "mask_column"
+"""Input of a dataset node that names the column of masks."""
+CHOICES = {"resource", "caption_column", "control_image_column", "image_column", MASK_COLUMN}
 """Text inputs with such a menu."""
 MORE_CONTROL_COLUMNS = ("control_image_column_2", "control_image_column_3")
 """Inputs of a dataset node that name the columns of further control images."""
 CONTROL_COLUMN_FIELDS = ("control_image_column", *MORE_CONTROL_COLUMNS)
 """All of its inputs that name a column of control images, in the order in which the model sees them."""
-COLUMN_INPUTS = (*COLUMN_FIELDS, *MORE_CONTROL_COLUMNS)
+COLUMN_INPUTS = (*COLUMN_FIELDS, *MORE_CONTROL_COLUMNS, MASK_COLUMN)
 """All of its inputs that name a column."""
 
 
@@ -69,9 +71,9 @@ def more_control_inputs() -> list[io.Input]:
 
 
 def columns_of(fields: Mapping[str, Any]) -> Columns:
-    """Columns of a dataset node's inputs; those of further control images may be empty or missing."""
+    """Columns of a dataset node's inputs; those of further control images and of masks may be empty or missing."""
     controls = [name for field in CONTROL_COLUMN_FIELDS if (name := fields.get(field))]
-    return Columns(fields["caption_column"], tuple(controls), fields["image_column"])
+    return Columns(fields["caption_column"], tuple(controls), fields["image_column"], fields.get(MASK_COLUMN) or "")
 
 
 def field_inputs(model: type[BaseModel], names: tuple[str, ...], optional: bool = False) -> list[io.Input]:

@@ -19,6 +19,7 @@ PUBLIC_OPTIONS = ("default", "min", "max", "step", "round", "options", "multilin
 FILE_LISTS = {
     "init_lora": {"options": ["none"]},
     "lora_name": {"options": ["none"]},
+    "sample_lora": {"options": ["none"]},
     "transformer": {"options": ["auto"]},
 }
 """Inputs that list the files that happen to be there, and what they always list."""

@@ -177,7 +177,7 @@ class RunSettings(RecordedModel):
     ema_decay: float = Field(
         default=0.0,
         ge=0,
-        lt=1,
+        le=0.9999,
         description="Decay of an exponential moving average of the trained weights, such as 0.99, which is exported "
         "beside them. 0: none.",
     )

@@ -9,6 +9,7 @@ export const COLUMN_FIELDS = {
   control_image_column_2: "image",
   control_image_column_3: "image",
   image_column: "image",
+  mask_column: "image",
 };
 
 /**
