@@ -15,6 +15,7 @@ import torch
 from safetensors.torch import load_file
 
 from trainer.training.checkpoint import last_step
+from trainer.training.run_folder import RunFolder
 
 from .processes import Script, start_script
 from .test_tracking import read_events
@@ -71,6 +72,18 @@ def test_asking_one_process_to_stop_stops_all_at_the_same_step_and_saves(kontext
     assert saved == ["['step-000002', 'step-000004']"] * 2  # both were in step 4 when the request was shared
     assert runs.losses("stopped") == pytest.approx(runs.losses("uninterrupted"), abs=1e-6)
     assert_close(last_weights(runs, "stopped", 6), last_weights(runs, "uninterrupted", 6), 1e-6)
+
+
+def test_two_processes_measure_the_held_out_loss_that_one_does(kontext, runs):
+    pair = two_processes("held_out", runs, (kontext,))["held_out"]
+    assert [rank["code"] for rank in pair] == [0, 0], pair
+    curves = {name: RunFolder(runs.folder / name).validation_losses() for name in ("one", "two", "uncached", "sharded")}
+    assert [step for step, _ in curves["one"]] == [0, 1, 2, 3]
+    assert curves["two"][0] == curves["uncached"][0] == curves["one"][0], "equal weights, equal numbers"
+    assert curves["sharded"][0][1] == pytest.approx(curves["one"][0][1], abs=1e-6)
+    for name in ("two", "uncached", "sharded"):
+        assert [loss for _, loss in curves[name]] == pytest.approx([loss for _, loss in curves["one"]], abs=1e-6)
+    assert last_step(runs.folder / "two" / "checkpoints") == 3
 
 
 def launch(launcher: tuple[str, ...], request: Path, out: Path, *options: str) -> subprocess.Popen[str]:

@@ -1,7 +1,8 @@
 """Trains with two processes on the CPU: run as a script by test_distributed.py.
 
 One process imports everything and forks pairs of children, because importing takes much longer than training.
-Arguments: "equal" or "stopped", and a JSON object with the models' folders. Works in the current folder; prints JSON.
+Arguments: "equal", "stopped" or "held_out", and a JSON object with the models' folders. Works in the current folder;
+prints JSON.
 """
 
 from __future__ import annotations
@@ -41,13 +42,14 @@ def run(
     name: str,
     processes: SingleProcess,
     on_step: Callable[[int], None] = lambda step: None,
+    settings: dict[str, Any] | None = None,
     **params: Any,
 ) -> None:
     """Run a training to its end; the gradients of its optimizer steps go to `<name>.gradients`."""
     defaults = {"steps": 3, "sample_every": 100, "lora_rank": 4, "lora_alpha": 4, "samples": []}
     params = COLUMNS | {"cache_text_embeddings": True} | defaults | params
     request = {"resource": "pairs.parquet", "base_model": base_model, "script_type": "image_editing"}
-    settings = {"save_dtype": "fp32", "max_grad_norm": 0.0, "sample_steps": 2, "checkpoint_every": 2}
+    options = {"save_dtype": "fp32", "max_grad_norm": 0.0, "sample_steps": 2, "checkpoint_every": 2}
     gradients: dict[str, torch.Tensor] = {}
 
     def keep(optimizer: torch.optim.Optimizer, *_: Any) -> None:
@@ -61,7 +63,7 @@ def run(
         parse_request(request | {"training_params": params}),
         drain(open_dataset(Path("pairs.parquet"), Columns.from_fields(COLUMNS))),
         open_model(base_model, Path(MODELS[base_model])),
-        parse_settings(settings),
+        parse_settings(options | (settings or {})),
         run_dir=Path(name),
         cache_dir=Path("cache"),
         processes=processes,
@@ -166,6 +168,23 @@ def stopped() -> dict[str, Any]:
     return {"stopped": result}
 
 
+def held_out() -> dict[str, Any]:
+    """Held-out losses of runs that begin with one LoRA, by two processes and by one."""
+    start = {"init_lora": "start/start-000003.safetensors", "validation_rows": 3.0, "validate_every": 1}
+
+    def work(processes: SingleProcess) -> None:
+        run(base_model, "two", processes, settings=start)
+        run(base_model, "uncached", processes, settings=start, cache_text_embeddings=False)
+        with sharded_base():
+            run(base_model, "sharded", processes, settings=start)
+
+    base_model = next(iter(MODELS))
+    run(base_model, "start", SingleProcess(), learning_rate=0.01)
+    pair = [child.result() for child in start_pair("held_out", work)]
+    run(base_model, "one", SingleProcess(), settings=start, gradient_accumulation=2)
+    return {"held_out": pair}
+
+
 if __name__ == "__main__":
     MODELS.update(json.loads(sys.argv[2]))
-    print(json.dumps({"equal": equal, "stopped": stopped}[sys.argv[1]]()))
+    print(json.dumps({"equal": equal, "stopped": stopped, "held_out": held_out}[sys.argv[1]]()))

@@ -1,0 +1,86 @@
+"""What held-out rows and masks are for, on an embedded model: when to stop, and where not to learn."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pyarrow as pa
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from trainer.cli.demo import _edited, psnr
+from trainer.config.request import Columns, parse_request
+from trainer.config.settings import parse_settings
+from trainer.data.dataset import open_dataset
+from trainer.events import Finished, Validation, drain
+from trainer.models.edit_model import EditModel, open_model
+from trainer.tiny.requests import make_request
+from trainer.tiny.shapes import EditPair, make_pairs, write_parquet
+from trainer.training.loop import train
+from trainer.training.run_folder import RunFolder
+
+from .conftest import png
+
+pytestmark = pytest.mark.slow
+
+BASE_MODEL = "tiny/flux-kontext"
+
+
+def trained(folder: Path, parquet: Path, params: dict[str, Any], settings: dict[str, Any]) -> list[Any]:
+    """The events of a run of the embedded model."""
+    request = make_request(BASE_MODEL, parquet, {"sample_every": 10**6, "samples": []} | params)
+    options = parse_settings({"cache_text_embeddings": True, "checkpoint_every": 10**6} | settings)
+    parsed = parse_request(request)
+    columns = parsed.training_params.columns
+    masked = Columns(columns.caption, columns.controls, columns.image, options.mask_column)
+    dataset = drain(open_dataset(parquet, masked))
+    return list(train(parsed, dataset, open_model(BASE_MODEL), options, run_dir=folder, cache_dir=parquet.parent / "c"))
+
+
+def drawn(model: EditModel, pairs: Sequence[EditPair]) -> list[Image.Image]:
+    return drain(_edited(model, pairs, parse_settings({"sample_steps": 10})))
+
+
+SIDE, MASKED_STEPS = 32, 120
+
+
+def outside(images: Sequence[Image.Image]) -> list[Image.Image]:
+    return [image.crop((SIDE, 0, *image.size)) for image in images]
+
+
+def inside(images: Sequence[Image.Image]) -> list[Image.Image]:
+    return [image.crop((0, 0, SIDE, image.height)) for image in images]
+
+
+def mean_psnr(images: Sequence[Image.Image], others: Sequence[Image.Image]) -> float:
+    return float(np.mean([psnr(one, other) for one, other in zip(images, others, strict=True)]))
+
+
+def test_a_prior_keeps_the_outside_as_the_base_draws_it(tmp_path):
+    """All of the target is inverted; the masks are white on the left."""
+    write_parquet(tmp_path / "whole.parquet", ["invert"], 1, 24)
+    mask = Image.new("L", (64, 64), 0)
+    mask.paste(255, (0, 0, SIDE, 64))
+    table = pq.read_table(tmp_path / "whole.parquet")
+    parquet = tmp_path / "pairs.parquet"
+    pq.write_table(table.append_column("mask", pa.array([png(mask)] * len(table))), parquet)
+    params = {"steps": MASKED_STEPS, "batch_size": 8, "learning_rate": 0.008}
+    pairs = list(make_pairs(["invert"], 2, 8))
+    base = open_model(BASE_MODEL)
+    before = drawn(base, pairs)
+    found = {}
+    for name, settings in {"plain": {}, "kept": {"mask_column": "mask", "mask_prior": 0.5}}.items():
+        finished = trained(tmp_path / name, parquet, params, settings)[-1]
+        assert isinstance(finished, Finished)
+        images = drawn(base.with_adapter(finished.weights), pairs)
+        found[name] = (
+            mean_psnr(outside(images), outside(before)),
+            mean_psnr(inside(images), inside([pair.target for pair in pairs])),
+        )
+    print(found, mean_psnr(inside(before), inside([pair.target for pair in pairs])))
+    assert found["kept"][0] > found["plain"][0] + 6
+    assert found["kept"][1] > mean_psnr(inside(before), inside([pair.target for pair in pairs])) + 6
