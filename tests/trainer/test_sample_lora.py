@@ -57,7 +57,7 @@ def test_it_changes_samples_and_no_training(model, runs, use_lora):
     for step in (0, 2):
         assert drawn(runs, "fast", step).tobytes() != drawn(runs, "plain", step).tobytes()
     assert drawn(runs, "fast", 0).tobytes() != drawn(runs, "fast", 2).tobytes(), "the trained LoRA is below it"
-    off = with_lora(path, sample_lora_strength=0.0, save_dtype="fp32")
+    off = fast | {"sample_lora_strength": 0.0}
     runs.run(model, "off", settings=off, use_lora=use_lora, **RUN)
     for step in (0, 2):
         assert drawn(runs, "off", step).tobytes() == drawn(runs, "plain", step).tobytes()

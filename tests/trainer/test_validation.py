@@ -90,6 +90,13 @@ def test_the_held_out_loss_depends_on_the_weights_alone(model, runs):
     assert curve(runs, "cut") == found[:2]
     runs.run(model, "cut", settings=settings, **same)
     assert curve(runs, "cut") == found
+    with closing(runs.events(model, "measured", settings=settings, **same)) as cut:
+        for event in cut:
+            if isinstance(event, Validation) and event.step == 2:
+                break
+    assert curve(runs, "measured") == found[:3]
+    runs.run(model, "measured", settings=settings, **same)
+    assert curve(runs, "measured") == found, "nothing is measured twice"
     start = {"init_lora": str(runs.folder / "whole" / "whole-000003.safetensors"), **HELD_OUT}
     for batch in (1, 2, 4):
         runs.run(model, f"batch-{batch}", settings=start, batch_size=batch, **same)
