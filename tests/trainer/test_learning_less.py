@@ -16,12 +16,11 @@ from trainer.cli.demo import _edited, psnr
 from trainer.config.request import Columns, parse_request
 from trainer.config.settings import parse_settings
 from trainer.data.dataset import open_dataset
-from trainer.events import Finished, Validation, drain
+from trainer.events import Finished, drain
 from trainer.models.edit_model import EditModel, open_model
 from trainer.tiny.requests import make_request
 from trainer.tiny.shapes import EditPair, make_pairs, write_parquet
 from trainer.training.loop import train
-from trainer.training.run_folder import RunFolder
 
 from .conftest import png
 
