@@ -21,7 +21,7 @@ from .notes import input_notes, request_notes
 from .push_run import push_contents, push_run
 from .same_origin import same_origin_only
 from .saved_runs import list_runs, run_details, sample_file, shrink_to_jpeg, thumbnail
-from .uploads import upload
+from .uploads import pack, upload
 from .widgets import COLUMN_INPUTS, CONTROL_COLUMN_FIELDS
 
 THUMBNAIL_PIXELS = (32, 512)
@@ -57,6 +57,7 @@ def add_routes() -> None:
         "/edit_trainer/archive/{run}/delete": delete,
         "/edit_trainer/push/{run}": push,
         "/edit_trainer/upload": upload,
+        "/edit_trainer/pack": pack,
         "/edit_trainer/request": read_request,
         "/edit_trainer/request_notes": notes_on_request,
     }.items():

@@ -15,7 +15,7 @@ LADDER = (
     ("families",),
     ("config", "files", "paths"),
     ("data", "quantization", "tensors"),
-    ("single_file", "device", "blocks"),
+    ("single_file", "device", "blocks", "packing"),
     ("models", "distributed"),
     ("lora",),
     ("memory",),

@@ -7,13 +7,15 @@ from __future__ import annotations
 
 import argparse
 import faulthandler
+import io
 import json
 import random
 import sys
 import tempfile
 import time
+import zipfile
 from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from pathlib import Path
 
 import numpy as np
@@ -31,6 +33,7 @@ from trainer.data.load_request import load_request
 from trainer.data.parquet import parquet_columns
 from trainer.errors import BadInput, outcome
 from trainer.events import drain
+from trainer.packing.pack import pack
 from trainer.single_file.header import open_weights
 from trainer.single_file.quantization_metadata import read_markers
 
@@ -39,6 +42,7 @@ from .hostile_pictures import encoded
 from .peak import peak_memory
 
 MAX_SECONDS, MAX_BYTES = 10, 2**30
+PACKED_NAMES = {"caption_column": "caption", "control_image_column": "control", "image_column": "target"}
 
 Case = tuple[str, bytes]
 """Kind of file, and its content."""
@@ -115,6 +119,22 @@ def requests(folder: Path) -> Iterator[bytes]:
     yield b'{"resource": ' + b"[" * 3000 + b"1" * 5000 + b"]" * 3000 + b"}"
 
 
+def zips() -> Iterator[bytes]:
+    """Zips of pictures in the layouts and compressions that people have."""
+    for kind, names in (
+        (zipfile.ZIP_DEFLATED, ("control/a.png", "control_2/a.png", "target/a.png", "target/a.txt")),
+        (zipfile.ZIP_STORED, ("a_start.png", "a_start2.png", "a_end.png", "a.txt")),
+        (zipfile.ZIP_DEFLATED, ("x/control/\u00e9.png", "x/target/\u00e9.png", "x/metadata.csv")),
+    ):
+        stream = io.BytesIO()
+        with zipfile.ZipFile(stream, "w", kind) as archive:
+            archive.comment = b"of a program"
+            for number, name in enumerate(names):
+                table = b"file_name,text\n\xc3\xa9.png,x\n" if name.endswith("csv") else b"make it red"
+                archive.writestr(name, png(number, (40, 30)) if name.endswith("png") else table)
+        yield stream.getvalue()
+
+
 def seeds(folder: Path) -> dict[str, list[bytes]]:
     """Good files of every kind."""
     weights = {"a.weight": torch.zeros(4, 4), "b.weight": torch.zeros(2, dtype=torch.bfloat16)}
@@ -126,6 +146,7 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
         "safetensors": [save(weights), save(weights, {"a": "b"}), save(weights | marker), save(weights, quantized)],
         "gguf": [gguf_file()],
         "request": list(requests(folder)),
+        "zip": list(zips()),
     }
 
 
@@ -158,12 +179,12 @@ def mutated(data: bytes, pick: random.Random) -> bytes:
     return bytes(out)
 
 
-def read_parquet(path: Path) -> None:
+def read_parquet(path: Path, names: Mapping[str, str] = NAMES) -> None:
     kinds, _ = first_look(path)
     guess_from_kinds(kinds)
     parquet_columns(path)
     for optional in (False, True):
-        opening = open_dataset(path, Columns.from_fields(NAMES), bad_rows="skip", allow_no_control=optional)
+        opening = open_dataset(path, Columns.from_fields(names), bad_rows="skip", allow_no_control=optional)
         dataset = drain(opening)
         try:
             dataset.fingerprint()
@@ -183,12 +204,25 @@ def read_weights(path: Path) -> None:
     read_markers(open_weights(path, "transformer"), "")
 
 
+def read_zip(path: Path) -> None:
+    """Pack a zip; nothing but the parquet may appear, and that only of a good one."""
+    out = path.with_name("packed.parquet")
+    before = set(path.parent.iterdir())
+    try:
+        drain(pack(path, out))
+        read_parquet(out, PACKED_NAMES)
+    finally:
+        out.unlink(missing_ok=True)
+        assert set(path.parent.iterdir()) == before
+
+
 READERS: dict[str, Callable[[Path], object]] = {
     "parquet": read_parquet,
     "picture": read_picture,
     "safetensors": read_weights,
     "gguf": read_weights,
     "request": lambda path: load_request(path),
+    "zip": read_zip,
 }
 
 

@@ -44,6 +44,7 @@ def build_parser() -> argparse.ArgumentParser:
     parser.add_argument("--version", action="version", version=f"edit-trainer {VERSION}")
     commands = parser.add_subparsers(title="commands", metavar="COMMAND")
     _add_demo(commands)
+    _add_pack(commands)
     _add_inspect(commands)
     _add_plan(commands)
     _add_train(commands)
@@ -85,6 +86,50 @@ def _add_demo(commands: Any) -> None:
     )
     add_path(command, "--out", Path("demo"), "Folder for the data, the runs and samples.png.")
     add_settings(command)
+
+
+def _add_pack(commands: Any) -> None:
+    command = _add_command(
+        commands,
+        "pack FOLDER|ZIP --out FILE.parquet",
+        ("pack", "pack_pictures"),
+        "Pack pairs of pictures, in folders or a zip, into a dataset.",
+        "Pictures belong together by their names: target/NAME.png with control/NAME.jpg and control_2/NAME.png, or\n"
+        "NAME_end.png with NAME_start.png and NAME_start2.png. A caption is in NAME.txt beside them, or in a\n"
+        "table. What has no partner, or two, is named, and nothing is written.",
+        'pack photos --control before --target after --caption "add a red frame" --out edits.parquet',
+    )
+    command.add_argument("source", metavar="FOLDER|ZIP", type=Path)
+    command.add_argument("--out", metavar="FILE.parquet", type=Path, required=True, help="The dataset.")
+    command.add_argument(
+        "--control",
+        metavar="NAME",
+        action="append",
+        help="Folder of the control images, or the end of their names: _before. Once more for each further control "
+        "image. (default: control, control_2 and so on, or _start, _start2 and so on)",
+    )
+    command.add_argument(
+        "--target",
+        metavar="NAME",
+        default="",
+        help="Folder of the targets, or the end of their names. (default: target, or _end)",
+    )
+    command.add_argument(
+        "--captions",
+        metavar="FILE",
+        default="",
+        help="Table of captions, a CSV or JSON lines, with a file_name and a caption. (default: metadata.csv or "
+        "metadata.jsonl beside the pictures, if there is one)",
+    )
+    command.add_argument(
+        "--caption", metavar="TEXT", default="", help="Caption of every pair that has none of its own. (default: none)"
+    )
+    command.add_argument(
+        "--images",
+        choices=["embedded", "paths"],
+        default="embedded",
+        help="Put the pictures into the parquet, or only their paths. (default: embedded)",
+    )
 
 
 def _add_inspect(commands: Any) -> None:

@@ -1,0 +1,338 @@
+"""Folders and zips of pictures as people have them, packed right or refused by name."""
+
+from __future__ import annotations
+
+import io
+import stat
+import sys
+import unicodedata
+import zipfile
+from collections.abc import Callable, Mapping
+from pathlib import Path
+
+import pyarrow.parquet as pq
+import pytest
+from PIL import Image
+
+from trainer.cli.main import main
+from trainer.data.images import decode_image
+from trainer.errors import BadInput
+from trainer.events import drain
+from trainer.packing import zips
+from trainer.packing.pack import PackOptions, pack
+from trainer.packing.zips import MAX_DIRECTORY_BYTES, ZipSource
+
+from .edits import number_of, png
+
+Files = dict[str, bytes]
+
+
+def jpeg(number: int) -> bytes:
+    stream = io.BytesIO()
+    decode_image(png(number)).save(stream, "JPEG", quality=100, subsampling=0)
+    return stream.getvalue()
+
+
+def in_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
+    for name, data in files.items():
+        path = folder / "set" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+    return folder / "set"
+
+
+def in_zip(folder: Path, files: Mapping[str, bytes]) -> Path:
+    with zipfile.ZipFile(folder / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for name, data in files.items():
+            archive.writestr(name, data)
+    return folder / "set.zip"
+
+
+BOTH = pytest.mark.parametrize("put", [in_folder, in_zip])
+
+
+def packed(source: Path, **options: object) -> list[tuple[object, ...]]:
+    """Rows of the parquet: the number that each picture shows, and the caption."""
+    out = source.parent / "out" / "edits.parquet"
+    result = drain(pack(source, out, PackOptions(**options)))
+    rows = pq.read_table(out).to_pylist()
+    assert result.rows == len(rows)
+    return [tuple(number_of(cell) if isinstance(cell, bytes) else cell for cell in row.values()) for row in rows]
+
+
+def refused(source: Path, *words: str, **options: object) -> None:
+    """The message says all of these, and nothing is written."""
+    before = sorted(source.parent.rglob("*"))
+    with pytest.raises(BadInput) as error:
+        packed(source, **options)
+    for word in words:
+        assert word in str(error.value)
+    assert sorted(source.parent.rglob("*")) == before
+
+
+def pair(name: str, number: int, **more: bytes) -> Files:
+    return {f"control/{name}.png": png(number), f"target/{name}.png": png(number + 1000)}
+
+
+@BOTH
+def test_two_folders_with_texts_beside_the_targets_or_the_controls(put: Callable, tmp_path: Path) -> None:
+    files = pair("b", 2) | pair("a", 1) | {"target/a.txt": b"one\n", "control/b.txt": "\ufefftwo".encode()}
+    junk = {"target/.DS_Store": b"x", "__MACOSX/target/._a.png": b"x", "control/Thumbs.db": b"x", "readme.md": b"x"}
+    assert packed(put(tmp_path, files | junk)) == [(1, 1001, "one"), (2, 1002, "two")]
+
+
+@BOTH
+def test_other_extensions_are_partners_and_files_keep_their_bytes(put: Callable, tmp_path: Path) -> None:
+    files = {"control/a.jpg": jpeg(3), "target/a.PNG": png(4), "target/a.txt": b"x"}
+    packed(put(tmp_path, files))
+    (row,) = pq.read_table(tmp_path / "out" / "edits.parquet").to_pylist()
+    assert row == {"control": files["control/a.jpg"], "target": files["target/a.PNG"], "caption": "x"}
+
+
+@BOTH
+def test_three_controls_and_folders_in_folders(put: Callable, tmp_path: Path) -> None:
+    files = {
+        f"set/{role}/x/{name}.png": png(number + place)
+        for role, number in (("control", 0), ("control_2", 10), ("control_3", 20), ("target", 30))
+        for place, name in enumerate(("a", "b"))
+    }
+    source = put(tmp_path, files)
+    source = source if source.is_file() else source / "set"
+    assert packed(source, caption="all") == [(0, 10, 20, 30, "all"), (1, 11, 21, 31, "all")]
+    assert pq.read_schema(source.parent / "out" / "edits.parquet").names == [
+        "control", "control_2", "control_3", "target", "caption",
+    ]  # fmt: skip
+
+
+@BOTH
+def test_the_zips_of_hosted_trainers(put: Callable, tmp_path: Path) -> None:
+    files = {}
+    for number, name in enumerate(("one", "two.five")):
+        files |= {f"{name}_start.png": png(number), f"{name}_start2.png": png(10 + number)}
+        files |= {f"{name}_end.png": png(number + 1000), f"{name}.txt": name.encode()}
+    assert packed(put(tmp_path, files)) == [(0, 10, 1000, "one"), (1, 11, 1001, "two.five")]
+
+
+@BOTH
+@pytest.mark.parametrize(
+    ("name", "table"),
+    [
+        ("metadata.csv", 'file_name,text\nb.png,"two, too"\ntarget/a.png,one\n'),
+        ("metadata.jsonl", '{"file_name": "a", "caption": "one"}\n\n{"image": "b.jpg", "prompt": "two, too"}\n'),
+    ],
+)
+def test_captions_in_a_table(put: Callable, name: str, table: str, tmp_path: Path) -> None:
+    files = pair("a", 1) | pair("b", 2)
+    expected = [(1, 1001, "one"), (2, 1002, "two, too")]
+    assert packed(put(tmp_path, files | {name: table.encode()})) == expected
+    (tmp_path / f"my {name}").write_text(table)
+    (tmp_path / "other").mkdir()
+    assert packed(put(tmp_path / "other", files), captions=str(tmp_path / f"my {name}")) == expected
+
+
+@BOTH
+def test_names_in_both_unicode_forms_are_one_name(put: Callable, tmp_path: Path) -> None:
+    composed, decomposed = (unicodedata.normalize(form, "\u00c9t\u00e9 \u76ee") for form in ("NFC", "NFD"))
+    files = {f"control/{composed}.png": png(1), f"target/{decomposed}.png": png(2), f"target/{composed}.txt": b"x"}
+    assert packed(put(tmp_path, files)) == [(1, 2, "x")]
+
+
+@BOTH
+def test_folders_and_ends_of_other_names(put: Callable, tmp_path: Path) -> None:
+    folders = {"before/a.png": png(1), "After/a.png": png(2), "ref/a.png": png(3)}
+    options = {"controls": ("before", "ref"), "target": "after", "caption": "x"}
+    assert packed(put(tmp_path, folders), **options) == [(1, 3, 2, "x")]
+    (tmp_path / "ends").mkdir()
+    ends = {"a-in.png": png(1), "a-out.png": png(2)}
+    assert packed(put(tmp_path / "ends", ends), controls=("-in",), target="-out", caption="x") == [(1, 2, "x")]
+
+
+FAULTS: dict[str, tuple[Files, tuple[str, ...]]] = {
+    "a missing control": (
+        pair("a", 1) | {"target/lonely.png": png(2)},
+        ("target/lonely.png: has no partner in control",),
+    ),
+    "a missing target": (pair("a", 1) | {"control/lonely.png": png(2)}, ("control/lonely.png: has no partner",)),
+    "a missing third control": (
+        pair("a", 1) | {"control_2/a.png": png(2), "control_3/b.png": png(3)},
+        ("control_3/b.png: has no partner in control", "a.png: has no partner in control_3"),
+    ),
+    "a gap in the controls": (pair("a", 1) | {"control_3/a.png": png(2)}, ("no pictures in control_2",)),
+    "upper and lower case": (
+        {"control/cat.png": png(1), "target/Cat.png": png(2)},
+        ("target/Cat.png: has no partner in control", '"control/cat.png" differs in upper and lower case'),
+    ),
+    "two extensions for one name": (
+        pair("a", 1) | {"target/a.jpg": jpeg(2)},
+        ("target/a.jpg", "target/a.png", "one name twice"),
+    ),
+    "both unicode forms in one folder": (
+        pair("\u00e9", 1) | {f"target/{unicodedata.normalize('NFD', chr(0xE9))}.png": png(2)},
+        ("one name twice",),
+    ),
+    "a caption alone": (pair("a", 1) | {"target/b.txt": b"x"}, ("target/b.txt: is a caption without pictures",)),
+    "no caption": (pair("a", 1) | pair("b", 1) | {"target/a.txt": b"x"}, ("target/b.png: has no caption",)),
+    "two captions": (
+        pair("a", 1) | {"target/a.txt": b"x", "control/a.txt": b"y"},
+        ("have different captions for one pair",),
+    ),
+    "a caption that is not utf-8": (pair("a", 1) | {"target/a.txt": b"\xff\xfe"}, ("target/a.txt: is not UTF-8",)),
+    "a damaged picture": (
+        pair("a", 1) | {"target/a.png": png(2)[:60], "target/a.txt": b"x"},
+        ("target/a.png: the image is damaged",),
+    ),
+    "a picture of a telephone": (pair("a", 1) | {"control/b.heic": b"x"}, ("control/b.heic: .heic is not read",)),
+    "a table with a stranger": (
+        pair("a", 1) | {"metadata.csv": b"file_name,text\na.png,x\nz.png,y\n"},
+        ('metadata.csv, line 3: there is no pair named "z.png"',),
+    ),
+    "a picture of no role": (
+        {"a_start.png": png(1), "a_end.png": png(2), "b.png": png(3), "a.txt": b"x"},
+        ("b.png: its name ends in none of _start, _end",),
+    ),
+    "a missing second start": (
+        {name: png(1) for name in ("a_start.png", "a_start2.png", "a_end.png", "b_start.png", "b_end.png")},
+        ("has no partner in _start2",),
+    ),
+    "pictures without a system": ({"1.png": png(1), "2.png": png(2)}, ('no folder "target"',)),
+    "nothing": ({"notes.md": b"x"}, ("it holds no pictures",)),
+}  # fmt: skip
+
+
+@BOTH
+@pytest.mark.parametrize("name", FAULTS)
+def test_what_does_not_fit_is_named_and_nothing_is_written(put: Callable, name: str, tmp_path: Path) -> None:
+    files, words = FAULTS[name]
+    if "unicode" in name and put is in_folder and sys.platform == "darwin":
+        pytest.skip("one file on this system")
+    refused(put(tmp_path, files), *words)
+
+
+def test_paths_start_at_the_parquet(tmp_path: Path) -> None:
+    source = in_folder(tmp_path, pair("a", 1) | pair("\u00e9 b", 2))
+    options = PackOptions(caption="x", images="paths")
+    drain(pack(source, tmp_path / "edits.parquet", options))
+    rows = pq.read_table(tmp_path / "edits.parquet").to_pylist()
+    assert [row["control"] for row in rows] == ["set/control/a.png", "set/control/\u00e9 b.png"]
+    with pytest.raises(BadInput, match="start at the parquet's folder"):
+        drain(pack(source, tmp_path / "elsewhere" / "edits.parquet", options))
+    with pytest.raises(BadInput, match="of a zip have no paths"):
+        drain(pack(in_zip(tmp_path, pair("a", 1)), tmp_path / "edits.parquet", options))
+    assert not (tmp_path / "elsewhere").exists()
+
+
+@pytest.mark.skipif(sys.platform == "win32", reason="such names cannot be made there")
+def test_a_name_that_a_parquet_would_misread_is_refused(tmp_path: Path) -> None:
+    source = in_folder(tmp_path, {"control/a\\b.png": png(1), "target/a\\b.png": png(2)})
+    with pytest.raises(BadInput, match="cannot have a path of this name"):
+        drain(pack(source, tmp_path / "edits.parquet", PackOptions(caption="x", images="paths")))
+
+
+@pytest.mark.slow
+def test_row_groups_are_of_bounded_size(tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.effect_noise((1600, 1600), 90).save(stream, "PNG", compress_level=0)
+    files = {f"{role}/{n}.png": stream.getvalue() for role in ("control", "target") for n in range(9)}
+    drain(pack(in_folder(tmp_path, files), tmp_path / "edits.parquet", PackOptions(caption="x")))
+    metadata = pq.read_metadata(tmp_path / "edits.parquet")
+    sizes = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
+    assert len(sizes) == 3 and max(sizes) < 24 * 2**20
+
+
+def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    source = in_folder(tmp_path, pair("a", 1))
+    out = tmp_path / "new" / "edits.parquet"
+    assert main(["pack", str(source), "--out", str(out)]) == 2
+    assert "target/a.png: has no caption" in capsys.readouterr().err and not out.parent.exists()
+    assert main(["pack", str(source), "--out", str(out), "--caption", "add a frame"]) == 0
+    assert "Packed 1 pair into" in capsys.readouterr().out
+    assert main(["inspect", str(out)]) == 0
+    assert '"control_image_column": "control"' in capsys.readouterr().out
+    assert main(["pack", str(tmp_path / "none"), "--out", str(out)]) == 2
+    assert main(["pack", str(source), "--out", str(tmp_path / "edits.csv")]) == 2
+
+
+def entry(name: str, data: bytes = b"", **fields: int) -> Callable[[zipfile.ZipFile], None]:
+    """Adds an entry with fields of its header set."""
+
+    def add(archive: zipfile.ZipFile) -> None:
+        info = zipfile.ZipInfo("placeholder")
+        info.filename = name
+        for field, value in fields.items():
+            setattr(info, field, value)
+        archive.writestr(info, data)
+
+    return add
+
+
+@pytest.mark.parametrize(
+    ("add", "fault"),
+    [
+        (entry("../target/a.png"), "leads out of it"),
+        (entry("target/../../a.png"), "leads out of it"),
+        (entry("/etc/passwd"), "leads out of it"),
+        (entry("C:/a.png"), "leads out of it"),
+        (entry("..\\..\\a.png"), "leads out of it"),
+        (entry("target/a.png", b"/x", external_attr=(stat.S_IFLNK | 0o777) << 16, create_system=3), "is a link"),
+        (entry("target/a.png", png(1), compress_type=zipfile.ZIP_LZMA), "compressed in a way that is not read"),
+    ],
+)  # fmt: skip
+def test_an_archive_that_leads_elsewhere_is_refused(
+    add: Callable[[zipfile.ZipFile], None], fault: str, tmp_path: Path
+) -> None:
+    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
+        add(archive)
+    refused(tmp_path / "set.zip", fault)
+
+
+def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
+    path = in_zip(tmp_path, pair("a", 1))
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
+        at = data.find(signature)
+        while at >= 0:
+            data[at + offset] |= 1
+            at = data.find(signature, at + 1)
+    path.write_bytes(data)
+    refused(path, "is encrypted")
+
+
+def test_bombs_are_refused_before_anything_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(ZipSource, "read", lambda *_: pytest.fail("unpacked"))
+    monkeypatch.setattr(zips, "MIN_UNPACKED", 2**20)
+    with zipfile.ZipFile(tmp_path / "large.zip", "w", zipfile.ZIP_DEFLATED) as archive:
+        for number in range(3):
+            archive.writestr(f"target/{number}.png", bytes(2**20))
+    refused(tmp_path / "large.zip", "would unpack to")
+    path = in_zip(tmp_path, pair("a", 1))
+    data = path.read_bytes()
+    start, first = data.index(b"PK\x01\x02"), data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
+    record, end = data[start:first], bytearray(data[data.index(b"PK\x05\x06") :])
+    entries = b"".join(record.replace(b"control/a.png", f"control/{n:05}".encode()) for n in range(10_000))
+    end[12:16] = len(entries).to_bytes(4, "little")
+    (tmp_path / "overlap.zip").write_bytes(data[:start] + entries + bytes(end))
+    refused(tmp_path / "overlap.zip", "overlap")
+    end[12:16] = (MAX_DIRECTORY_BYTES + 1).to_bytes(4, "little")
+    (tmp_path / "directory.zip").write_bytes(data[:start] + bytes(MAX_DIRECTORY_BYTES + 1) + bytes(end))
+    refused(tmp_path / "directory.zip", "directory takes more than")
+
+
+def test_names_of_archives_made_on_other_systems(tmp_path: Path) -> None:
+    files = {"control\\\u00e9.png": png(1), "target/\u00e9.png": png(2), "target/\u00e9.txt": b"x"}
+    path = in_zip(tmp_path, files)
+    data = bytearray(path.read_bytes())
+    for signature, offset in ((b"PK\x01\x02", 9), (b"PK\x03\x04", 7)):  # without the flag for UTF-8
+        at = data.find(signature)
+        while at >= 0:
+            data[at + offset] &= ~8
+            at = data.find(signature, at + 1)
+    path.write_bytes(data)
+    assert packed(path) == [(1, 2, "x")]
+
+
+def test_a_folder_is_read_no_further_than_its_links_allow(tmp_path: Path) -> None:
+    source = in_folder(tmp_path, pair("a", 1) | {"target/a.txt": b"x"})
+    (tmp_path / "secret.png").write_bytes(png(5))
+    (source / "target" / "b.png").symlink_to(tmp_path / "secret.png")
+    (source / "control" / "b.png").write_bytes(png(5))
+    refused(source, "target/b.png: is a link that leaves the images folder", caption="x")
