@@ -101,13 +101,13 @@ def request_notes(text: bytes) -> list[Note]:
 
 
 def _rows_note(level: str, code: str, report: DatasetReport) -> Note:
-    faults = [_fault(fault) for fault in report.bad[:SHOWN_FAULTS]]
+    faults = [_fault(fault, *report.file_and_row(fault.row)) for fault in report.bad[:SHOWN_FAULTS]]
     return note(level, code, n=report.bad_rows, rows=report.rows, faults=faults)
 
 
-def _fault(fault: BadRow) -> dict[str, Any]:
-    """Row and column of a fault, and its reason as a note has it."""
-    where = {"row": fault.row, "column": printable(fault.column)}
+def _fault(fault: BadRow, file: str, row: int) -> dict[str, Any]:
+    """Row and column of a fault, the file where there are several, and its reason as a note has it."""
+    where = {"row": row, "column": printable(fault.column)} | ({"file": printable(file)} if file else {})
     if fault.missing_file:
         path, folder = fault.missing_file
         return where | {"code": "whyMissing", "values": {"path": path, "folder": folder}}

@@ -213,7 +213,7 @@ class SaveRequest(io.ComfyNode):
         request = build_request(dataset, params, model, samples and _with_saved_controls(samples, file))
         write_text(file, request.to_json() + "\n")
         command = f'python -m trainer train "{file}"'
-        if dataset.images_root != dataset.path.parent:
+        if dataset.images_root != dataset.folder:
             command += f' --images-root "{dataset.images_root.absolute()}"'
         if dataset.bad_rows != "stop":
             command += f" --bad-rows {dataset.bad_rows}"

@@ -119,6 +119,19 @@ def requests(folder: Path) -> Iterator[bytes]:
     yield b'{"resource": ' + b"[" * 3000 + b"1" * 5000 + b"]" * 3000 + b"}"
 
 
+def arrow_files() -> Iterator[bytes]:
+    """Arrow streams and files as the `datasets` library and others write them."""
+    rows = 20
+    pictures = [png(number) for number in range(rows)]
+    structs = [{"bytes": picture, "path": f"{number}.png"} for number, picture in enumerate(pictures)]
+    texts = [f"make it {number % 5}" for number in range(rows)]
+    for open_writer, before in ((pa.ipc.new_stream, structs), (pa.ipc.new_file, pictures), (pa.ipc.new_stream, texts)):
+        table, stream = pa.table({"prompt": texts, "before": before, "after": structs}), io.BytesIO()
+        with open_writer(stream, table.schema) as writer:
+            writer.write_table(table, max_chunksize=7)
+        yield stream.getvalue()
+
+
 def zips() -> Iterator[bytes]:
     """Zips of pictures in the layouts and compressions that people have."""
     for kind, names in (
@@ -147,6 +160,7 @@ def seeds(folder: Path) -> dict[str, list[bytes]]:
         "gguf": [gguf_file()],
         "request": list(requests(folder)),
         "zip": list(zips()),
+        "arrow": list(arrow_files()),
     }
 
 
@@ -223,6 +237,7 @@ READERS: dict[str, Callable[[Path], object]] = {
     "gguf": read_weights,
     "request": lambda path: load_request(path),
     "zip": read_zip,
+    "arrow": read_parquet,
 }
 
 

@@ -17,7 +17,7 @@ from PIL import Image
 
 from trainer.config.request import Columns
 from trainer.data import pages
-from trainer.data import row_blocks as rows
+from trainer.data import parquet_rows as rows
 from trainer.data.dataset import open_dataset
 from trainer.data.downloads import Downloads
 from trainer.data.load_request import resolve_resource

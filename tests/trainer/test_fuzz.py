@@ -22,7 +22,7 @@ def test_mutated_files_are_read_or_refused(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("kind", fuzz.READERS)
 def test_the_files_that_are_mutated_are_good(kind: str, tmp_path: Path) -> None:
-    path, results = tmp_path / "case", []
+    path, results = tmp_path / f"case.{kind}", []
     for data in fuzz.seeds(tmp_path)[kind]:
         path.write_bytes(data)
         results.append(fuzz.check(kind, path))

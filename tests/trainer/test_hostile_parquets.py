@@ -16,7 +16,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 
-from trainer.data import footer, pages, row_blocks
+from trainer.data import footer, pages, parquet_rows
 from trainer.data import parquet as parquet_files
 from trainer.data.columns import first_look, guess_columns
 from trainer.data.row_blocks import RowBlocks
@@ -104,7 +104,7 @@ def test_a_large_dictionary_is_read_in_small_batches(tmp_path: Path, monkeypatch
     """What a writer makes of many different pictures: a dictionary too large to be kept whole."""
     monkeypatch.setattr(pages, "MAX_DICTIONARY_BYTES", 2000)
     monkeypatch.setattr(pages, "MAX_BATCH_BYTES", 20_000)
-    monkeypatch.setattr(row_blocks, "BLOCK_BYTES", 1000)
+    monkeypatch.setattr(parquet_rows, "BLOCK_BYTES", 1000)
     columns = {"prompt": [f"edit {number}" for number in range(60)], "before": [png(number) for number in range(60)]}
     columns["after"] = [png(number + 1000) for number in range(60)]
     pq.write_table(pa.table(columns), tmp_path / "a.parquet")

@@ -37,7 +37,11 @@ def test_a_resource_is_looked_for_in_order(tmp_path, monkeypatch):
         resolve_resource("main/none.parquet", inputs)
     for folder in places:
         assert str(folder / "none.parquet") in str(caught.value)
-    with pytest.raises(BadInput, match="is a folder"):
+    assert resolve_resource("main", inputs).resolve() == here / "main"
+    assert resolve_resource("main/*.parquet", inputs).resolve() == here / "main" / "*.parquet"
+    (here / "main" / "edits.parquet").unlink()
+    assert resolve_resource("main/*.parquet", inputs).resolve() == inputs / "main" / "*.parquet"
+    with pytest.raises(BadInput, match="is a folder without a parquet file"):
         resolve_resource("main", inputs)
 
 

@@ -1,7 +1,11 @@
-"""Datasets: a parquet of control images, captions and target images, checked and read by row.
+"""Datasets: parquets of control images, captions and target images, checked and read by row.
 
 dataset       opening a dataset; rows, shards and the fingerprint
-row_blocks    blocks of rows read from the parquet
+dataset_files the files of a dataset: one, a folder, a pattern
+row_blocks    blocks of rows read from these files
+parquet_rows  the rows of one parquet
+arrow_rows    the rows of one Arrow file, as `datasets` saves them
+cells         cells of columns of any type
 pages         how much of a row group is read at once
 footer        what a parquet's footer says of its column chunks
 thrift        structs in parquet files that pyarrow does not show

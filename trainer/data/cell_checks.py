@@ -16,9 +16,9 @@ import pyarrow.compute as pc
 
 from ..config.request import Columns
 from ..errors import BadImage
+from .cells import Block, Cells, by_value
 from .image_refs import image_ref, local_file
 from .report import LISTED_ROWS, BadRow
-from .row_blocks import Block, Cells, by_value
 
 MAX_TEXT_BYTES = 1 << 16
 """Bytes of a caption, path or URL; a judgement: models read a few kilobytes of a caption, and paths are shorter."""

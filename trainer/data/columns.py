@@ -13,8 +13,10 @@ import pyarrow.parquet as pq
 
 from ..config.request import CONTROL_COLUMNS
 from ..errors import BadInput
+from .arrow_rows import is_arrow
 from .column_words import CAPTION_WORDS, IMAGE_WORDS, INPUT_WORDS, OTHER_WORDS, OUTPUT_WORDS, image_role, name_words
-from .parquet import is_image, is_text, open_parquet
+from .dataset_files import dataset_files
+from .parquet import is_image, is_text, open_parquet, read_schema
 from .row_blocks import RowBlocks
 
 ColumnKind = Literal["image", "text", "either", "other"]
@@ -105,22 +107,27 @@ def first_look(path: Path) -> tuple[dict[str, ColumnKind], dict[str, list[str]]]
     A column that cannot be read has no texts: it may be one that is not needed. Raises BadInput when the file is not a
     readable parquet.
     """
-    with open_parquet(path) as parquet:
-        schema, metadata = parquet.schema_arrow, parquet.metadata
+    schema = read_schema(path)
+    first = dataset_files(path)[0]
+    metadata = None
+    if not is_arrow(first):
+        with open_parquet(first) as parquet:
+            metadata = parquet.metadata
     types = {field.name: field.type for field in schema if len(schema.get_all_field_indices(field.name)) == 1}
     of_text = [name for name, kind in types.items() if is_text(kind) and not pa.types.is_null(kind)]
-    texts = _first_texts(path, of_text[:MAX_TEXT_COLUMNS], metadata)
+    texts = _first_texts(first, of_text[:MAX_TEXT_COLUMNS], metadata)
     return {name: _kind(kind, texts.get(name, [])) for name, kind in types.items()}, texts
 
 
-def _first_texts(path: Path, columns: list[str], metadata: pq.FileMetaData) -> dict[str, list[str]]:
-    if not columns or not metadata.num_rows:
+def _first_texts(path: Path, columns: list[str], metadata: pq.FileMetaData | None) -> dict[str, list[str]]:
+    """Texts of a dataset's first file, which was open before if it is a parquet."""
+    if not columns:
         return {}
     blocks = None
     try:
         blocks = RowBlocks(path, columns, metadata)
-        cells = blocks.block(0).columns
-        return {name: _texts(part.text) for name, part in zip(blocks.columns, cells, strict=True)}
+        cells = blocks.block(0).columns if blocks.rows else ()
+        return {name: _texts(part.text) for name, part in zip(blocks.columns, cells, strict=False)}
     except BadInput:
         if len(columns) == 1:
             return {}

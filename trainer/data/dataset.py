@@ -1,7 +1,5 @@
 """A parquet of control images, captions and target images as a dataset: opened, checked, read by row."""
 
-# pyright: reportAttributeAccessIssue=false
-# pyarrow.compute generates its functions on import.
 from __future__ import annotations
 
 import copy
@@ -12,13 +10,13 @@ from pathlib import Path
 from typing import Any, Literal
 
 import numpy as np
-import pyarrow as pa
-import pyarrow.compute as pc
 
 from ..config.request import Columns
 from ..errors import BadInput, RunFailed, shorten
 from ..events import Progress, drain
 from ..paths import path_kind, typed_path
+from .cells import Block, hash_cells
+from .dataset_files import data_folder
 from .digests import MISSING, FileDigests, file_states, named_files
 from .downloads import Downloads
 from .findings import report_findings
@@ -26,7 +24,7 @@ from .image_refs import ImageRef, image_ref, is_absent, read_bytes
 from .parquet import column_faults
 from .report import BadRow, BadRows, DatasetReport, first_bad_rows
 from .resize import Size
-from .row_blocks import Block, Cells, RowBlocks, plain_parts
+from .row_blocks import RowBlocks
 from .validation import check_rows
 
 
@@ -77,6 +75,11 @@ class EditDataset:
         self._fingerprint: str | None = None
         self._digests: dict[str, str] = {}
         self._sizes: dict[str, Size] = {}
+
+    @property
+    def folder(self) -> Path:
+        """Folder of the dataset's files, in which the request's relative paths are looked up."""
+        return data_folder(self.path)
 
     def __len__(self) -> int:
         return len(self._rows)
@@ -194,7 +197,7 @@ class EditDataset:
             good[self._checked_rows[first:end] - block.first] = True
             progress = Progress(phase="checking", done=block.first, total=self._blocks.rows, note="files")
             for cells, digests in zip(block.columns, cells_digests, strict=True):
-                _hash_cells(cells, digests)
+                hash_cells(cells, digests)
             for cells, digest in zip(block.columns[1:], files_digests, strict=True):
                 names, indices = named_files(cells, good & ~cells.absent)
                 files = [name for name in names if "://" not in name]
@@ -213,7 +216,8 @@ def open_dataset(
     allow_no_control: bool = False,
     downloads: Downloads | None = None,
 ) -> Generator[Progress, None, EditDataset]:
-    """Open and check a parquet. A generator that yields Progress and returns the EditDataset (`yield from`, `drain`).
+    """Open and check a parquet, or several as one. A generator that yields Progress and returns the EditDataset
+    (`yield from`, `drain`).
 
     `images_root` is the folder that relative image paths start from: absolute, or relative to the current folder or to
     the parquet's; empty for the parquet's folder. `downloads` stores images behind URLs; None uses a temporary folder.
@@ -231,7 +235,7 @@ def open_dataset(
         findings = yield from check_rows(
             blocks, columns, root, lambda reference: read_bytes(reference, root, downloads), allow_no_control
         )
-        report = report_findings(path, columns, findings)
+        report = report_findings(path, columns, findings, blocks.file_names)
         if report.bad_rows and (bad_rows == "stop" or not report.good_rows):
             raise BadRows(report)
     except BaseException:  # A generator closed half way (GeneratorExit) must close the file too.
@@ -251,8 +255,8 @@ def check_columns(fields: Mapping[str, Any], path: Path) -> None:
 def find_images_root(images_root: str, parquet: Path) -> Path:
     """Folder that a parquet's relative image paths start from. Raises BadInput when there is none."""
     if not images_root:
-        return parquet.parent
-    for folder in (typed_path(images_root), parquet.parent / images_root):
+        return data_folder(parquet)
+    for folder in (typed_path(images_root), data_folder(parquet) / images_root):
         if path_kind(folder) == "folder":
             return folder
     raise BadInput(f'images_root: "{images_root}" is not a folder.')
@@ -285,27 +289,3 @@ def _with_progress(
         except StopIteration as end:
             return end.value
         yield progress
-
-
-def _hash_cells(cells: Cells, digests: list[Any]) -> None:
-    """Hash lengths (-1 for null) and content of the cells' text and data, each into a digest of its own.
-
-    Neither block boundaries nor the column's type make a difference. Text is ignored where the cell has data.
-    """
-    length = len(cells)
-    text = cells.text if cells.text is not None else pa.nulls(length, pa.large_string())
-    data = cells.data if cells.data is not None else pa.nulls(length, pa.large_binary())
-    has_data = data.is_valid()
-    for array, (lengths, content) in zip((text, data), (digests[:2], digests[2:]), strict=True):
-        first = 0
-        for part in plain_parts(array):
-            if array is text:
-                part = pc.if_else(has_data.slice(first, len(part)), pa.scalar(None, pa.large_string()), part)
-            lengths.update(pc.binary_length(part).fill_null(-1).cast(pa.int64()).to_numpy().tobytes())
-            first += len(part)
-            present = part.drop_null()
-            if len(present):
-                _, offsets, buffer = present.buffers()
-                ends = np.frombuffer(offsets, dtype=np.int64)[present.offset : present.offset + len(present) + 1]
-                if buffer is not None:
-                    content.update(memoryview(buffer)[ends[0] : ends[-1]])

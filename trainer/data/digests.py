@@ -19,12 +19,11 @@ import pyarrow as pa
 from ..config.request import Columns
 from ..errors import BadImage, BadInput, RunFailed
 from ..files import write_text
-from .footer import Footer
+from .cells import Cells, used_values
 from .image_refs import MAX_FILE_BYTES, as_on_disk, image_ref, local_file
 from .images import EncodedImage
-from .parquet import is_text, open_parquet, storage_type
 from .resize import Size
-from .row_blocks import Cells, RowBlocks, used_values
+from .row_blocks import RowBlocks
 
 VERSION = 1
 """Layout of the kept digests."""
@@ -129,7 +128,11 @@ def pictures_state(parquet: Path, columns: Columns, root: Path) -> str:
     Columns whose images all lie in the parquet are not read. Raises BadInput.
     """
     digest = hashlib.sha256()
-    names = [name for name in columns.names[1:] if _may_name_files(parquet, name)]
+    blocks = RowBlocks(parquet, ())
+    try:
+        names = [name for name in columns.names[1:] if blocks.may_name_files(name)]
+    finally:
+        blocks.close()
     if not names:
         return ""
     blocks = RowBlocks(parquet, names)
@@ -153,24 +156,6 @@ def named_files(cells: Cells, rows: np.ndarray) -> tuple[list[str], list[int]]:
         return [], []
     texts = used_values(cells.text.filter(pa.array(rows & ~cells.has_data)).drop_null())
     return [name.replace("\\", "/") for name in texts.dictionary.to_pylist()], texts.indices.to_pylist()
-
-
-def _may_name_files(parquet: Path, column: str) -> bool:
-    """Tell whether cells of an image column may lie in files, by its type and the footer's count of nulls."""
-    with open_parquet(parquet) as file:
-        if len(file.schema_arrow.get_all_field_indices(column)) != 1:
-            return False
-        kind = storage_type(file.schema_arrow.field(column).type)
-        if not pa.types.is_struct(kind):
-            return is_text(kind)
-        leaves = file.metadata.num_columns
-    try:
-        footer = Footer(parquet, leaves)
-        chunks = (chunk for group in range(len(footer)) for chunk in footer.chunks(group))
-        inside = [chunk.nulls for chunk in chunks if chunk.path == f"{column}.bytes"]
-    except ValueError as error:
-        raise BadInput(f"{parquet} is damaged: {error}.") from None
-    return not inside or any(nulls is None or nulls for nulls in inside)
 
 
 def _is_path(name: str) -> bool:

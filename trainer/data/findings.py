@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -26,8 +26,13 @@ class DatasetWarning(str):
         return warning
 
 
-def report_findings(path: Path, columns: Columns, findings: Findings) -> DatasetReport:
-    """Put what the check of a parquet's rows found into a report, with warnings about what looks wrong."""
+def report_findings(
+    path: Path, columns: Columns, findings: Findings, files: Sequence[tuple[str, int]] = ()
+) -> DatasetReport:
+    """Put what the check of a dataset's rows found into a report, with warnings about what looks wrong.
+
+    `files` has the names and first rows of its files, where there are several.
+    """
     return DatasetReport(
         path=path,
         columns=columns,
@@ -39,6 +44,7 @@ def report_findings(path: Path, columns: Columns, findings: Findings) -> Dataset
         without_control=tuple(findings.without_control.get(name, 0) for name in columns.controls),
         target_sizes=SizeStats.of(findings.target_sizes),
         warnings=tuple(_warnings(columns, findings)),
+        files=tuple(files),
     )
 
 

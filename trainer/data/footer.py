@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from os import SEEK_END
-from pathlib import Path
+from typing import BinaryIO
 
 from .thrift import NotThrift, list_places, read_struct, varint
 
@@ -39,14 +39,13 @@ class Chunk:
 class Footer:
     """Row groups of a parquet, by number."""
 
-    def __init__(self, path: Path, columns: int) -> None:
+    def __init__(self, file: BinaryIO, columns: int) -> None:
         """Read the footer of a parquet with so many leaf columns. Raises ValueError where it is damaged."""
-        with path.open("rb") as file:
-            size = file.seek(0, SEEK_END)
-            file.seek(max(size - 8, 0))
-            length = int.from_bytes(file.read(4), "little")
-            file.seek(max(size - 8 - length, 0))
-            self._data = file.read(length)
+        size = file.seek(0, SEEK_END)
+        file.seek(max(size - 8, 0))
+        length = int.from_bytes(file.read(4), "little")
+        file.seek(max(size - 8 - length, 0))
+        self._data = file.read(length)
         try:
             self._places = list_places(self._data, _ROW_GROUPS)
             for place in self._places:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
@@ -9,7 +10,8 @@ from ..config.request import FineTuneRequest, parse_request
 from ..config.validation import decode_json, read_json_file
 from ..errors import BadInput
 from ..paths import path_kind, typed_path
-from .parquet import column_faults, folder_message
+from .dataset_files import dataset_files, is_pattern, match_files
+from .parquet import column_faults
 
 
 def load_request(
@@ -42,10 +44,11 @@ def load_request(
 
 
 def resolve_resource(resource: str, input_folder: Path | None = None, beside: Path | None = None) -> Path:
-    """Find the parquet file of a request: `resource` itself, then without its first part, which may be a branch name.
+    """Find the dataset of a request, a parquet, a folder or a pattern of several: `resource` itself, then without its
+    first part, which may be a branch name.
 
     Relative paths are looked up in the current folder, in `beside` (the request file's folder), then in
-    `input_folder`. The content is not read. Raises BadInput naming every place tried.
+    `input_folder`. Nothing but names is read. Raises BadInput naming every place tried.
     """
     path = typed_path(resource)
     starts = [Path(), *(folder for folder in (beside, input_folder) if folder is not None)]
@@ -56,10 +59,16 @@ def resolve_resource(resource: str, input_folder: Path | None = None, beside: Pa
     kinds = {place: path_kind(place) for place in places}
     if found := next((place for place in places if kinds[place] == "file"), None):
         return found
-    if folder := next((place for place in places if kinds[place] == "folder"), None):
-        raise BadInput(folder_message(folder))
-    if "*" in resource:
-        raise BadInput(f'"{resource}" is a pattern; name one parquet file, or join several into one first.')
+    for place in places:
+        if kinds[place] == "folder" or (kinds[place] == "missing" and is_pattern(place) and any(match_files(place))):
+            dataset_files(place)
+            return place
+    if is_pattern(path):
+        raise BadInput(f'"{resource}" is a pattern that no parquet file matches; tried {_listed(places)}.')
     if "://" in resource:
         raise BadInput(f'"{resource}" is an address; download the parquet first and give its path.')
-    raise BadInput(f'"{resource}" is not found; tried {", ".join(str(place.absolute()) for place in places)}.')
+    raise BadInput(f'"{resource}" is not found; tried {_listed(places)}.')
+
+
+def _listed(places: Sequence[Path]) -> str:
+    return ", ".join(str(place.absolute()) for place in places)

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import difflib
+import io
 import json
 import os
 from collections.abc import Collection, Mapping
-from itertools import islice
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO
 
 import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config.request import COLUMN_FIELDS, CONTROL_COLUMNS
 from ..errors import BadInput
-from ..paths import find_files
+from .arrow_rows import is_arrow, read_index
+from .dataset_files import dataset_files
 from .thrift import count_structs
 
 MAX_COLUMNS = 5000
@@ -43,22 +44,30 @@ MAX_CHUNKS = 600_000
 
 
 def open_parquet(
-    path: Path, metadata: pq.FileMetaData | None = None, dictionaries: Collection[str] = ()
+    path: Path,
+    metadata: pq.FileMetaData | None = None,
+    dictionaries: Collection[str] = (),
+    content: bytes | None = None,
 ) -> pq.ParquetFile:
     """Open a parquet for streaming: column chunks are read piece by piece.
 
-    `metadata` is that of the same file if it was open before; the leaf columns `dictionaries` are read as dictionary
-    arrays. Raises BadInput when the file is not readable.
+    `metadata` is that of the same file if it was open before, `content` is all of it if that is in memory; the leaf
+    columns `dictionaries` are read as dictionary arrays. Raises BadInput when the file is not readable.
     """
     try:
         if path.is_dir():
-            raise BadInput(folder_message(path))
-        if path.stat().st_size == 0:
+            raise BadInput(f"{path} is a folder; name a parquet file in it.")
+        if not (path.stat().st_size if content is None else content):
             raise BadInput(f"{path} is empty (0 bytes).")
         if metadata is None:
-            _check_footer(path)
+            with path.open("rb") if content is None else io.BytesIO(content) as file:
+                _check_footer(file)
         parquet = pq.ParquetFile(
-            path, metadata=metadata, read_dictionary=list(dictionaries) or None, buffer_size=1 << 20, pre_buffer=False
+            path if content is None else pa.BufferReader(content),
+            metadata=metadata,
+            read_dictionary=list(dictionaries) or None,
+            buffer_size=1 << 20,
+            pre_buffer=False,
         )
         if parquet.metadata.num_columns > MAX_COLUMNS:
             raise ValueError(f"it has {parquet.metadata.num_columns:,} columns; at most {MAX_COLUMNS:,} are looked at")
@@ -71,37 +80,22 @@ def open_parquet(
         raise BadInput(f"{path} cannot be read as a parquet file: {arrow_reason(error)}") from None
 
 
-def folder_message(folder: Path) -> str:
-    """Error message about a folder in place of a parquet: which parquets it holds, and what to do."""
-    names = [path.relative_to(folder).as_posix() for path in islice(find_files(folder, ".parquet"), LISTED_COLUMNS)]
-    if not names:
-        return f"{folder} is a folder without a parquet file; name a parquet file."
-    if len(names) == 1:
-        return f"{folder} is a folder; name the parquet file in it: {_quoted(names[0])}."
-    return (
-        f"{folder} is a folder of {len(names)}{' or more' * (len(names) == LISTED_COLUMNS)} parquet files "
-        f"({_quoted(names[0])}, ...); name one of them, or join them first: python -c 'import pyarrow.dataset as d, "
-        'pyarrow.parquet as p; p.write_table(d.dataset("FOLDER", format="parquet").to_table(), "joined.parquet")\''
-    )
-
-
-def _check_footer(path: Path) -> None:
+def _check_footer(file: BinaryIO) -> None:
     """Raise ValueError or IndexError for a footer that would take gigabytes of memory."""
-    with path.open("rb") as file:
-        if file.read(23) == b"version https://git-lfs":
-            raise ValueError("it is a Git LFS pointer, the file itself was not downloaded; run `git lfs pull`")
-        size = file.seek(0, os.SEEK_END)
-        file.seek(max(size - 8, 0))
-        length = int.from_bytes(file.read(4), "little")
-        if length > MAX_FOOTER:
-            raise ValueError(f"its footer of {length:,} bytes is too large; write it again with larger row groups")
-        if UNWEIGHED_FOOTER < length <= size - 8:
-            file.seek(size - 8 - length)
-            chunks = count_structs(file.read(length))[CHUNK_DEPTH]
-            if chunks > MAX_CHUNKS:
-                raise ValueError(
-                    f"its footer describes {chunks:,} pieces of columns; write it again with larger row groups"
-                )
+    if file.read(23) == b"version https://git-lfs":
+        raise ValueError("it is a Git LFS pointer, the file itself was not downloaded; run `git lfs pull`")
+    size = file.seek(0, os.SEEK_END)
+    file.seek(max(size - 8, 0))
+    length = int.from_bytes(file.read(4), "little")
+    if length > MAX_FOOTER:
+        raise ValueError(f"its footer of {length:,} bytes is too large; write it again with larger row groups")
+    if UNWEIGHED_FOOTER < length <= size - 8:
+        file.seek(size - 8 - length)
+        chunks = count_structs(file.read(length))[CHUNK_DEPTH]
+        if chunks > MAX_CHUNKS:
+            raise ValueError(
+                f"its footer describes {chunks:,} pieces of columns; write it again with larger row groups"
+            )
 
 
 def arrow_reason(error: Exception) -> str:
@@ -110,13 +104,53 @@ def arrow_reason(error: Exception) -> str:
 
 
 def read_schema(path: Path) -> pa.Schema:
-    """Read the schema of a parquet file. Raises BadInput when it is not a readable parquet."""
+    """Read the schema of a dataset's files, as `dataset_files` finds them. Raises BadInput when one is not readable,
+    and for files whose columns differ."""
+    first, *others = dataset_files(path)
+    schema = _file_schema(first)
+    for other in others:
+        check_same_columns(first, schema, other, _file_schema(other))
+    return schema
+
+
+def _file_schema(path: Path) -> pa.Schema:
+    if is_arrow(path):
+        return read_index(path).schema
     with open_parquet(path) as parquet:
         return parquet.schema_arrow
 
 
+def check_same_columns(one: Path, schema: pa.Schema, other: Path, other_schema: pa.Schema) -> None:
+    """Raise BadInput naming two files of a dataset whose columns differ in their names or kinds."""
+    for name in dict.fromkeys([*schema.names, *other_schema.names]):
+        kinds, other_kinds = _kinds(schema, name), _kinds(other_schema, name)
+        if kinds != other_kinds and not (kinds and other_kinds and "null" in kinds + other_kinds):
+            raise BadInput(
+                f"{one} and {other} cannot be read as one dataset: the column {_quoted(name)} "
+                f"{_held(kinds)} in the one and {_held(other_kinds)} in the other. Name a pattern that leaves one of "
+                "them out, or write both with the same columns."
+            )
+
+
+def _held(kinds: list[str]) -> str:
+    return f"holds {', '.join(kinds)}" if kinds else "is missing"
+
+
+def _kinds(schema: pa.Schema, name: str) -> list[str]:
+    """Kinds of the columns of one name."""
+    return [_kind(schema.field(index).type) for index in schema.get_all_field_indices(name)]
+
+
+def _kind(kind: pa.DataType) -> str:
+    """Kind of a column's values: types that differ only in how they are stored are of one kind."""
+    kind = storage_type(kind)
+    if pa.types.is_null(kind):
+        return "null"
+    return "text" if _is_string(kind) else "bytes" if _is_binary(kind) else str(kind)
+
+
 def parquet_columns(path: Path) -> dict[str, str]:
-    """Read the column names and types of a parquet file. Raises BadInput when it is not a readable parquet."""
+    """Read the column names and types of a dataset's files. Raises BadInput as `read_schema` does."""
     return {field.name: str(field.type) for field in read_schema(path)}
 
 

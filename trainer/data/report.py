@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from bisect import bisect_right
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -88,6 +89,20 @@ class DatasetReport:
     """Number of good rows without the control image of each column."""
     target_sizes: SizeStats | None
     warnings: tuple[str, ...]
+    files: tuple[tuple[str, int], ...] = ()
+    """Names and first rows of the dataset's files, where there are several."""
+
+    def file_and_row(self, row: int) -> tuple[str, int]:
+        """Name of the file that a row is in, empty where there is only one, and the number of the row in it."""
+        if not self.files:
+            return "", row
+        name, first = self.files[bisect_right(self.files, row, key=lambda file: file[1]) - 1]
+        return name, row - first
+
+    def place(self, row: int) -> str:
+        """Say where a row is: by its number, and in a dataset of several files by the file and the row in it."""
+        name, number = self.file_and_row(row)
+        return f"{name}, row {number}" if name else f"row {number}"
 
     @property
     def good_rows(self) -> int:
@@ -103,7 +118,7 @@ class DatasetReport:
 
     def bad_row_lines(self) -> list[str]:
         """Listed faults, one line each, then the number of further bad rows."""
-        lines = [f"row {fault.row}, column {_quoted(fault.column)}: {fault.why}" for fault in self.bad]
+        lines = [f"{self.place(fault.row)}, column {_quoted(fault.column)}: {fault.why}" for fault in self.bad]
         more = self.bad_rows - len({fault.row for fault in self.bad})
         return [*lines, f"and {_rows(more)} more"] if more else lines
 
@@ -128,6 +143,10 @@ class DatasetReport:
             without = f" (none in {_rows(missing)})" if missing else ""
             yield f"  control  {_quoted(name)}: {sizes or 'no image decoded'}{without}"
 
+    def _fault_dict(self, fault: BadRow) -> dict[str, Any]:
+        name, number = self.file_and_row(fault.row)
+        return fault._asdict() | ({"file": name, "row_of_file": number} if name else {})
+
     def to_dict(self) -> dict[str, Any]:
         """Fields by name, for JSON. Those of control images are lists where there are several columns of them."""
         sizes: list[Any] = [sizes and sizes.to_dict() for sizes in self.control_sizes]
@@ -138,7 +157,7 @@ class DatasetReport:
             "rows": self.rows,
             "good_rows": self.good_rows,
             "bad_rows": self.bad_rows,
-            "bad": [fault._asdict() for fault in self.bad],
+            "bad": [self._fault_dict(fault) for fault in self.bad],
             "sampled": self.sampled,
             "control_sizes": sizes if len(sizes) > 1 else sizes[0],
             **({"without_control": list(self.without_control)} if several else {}),

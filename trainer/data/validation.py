@@ -18,12 +18,13 @@ from ..config.request import Columns
 from ..errors import BadImage
 from ..events import Progress
 from .cell_checks import CheckedBlock, cell_faults, is_unicode
+from .cells import Block, Cells, by_value
 from .column_words import image_role
 from .image_refs import ImageRef, image_ref, is_absent
 from .images import EncodedImage
 from .report import BadRow, first_bad_rows
 from .resize import Size
-from .row_blocks import Block, Cells, RowBlocks, by_value
+from .row_blocks import RowBlocks
 
 SAMPLED_ROWS = 256
 """Rows whose images are decoded; a judgement: a fault in 2 % of the rows is found with 99 % probability."""

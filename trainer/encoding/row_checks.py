@@ -47,7 +47,9 @@ class RowFindings:
         """Say how many captions are cut off; None for none."""
         if not self.cut:
             return None
-        rows = ", ".join(map(str, self.cut[:LISTED_ROWS])) + (" and more" if len(self.cut) > LISTED_ROWS else "")
+        report = dataset.report
+        listed = [report.place(row) if report.files else str(row) for row in self.cut[:LISTED_ROWS]]
+        rows = ("; " if report.files else ", ").join(listed) + (" and more" if len(self.cut) > LISTED_ROWS else "")
         captions, are = ("caption", "is") if len(self.cut) == 1 else ("captions", "are")
         return (
             f'{len(self.cut)} {captions} in column "{dataset.columns.caption}" {are} longer than the '
@@ -152,7 +154,7 @@ def _control_fault(url: str, dataset: EditDataset, family: Family, sample: Size,
     if url == DEFAULT_CONTROL_URL:
         return None
     try:
-        image = load_control(url, dataset.path.parent, dataset.downloads)
+        image = load_control(url, dataset.folder, dataset.downloads)
     except BadInput as error:
         return str(error)
     if fault := family.size_fault(family.control_size(Size(*image.size), sample, resolution)):

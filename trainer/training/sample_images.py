@@ -78,7 +78,7 @@ class SampleImages:
                 return
             urls, files = sample.control_urls, []
             try:
-                files = [fetch_control(url, self.dataset.downloads, self.dataset.path.parent) for url in urls]
+                files = [fetch_control(url, self.dataset.downloads, self.dataset.folder) for url in urls]
             except BadInput as error:
                 if urls != [DEFAULT_CONTROL_URL]:
                     raise BadInput(f"training_params.samples.{number}.ctrl_img_url: {error}") from None

@@ -5,7 +5,7 @@ import { count, t } from "../lib/text.js";
  * What is wrong with a node: a text, or one of the page's texts with its values.
  *
  * @typedef {{level: "error" | "warning", text?: string, code?: string, values?: Record<string, any>}} Note
- * @typedef {{row: number, column: string, text?: string, code?: string, values?: Record<string, any>}} Fault
+ * @typedef {{row: number, column: string, file?: string, text?: string, code?: string, values?: Record<string, any>}} Fault
  */
 
 /**
@@ -26,6 +26,7 @@ export function noteText({ text, code, values = {} }, labelOf) {
 }
 
 /** @param {Fault} fault */
-function faultText({ row, column, text, code, values }) {
-  return t("note_fault", { row: count(row), column, why: code ? t(`note_${code}`, values) : text });
+function faultText({ row, column, file, text, code, values }) {
+  const place = file ? `${file}: ${count(row)}` : count(row);
+  return t("note_fault", { row: place, column, why: code ? t(`note_${code}`, values) : text });
 }
