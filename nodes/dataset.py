@@ -74,6 +74,7 @@ class LoadDataset(io.ComfyNode):
     ) -> bool | str:
         """Check the parquet and its columns before anything runs; linked inputs are None."""
         from ..trainer.data.dataset import check_columns
+        from ..trainer.data.hub_files import NotDownloaded
 
         columns = dict(zip(COLUMN_FIELDS, (caption_column, control_image_column, image_column), strict=True))
         more = (control_image_column_2, control_image_column_3, mask_column)
@@ -83,6 +84,8 @@ class LoadDataset(io.ComfyNode):
             if resource is not None:
                 known = {field: column for field, column in columns.items() if column is not None}
                 check_columns(known, find_parquet(resource))
+        except NotDownloaded:
+            return True
         except BadInput as error:
             return printable(str(error))
         return True
@@ -104,7 +107,7 @@ class LoadDataset(io.ComfyNode):
 
         downloads = Downloads(cache_folder() / "downloads")
         opening = open_dataset(
-            find_parquet(resource),
+            find_parquet(resource, download=True),
             columns_of(columns),
             images_root=images_root,
             bad_rows=bad_rows,

@@ -6,6 +6,7 @@ import hashlib
 import os
 import re
 import shutil
+from collections import Counter
 from contextlib import suppress
 from pathlib import Path
 
@@ -69,29 +70,50 @@ def is_folder_name(name: str) -> bool:
     return 0 < len(name) <= 100 and not _NOT_A_NAME.search(name)
 
 
-def find_parquet(resource: str) -> Path:
-    """Find the parquet of a `resource` input. Raises BadInput naming every place tried."""
+def find_parquet(resource: str, download: bool = False) -> Path:
+    """Find the parquet of a `resource` input, a folder or a pattern of several. With `download` one on the Hugging Face
+    hub is downloaded, without it NotDownloaded is raised. Raises BadInput naming every place tried."""
     from ..trainer.data.load_request import resolve_resource
 
     if not resource.strip():
         raise BadInput("resource: is required but empty; name a parquet file.")
-    return resolve_resource(resource.strip(), input_folder(), EXAMPLES)
+    return resolve_resource(resource.strip(), input_folder(), EXAMPLES, download)
 
 
 def find_contained_parquet(resource: str) -> Path:
-    """Find a parquet for the page: only in ComfyUI's input and output folders and among the examples.
+    """Find a parquet, or a folder or a pattern of several, for the page: only in ComfyUI's input and output folders
+    and among the examples.
 
-    Raises BadInput, with the same message whether a file exists outside of them or not.
+    Raises BadInput, with the same message whether a file exists outside of them or not, and for a folder or a pattern
+    in them that cannot be used.
     """
+    from ..trainer.data.hub_files import find_on_hub, is_hub_address
+
     text = resource.strip()
+    if is_hub_address(text):
+        return find_on_hub(text, download=False)
     name = Path(text)
     names = [text] if name.is_absolute() or len(name.parts) < 2 else [text, str(Path(*name.parts[1:]))]
-    for name, start in ((name, start) for name in names for start in (Path(), EXAMPLES, input_folder())):
-        path = contained_path(start, name)
-        with suppress(OSError):
-            if path is not None and path.is_file():
-                return path
+    places = [contained_path(start, name) for name in names for start in (Path(), EXAMPLES, input_folder())]
+    found = [place for place in places if place is not None and text]
+    with suppress(OSError):
+        if file := next((place for place in found if place.is_file()), None):
+            return file
+        if several := next((place for place in found if _holds_datasets(place)), None):
+            return several
     raise BadInput(f'"{resource}" is not found in ComfyUI\'s input folder.')
+
+
+def _holds_datasets(place: Path) -> bool:
+    """Tell whether a place in ComfyUI's folders is a folder, or a pattern of files; links of them may not lead out.
+
+    Raises BadInput where it is not clear which files are meant.
+    """
+    from ..trainer.data.dataset_files import dataset_files, is_pattern, match_files
+
+    if not place.is_dir() and not (is_pattern(place) and any(match_files(place))):
+        return False
+    return all(contained_path(Path(), str(file)) for file in dataset_files(place))
 
 
 def contained_path(start: Path, name: str) -> Path | None:
@@ -110,15 +132,27 @@ def contained_path(start: Path, name: str) -> Path | None:
     return path if any(path.is_relative_to(root) for root in roots) else None
 
 
+def contained_images(path: Path, images_root: str) -> Path | None:
+    """Folder that the relative paths in a dataset start from, for the page: that of its files, or one in ComfyUI's
+    folders."""
+    from ..trainer.data.dataset_files import data_folder
+
+    folder = data_folder(path)
+    return contained_path(folder, images_root) if images_root else folder
+
+
 def is_outside(name: str) -> bool:
     """Tell whether a path is one that the page is not shown: absolute, of a home, or out of ComfyUI's input folder."""
     return contained_path(input_folder(), name) is None or name.strip().startswith("~")
 
 
 def list_parquets() -> list[str]:
-    """Paths of the parquets in the input folder, relative to it, then the names of the examples."""
-    found = find_files(input_folder(), ".parquet")
-    inside = sorted(path.relative_to(input_folder()).as_posix() for path in found)
+    """Paths of the parquets in the input folder, relative to it, and of the folders that hold several; then the names
+    of the examples."""
+    found = [path.relative_to(input_folder()) for path in find_files(input_folder(), ".parquet")]
+    parents = Counter(path.parent.as_posix() for path in found)
+    folders = [folder for folder, count in parents.items() if count > 1 and folder != "."]
+    inside = sorted([*(path.as_posix() for path in found), *folders])
     return inside[:MAX_LISTED] + sorted(path.name for path in EXAMPLES.glob("*.parquet"))
 
 
@@ -171,14 +205,17 @@ def file_state(path: Path) -> str:
 
 
 def dataset_state(parquet: Path, columns: Columns, images_root: str = "") -> str:
-    """Value that changes with a parquet and with the image files that it names, for `fingerprint_inputs`.
+    """Value that changes with the parquets of a dataset and with the image files that they name, for
+    `fingerprint_inputs`.
 
     Raises BadInput.
     """
     from ..trainer.data.dataset import find_images_root
+    from ..trainer.data.dataset_files import dataset_files
     from ..trainer.data.digests import pictures_state
 
-    return f"{file_state(parquet)} {pictures_state(parquet, columns, find_images_root(images_root, parquet))}"
+    files = " ".join(map(file_state, dataset_files(parquet)))
+    return f"{files} {pictures_state(parquet, columns, find_images_root(images_root, parquet))}"
 
 
 def save_control(picture: Image.Image) -> Path:

@@ -14,7 +14,7 @@ from server import PromptServer
 
 from ..trainer.config.request import COLUMN_FIELDS
 from ..trainer.errors import BadInput, printable
-from .folders import contained_path, find_contained_parquet, is_outside
+from .folders import contained_images, contained_path, find_contained_parquet, input_folder, is_outside
 from .widgets import CONTROL_COLUMN_FIELDS, MORE_CONTROL_COLUMNS
 
 if TYPE_CHECKING:
@@ -78,15 +78,23 @@ def input_notes(resource: str, columns: Mapping[str, str], images_root: str) -> 
         return []
     try:
         path = find_contained_parquet(resource)
-    except BadInput:
+    except BadInput as error:
         if is_outside(resource):
             return [note("warning", "parquetOutside", resource=resource)]
+        if _names_folder(resource):
+            return [text_note("error", str(error))]
         return [note("error", "parquetMissing", resource=resource)]
     try:
         notes = list(_column_notes(columns, path))
         return notes or [*_swapped(columns), *_image_notes(columns, path, images_root)]
     except BadInput as error:
         return [text_note("error", str(error))]
+
+
+def _names_folder(resource: str) -> bool:
+    """Tell whether a resource is a folder in the input folder, of which an error says more than that it is missing."""
+    place = contained_path(input_folder(), resource.strip())
+    return place is not None and place.is_dir()
 
 
 def request_notes(text: bytes) -> list[Note]:
@@ -152,7 +160,7 @@ def _image_notes(columns: Mapping[str, str], path: Path, images_root: str) -> It
     if is_outside(images_root):
         yield note("warning", "imagesOutside", folder=images_root)
         return
-    root = contained_path(path.parent, images_root)
+    root = contained_images(path, images_root)
     if root is None or not root.is_dir():
         yield note("error", "imagesRootMissing", folder=images_root)
         return

@@ -131,7 +131,7 @@ class LoadRequest(io.ComfyNode):
         try:
             source = find_request(request)
             states = [file_state(source)] if isinstance(source, Path) else []
-            parsed, parquet = load_request(source, input_folder(), EXAMPLES)
+            parsed, parquet = load_request(source, input_folder(), EXAMPLES, download=False)
             return " ".join(
                 [*states, dataset_state(parquet, replace(parsed.training_params.columns, mask=mask_column))]
             )
@@ -141,11 +141,14 @@ class LoadRequest(io.ComfyNode):
     @classmethod
     def validate_inputs(cls, request: str | None = None) -> bool | str:
         """Check the request, its parquet and the columns before anything runs; a linked input is None."""
+        from ..trainer.data.hub_files import NotDownloaded
         from ..trainer.data.load_request import load_request
 
         try:
             if request is not None:
-                load_request(find_request(request), input_folder(), EXAMPLES)
+                load_request(find_request(request), input_folder(), EXAMPLES, download=False)
+        except NotDownloaded:
+            return True
         except BadInput as error:
             return printable(str(error))
         return True

@@ -14,7 +14,7 @@ from ..trainer.config.request import CONTROL_COLUMNS
 from ..trainer.errors import BadInput
 from .delete_run import delete_run
 from .exports import publish_checkpoint
-from .folders import contained_path, find_contained_parquet, list_parquets
+from .folders import contained_images, find_contained_parquet, list_parquets
 from .live_run import LIVE_RUNS
 from .model_files import AUTO
 from .notes import input_notes, request_notes
@@ -217,17 +217,18 @@ def _by_input(guess: dict[str, Any]) -> dict[str, str]:
 
 def _columns(resource: str) -> dict[str, Any]:
     from ..trainer.data.columns import first_look, guess_from_kinds
-    from ..trainer.data.parquet import open_parquet, parquet_columns
+    from ..trainer.data.parquet import parquet_columns
+    from ..trainer.data.row_blocks import RowBlocks
 
     path = find_contained_parquet(resource)
     kinds, texts = first_look(path)
-    with open_parquet(path) as parquet:
-        rows = parquet.metadata.num_rows
+    blocks = RowBlocks(path, ())
+    blocks.close()
     return {
         "columns": parquet_columns(path),
         "kinds": kinds,
         "guess": _by_input(guess_from_kinds(kinds)),
-        "rows": rows,
+        "rows": blocks.rows,
         "texts": {
             name: [text[:MAX_TEXT_CHARS] for text in values[:FIRST_ROWS]]
             for name, values in texts.items()
@@ -251,7 +252,7 @@ def _first_rows(resource: str, images_root: str, names: list[str]) -> dict[str, 
     from ..trainer.data.row_blocks import RowBlocks
 
     path = find_contained_parquet(resource)
-    root = contained_path(path.parent, images_root)
+    root = contained_images(path, images_root)
     if root is None:
         raise BadInput("images_root: is not in ComfyUI's input folder.")
     kinds = column_kinds(path)

@@ -11,6 +11,7 @@ from ..config.request import COLUMN_FIELDS, CONTROL_COLUMNS, Columns, too_many_c
 from ..config.settings import RunSettings
 from ..data.columns import MOST_CONTROLS, guess_columns
 from ..data.dataset import EditDataset
+from ..data.load_request import resolve_resource
 from ..data.parquet import column_faults, parquet_columns
 from ..errors import OK, BadInput, printable
 from ..families.registry import find_family
@@ -60,6 +61,7 @@ def _listed(found: str | list[str]) -> str:
 
 def inspect(options: argparse.Namespace) -> int:
     """Run `inspect DATA.parquet`."""
+    options.data = resolve_resource(options.data)
     columns = parquet_columns(options.data)
     given = _given_columns(options)
     guessed = _guessed_columns(options, given)

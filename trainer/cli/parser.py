@@ -138,10 +138,11 @@ def _add_inspect(commands: Any) -> None:
         "inspect DATA.parquet",
         ("inspect", "inspect"),
         "Inspect a dataset: its columns, image sizes and unusable rows.",
-        "Columns without an option are guessed from their names.",
+        "DATA is a parquet, a folder or a quoted pattern of several, or hf://datasets/OWNER/NAME/FILE. Columns\n"
+        "without an option are guessed from their names.",
         "inspect edits.parquet --caption-column prompt --control-image-column before --image-column after",
     )
-    command.add_argument("data", metavar="DATA.parquet", type=Path)
+    command.add_argument("data", metavar="DATA.parquet")
     for name, meaning in _COLUMN_OPTIONS.items():
         action = "append" if name == "--control-image-column" else "store"
         command.add_argument(name, metavar="NAME", help=meaning, action=action)

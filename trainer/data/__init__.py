@@ -2,6 +2,7 @@
 
 dataset       opening a dataset; rows, shards and the fingerprint
 dataset_files the files of a dataset: one, a folder, a pattern
+hub_files     datasets on the Hugging Face hub, downloaded into its cache
 row_blocks    blocks of rows read from these files
 parquet_rows  the rows of one parquet
 arrow_rows    the rows of one Arrow file, as `datasets` saves them

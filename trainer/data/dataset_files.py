@@ -8,7 +8,7 @@ import re
 from collections import deque
 from collections.abc import Iterator, Sequence
 from contextlib import suppress
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 
 from ..errors import BadInput, DamagedFile, shorten
 from ..files import read_json
@@ -20,10 +20,14 @@ MAX_FILES = 2000
 LISTED = 5
 """Files and folders that a message lists; a judgement."""
 
-_SUFFIXES = (".parquet", ".arrow")
+SUFFIXES = (".parquet", ".arrow")
+"""Ends of the names of a dataset's files."""
+
+_PARQUET = (".parquet",)
 _MAGIC = re.compile(r"[*?\[]")
 _SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 _SPLIT = re.compile(r"[-_.\d].*")
+_SHARD = re.compile(r"(.*)-(\d{3,9})-of-(\d{3,9})")
 
 
 def dataset_files(path: Path) -> tuple[Path, ...]:
@@ -67,8 +71,8 @@ def match_files(pattern: Path) -> Iterator[Path]:
     parts = pattern.parts[len(start.parts) :]
     deepest = MAX_ENTRIES if "**" in parts else len(parts)
     count = 0
-    for file in _visible(start, _SUFFIXES, deepest):
-        if count <= MAX_FILES and _matches(file.relative_to(start).parts, parts):
+    for file in _visible(start, SUFFIXES, deepest):
+        if count <= MAX_FILES and matches(file.relative_to(start).parts, parts):
             count += 1
             yield file
 
@@ -78,7 +82,7 @@ def _fixed_part(pattern: Path) -> Path:
     return next((place for place in (pattern, *pattern.parents) if path_kind(place) == "folder"), pattern)
 
 
-def _matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
+def matches(names: Sequence[str], pattern: Sequence[str]) -> bool:
     """Tell whether a path matches a pattern, part by part; `**` matches any number of parts."""
     reached = {0}
     for part in names:
@@ -126,22 +130,52 @@ def _files_in(folder: Path) -> list[Path]:
     """Files of a folder. Raises BadInput where it is not clear which they are."""
     if (saved := _saved_files(folder)) is not None:
         return saved
-    found = list(_visible(folder, (".parquet",), 1)) or list(_visible(folder, (".parquet",), MAX_ENTRIES))
+    found = list(_visible(folder, _PARQUET, 1)) or list(_visible(folder, _PARQUET, MAX_ENTRIES))
+    names = [PurePosixPath(file.relative_to(folder).as_posix()) for file in found]
+    return [folder / name for name in choose_files(names, PurePosixPath(), str(folder))]
+
+
+def choose_files(names: Sequence[PurePosixPath], folder: PurePosixPath, shown: str) -> list[PurePosixPath]:
+    """Choose a dataset's parquets among files below a folder: its own, or those of the only folder in it that has some.
+
+    Raises BadInput, naming the folder as `shown`, where there are none, where several folders have some, for several
+    splits, and for shards of which one is missing.
+    """
+    found = [name for name in names if name.suffix.lower() in _PARQUET and not _is_hidden(name.relative_to(folder))]
+    found = [name for name in found if name.parent == folder] or found
     if not found:
-        raise BadInput(f"{folder} is a folder without a parquet file; name a parquet file.")
-    folders = sorted({file.parent for file in found})
+        raise BadInput(f"{shown} is a folder without a parquet file; name a parquet file.")
+    folders = sorted({name.parent for name in found})
     if len(folders) > 1:
-        names = ", ".join(shorten(place.relative_to(folder).as_posix()) for place in folders[:LISTED])
-        raise BadInput(f"{folder} has parquet files in several folders ({names}); name one of them.")
-    chosen = folders[0]
-    splits = {word: file for file in found if (word := _SPLIT.sub("", file.name.lower())) in _SPLITS}
+        listed = ", ".join(shorten(str(place.relative_to(folder))) for place in folders[:LISTED])
+        raise BadInput(f"{shown} has parquet files in several folders ({listed}); name one of them.")
+    splits = {word for name in found if (word := _SPLIT.sub("", name.name.lower())) in _SPLITS}
     if len(splits) > 1:
-        example = chosen / f"{min(splits, key=lambda word: (word != 'train', word))}*.parquet"
+        example = f"{min(splits, key=lambda word: (word != 'train', word))}*.parquet"
         raise BadInput(
-            f"{chosen} holds several splits ({', '.join(sorted(splits))}), and only one is to be trained on; name it "
-            f'by a pattern: "{example}".'
+            f"{shown} holds several splits ({', '.join(sorted(splits))}), and only one is to be trained on; name it by "
+            f'a pattern: "{folders[0] / example}".'
         )
+    _check_shards(found, shown)
     return found
+
+
+def _check_shards(names: Sequence[PurePosixPath], shown: str) -> None:
+    """Raise BadInput where one of `train-00000-of-00002.parquet` is missing: a copy that was cut off."""
+    shards: dict[tuple[str, int], set[int]] = {}
+    for name in names:
+        if found := _SHARD.fullmatch(name.stem):
+            shards.setdefault((found[1], int(found[3])), set()).add(int(found[2]))
+    for (stem, count), present in shards.items():
+        if len(present) < count and (missing := next(n for n in range(count) if n not in present)) is not None:
+            raise BadInput(
+                f'{shown} has {len(present)} of the {count} files "{shorten(stem)}-...": number {missing} is missing. '
+                "Copy it too, or name a pattern of those that are there."
+            )
+
+
+def _is_hidden(name: PurePosixPath) -> bool:
+    return any(part.startswith(".") for part in name.parts)
 
 
 def _saved_files(folder: Path) -> list[Path] | None:

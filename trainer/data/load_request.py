@@ -11,15 +11,19 @@ from ..config.validation import decode_json, read_json_file
 from ..errors import BadInput
 from ..paths import path_kind, typed_path
 from .dataset_files import dataset_files, is_pattern, match_files
+from .hub_files import NotDownloaded, find_on_hub, is_hub_address
 from .parquet import column_faults
 
 
 def load_request(
-    source: Path | str | bytes | dict[str, Any], input_folder: Path | None = None, beside: Path | None = None
+    source: Path | str | bytes | dict[str, Any],
+    input_folder: Path | None = None,
+    beside: Path | None = None,
+    download: bool = True,
 ) -> tuple[FineTuneRequest, Path]:
     """Load a request from a file (a Path), JSON text or decoded JSON; returns it with the path of its parquet.
 
-    A relative `resource` is looked up as in `resolve_resource`; `beside` defaults to the request file's folder. Raises
+    `resource` is looked up as in `resolve_resource`; `beside` defaults to the request file's folder. Raises
     BadInput naming every fault at once: fields, resource, and columns that are missing or of the wrong type.
     """
     if isinstance(source, Path):
@@ -33,9 +37,12 @@ def load_request(
     if isinstance(resource, str) and resource:
         params = data.get("training_params")
         try:
-            path = resolve_resource(resource, input_folder, beside)
+            path = resolve_resource(resource, input_folder, beside, download)
             found = column_faults(params if isinstance(params, dict) else {}, path)
             faults = [f"training_params.{fault}" for fault in found]
+        except NotDownloaded:
+            parse_request(data)
+            raise
         except BadInput as error:
             faults = [f"resource: {error}"]
     request = parse_request(data, more_faults=faults)
@@ -43,13 +50,18 @@ def load_request(
     return request, path
 
 
-def resolve_resource(resource: str, input_folder: Path | None = None, beside: Path | None = None) -> Path:
+def resolve_resource(
+    resource: str, input_folder: Path | None = None, beside: Path | None = None, download: bool = True
+) -> Path:
     """Find the dataset of a request, a parquet, a folder or a pattern of several: `resource` itself, then without its
     first part, which may be a branch name.
 
     Relative paths are looked up in the current folder, in `beside` (the request file's folder), then in
-    `input_folder`. Nothing but names is read. Raises BadInput naming every place tried.
+    `input_folder`. Nothing but names is read. An address on the Hugging Face hub is downloaded, unless `download` is
+    False. Raises BadInput naming every place tried, and RunFailed where a download fails.
     """
+    if is_hub_address(resource):
+        return find_on_hub(resource, download)
     path = typed_path(resource)
     starts = [Path(), *(folder for folder in (beside, input_folder) if folder is not None)]
     names = [path]
