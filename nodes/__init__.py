@@ -2,6 +2,8 @@
 
 base_model     Load Edit Base Model
 dataset        Load Edit Dataset
+make_dataset   Make Edit Dataset (Folders)
+add_example    Add Edit Example
 params         Edit Training Params and Training Settings
 request        Fine-tune Request and Save Fine-tune Request
 samples        Sample Prompt
@@ -35,9 +37,11 @@ from __future__ import annotations
 
 from comfy_api.latest import ComfyExtension, io
 
+from .add_example import AddExample
 from .base_model import BaseModel
 from .dataset import LoadDataset
 from .edit import EditImage
+from .make_dataset import MakeDataset
 from .native_model import NativeModel
 from .params import Params, Settings
 from .preview import PreviewSamples
@@ -63,4 +67,6 @@ class EditTrainerExtension(ComfyExtension):
             LoadRequest,
             SaveRequest,
             NativeModel,
+            MakeDataset,
+            AddExample,
         ]

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from itertools import islice
+from pathlib import Path
 from typing import Literal
 
 from comfy_api.latest import io
 
-from ..trainer.config.request import COLUMN_FIELDS, FineTuneRequest, TrainingParams
+from ..trainer.config.request import COLUMN_FIELDS, Columns, FineTuneRequest, TrainingParams
 from ..trainer.config.settings import RunSettings
 from ..trainer.errors import BadInput, printable
 from .folders import cache_folder, dataset_state, find_parquet
@@ -41,11 +42,7 @@ class LoadDataset(io.ComfyNode):
                 *field_inputs(RunSettings, ("allow_no_control", MASK_COLUMN), optional=True),
             ],
             advanced=("images_root", "bad_rows", "allow_no_control", MASK_COLUMN),
-            outputs=[
-                EditDataset.Output("dataset", tooltip="For Train Edit LoRA."),
-                io.Image.Output("preview", tooltip="Control and target images of the first rows, side by side."),
-                io.String.Output("report", tooltip="Sizes, bad rows and warnings about the dataset."),
-            ],
+            outputs=dataset_outputs(),
         )
 
     @classmethod
@@ -100,28 +97,52 @@ class LoadDataset(io.ComfyNode):
         allow_no_control: bool = False,
         **columns: str,
     ) -> io.NodeOutput:
-        from ..trainer.data.dataset import open_dataset
-        from ..trainer.data.downloads import Downloads
-        from ..trainer.data.images import decode_image
-        from ..trainer.data.report import BadRows
-
-        downloads = Downloads(cache_folder() / "downloads")
-        opening = open_dataset(
-            find_parquet(resource, download=True),
-            columns_of(columns),
-            images_root=images_root,
-            bad_rows=bad_rows,
-            allow_no_control=allow_no_control,
-            downloads=downloads,
+        path = find_parquet(resource, download=True)
+        return open_shown(
+            cls.hidden.unique_id, path, columns_of(columns), images_root, bad_rows, allow_no_control=allow_no_control
         )
-        try:
-            dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
-        except BadRows as error:
-            send_notes(cls.hidden.unique_id, [bad_rows_note(error.report)])
-            raise
-        pairs = [
-            grid([[shrink(decode_image(dataset.fetch(image))) for image in (*row.controls, row.target)]])
-            for row in islice(dataset, PREVIEW_ROWS)
-        ]
-        notes = report_notes(dataset.report)
-        return io.NodeOutput(dataset, to_tensor(pairs), str(dataset.report), ui={OUTPUT: notes})
+
+
+def dataset_outputs() -> list[io.Output]:
+    """Make the outputs of a node that opens a dataset."""
+    return [
+        EditDataset.Output("dataset", tooltip="For Train Edit LoRA."),
+        io.Image.Output("preview", tooltip="Control and target images of the first rows, side by side."),
+        io.String.Output("report", tooltip="Sizes, bad rows and warnings about the dataset."),
+    ]
+
+
+def open_shown(
+    node_id: str,
+    path: Path,
+    columns: Columns,
+    images_root: str = "",
+    bad_rows: Literal["stop", "skip"] = "stop",
+    allow_no_control: bool = False,
+) -> io.NodeOutput:
+    """Open and check a dataset, with progress and notes in a node; returns `dataset_outputs`."""
+    from ..trainer.data.dataset import open_dataset
+    from ..trainer.data.downloads import Downloads
+    from ..trainer.data.images import decode_image
+    from ..trainer.data.report import BadRows
+
+    downloads = Downloads(cache_folder() / "downloads")
+    opening = open_dataset(
+        path,
+        columns,
+        images_root=images_root,
+        bad_rows=bad_rows,
+        allow_no_control=allow_no_control,
+        downloads=downloads,
+    )
+    try:
+        dataset = follow(opening, NodeDisplay(node_id).show)
+    except BadRows as error:
+        send_notes(node_id, [bad_rows_note(error.report)])
+        raise
+    pairs = [
+        grid([[shrink(decode_image(dataset.fetch(image))) for image in (*row.controls, row.target)]])
+        for row in islice(dataset, PREVIEW_ROWS)
+    ]
+    notes = report_notes(dataset.report)
+    return io.NodeOutput(dataset, to_tensor(pairs), str(dataset.report), ui={OUTPUT: notes})

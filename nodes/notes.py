@@ -74,10 +74,14 @@ def input_notes(resource: str, columns: Mapping[str, str], images_root: str) -> 
 
     Looks only into ComfyUI's folders, and says nothing about what is outside of them.
     """
+    from ..trainer.data.hub_files import NotDownloaded
+
     if not resource.strip():
         return []
     try:
         path = find_contained_parquet(resource)
+    except NotDownloaded:
+        return [note("warning", "notDownloaded", resource=resource)]
     except BadInput as error:
         if is_outside(resource):
             return [note("warning", "parquetOutside", resource=resource)]

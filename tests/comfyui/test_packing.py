@@ -4,12 +4,17 @@ from __future__ import annotations
 
 import io
 import json
+import shutil
+import threading
 import zipfile
 from pathlib import Path
 
+import pyarrow as pa
 import pyarrow.parquet as pq
+import pytest
 
 from ..trainer.edits import number_of, png
+from .graphs import EXAMPLE, edited, node, training
 from .server import Server
 from .test_page_routes import ask
 
@@ -83,3 +88,153 @@ def test_what_cannot_be_packed_is_named_and_nothing_is_written(server: Server, t
     for name, data in (("a.zip", b"PK\x03\x04 cut off"), ("b.zip", zipped({"../a.png": png(1)})), ("c.exe", b"")):
         assert ask(server, f"/edit_trainer/upload?name={name}", data)[0] == 400, name
     assert sorted(folder.rglob("*")) == before
+
+
+def made(**inputs: object) -> dict:
+    """A Make Edit Dataset node."""
+    empty = dict.fromkeys(
+        ("control_folder", "control_folder_2", "control_folder_3", "target_folder", "caption", "captions", "name"), ""
+    )
+    return node("EditTrainerMakeDataset", **empty | {"images": "embedded"} | inputs)
+
+
+def put(server: Server, folder: str, files: dict[str, bytes]) -> None:
+    for name, data in files.items():
+        path = server.base / "input" / folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+
+def trained(dataset: dict, run_name: str) -> dict:
+    """A training on what a node gives as a dataset."""
+    return edited(training(run_name=run_name)) | {"dataset": dataset}
+
+
+def pictures(count: int) -> dict[str, bytes]:
+    files = {f"before/{n}.png": png(n * 20, (64, 64)) for n in range(count)}
+    return files | {f"after/{n}.png": png(255 - n * 20, (64, 64)) for n in range(count)}
+
+
+def test_two_folders_train_a_lora_and_edit(server: Server) -> None:
+    put(server, "mine", pictures(3))
+    folders = {"folder": "mine", "control_folder": "before", "target_folder": "after", "caption": "invert it"}
+    prompt = trained(made(**folders), "from-folders") | {"report": node("PreviewAny", source=["dataset", 2])}
+    result = server.run(prompt)
+    assert result.status == "execution_success", result.details
+    assert "mine.parquet: 3 rows, all usable" in result.text("report")
+    assert "from-folders-000004.safetensors" in server.get("/models/loras")
+    assert "dataset" not in server.run(prompt).executed(), "nothing has changed"
+    put(server, "mine", {"before/3.png": png(70, (64, 64))})
+    result = server.run(prompt)
+    assert result.status == "execution_error"
+    assert "before/3.png: has no partner in after" in result.details["exception_message"]
+    put(server, "mine", {"after/3.png": png(80, (64, 64))})
+    report = server.run({name: prompt[name] for name in ("dataset", "report")})
+    assert "mine.parquet: 4 rows" in report.text("report")
+
+
+@pytest.mark.parametrize(
+    ("inputs", "says"),
+    [
+        ({"folder": ""}, "folder: is required but empty"),
+        ({"folder": "nowhere"}, "does not exist"),
+        ({"folder": "theirs", "caption": "x", "name": "foreign"}, "was not made of pictures, so it is left as it is"),
+        ({"folder": "theirs", "caption": "x", "name": "a/b"}, "cannot be used; give a file name"),
+        ({"folder": "theirs", "caption": "x", "control_folder_2": "b"}, "control_folder: is empty"),
+        ({"folder": "theirs"}, "has no caption"),
+    ],
+)
+def test_what_the_node_refuses(server: Server, inputs: dict, says: str) -> None:
+    put(server, "theirs", {"control/a.png": png(1), "target/a.png": png(2)})
+    foreign = server.base / "input" / "foreign.parquet"
+    pq.write_table(pa.table({"a": [1]}), foreign)
+    before = foreign.read_bytes()
+    result = server.run({"made": made(**inputs), "report": node("PreviewAny", source=["made", 2])})
+    assert result.status == "execution_error" and says in result.details["exception_message"]
+    assert foreign.read_bytes() == before and not (server.base / "input" / "theirs.parquet").exists()
+
+
+def test_a_graph_makes_its_own_pairs_trains_and_edits(server: Server) -> None:
+    put(server, "", {f"own-{n}.png": png(n * 30, (64, 64)) for n in range(8)})
+    prompt = trained(node("EditTrainerAddExample"), "from-graph")
+    before = {}
+    for n in range(8):
+        prompt[f"load{n}"] = node("LoadImage", image=f"own-{n}.png")
+        prompt[f"invert{n}"] = node("ImageInvert", image=[f"load{n}", 0])
+        name = "dataset" if n == 7 else f"add{n}"
+        prompt[name] = node(
+            "EditTrainerAddExample",
+            control_image=[f"load{n}", 0],
+            target_image=[f"invert{n}", 0],
+            caption="invert the colors",
+            name="own",
+            **before,
+        )
+        before = {"dataset": [name, 0]}
+    prompt["report"] = node("PreviewAny", source=["dataset", 2])
+    result = server.run(prompt)
+    assert result.status == "execution_success", result.details
+    assert "dataset.parquet: 8 rows, all usable" in result.text("report")
+    assert "from-graph-000004.safetensors" in server.get("/models/loras")
+    assert len(result.outputs["saved"]["images"]) == 4
+    rows = pq.read_table(server.base / "input" / "own" / "dataset.parquet").to_pylist()
+    shown = [
+        tuple(number_of((server.base / "input" / "own" / row[name]).read_bytes()) for name in ("control", "target"))
+        for row in rows
+    ]
+    assert [control for control, _ in shown] == [n * 30 for n in range(8)]
+    assert [target % 256 for _, target in shown] == [255 - n * 30 for n in range(8)]
+    again = server.run(prompt)
+    assert again.status == "execution_success"
+    assert "8 rows" in again.text("report"), "what is in it already is not added again"
+    assert "own/dataset.parquet" in server.get("/edit_trainer/parquets")
+
+
+def test_batches_and_executions_in_one_queue_add_each_pair_once(server: Server) -> None:
+    put(server, "", {f"batch-{n}.png": png(n * 30, (32, 32)) for n in range(3)})
+    batch = {f"load{n}": node("LoadImage", image=f"batch-{n}.png") for n in range(3)}
+    batch["two"] = node("ImageBatch", image1=["load0", 0], image2=["load1", 0])
+    batch["inverted"] = node("ImageInvert", image=["two", 0])
+
+    def add(control: str, target: str, caption: str = "x") -> dict:
+        added = node(
+            "EditTrainerAddExample", control_image=[control, 0], target_image=[target, 0], caption=caption, name="batch"
+        )
+        return batch | {"add": added, "report": node("PreviewAny", source=["add", 2])}
+
+    assert "2 rows" in server.run(add("two", "inverted")).text("report")
+    threads = [threading.Thread(target=server.run, args=(add("two", "inverted", f"caption {n}"),)) for n in range(4)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    assert "10 rows" in server.run(add("two", "inverted")).text("report")
+    result = server.run(add("load2", "inverted"))
+    assert result.status == "execution_error"
+    assert "target_image 2, caption 2, control_image 1" in result.details["exception_message"]
+
+
+def test_a_folder_of_shards_in_the_dataset_node(server: Server) -> None:
+    folder = server.base / "input" / "shards"
+    folder.mkdir()
+    for n in range(2):
+        columns = {"caption": [f"{n}"], "control": [png(n)], "target": [png(n + 9) if n == 0 else b"no picture"]}
+        pq.write_table(pa.table(columns), folder / f"train-0000{n}-of-00002.parquet")
+    assert "shards" in server.get("/edit_trainer/parquets")
+    for resource in ("shards", "shards/train-*.parquet", "main/shards/*"):
+        found = server.get("/edit_trainer/columns", resource=resource)
+        assert (found["rows"], found["kinds"]["control"]) == (2, "image")
+        dataset = node("EditTrainerLoadDataset", **EXAMPLE | {"resource": resource, "bad_rows": "skip"})
+        result = server.run({"dataset": dataset, "report": node("PreviewAny", source=["dataset", 2])})
+        assert 'train-00001-of-00002.parquet, row 0, column "target"' in result.text("report")
+        (note,) = [note for note in result.outputs["dataset"]["edit_trainer_notes"] if note["code"] == "rowsLeftOut"]
+        assert note["values"]["faults"][0]["file"] == "train-00001-of-00002.parquet"
+    (server.base / "outside").mkdir()
+    pq.write_table(pa.table({"caption": ["secret"]}), server.base / "outside" / "a.parquet")
+    for resource in ("../outside/*.parquet", "shards/../../outside/*", str(server.base / "outside"), "../outside"):
+        assert (
+            "is not found in ComfyUI's input folder" in server.get("/edit_trainer/columns", resource=resource)["error"]
+        )
+    (folder / "train-00002-of-00002.parquet").symlink_to(server.base / "outside" / "a.parquet")
+    assert "is not found" in server.get("/edit_trainer/columns", resource="shards/*.parquet")["error"]
+    shutil.rmtree(folder)

@@ -201,7 +201,8 @@ class FineTuneRequest(BaseModel):
 
     resource: str = Field(
         min_length=1,
-        description="Path of the parquet file, optionally after a branch name (main/edits.parquet).",
+        description="Path of the parquet file, or of a folder or pattern of several, optionally after a branch name "
+        "(main/edits.parquet); or hf://datasets/OWNER/NAME/FILE.",
     )
     base_model: BaseModelName
     script_type: ScriptType

@@ -5,6 +5,7 @@ zips          the same of a zip, which is never unpacked to the disk
 pairs         which pictures belong together, by their names
 captions      the caption of each pair, from texts beside the pictures or a table
 pack          the parquet made of them
+examples      a dataset to which examples are added one by one
 
 Knows no torch, no model and no training.
 """

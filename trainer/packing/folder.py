@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
@@ -35,6 +36,15 @@ class PictureSource(ABC):
     @abstractmethod
     def close(self) -> None:
         """Close what is open."""
+
+
+def folder_state(path: Path) -> str:
+    """Hash of the names, sizes and modification times of all files in a folder. Raises BadInput and OSError."""
+    digest = hashlib.sha256()
+    for name in sorted(FolderSource(path).names):
+        state = os.stat(path / name)  # noqa: PTH116
+        digest.update(f"{name!r} {state.st_size} {state.st_mtime_ns}\n".encode())
+    return digest.hexdigest()
 
 
 class FolderSource(PictureSource):

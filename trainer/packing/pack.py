@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import filecmp
+import shutil
 from collections.abc import Generator, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import closing
@@ -15,6 +17,7 @@ import pyarrow.parquet as pq
 from ..data.image_refs import image_ref
 from ..data.images import EncodedImage
 from ..data.pages import BLOCK_BYTES
+from ..data.parquet import read_schema
 from ..errors import BadImage, BadInput, shorten
 from ..events import Progress
 from ..files import atomic_write
@@ -37,6 +40,9 @@ DECODERS = 4
 """Threads that decode the pictures of a pair; a judgement: few pairs have more."""
 
 CAPTION = "caption"
+
+MARK = b"edit_trainer.packed"
+"""Key in the metadata of a parquet that was packed."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,15 +70,20 @@ class Packed:
     """Columns of control images."""
 
 
-def pack(source: Path, out: Path, options: PackOptions | None = None) -> Generator[Progress, None, Packed]:
+def pack(
+    source: Path, out: Path, options: PackOptions | None = None, replace: Literal["any", "packed"] = "any"
+) -> Generator[Progress, None, Packed]:
     """Pack a folder or a zip of pictures. A generator that yields Progress and returns what was written.
 
-    Every picture is decoded first, and nothing is written unless all are good and have their partners. Raises BadInput
-    naming the faults, and RunFailed when the parquet cannot be written.
+    Every picture is decoded first, and nothing is written unless all are good and have their partners. `replace` says
+    whether `out` may be any file before, or only one that was packed; one with the same content keeps its date. Raises
+    BadInput naming the faults, and RunFailed when the parquet cannot be written.
     """
     options = options or PackOptions()
     if out.suffix.lower() != ".parquet" or path_kind(out) == "folder":
         raise BadInput(f"{out}: name a file that ends in .parquet.")
+    if replace == "packed" and out.exists() and MARK not in (read_schema(out).metadata or {}):
+        raise BadInput(f"{out} exists and was not made of pictures, so it is left as it is. Give another name.")
     with closing(open_source(source)) as opened:
         pairs, captions = _examples(opened, options)
         cells = _paths(opened, out, pairs) if options.images == "paths" else None
@@ -81,6 +92,8 @@ def pack(source: Path, out: Path, options: PackOptions | None = None) -> Generat
         with atomic_write(out) as temporary:
             rows = _rows_of_paths(cells, captions) if cells else _rows_of_bytes(opened, pairs, captions)
             yield from _write(temporary, rows, controls, len(pairs), options.images)
+            if out.is_file() and filecmp.cmp(temporary, out, shallow=False):
+                shutil.copystat(out, temporary)
     return Packed(out, len(pairs), controls)
 
 
@@ -220,7 +233,7 @@ def _write(
 ) -> Iterator[Progress]:
     kind = pa.binary() if images == "embedded" else pa.string()
     columns = [*controls, TARGET]
-    schema = pa.schema([*((name, kind) for name in columns), (CAPTION, pa.string())])
+    schema = pa.schema([*((name, kind) for name in columns), (CAPTION, pa.string())], {MARK: b"1"})
     # Pictures are compressed already, and a page of many of them would be large.
     options: dict[str, Any] = (
         {"compression": {**dict.fromkeys(columns, "NONE"), CAPTION: "ZSTD"}, "use_dictionary": [CAPTION]}
