@@ -80,14 +80,13 @@ def _downloaded(address: HubAddress) -> Path:
 
     info = HfApi().dataset_info(address.repo, revision=address.revision)
     names = _chosen([file.rfilename for file in info.siblings or []], address)
-    revision = address.revision  # of the first file, so that the cache knows which commit that is; then the commit
     folder = Path()
     for name in names:
-        path = Path(hf_hub_download(address.repo, name, repo_type="dataset", revision=revision))
+        # By the name of the revision, so that the cache knows later which commit that was.
+        path = Path(hf_hub_download(address.repo, name, repo_type="dataset", revision=address.revision))
         folder = path.parents[len(PurePosixPath(name).parts) - 1]
         if folder.name != info.sha:
             raise RunFailed(f"{address} was changed while it was downloaded. Start again.")
-        revision = info.sha
     return folder / address.path
 
 
