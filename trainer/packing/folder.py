@@ -6,6 +6,7 @@ import hashlib
 import os
 from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
+from typing import NoReturn
 
 from ..data.downloads import Downloads
 from ..data.image_refs import MAX_FILE_BYTES, ImageRef, read_bytes
@@ -47,14 +48,19 @@ def folder_state(path: Path) -> str:
     return digest.hexdigest()
 
 
+def _refuse(error: OSError) -> NoReturn:
+    """Raise BadInput: pictures in a folder that cannot be read must not be passed over."""
+    raise BadInput(f"{error.filename} cannot be read: {error.strerror or error}.")
+
+
 class FolderSource(PictureSource):
     """Files in a folder and in those below it. Links to folders are not followed."""
 
     def __init__(self, path: Path) -> None:
-        """List the files. Raises BadInput for more than MAX_ENTRIES of them."""
+        """List the files. Raises BadInput for more than MAX_ENTRIES of them, and for a folder that cannot be read."""
         self.path = path
         self.names = []
-        for folder, folders, files in os.walk(path):
+        for folder, folders, files in os.walk(path, onerror=_refuse):
             start = Path(folder).relative_to(path)
             folders[:] = [name for name in folders if not is_junk(name)]
             self.names += [(start / name).as_posix() for name in files if not is_junk(name)]
