@@ -88,12 +88,12 @@ def find_contained_parquet(resource: str) -> Path:
     in them that cannot be used.
     """
     from ..trainer.data.hub_files import find_on_hub, is_hub_address
+    from ..trainer.data.load_request import resource_names
 
     text = resource.strip()
     if is_hub_address(text):
         return find_on_hub(text, download=False)
-    name = Path(text)
-    names = [text] if name.is_absolute() or len(name.parts) < 2 else [text, str(Path(*name.parts[1:]))]
+    names = [text, *map(str, resource_names(Path(text))[1:])]
     places = [contained_path(start, name) for name in names for start in (Path(), EXAMPLES, input_folder())]
     found = [place for place in places if place is not None and text]
     with suppress(OSError):

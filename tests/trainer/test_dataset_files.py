@@ -269,8 +269,10 @@ def test_a_request_names_a_folder_or_a_pattern(tmp_path: Path, monkeypatch: pyte
     assert load_request(request | {"resource": "main/data"}, tmp_path)[1] == folder
     with pytest.raises(BadInput, match=r'training_params\.image_column: "none" is not a column of data'):
         load_request(request | {"resource": "data", "training_params": NAMES | {"image_column": "none"}}, tmp_path)
-    with pytest.raises(BadInput, match="pattern that no parquet file matches"):
-        resolve_resource("data/test-*", tmp_path)
+    write(tmp_path, in_bytes(1))
+    for typo in ("data/test-*", "dta/*.parquet", "dta/**/*.parquet"):
+        with pytest.raises(BadInput, match="pattern that no parquet file matches"):
+            resolve_resource(typo, tmp_path)
 
 
 @pytest.mark.slow

@@ -24,7 +24,9 @@ SUFFIXES = (".parquet", ".arrow")
 """Ends of the names of a dataset's files."""
 
 _PARQUET = (".parquet",)
-_MAGIC = re.compile(r"[*?\[]")
+MAGIC = re.compile(r"[*?\[]")
+"""Characters that make a path a pattern."""
+
 _SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 _SPLIT = re.compile(r"[-_.\d].*")
 _SHARD = re.compile(r"(.*)-(\d{3,9})-of-(\d{3,9})")
@@ -62,7 +64,7 @@ def data_folder(path: Path) -> Path:
 
 def is_pattern(path: Path) -> bool:
     """Tell whether a path has one of the characters `*?[` below the folders of it that exist."""
-    return bool(_MAGIC.search("/".join(path.parts[len(_fixed_part(path).parts) :])))
+    return bool(MAGIC.search("/".join(path.parts[len(_fixed_part(path).parts) :])))
 
 
 def match_files(pattern: Path) -> Iterator[Path]:

@@ -10,7 +10,7 @@ from ..config.request import FineTuneRequest, parse_request
 from ..config.validation import decode_json, read_json_file
 from ..errors import BadInput
 from ..paths import path_kind, typed_path
-from .dataset_files import dataset_files, is_pattern, match_files
+from .dataset_files import MAGIC, dataset_files, is_pattern, match_files
 from .hub_files import NotDownloaded, find_on_hub, is_hub_address
 from .parquet import column_faults
 
@@ -64,10 +64,7 @@ def resolve_resource(
         return find_on_hub(resource, download)
     path = typed_path(resource)
     starts = [Path(), *(folder for folder in (beside, input_folder) if folder is not None)]
-    names = [path]
-    if not path.is_absolute() and len(path.parts) > 1:
-        names.append(Path(*path.parts[1:]))
-    places = list(dict.fromkeys(start / name for name in names for start in starts))
+    places = list(dict.fromkeys(start / name for name in resource_names(path) for start in starts))
     kinds = {place: path_kind(place) for place in places}
     if found := next((place for place in places if kinds[place] == "file"), None):
         return found
@@ -80,6 +77,17 @@ def resolve_resource(
     if "://" in resource:
         raise BadInput(f'"{resource}" is an address; download the parquet first and give its path.')
     raise BadInput(f'"{resource}" is not found; tried {_listed(places)}.')
+
+
+def resource_names(path: Path) -> list[Path]:
+    """Paths that a resource may mean: itself, and without its first part, which may be a branch name.
+
+    A pattern keeps its first part unless a folder is left before it: with a mistyped folder, `typo/*.parquet` would
+    mean every parquet there is.
+    """
+    if path.is_absolute() or len(path.parts) < 2 or MAGIC.search(path.parts[1]):
+        return [path]
+    return [path, Path(*path.parts[1:])]
 
 
 def _listed(places: Sequence[Path]) -> str:
