@@ -32,21 +32,36 @@ class MakeDataset(io.ComfyNode):
             "beside them. What has no partner is named, and nothing is written.",
             hidden=[io.Hidden.unique_id],
             inputs=[
-                io.String.Input("folder", default="", tooltip="Folder or zip of pictures. A relative path starts at "
-                                "ComfyUI's input folder."),
-                io.String.Input("caption", default="", multiline=True,
-                                tooltip="Caption of every pair that has none of its own."),
+                io.String.Input(
+                    "folder",
+                    default="",
+                    tooltip="Folder or zip of pictures. A relative path starts at ComfyUI's input folder.",
+                ),
+                io.String.Input(
+                    "caption", default="", multiline=True, tooltip="Caption of every pair that has none of its own."
+                ),
                 *(io.String.Input(name, default="", tooltip=_role_tooltip(name)) for name in ROLES),
-                io.String.Input("captions", default="", tooltip="CSV or JSON lines with a file_name and a caption. "
-                                "Empty: metadata.csv or metadata.jsonl beside the pictures, if there is one."),
-                io.Combo.Input("images", options=["embedded", "paths"], default="embedded",
-                               tooltip="Put the pictures into the parquet, or only their paths."),
-                io.String.Input("name", default="", tooltip="Name of the parquet, which is written to ComfyUI's input "
-                                "folder. Empty: the folder's."),
+                io.String.Input(
+                    "captions",
+                    default="",
+                    tooltip="CSV or JSON lines with a file_name and a caption. "
+                    "Empty: metadata.csv or metadata.jsonl beside the pictures, if there is one.",
+                ),
+                io.Combo.Input(
+                    "images",
+                    options=["embedded", "paths"],
+                    default="embedded",
+                    tooltip="Put the pictures into the parquet, or only their paths.",
+                ),
+                io.String.Input(
+                    "name",
+                    default="",
+                    tooltip="Name of the parquet, which is written to ComfyUI's input folder. Empty: the folder's.",
+                ),
             ],
             advanced=("control_folder_2", "control_folder_3", "captions", "images", "name"),
             outputs=dataset_outputs(),
-        )  # fmt: skip
+        )
 
     @classmethod
     def fingerprint_inputs(cls, folder: str | None = None, captions: str | None = None, **others: str) -> str | float:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import os
 import random
 import shutil
 import stat
@@ -222,6 +223,23 @@ def test_paths_start_at_the_parquet(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="of a zip have no paths"):
         drain(pack(in_zip(tmp_path, pair("a", 1)), tmp_path / "edits.parquet", options))
     assert not (tmp_path / "elsewhere").exists()
+
+
+def test_a_parquet_whose_rows_were_edited_is_not_replaced_by_other_rows(tmp_path: Path) -> None:
+    out, options = tmp_path / "edits.parquet", PackOptions(caption="x")
+    source = in_folder(tmp_path, pair("b", 1))
+    drain(pack(source, out, options))
+    os.utime(out, ns=(10**18, 10**18))
+    (tmp_path / "edits.parquet.edits.json").write_text("{}")
+    drain(pack(source, out, options))
+    assert out.stat().st_mtime_ns == 10**18, "nothing has changed"
+    before = out.read_bytes()
+    in_folder(tmp_path, pair("a", 2))
+    with pytest.raises(BadInput, match=r"edits\.parquet\.edits\.json beside it has edits"):
+        drain(pack(source, out, options))
+    assert out.read_bytes() == before
+    (tmp_path / "edits.parquet.edits.json").unlink()
+    assert drain(pack(source, out, options)).rows == 2
 
 
 @pytest.mark.skipif(sys.platform == "win32", reason="such names cannot be made there")

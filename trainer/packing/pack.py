@@ -41,6 +41,9 @@ DECODERS = 4
 
 CAPTION = "caption"
 
+EDITS = ".edits.json"
+"""End of the name of the file that has the edits of a parquet's rows, beside it."""
+
 MARK = b"edit_trainer.packed"
 """Key in the metadata of a parquet that was packed."""
 
@@ -92,9 +95,22 @@ def pack(
         with atomic_write(out) as temporary:
             rows = _rows_of_paths(cells, captions) if cells else _rows_of_bytes(opened, pairs, captions)
             yield from _write(temporary, rows, controls, len(pairs), options.images)
-            if out.is_file() and filecmp.cmp(temporary, out, shallow=False):
-                shutil.copystat(out, temporary)
+            if out.is_file():
+                _check_replaced(out, temporary)
     return Packed(out, len(pairs), controls)
+
+
+def _check_replaced(out: Path, new: Path) -> None:
+    """Keep the date of a file that is replaced by the same content. Raises BadInput for other content where edits of
+    its rows lie beside it, as they would be of other rows then."""
+    edits = out.with_name(f"{out.name}{EDITS}")
+    if filecmp.cmp(new, out, shallow=False):
+        shutil.copystat(out, new)
+    elif edits.exists():
+        raise BadInput(
+            f"{out} would get other rows, and {edits.name} beside it has edits of those that are there. Give another "
+            "name, or delete the edits."
+        )
 
 
 def column_names(controls: int) -> Iterator[str]:
