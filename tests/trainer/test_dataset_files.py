@@ -21,10 +21,12 @@ from trainer.data.load_request import load_request, resolve_resource
 from trainer.data.parquet import parquet_columns
 from trainer.data.row_blocks import RowBlocks
 from trainer.errors import BadInput, RunFailed
-from trainer.events import Started
+from trainer.events import Started, drain
+from trainer.packing.pack import pack
 
 from .conftest import Runs
 from .edits import NAMES, assert_rows_belong_together, opened, png, write, write_files
+from .fuzz import PACKED_NAMES
 
 ROWS = 11
 
@@ -288,6 +290,18 @@ def test_shards_train_as_one_parquet_does_and_go_on_with_its_run(kontext: object
         assert others.losses() == runs.losses()
         # The header of the file names the resource.
         assert tensor_bytes(others.folder / "run" / file.name) == tensor_bytes(file)
+    for number, (before, words, after) in enumerate(zip(*columns.values(), strict=True)):
+        for place, data in (("control", before), ("target", after)):
+            (tmp_path / "pictures" / place).mkdir(parents=True, exist_ok=True)
+            (tmp_path / "pictures" / place / f"{number}.png").write_bytes(data)
+        (tmp_path / "pictures" / "target" / f"{number}.txt").write_text(words)
+    packed = Runs(tmp_path / "packed")
+    packed.parquet = tmp_path / "packed.parquet"
+    drain(pack(tmp_path / "pictures", packed.parquet))
+    packed.run(kontext, steps=4, **PACKED_NAMES)
+    assert packed.losses() == runs.losses()
+    (other,) = (packed.folder / "run").glob("*.safetensors")
+    assert tensor_bytes(other) == tensor_bytes(file)
     runs.parquet = folders["shards"]
     resumed = runs.run(kontext, steps=6)
     assert next(event for event in resumed if isinstance(event, Started)).first_step == 4
