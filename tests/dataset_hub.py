@@ -21,11 +21,16 @@ from .local_server import serving
 class DatasetHub:
     """Data sets by name, each with its files by revision."""
 
+    url: str = ""
     repos: dict[str, dict[str, dict[str, bytes]]] = field(default_factory=dict)
     requests: list[str] = field(default_factory=list)
     """Method and path of every request."""
     broken: bool = False
     """True: every request fails with status 503."""
+
+    def environment(self, cache: Path) -> dict[str, str]:
+        """Environment variables of a process that takes this for the hub, with a cache of its own."""
+        return {"HF_ENDPOINT": self.url, "HF_HUB_CACHE": str(cache), "HF_HUB_DISABLE_XET": "1", "HF_HUB_OFFLINE": "0"}
 
     def downloads(self) -> list[str]:
         """Names of the files that were downloaded."""
@@ -38,10 +43,8 @@ class DatasetHub:
 
 
 @contextmanager
-def dataset_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[DatasetHub]:
-    """A hub, as which the client in this process takes it, with a cache of its own."""
-    from huggingface_hub import constants
-
+def dataset_hub() -> Iterator[DatasetHub]:
+    """A hub on a free port of this machine, for the time of the `with`."""
     hub = DatasetHub()
 
     class Handler(BaseHTTPRequestHandler):
@@ -85,9 +88,20 @@ def dataset_hub(monkeypatch: pytest.MonkeyPatch, cache: Path) -> Iterator[Datase
         return next((name for name in revisions if revision in (name, hub.commit(repo, name))), "")
 
     with serving(Handler) as url:
-        monkeypatch.setattr(constants, "ENDPOINT", url)
-        monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", url + "/{repo_id}/resolve/{revision}/{filename}")
-        monkeypatch.setattr(constants, "HF_HUB_CACHE", str(cache))
-        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", False)
-        monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
+        hub.url = url
         yield hub
+
+
+def use_in_this_process(hub: DatasetHub, monkeypatch: pytest.MonkeyPatch, cache: Path) -> None:
+    """Make the client in this process take it for the hub, with a cache of its own."""
+    from huggingface_hub import constants
+
+    template = hub.url + "/{repo_id}/resolve/{revision}/{filename}"
+    for name, value in {
+        "ENDPOINT": hub.url,
+        "HUGGINGFACE_CO_URL_TEMPLATE": template,
+        "HF_HUB_CACHE": str(cache),
+        "HF_HUB_OFFLINE": False,
+        "HF_HUB_DISABLE_XET": True,
+    }.items():
+        monkeypatch.setattr(constants, name, value)

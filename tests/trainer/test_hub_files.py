@@ -15,7 +15,7 @@ from trainer.data.hub_files import HubAddress, NotDownloaded, find_on_hub
 from trainer.data.load_request import load_request, resolve_resource
 from trainer.errors import BadInput, RunFailed
 
-from ..dataset_hub import DatasetHub, dataset_hub
+from ..dataset_hub import DatasetHub, dataset_hub, use_in_this_process
 from .edits import NAMES, assert_rows_belong_together, opened, png
 
 SHARD = "data/train-{:05}-of-00002.parquet"
@@ -34,7 +34,8 @@ def parquet(*numbers: int) -> bytes:
 
 @pytest.fixture
 def hub(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Iterator[DatasetHub]:
-    with dataset_hub(monkeypatch, tmp_path / "cache") as hub:
+    with dataset_hub() as hub:
+        use_in_this_process(hub, monkeypatch, tmp_path / "cache")
         files = {SHARD.format(0): parquet(0, 1), SHARD.format(1): parquet(2), "README.md": b"x"}
         old = {"data/train-00000-of-00001.parquet": parquet(0)}
         hub.repos["someone/edits"] = {
