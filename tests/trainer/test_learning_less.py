@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
+from random import Random
 from typing import Any
 
 import numpy as np
@@ -16,10 +17,10 @@ from trainer.cli.demo import _edited, psnr
 from trainer.config.request import Columns, parse_request
 from trainer.config.settings import parse_settings
 from trainer.data.dataset import open_dataset
-from trainer.events import Finished, drain
+from trainer.events import Finished, Notice, Step, Validation, drain
 from trainer.models.edit_model import EditModel, open_model
 from trainer.tiny.requests import make_request
-from trainer.tiny.shapes import EditPair, make_pairs, write_parquet
+from trainer.tiny.shapes import EditPair, make_pairs, png_bytes, write_parquet
 from trainer.training.loop import train
 
 from .conftest import png
@@ -80,6 +81,53 @@ def test_a_prior_keeps_the_outside_as_the_base_draws_it(tmp_path):
             mean_psnr(outside(images), outside(before)),
             mean_psnr(inside(images), inside([pair.target for pair in pairs])),
         )
-    print(found, mean_psnr(inside(before), inside([pair.target for pair in pairs])))
     assert found["kept"][0] > found["plain"][0] + 6
     assert found["kept"][1] > mean_psnr(inside(before), inside([pair.target for pair in pairs])) + 6
+
+
+CAPTION, BLOT = "make it red", 24
+
+
+def red_pairs(seed: int, count: int) -> list[EditPair]:
+    return [pair for pair in make_pairs(["recolor"], seed, 40 * count) if pair.caption == CAPTION][:count]
+
+
+def blotted(image: Image.Image, seed: int) -> Image.Image:
+    """The image with a patch of a random colour at a random place, as pairs differ in what is no part of the edit."""
+    random, image = Random(seed), image.copy()
+    left, top = (random.randrange(image.width - BLOT) for _ in range(2))
+    color = tuple(random.randrange(256) for _ in range(3))
+    image.paste(color, (left, top, left + BLOT, top + BLOT))
+    return image
+
+
+def test_the_best_checkpoint_of_eight_pairs_beats_the_last(tmp_path):
+    """The held-out loss turns while the training loss falls; the best LoRA edits pairs that no run has seen better."""
+    rows = red_pairs(1, 20)
+    columns = {
+        "caption": [CAPTION] * len(rows),
+        "control": [png_bytes(pair.control) for pair in rows],
+        "target": [png_bytes(blotted(pair.target, seed)) for seed, pair in enumerate(rows)],
+    }
+    pq.write_table(pa.table(columns), tmp_path / "pairs.parquet")
+    params = {"steps": 240, "batch_size": 4, "learning_rate": 0.001}
+    held_out = {"validation_rows": 12.0, "validate_every": 20}
+    events = trained(tmp_path / "run", tmp_path / "pairs.parquet", params, held_out)
+    curve = {event.step: event.loss for event in events if isinstance(event, Validation)}
+    losses = [event.loss for event in events if isinstance(event, Step)]
+    best = min(curve, key=lambda step: curve[step])
+    assert 0 < best < 120
+    assert curve[240] > 1.2 * curve[best]
+    assert np.mean(losses[-20:]) < 0.6 * np.mean(losses[best - 20 : best])
+    assert any("rather memorizes" in event.message for event in events if isinstance(event, Notice))
+    finished = events[-1]
+    assert isinstance(finished, Finished)
+    assert finished.best_weights is not None
+    unseen, base = red_pairs(2, 32), open_model(BASE_MODEL)
+    assert len(unseen) == 32
+    targets = [pair.target for pair in unseen]
+    scores = {
+        name: mean_psnr(drawn(base.with_adapter(path), unseen), targets)
+        for name, path in (("best", finished.best_weights), ("last", finished.weights))
+    }
+    assert scores["best"] > scores["last"] + 0.2, scores

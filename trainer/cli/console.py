@@ -114,7 +114,7 @@ class Console:
             case Notice():
                 self.line(f"warning: {event.message}")
             case Validation():
-                best = ", the lowest so far" if event.best else ""
+                best = ", the lowest so far" if event.best and event.step else ""
                 self.line(f"Held-out loss at step {event.step}: {event.loss:.4f}{best}")
             case Sample():
                 self.line(f'Sample at step {event.step}: {event.path} ("{event.prompt}")')

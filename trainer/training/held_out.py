@@ -68,7 +68,7 @@ def measuring_cost(count: int, params: RequestParams, settings: RunSettings, wor
     trained = every * params.batch_size * params.gradient_accumulation * world_size * TRAINING_PASSES
     percent = 100 * count * LEVELS / trained
     return (
-        f"held-out loss of {count} rows every {every} steps: {count * LEVELS} forward passes, about "
+        f"held-out loss of {count} {'row' if count == 1 else 'rows'} every {every} steps: {count * LEVELS} forward passes, about "
         f"{percent:.{0 if percent >= 10 else 1}f} % more time"
     )
 
