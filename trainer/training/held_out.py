@@ -66,9 +66,9 @@ def measuring_cost(count: int, params: RequestParams, settings: RunSettings, wor
         return None
     every = settings.validate_every or params.sample_every
     trained = every * params.batch_size * params.gradient_accumulation * world_size * TRAINING_PASSES
-    percent = 100 * count * LEVELS / trained
+    percent, rows = 100 * count * LEVELS / trained, "1 row" if count == 1 else f"{count} rows"
     return (
-        f"held-out loss of {count} {'row' if count == 1 else 'rows'} every {every} steps: {count * LEVELS} forward passes, about "
+        f"held-out loss of {rows} every {every} steps: {count * LEVELS} forward passes, about "
         f"{percent:.{0 if percent >= 10 else 1}f} % more time"
     )
 
