@@ -146,6 +146,10 @@ def test_folders_and_ends_of_other_names(put: Callable, tmp_path: Path) -> None:
     folders = {"before/a.png": png(1), "After/a.png": png(2), "ref/a.png": png(3)}
     options = {"controls": ("before", "ref"), "target": "after", "caption": "x"}
     assert packed(put(tmp_path, folders), **options) == [(1, 3, 2, "x")]
+    (tmp_path / "nested").mkdir()
+    nested = {"a.png": png(1), "x/after/a.png": png(2), "x/a.png": png(3)}
+    options = {"controls": ("x",), "target": "x/after", "caption": "x"}
+    assert packed(put(tmp_path / "nested", nested), **options) == [(3, 2, "x")]
     (tmp_path / "ends").mkdir()
     ends = {"a-in.png": png(1), "a-out.png": png(2)}
     assert packed(put(tmp_path / "ends", ends), controls=("-in",), target="-out", caption="x") == [(1, 2, "x")]

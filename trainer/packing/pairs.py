@@ -159,10 +159,10 @@ def _below(folder: str, name: str) -> str | None:
 def _in_folders(names: dict[str, str], folders: Sequence[str]) -> Roles:
     roles = Roles(tuple(f"{folder.strip('/')}" for folder in folders), [{} for _ in folders])
     for name, shown in names.items():
-        for role, folder in enumerate(folders):
-            if (inside := _below(folder, shown)) is not None:
-                roles.add(role, PurePosixPath(inside).with_suffix("").as_posix(), name)
-                break
+        inside = {role: rest for role, folder in enumerate(folders) if (rest := _below(folder, shown)) is not None}
+        if inside:
+            role = min(inside, key=lambda found: len(inside[found]))  # one folder may lie in another
+            roles.add(role, PurePosixPath(inside[role]).with_suffix("").as_posix(), name)
     missing = [name for name, found in zip(roles.names, roles.pictures, strict=True) if not found]
     if missing:
         roles.faults.append(f"there are no pictures in {', '.join(missing)}")
