@@ -190,6 +190,17 @@ def test_which_files_are_meant_is_never_a_guess(tmp_path: Path) -> None:
     assert len(dataset_files(tmp_path / "splits" / "train")) == 1
 
 
+@pytest.mark.parametrize("name", ["train-{:05}-of-00003.parquet", "train-{:05}-of-00003-0a1b2c3d4e5f.parquet"])
+def test_a_copy_that_lacks_a_shard_is_refused(name: str, tmp_path: Path) -> None:
+    for number in (0, 2):
+        write(tmp_path, in_bytes(1), name.format(number))
+    with pytest.raises(BadInput, match=r'2 of the 3 files "train-\.\.\.": number 1 is missing'):
+        opened(tmp_path)
+    assert len(opened(tmp_path / "train-*")) == 2
+    write(tmp_path, in_bytes(1), name.format(1))
+    assert len(opened(tmp_path)) == 3
+
+
 def test_a_folder_with_brackets_in_its_name(tmp_path: Path) -> None:
     folder = shards(tmp_path / "[AI] data", in_bytes(4), 2)
     assert len(opened(folder / "*.parquet")) == len(opened(folder)) == 4

@@ -29,7 +29,7 @@ MAGIC = re.compile(r"[*?\[]")
 
 _SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 _SPLIT = re.compile(r"[-_.\d].*")
-_SHARD = re.compile(r"(.*)-(\d{3,9})-of-(\d{3,9})")
+_SHARD = re.compile(r"(.*)-(\d{3,9})-of-(\d{3,9})(?:-[0-9a-f]+)?")
 
 
 def dataset_files(path: Path) -> tuple[Path, ...]:
