@@ -74,9 +74,18 @@ def test_a_folder_of_pictures_and_a_caption_for_all(server: Server) -> None:
 def test_what_cannot_be_packed_is_named_and_nothing_is_written(server: Server, tmp_path: Path) -> None:
     folder = server.base / "input"
     (tmp_path / "outside.zip").write_bytes(zipped(pairs(1)))
+    (server.output / "made.zip").write_bytes(zipped(pairs(1)))
     (folder / "bad.zip").write_bytes(zipped(pairs(1) | {"target/lonely.png": png(5)}))
     before = sorted(folder.rglob("*"))
-    for path in (str(tmp_path / "outside.zip"), "../outside.zip", ".", "", "nowhere.zip", "\\\\server\\share\\a.zip"):
+    for path in (
+        str(tmp_path / "outside.zip"),
+        "../outside.zip",
+        "../output/made.zip",
+        ".",
+        "",
+        "nowhere.zip",
+        "\\\\server\\share\\a.zip",
+    ):
         status, answer = pack(server, path=path)
         assert status == 400 and answer["error"], path
     status, answer = pack(server, path="bad.zip")
