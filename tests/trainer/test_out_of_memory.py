@@ -15,6 +15,7 @@ from trainer.events import Event, Finished, Notice, Planned, Progress, Sample, S
 from trainer.memory.plan import Plan
 from trainer.training import loop, retry
 from trainer.training.checkpoint import last_step
+from trainer.training.run_folder import RunFolder
 
 CPU = torch.device("cpu")
 SAMPLES = [{"ctrl_img_url": "", "prompt": "invert it"}]
@@ -64,6 +65,21 @@ def test_the_run_is_the_undisturbed_one(kontext, runs, fail_at, calls, params) -
     assert runs.losses("failed") == runs.losses("whole")
     exported = [next((runs.folder / name).glob("*.safetensors")).read_bytes() for name in ("whole", "failed")]
     assert exported[0] == exported[1]
+
+
+@pytest.mark.slow
+def test_the_average_and_the_held_out_loss_go_on_too(kontext, runs, fail_at) -> None:
+    how = RUN | {"sample_every": 100}
+    settings = {"ema_decay": 0.9, "validation_rows": 2.0, "validate_every": 1}
+    runs.run(kontext, "whole", settings=settings, **how)
+    fail_at(5)
+    runs.run(kontext, "failed", settings=settings, **how)
+    folders = [runs.folder / name for name in ("whole", "failed")]
+    curves = [RunFolder(folder).validation_losses() for folder in folders]
+    assert curves[0] == curves[1]
+    for end in ("000004", "000004-ema"):
+        files = [folder / f"{folder.name}-{end}.safetensors" for folder in folders]
+        assert files[0].read_bytes() == files[1].read_bytes(), end
 
 
 @pytest.mark.slow
