@@ -11,7 +11,6 @@ from typing import TYPE_CHECKING, cast
 import numpy as np
 import torch
 from diffusers.image_processor import VaeImageProcessor
-from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift
 from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
 from diffusers.utils.torch_utils import randn_tensor
 from PIL import Image
@@ -24,7 +23,6 @@ from .families.info import Variant
 from .memory.edit_session import EditSession
 from .memory.model_parts import ModelComponents
 from .models.captions import CaptionRules
-from .models.diffusers_family import VAE_SCALE
 from .models.edit_model import EditModel
 from .models.family import Family
 from .models.types import Grid, PackedLatents, TextConditioning, has_mask
@@ -66,7 +64,7 @@ class DenoiseOptions:
 def denoise(
     components: ModelComponents, inputs: DenoiseInputs, options: DenoiseOptions
 ) -> Generator[Progress, None, torch.Tensor]:
-    """Yield Progress after every sampler step; return normalized latents `[1, C, H/8, W/8]` in the compute dtype.
+    """Yield Progress after every sampler step; return normalized latents `[1, C, h, w]` in the compute dtype.
 
     The noise is drawn on the CPU in the compute dtype, as the family's diffusers pipeline does, so that one seed gives
     one image in both.
@@ -77,9 +75,9 @@ def denoise(
     grid = Grid(inputs.size.height // family.patch, inputs.size.width // family.patch)
     controls = [PackedLatents(control.tokens.to(device, dtype), control.grid) for control in inputs.controls]
     texts = [place(text, device, dtype) for text in (inputs.text, inputs.negative_text) if text is not None]
-    channels = cast("ModelMixin", transformer).config["in_channels"] // 4
-    tokens = family.pack(_noise(channels, grid, options.seed, device, dtype)).tokens
-    timesteps, sigmas = _set_timesteps(scheduler, options.steps, tokens.shape[1], device)
+    channels = cast("ModelMixin", transformer).config["in_channels"]
+    tokens = family.pack(_noise(family, channels, grid, options.seed, device, dtype)).tokens
+    timesteps, sigmas = _set_timesteps(scheduler, family, options.steps, tokens.shape[1], device)
 
     def predict(step: int, text: TextConditioning) -> torch.Tensor:
         sigma = sigmas[step : step + 1]
@@ -102,21 +100,23 @@ def denoise(
     return family.unpack(PackedLatents(tokens, grid))
 
 
-def _noise(channels: int, grid: Grid, seed: int, device: torch.device, dtype: torch.dtype) -> torch.Tensor:
-    """Return noise `[1, channels, H/8, W/8]`, drawn on the CPU."""
-    shape = (1, channels, 2 * grid.height, 2 * grid.width)
+def _noise(
+    family: Family, channels: int, grid: Grid, seed: int, device: torch.device, dtype: torch.dtype
+) -> torch.Tensor:
+    """Return noise `[1, C, h, w]` in the shape of latents, for tokens of `channels` values, drawn on the CPU."""
+    side = family.patch // family.latent_step
+    shape = (1, channels // side**2, side * grid.height, side * grid.width)
     return randn_tensor(shape, generator=torch.Generator("cpu").manual_seed(seed), device=device, dtype=dtype)
 
 
 def _set_timesteps(
-    scheduler: FlowMatchEulerDiscreteScheduler, steps: int, tokens: int, device: torch.device
+    scheduler: FlowMatchEulerDiscreteScheduler, family: Family, steps: int, tokens: int, device: torch.device
 ) -> tuple[torch.Tensor, torch.Tensor]:
     """Set the noise levels, shifted by the number of image tokens, as the diffusers pipelines do.
 
     Returns timesteps `[steps]` and sigmas `[steps + 1]`, float32.
     """
-    names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
-    shift = calculate_shift(tokens, *(scheduler.config[name] for name in names))
+    shift = family.shift(scheduler.config, tokens, steps)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), device=device, mu=shift)
     scheduler.set_begin_index(0)
     timesteps, sigmas = scheduler.timesteps, scheduler.sigmas
@@ -126,12 +126,13 @@ def _set_timesteps(
 
 
 def decode(components: ModelComponents, latents: torch.Tensor) -> Image.Image:
-    """Decode normalized latents `[1, C, H/8, W/8]` of any floating dtype to an 8-bit RGB image of W x H pixels.
+    """Decode normalized latents `[1, C, h, w]` of any floating dtype to an 8-bit RGB image of W x H pixels.
 
     Post-processing is that of the diffusers pipelines (`VaeImageProcessor.postprocess`).
     """
-    codec = components.codec(latents[:, 0].numel() * VAE_SCALE**2)
-    pixels = codec.decode(components.model.family.denormalize(latents))
+    family = components.model.family
+    codec = components.codec(latents[:, 0].numel() * family.latent_step**2)
+    pixels = codec.decode(family.denormalize(latents))
     images = VaeImageProcessor.pt_to_numpy((pixels * 0.5 + 0.5).clamp(0, 1))
     return VaeImageProcessor.numpy_to_pil(images)[0]
 

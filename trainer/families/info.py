@@ -38,6 +38,8 @@ class Variant:
     shared_folder: str = ""
     """Name of the folder beside `folder` with the subfolders that an embedded model shares with another one; empty:
     `folder` is complete."""
+    configs: Path | None = None
+    """Folder with its published configs, in diffusers' pipeline layout without weights; None: the family's."""
     download_gb: int = 0
     """Approximate size of the hub's repository in GB."""
     resolution: int

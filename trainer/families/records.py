@@ -12,13 +12,20 @@ CONFIGS = PACKAGE / "models" / "configs"
 EMBEDDED = PACKAGE / "tiny"
 
 
+FLUX2_TRANSFORMER = FileKind("a FLUX.2 transformer", (r"double_stream_modulation_img\.lin\.",))
+
+
 FLUX_TRANSFORMER = FileKind(
     "a Flux transformer",
     (r"(^|\.)double_blocks\.\d+\.img_attn\.", r"single_blocks\.\d+\.linear1\."),
     lookalikes=(
-        FileKind("FLUX.2, which has another layout", (r"double_stream_modulation_img\.lin",)),
+        FLUX2_TRANSFORMER,
         FileKind("Chroma, another model of the Flux family", (r"distilled_guidance_layer\.",)),
         FileKind("HunyuanVideo", (r"double_blocks\.\d+\.", r"txt_in\.(individual_token_refiner|t_embedder)\.")),
+        FileKind(
+            "a FLUX.2 transformer with diffusers' names, as a folder in diffusers' layout holds it; name the folder",
+            (r"single_transformer_blocks\.\d+\.attn\.to_qkv_mlp_proj",),
+        ),
         FileKind(
             "a Flux transformer with diffusers' names, as a folder in diffusers' layout holds it; name the folder",
             (r"single_transformer_blocks\.\d+\.attn\.to_q",),
@@ -56,10 +63,20 @@ WAN_VAE = FileKind(
 )
 
 
+FLUX2_VAE = FileKind("the VAE of FLUX.2", (r"^bn\.running_mean$", r"^encoder\.down(_blocks)?\.\d+\."))
+
+
 IMAGE_VAE = FileKind(
     "a VAE",
     (r"(encoder\.down|decoder\.up|encoder\.down_blocks|decoder\.up_blocks)\.\d+\.",),
-    lookalikes=(WAN_VAE,),
+    lookalikes=(WAN_VAE, FLUX2_VAE),
+)
+
+
+QWEN3 = FileKind(
+    "a Qwen3 text encoder",
+    (r"^model\.layers\.\d+\.self_attn\.q_norm\.",),
+    lookalikes=(FileKind("a Qwen3-VL, which sees images", (r"(^|\.)visual\.blocks\.", r"\.self_attn\.q_norm\.")),),
 )
 
 
@@ -230,5 +247,57 @@ QWEN_IMAGE_EDIT_PLUS = replace(
             "new image that meets the user's requirements while maintaining consistency with the original input where "
             "appropriate.<|im_end|>\n<|im_start|>user\n{}<|im_end|>\n<|im_start|>assistant\n"
         ),
+    ),
+)
+
+
+FLUX2_KLEIN = FamilyInfo(
+    name="flux2-klein",
+    title="FLUX.2 [klein]",
+    implementations={"diffusers": ".flux2_klein.Flux2Klein", "comfyui": ".flux2_klein.ComfyFlux2Klein"},
+    variants=(
+        Variant(
+            name="black-forest-labs/FLUX.2-klein-base-4B",
+            configs=CONFIGS / "flux2-klein",
+            download_gb=16,
+            resolution=1024,
+            max_sample_resolution=2048,
+            text_length=512,
+            sample_steps=20,
+            sample_guidance=4.0,
+        ),
+        Variant(
+            name="black-forest-labs/FLUX.2-klein-base-9B",
+            configs=CONFIGS / "flux2-klein-9b",
+            download_gb=35,
+            resolution=1024,
+            max_sample_resolution=2048,
+            text_length=512,
+            sample_steps=20,
+            sample_guidance=4.0,
+        ),
+    ),
+    configs=CONFIGS / "flux2-klein",
+    pipeline_class="Flux2KleinPipeline",
+    subfolders={"transformer": ("transformer",), "vae": ("vae",), "text": ("text_encoder", "tokenizer")},
+    max_controls=3,
+    sees_control=False,
+    uses_negative_prompt=True,
+    transformer=FLUX2_TRANSFORMER,
+    name_hint="klein",
+    lookalike_names="dev",
+    text_encoders={"text_encoder": TextEncoderInfo("Qwen3 text encoder", QWEN3)},
+    vae=VaeInfo("VAE of FLUX.2", FLUX2_VAE),
+    lora_title="FLUX.2 [klein]",
+    lora_modules=r"single_transformer_blocks[._]\d+[._]attn[._]to_(qkv_mlp_proj|out)|ff(_context)?[._]linear_(in|out)",
+    comfyui=ComfyPorts(
+        clip_loader='CLIPLoader with qwen_3_4b, or qwen_3_8b for the 9B, type "flux2"',
+        clip_class="comfy.text_encoders.flux.Flux2TEModel",
+        tokenizer_class="comfy.text_encoders.flux.KleinTokenizer",
+        has_pooled_output=False,
+        vae_loader="VAELoader with FLUX.2's VAE (flux2-vae.safetensors)",
+        vae_class="comfy.ldm.models.autoencoder.AutoencoderKL",
+        latent_channels=128,
+        latent_dims=2,
     ),
 )

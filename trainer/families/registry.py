@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from ..errors import BadInput
 from .info import FamilyInfo, Variant
-from .records import FLUX_KONTEXT, QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS
+from .records import FLUX2_KLEIN, FLUX_KONTEXT, QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS
 
-FAMILIES: list[FamilyInfo] = [FLUX_KONTEXT, QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS]
+FAMILIES: list[FamilyInfo] = [FLUX_KONTEXT, QWEN_IMAGE_EDIT, QWEN_IMAGE_EDIT_PLUS, FLUX2_KLEIN]
 """A family whose files also match another family's patterns comes before it. Tests append records of their own."""
 
 

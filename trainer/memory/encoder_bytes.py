@@ -43,7 +43,7 @@ def encoder_bytes(model: EditModel, dtype: torch.dtype) -> EncoderBytes | None:
     files, around, layers = model.files.of("text"), 0, []
     for name, encoder in model.family.text_encoders.items():
         file = files.get(name)
-        folder = (None if file else model.folder_of(name)) or model.family.info.configs
+        folder = (None if file else model.folder_of(name)) or model.family.configs
         module, bits = empty_encoder(encoder, file, folder / name)
         sizes = {}
         for part, parameters in own_parameters(module):

@@ -100,6 +100,37 @@ class TextTokenizer:
         return BatchEncoding({"input_ids": torch.tensor([ids])})
 
 
+class ChatTokenizer(TextTokenizer):
+    """A pipeline's tokenizer of chat messages for which control tokens in a caption are letters."""
+
+    _caption: str | None = None
+    """Caption with control tokens that takes its place in the text that is tokenized next."""
+
+    def apply_chat_template(self, messages: list[dict[str, str]], **options: Any) -> str:
+        """Return the text of one message, the caption; an empty one in place of a caption with control tokens."""
+        (message,) = messages
+        is_plain = not control_tokens([self.tokenizer], message["content"])
+        self._caption = None if is_plain else message["content"]
+        shown = message if is_plain else {**message, "content": ""}
+        return str(self.tokenizer.apply_chat_template([shown], **options))
+
+    def __call__(self, text: str, **options: Any) -> BatchEncoding | BatchFeature:
+        """Tokenize the text of the last message to `input_ids` and `attention_mask`, int64 `[1, max_length]`, padded at
+        the end."""
+        caption, self._caption = self._caption, None
+        if caption is None:
+            return self.tokenizer(text, **options)
+        inputs = BatchFeature(dict(self.tokenizer(text, return_tensors="pt")))
+        # In the template the caption ends the user's turn, the only one.
+        end_of_turn = self.tokenizer.get_vocab()["<|im_end|>"]
+        insert_caption(inputs, plain_ids(self.tokenizer, caption), end_of_turn)
+        length, padding = options["max_length"], self.tokenizer.get_vocab()[str(self.tokenizer.pad_token)]
+        for name, end in (("input_ids", padding), ("attention_mask", 0)):
+            own = inputs[name][:, :length]
+            inputs[name] = torch.nn.functional.pad(own, (0, length - own.shape[1]), value=end)
+        return inputs
+
+
 def insert_caption(inputs: BatchFeature, caption: Sequence[int], before: int) -> BatchFeature:
     """Insert the ids of a caption into a processor's inputs of one text, in front of the last token `before`.
 

@@ -10,10 +10,10 @@ from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
 
 import diffusers
 import torch
-from diffusers import AutoencoderKL, ConfigMixin, DiffusionPipeline, ModelMixin
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, ConfigMixin, DiffusionPipeline, ModelMixin
 from diffusers.image_processor import VaeImageProcessor
 from diffusers.models.modeling_utils import no_init_weights
-from diffusers.pipelines.flux.pipeline_flux_kontext import retrieve_latents
+from diffusers.pipelines.flux.pipeline_flux_kontext import calculate_shift, retrieve_latents
 from packaging.version import Version
 from PIL import Image
 from transformers import PreTrainedModel
@@ -105,6 +105,10 @@ class PipelineFamily(Family):
         height, width = packed.grid.height * self.patch, packed.grid.width * self.patch
         latents = self.unpack_latents(packed.tokens, height, width, VAE_SCALE)
         return latents.reshape(latents.shape[0], latents.shape[1], *latents.shape[-2:])
+
+    def shift(self, scheduler: Mapping[str, Any], tokens: int, steps: int) -> float:
+        names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")
+        return calculate_shift(tokens, *(scheduler[name] for name in names))
 
 
 def from_folder(dtype: torch.dtype) -> dict[str, Any]:
@@ -219,7 +223,7 @@ class PipelineCodec:
         vae: Any = self.module
         if not wanted:
             vae.disable_tiling()
-        elif isinstance(vae, AutoencoderKL):
+        elif isinstance(vae, AutoencoderKL | AutoencoderKLFlux2):
             vae.tile_sample_min_size, vae.tile_latent_min_size = TILE, TILE // VAE_SCALE
             vae.enable_tiling()
         else:

@@ -67,10 +67,11 @@ class EditModel:
         """The base model's family in its variant, with its VAE's latent statistics."""
         family = family_class(self.base_model, self.policy)
         folder = None if self.files.vae or self.ports else self.folder_of("vae")
-        path = (folder or family.info.configs) / "vae" / "config.json"
+        variant = find_variant(self.base_model)
+        path = (folder or variant.configs or family.info.configs) / "vae" / "config.json"
         with _readable(f"{self.base_model}: {path}"):
             vae_config = json.loads(path.read_text(encoding="utf-8"))
-        made = family(find_variant(self.base_model), vae_config)
+        made = family(variant, vae_config)
         made.longest_caption = self.longest_caption
         return made
 
@@ -116,7 +117,7 @@ class EditModel:
         """The diffusers config of the base's transformer: from its file's shapes, its folder, or as published."""
         if file := self.files.transformer:
             return self.family.transformer_config(open_transformer(file).shapes)
-        path = (self.folder or self.family.info.configs) / "transformer" / "config.json"
+        path = (self.folder or self.family.configs) / "transformer" / "config.json"
         with _readable(f"{self.base_model}: {path}"):
             config = json.loads(path.read_text(encoding="utf-8"))
         return config if self.folder else self.family.with_options(config)
@@ -202,7 +203,7 @@ class EditModel:
             return self.ports.codec
         if file := self.files.vae:
             with _readable(f"The VAE {file}"):
-                vae = load_vae(self.family.vae_file, file, self.family.info.configs / "vae", dtype)
+                vae = load_vae(self.family.vae_file, file, self.family.configs / "vae", dtype)
             return self.family.wrap_vae(vae, device, self.fingerprint("vae"))
         folder = self._component_folder("vae")
         with _readable(f"The VAE of {self.base_model} in {folder}"):
@@ -210,7 +211,7 @@ class EditModel:
 
     def load_scheduler(self) -> FlowMatchEulerDiscreteScheduler:
         """Load the sampler's schedule."""
-        folder = self.folder_of("scheduler") or self.family.info.configs
+        folder = self.folder_of("scheduler") or self.family.configs
         with _readable(f"The scheduler of {self.base_model} in {folder}"):
             scheduler = FlowMatchEulerDiscreteScheduler.from_pretrained(
                 folder, subfolder="scheduler", local_files_only=True
@@ -227,7 +228,7 @@ class EditModel:
         encoders = {}
         for name, path in self.files.of("text").items():
             encoder = family.text_encoders[name]
-            published = family.info.configs / name
+            published = family.configs / name
             encoders[name] = load_encoder(encoder, path, published, dtype, tokenizers.get(encoder.tokenizer))
         return encoders | tokenizers
 

@@ -39,6 +39,8 @@ class Family(ABC):
     policy: ClassVar[Policy] = "diffusers"
     patch: ClassVar[int] = 16
     """Side of a token in pixels; every image size is a multiple of it."""
+    latent_step: ClassVar[int] = 8
+    """Side of a latent pixel in pixels, in normalized latents."""
     text_encoders: ClassVar[Mapping[str, EncoderFile]]
     """Text encoders as single files, by subfolder of the pipeline layout."""
     tokenizers: ClassVar[Mapping[str, Tokenizer]]
@@ -71,6 +73,11 @@ class Family(ABC):
     def transformer_config(self, shapes: Shapes) -> dict[str, Any]:
         """The diffusers config of a transformer, from the shapes in its single file. Raises KeyError if a tensor is
         missing that every transformer of this family has."""
+
+    @property
+    def configs(self) -> Path:
+        """Folder with the configs of the variant as published, in diffusers' pipeline layout without weights."""
+        return self.variant.configs or self.info.configs
 
     def with_options(self, config: Mapping[str, Any]) -> dict[str, Any]:
         """A diffusers config with the options of the transformer that its weights do not show."""
@@ -160,15 +167,16 @@ class Family(ABC):
 
     @abstractmethod
     def normalize(self, latents: torch.Tensor) -> torch.Tensor:
-        """Normalize the codec's latents [B, C, h, w] for the transformer, as the pipeline does; the dtype stays."""
+        """Normalize the codec's latents [B, C, h, w] for the transformer, as the pipeline does; shape and dtype
+        stay."""
 
     @abstractmethod
     def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
         """Invert `normalize` on [B, C, h, w] as the pipeline does before decoding; the dtype stays."""
 
     def encode(self, codec: ImageCodec, image: torch.Tensor) -> torch.Tensor:
-        """Encode a prepared image [B, 3, H, W] float32 in 0..1 to normalized latents [B, C, H/8, W/8] in the codec's
-        dtype."""
+        """Encode a prepared image [B, 3, H, W] float32 in 0..1 to normalized latents [B, C, h, w] in the codec's dtype,
+        whose pixels are `latent_step` image pixels wide."""
         return self.normalize(codec.encode(2.0 * image - 1.0))
 
     @abstractmethod
@@ -234,6 +242,11 @@ class Family(ABC):
         """Vectors of each example that the modulation layer of this full name is given: 1, or 2 where the second half
         of its input [2B, width] is for tokens that are seen at timestep 0."""
         return 1
+
+    @abstractmethod
+    def shift(self, scheduler: Mapping[str, Any], tokens: int, steps: int) -> float:
+        """Shift of the noise levels of `steps` sampler steps for an image of that many tokens, as the pipeline computes
+        it from its scheduler's config."""
 
     @abstractmethod
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:

@@ -59,12 +59,12 @@ def check_files(family: Family, base_model: str, files: ModelFiles, folder: Path
         encoder = family.text_encoders.get(name)
         if encoder is None:
             faults.append(f"{base_model} has one text encoder; remove {path}.")
-        elif source := _note(faults, check_encoder, encoder, path, family.info.configs / name):
+        elif source := _note(faults, check_encoder, encoder, path, family.configs / name):
             widths[name] = encoder.output_width(source.shapes)
     if files.transformer is not None:
         _note(faults, check_single_file, family, files.transformer)
     if files.vae is not None:
-        _note(faults, check_vae, family.vae_file, files.vae, family.info.configs / "vae")
+        _note(faults, check_vae, family.vae_file, files.vae, family.configs / "vae")
     if family.text_encoders.keys() <= text.keys():
         _note(faults, find_tokenizers, family.tokenizers, base_model, files.tokenizers, folder)
     if files.transformer is not None and not faults:

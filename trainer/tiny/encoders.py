@@ -16,6 +16,7 @@ if TYPE_CHECKING:
         CLIPTokenizer,
         Qwen2_5_VLForConditionalGeneration,
         Qwen2Tokenizer,
+        Qwen3ForCausalLM,
         T5EncoderModel,
         T5Tokenizer,
     )
@@ -110,6 +111,33 @@ def qwen_encoder(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen2_5_VLForCondition
     )
     model = Qwen2_5_VLForConditionalGeneration(config)
     randomize(model, seed)
+    return model.eval()
+
+
+def qwen3_encoder(tokenizer: Qwen2Tokenizer, seed: int) -> Qwen3ForCausalLM:
+    """Build Qwen3, of which hidden states 9, 18 and 27 [B, L, 32] float32 are klein's text tokens."""
+    from transformers import Qwen3Config, Qwen3ForCausalLM
+
+    config = Qwen3Config(
+        vocab_size=len(tokenizer),
+        bos_token_id=None,
+        eos_token_id=tokenizer.convert_tokens_to_ids("<|im_end|>"),
+        pad_token_id=None,
+        hidden_size=TEXT_WIDTH // 2,
+        intermediate_size=TEXT_WIDTH,
+        num_hidden_layers=28,
+        num_attention_heads=2,
+        num_key_value_heads=2,
+        head_dim=16,
+        max_position_embeddings=1024,
+        tie_word_embeddings=True,
+    )
+    model = Qwen3ForCausalLM(config)
+    randomize(model, seed)
+    with torch.no_grad():
+        for name, parameter in model.named_parameters():
+            if name.endswith(("o_proj.weight", "down_proj.weight")):
+                parameter *= 0.4  # so that 27 layers leave a word its own
     return model.eval()
 
 

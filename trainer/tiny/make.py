@@ -4,8 +4,8 @@
 2. vae: each family's VAE, by a training of its own;
 3. transformer: by this project's own full fine-tune on `shapes.BASE_EDITS`.
 
-The model with several control images has only a transformer of its own, which begins from the first Qwen-Image-Edit's
-and learns `shapes.TWO_PICTURE_EDITS` besides.
+The Qwen-Image-Edit with several control images has only a transformer of its own, which begins from the first one's.
+The VAE of FLUX.2 [klein] is made from Flux's. Both learn `shapes.TWO_PICTURE_EDITS` besides.
 """
 
 from __future__ import annotations
@@ -46,16 +46,24 @@ VAE_BATCH = 8
 PAIRS = 6_000
 
 
-TRANSFORMER_STEPS = {"flux-kontext": 4200, "qwen-image-edit": 4200, "qwen-image-edit-plus": 4200}
+TRANSFORMER_STEPS = dict.fromkeys(FAMILIES, 4200)
 
 
-EDITS = dict.fromkeys(FAMILIES, BASE_EDITS) | {"qwen-image-edit-plus": 2 * TWO_PICTURE_EDITS + BASE_EDITS}
+EDITS = dict.fromkeys(FAMILIES, BASE_EDITS) | {
+    "qwen-image-edit-plus": 2 * TWO_PICTURE_EDITS + BASE_EDITS,
+    "flux2-klein": BASE_EDITS + TWO_PICTURE_EDITS,
+}
 """Edits that each transformer learns, in turn."""
 
 
-PROMPTS = dict.fromkeys(FAMILIES, ("make it red", "turn it into a star", "move it to the left")) | {
-    "qwen-image-edit-plus": ("make it the color of picture 2", "turn it into the shape of picture 2", "make it red")
-}
+MADE_FROM = {"flux2-klein": "flux-kontext"}
+"""Models whose VAE is made from another model's trained one."""
+
+
+PROMPTS = dict.fromkeys(FAMILIES, ("make it red", "turn it into a star", "move it to the left")) | dict.fromkeys(
+    ("qwen-image-edit-plus", "flux2-klein"),
+    ("make it the color of picture 2", "turn it into the shape of picture 2", "make it red"),
+)
 """Prompts of the samples, which edit the first pair's control images."""
 
 
@@ -100,10 +108,13 @@ def make_vae(family: str, folder: Path) -> None:
     if find_variant(f"tiny/{family}").shared_folder:
         return
     torch.manual_seed(SEED)
-    vae = {"flux-kontext": flux_vae, "qwen-image-edit": qwen_vae}[family]()
     kinds = BASE_EDITS + 2 * TAUGHT_EDITS
     pairs = make_pairs(kinds, SEED, PICTURES // 2)
     pixels = to_pixels(image for pair in pairs for image in (pair.control, pair.target))
+    if family in MADE_FROM:
+        widen_vae(folder.parent / MADE_FROM[family], folder, pixels[:2000])
+        return
+    vae = {"flux-kontext": flux_vae, "qwen-image-edit": qwen_vae}[family]()
     for decoder_only, steps in ((False, VAE_STEPS), (True, VAE_DECODER_STEPS)):
         reports = train_vae(
             vae, pixels, steps=steps, batch_size=VAE_BATCH, seed=SEED + decoder_only, decoder_only=decoder_only
@@ -113,6 +124,19 @@ def make_vae(family: str, folder: Path) -> None:
                 print(f"{family} vae step {report.step}/{steps}  {report.psnr:.2f} dB", flush=True)
     print(f"{family} vae: {reconstruction_psnr(vae, pixels[:500]):.2f} dB", flush=True)
     save_vae(vae, folder, pixels[:2000])
+
+
+def widen_vae(trained: Path, folder: Path, pixels: torch.Tensor) -> None:
+    """Make the VAE of FLUX.2 from Flux's in the folder `trained`, with the latent statistics of uint8 `pixels`
+    [N, 3, H, W], and write it."""
+    from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+
+    from .vae import flux2_vae, measure_batch_norm, reconstruction_psnr
+
+    vae = flux2_vae(AutoencoderKL.from_pretrained(trained, subfolder="vae", local_files_only=True))
+    measure_batch_norm(vae, pixels)
+    print(f"{folder.name} vae: {reconstruction_psnr(vae, pixels[:500]):.2f} dB", flush=True)
+    write_part(vae, folder / "vae")
 
 
 def save_vae(vae: AutoencoderKL | AutoencoderKLQwenImage, folder: Path, pixels: torch.Tensor) -> None:

@@ -8,18 +8,19 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
-from .encoders import TEXT_WIDTH, clip_encoder, qwen_encoder, t5_encoder
-from .tokenizers import clip_tokenizer, qwen_tokenizer, t5_tokenizer
-from .vae import LATENT_CHANNELS, flux_vae, qwen_vae
+from .encoders import TEXT_WIDTH, clip_encoder, qwen3_encoder, qwen_encoder, t5_encoder
+from .tokenizers import clip_tokenizer, klein_tokenizer, qwen_tokenizer, t5_tokenizer
+from .vae import LATENT_CHANNELS, flux2_vae, flux_vae, qwen_vae
 
 if TYPE_CHECKING:
     from diffusers.models.modeling_utils import ModelMixin
     from diffusers.models.transformers.transformer_flux import FluxTransformer2DModel
+    from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
     from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformer2DModel
     from diffusers.pipelines.pipeline_utils import DiffusionPipeline
 
 
-FAMILIES: tuple[str, ...] = ("flux-kontext", "qwen-image-edit", "qwen-image-edit-plus")
+FAMILIES: tuple[str, ...] = ("flux-kontext", "qwen-image-edit", "qwen-image-edit-plus", "flux2-klein")
 """Names of the folders; with `tiny/` in front, of the base models."""
 
 
@@ -55,6 +56,22 @@ def qwen_transformer() -> QwenImageTransformer2DModel:
         num_attention_heads=4,
         joint_attention_dim=TEXT_WIDTH,
         axes_dims_rope=(8, 12, 12),
+    )
+
+
+def flux2_transformer() -> Flux2Transformer2DModel:
+    """Build a FLUX.2 transformer without guidance embedding, with the real head size and latents."""
+    from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
+
+    return Flux2Transformer2DModel(
+        in_channels=2 * TOKEN_CHANNELS,
+        num_layers=3,
+        num_single_layers=3,
+        attention_head_dim=128,
+        num_attention_heads=1,
+        joint_attention_dim=3 * TEXT_WIDTH // 2,
+        axes_dims_rope=(32, 32, 32, 32),
+        guidance_embeds=False,
     )
 
 
@@ -112,9 +129,28 @@ def qwen_pipeline(seed: int) -> DiffusionPipeline:
     )
 
 
+def klein_pipeline(seed: int) -> DiffusionPipeline:
+    """Build a FLUX.2 [klein] pipeline with an untrained VAE and transformer."""
+    from diffusers.pipelines.flux2.pipeline_flux2_klein import Flux2KleinPipeline
+    from diffusers.schedulers.scheduling_flow_match_euler_discrete import FlowMatchEulerDiscreteScheduler
+
+    from ..models.flux2_single_file import CHAT_TEMPLATE
+
+    tokenizer = klein_tokenizer(CHAT_TEMPLATE)
+    torch.manual_seed(seed)
+    return Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler(use_dynamic_shifting=True, shift=3.0),
+        vae=flux2_vae(flux_vae()),
+        text_encoder=qwen3_encoder(tokenizer, seed),
+        tokenizer=tokenizer,
+        transformer=flux2_transformer(),
+    )
+
+
 def write_parts(family: str, folder: Path, seed: int) -> None:
     """Write a complete untrained model of the family as a diffusers folder in float16."""
-    pipeline = {"flux-kontext": flux_pipeline, "qwen-image-edit": qwen_pipeline}[family](seed)
+    make = {"flux-kontext": flux_pipeline, "qwen-image-edit": qwen_pipeline, "flux2-klein": klein_pipeline}
+    pipeline = make[family](seed)
     pipeline.to(torch.float16).save_pretrained(folder)
     if family == "qwen-image-edit":
         _name_plain_processor(folder)

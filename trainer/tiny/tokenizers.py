@@ -57,6 +57,14 @@ def qwen_tokenizer() -> Qwen2Tokenizer:
     return tokenizer
 
 
+def klein_tokenizer(chat_template: str) -> Qwen2Tokenizer:
+    """Build Qwen's tokenizer with Qwen3's marks of thinking and a chat template."""
+    tokenizer = qwen_tokenizer()
+    tokenizer.add_tokens(["<think>", "</think>"])
+    tokenizer.chat_template = chat_template
+    return tokenizer
+
+
 def clip_tokenizer() -> CLIPTokenizer:
     """Build a lower-case byte-level BPE in which each common word is one token."""
     from transformers import CLIPTokenizer

@@ -13,12 +13,13 @@ from torch.nn import functional
 
 if TYPE_CHECKING:
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
+    from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
     from diffusers.models.autoencoders.autoencoder_kl_qwenimage import AutoencoderKLQwenImage, QwenImageCausalConv3d
     from diffusers.models.autoencoders.vae import DecoderOutput, DiagonalGaussianDistribution
     from diffusers.models.modeling_outputs import AutoencoderKLOutput
     from PIL import Image
 
-    Vae = AutoencoderKL | AutoencoderKLQwenImage
+    Vae = AutoencoderKL | AutoencoderKLFlux2 | AutoencoderKLQwenImage
 
 
 LATENT_CHANNELS = 16
@@ -87,6 +88,39 @@ def qwen_vae() -> AutoencoderKLQwenImage:
         latents_mean=[0.0] * LATENT_CHANNELS,
         latents_std=[1.0] * LATENT_CHANNELS,
     )
+
+
+def flux2_vae(trained: AutoencoderKL) -> AutoencoderKLFlux2:
+    """Build FLUX.2's VAE of 32 latent channels from Flux's trained one: it has each of its channels twice, and images
+    come back the same."""
+    from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
+
+    shared = ("down_block_types", "up_block_types", "block_out_channels", "layers_per_block", "norm_num_groups")
+    config: dict[str, Any] = {name: trained.config[name] for name in shared}
+    vae = AutoencoderKLFlux2(
+        **config, latent_channels=2 * LATENT_CHANNELS, mid_block_add_attention=False, sample_size=64
+    )
+    weights = {name: tensor.float() for name, tensor in trained.state_dict().items()}
+    for leaf in ("weight", "bias"):
+        mean, variance = weights[f"encoder.conv_out.{leaf}"].chunk(2)
+        weights[f"encoder.conv_out.{leaf}"] = torch.cat([mean, mean, variance, variance])
+    weights["decoder.conv_in.weight"] = torch.cat([weights["decoder.conv_in.weight"] / 2] * 2, dim=1)
+    vae.load_state_dict({**vae.state_dict(), **weights})
+    for convolution in (vae.quant_conv, vae.post_quant_conv):
+        assert convolution is not None
+        torch.nn.init.dirac_(convolution.weight)
+        torch.nn.init.zeros_(cast("torch.Tensor", convolution.bias))
+    return vae.eval()
+
+
+@torch.no_grad()
+def measure_batch_norm(vae: AutoencoderKLFlux2, pixels: torch.Tensor) -> None:
+    """Set the statistics of the VAE's batch norm to those of its latents of uint8 `pixels` [N, 3, H, W]."""
+    latents = torch.cat([encode(vae, part) for part in pixels.split(100)])
+    patches = functional.pixel_unshuffle(latents, 2).transpose(0, 1).flatten(1)
+    assert vae.bn.running_mean is not None and vae.bn.running_var is not None
+    vae.bn.running_mean.copy_(patches.mean(1))
+    vae.bn.running_var.copy_(patches.var(1))
 
 
 def to_pixels(images: Iterable[Image.Image]) -> torch.Tensor:
