@@ -12,8 +12,11 @@ from pathlib import Path
 import torch
 from diffusers import (
     AutoencoderKL,
+    AutoencoderKLFlux2,
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    Flux2KleinPipeline,
+    Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxTransformer2DModel,
     QwenImageEditPipeline,
@@ -28,16 +31,20 @@ from transformers import (
     Qwen2_5_VLConfig,
     Qwen2_5_VLForConditionalGeneration,
     Qwen2Tokenizer,
+    Qwen3Config,
+    Qwen3ForCausalLM,
     T5Config,
     T5EncoderModel,
     T5TokenizerFast,
 )
 
 from trainer.families.records import CONFIGS, EMBEDDED
+from trainer.models.flux2_single_file import CHAT_TEMPLATE
 from trainer.models.model_files import ModelFiles
 from trainer.models.qwen_processor import make_processor
+from trainer.tiny.tokenizers import klein_tokenizer
 
-from .single_files import FLUX, QWEN, Tensors, stored
+from .single_files import FLUX, KLEIN, QWEN, Tensors, stored
 
 TEXT_WIDTH = 128
 
@@ -137,6 +144,46 @@ def small_qwen(place: Path) -> Small:
             tokenizers=_comfyui(place, {"comfy/text_encoders/qwen25_tokenizer": "tokenizer"}),
         ),
     )
+
+
+def small_klein(place: Path) -> Small:
+    """Qwen3 of 28 small layers, a VAE with the published one's blocks at a quarter of its width, three blocks of
+    transformer."""
+    torch.manual_seed(0)
+    tokenizer = klein_tokenizer(CHAT_TEMPLATE)
+    sizes = {"num_hidden_layers": 28, "num_attention_heads": 2, "num_key_value_heads": 1, "vocab_size": len(tokenizer)}
+    sizes |= {"hidden_size": 64, "intermediate_size": 96, "head_dim": 32}
+    widths = [32, 64, 64, 64]
+    pipeline = Flux2KleinPipeline(
+        scheduler=FlowMatchEulerDiscreteScheduler.from_pretrained(CONFIGS / "flux2-klein", subfolder="scheduler"),
+        vae=AutoencoderKLFlux2.from_config(_config("flux2-klein/vae") | {"block_out_channels": widths}),
+        text_encoder=Qwen3ForCausalLM(Qwen3Config(**_config("flux2-klein/text_encoder") | sizes)),
+        tokenizer=tokenizer,
+        transformer=Flux2Transformer2DModel(
+            num_layers=1, num_single_layers=2, num_attention_heads=1, joint_attention_dim=192, guidance_embeds=False
+        ),
+    )
+    pipeline.vae.bn.running_mean.normal_()
+    pipeline.vae.bn.running_var.uniform_(0.5, 1.5)
+    folder = _save(pipeline, place)
+    encoder = {name: tensor for name, tensor in pipeline.text_encoder.state_dict().items() if name != "lm_head.weight"}
+    return Small(
+        KLEIN,
+        folder,
+        ModelFiles(
+            transformer=_file(place / "flux-2-klein-base-4b.safetensors", stored(KLEIN, pipeline.transformer)),
+            vae=_file(place / "flux2-vae.safetensors", flux2_names(pipeline.vae.state_dict())),
+            text_encoder=_file(place / "qwen_3_4b.safetensors", encoder),
+            tokenizers=_comfyui(place, {"comfy/text_encoders/qwen25_tokenizer": "tokenizer"}),
+        ),
+    )
+
+
+def flux2_names(state: Tensors) -> Tensors:
+    """Black Forest Labs' names of the tensors of FLUX.2's VAE, which has the outer convolutions in its halves."""
+    inner = {"quant_conv": "encoder.quant_conv", "post_quant_conv": "decoder.post_quant_conv"}
+    named = ldm_names(state).items()
+    return {name.replace(part, inner.get(part, part), 1): t for name, t in named for part in [name.partition(".")[0]]}
 
 
 def clip_names(state: Tensors) -> Tensors:

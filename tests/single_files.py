@@ -17,6 +17,7 @@ Tensors = dict[str, torch.Tensor]
 
 FLUX = "black-forest-labs/FLUX.1-Kontext-dev"
 QWEN = "Qwen/Qwen-Image-Edit"
+KLEIN = "black-forest-labs/FLUX.2-klein-base-4B"
 FLUX_SIZES = {
     "num_layers": 1,
     "num_single_layers": 1,

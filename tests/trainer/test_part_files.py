@@ -11,21 +11,22 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import AutoencoderKL, AutoencoderKLQwenImage
+from diffusers import AutoencoderKL, AutoencoderKLFlux2, AutoencoderKLQwenImage
 from safetensors.torch import load_file, save_file
 from transformers import CLIPTokenizer, Qwen2Tokenizer, T5EncoderModel, T5TokenizerFast
 
 from trainer.cli.main import main
 from trainer.errors import BadInput
 from trainer.models.edit_model import EditModel, open_model
+from trainer.models.flux2_single_file import TOKENIZERS as KLEIN_TOKENIZERS
 from trainer.models.flux_single_file import TOKENIZERS as FLUX_TOKENIZERS
 from trainer.models.model_files import ModelFiles
 from trainer.models.qwen_single_file import TOKENIZERS as QWEN_TOKENIZERS
 from trainer.quantization.linear import QuantizedLinear, dequantize_layers
 from trainer.single_file.tokenizer import load_tokenizers
 
-from ..part_files import Small, ldm_names, small_flux, small_qwen
-from ..single_files import FLUX, QWEN, Tensors
+from ..part_files import Small, ldm_names, small_flux, small_klein, small_qwen
+from ..single_files import FLUX, KLEIN, QWEN, Tensors
 from .conftest import Runs
 
 pytestmark = pytest.mark.slow
@@ -46,7 +47,12 @@ def qwen_files(tmp_path_factory: pytest.TempPathFactory) -> Small:
     return small_qwen(tmp_path_factory.mktemp("qwen"))
 
 
-@pytest.fixture(params=["flux", "qwen_files"])
+@pytest.fixture(scope="module")
+def klein_files(tmp_path_factory: pytest.TempPathFactory) -> Small:
+    return small_klein(tmp_path_factory.mktemp("klein"))
+
+
+@pytest.fixture(params=["flux", "qwen_files", "klein_files"])
 def small(request: pytest.FixtureRequest) -> Small:
     return request.getfixturevalue(request.param)
 
@@ -97,7 +103,7 @@ def test_images_are_encoded_and_decoded_as_from_a_folder(small: Small):
 
 
 def test_a_vae_is_read_with_any_prefix_and_with_diffusers_names(small: Small, tmp_path: Path):
-    kind = AutoencoderKL if small.base_model == FLUX else AutoencoderKLQwenImage
+    kind = {FLUX: AutoencoderKL, QWEN: AutoencoderKLQwenImage, KLEIN: AutoencoderKLFlux2}[small.base_model]
     own = kind.from_pretrained(small.folder, subfolder="vae").state_dict()
     native = load_file(small.files.vae)
     writings = {"first_stage_model": native, "vae": native, "diffusers": own}
@@ -275,13 +281,17 @@ def test_a_tokenizer_of_another_model_is_refused(flux: Small, tmp_path: Path):
 
 @pytest.mark.skipif(not COMFYUI, reason="COMFYUI_PATH is not set")
 def test_tokenizers_of_a_real_comfyui():
-    tokenizers = FLUX_TOKENIZERS | {"qwen": QWEN_TOKENIZERS["tokenizer"]}
+    tokenizers = FLUX_TOKENIZERS | {"qwen": QWEN_TOKENIZERS["tokenizer"], "klein": KLEIN_TOKENIZERS["tokenizer"]}
     loaded = load_tokenizers(tokenizers, {name: Path(COMFYUI) / entry.comfyui for name, entry in tokenizers.items()})
-    assert [type(tokenizer) for tokenizer in loaded.values()] == [CLIPTokenizer, T5TokenizerFast, Qwen2Tokenizer]
-    clip, t5, qwen = loaded.values()
+    kinds = [CLIPTokenizer, T5TokenizerFast, Qwen2Tokenizer, Qwen2Tokenizer]
+    assert [type(tokenizer) for tokenizer in loaded.values()] == kinds
+    clip, t5, qwen, klein = loaded.values()
     assert clip("a red fox", padding="max_length")["input_ids"] == [49406, 320, 736, 3240, *[49407] * 73]
     assert t5("a red fox")["input_ids"] == [3, 9, 1131, 3, 20400, 1]
     assert qwen("<|im_start|>user<|image_pad|>")["input_ids"] == [151644, 872, 151655]
+    text = klein.apply_chat_template([{"role": "user", "content": "a red fox"}], tokenize=False)
+    answer = [151645, 198, 151644, 77091, 198, 151667, 271, 151668, 271]
+    assert klein(text)["input_ids"] == [151644, 872, 198, 64, 2518, 38835, *answer]
 
 
 # refusals

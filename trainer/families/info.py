@@ -151,6 +151,11 @@ class FamilyInfo:
     """Lower-case text that names of this family's transformer files contain."""
     lookalike_names: str
     """Regular expression found in file names of other models with the same tensors."""
+    distilled_entry: str = ""
+    """Entry of model_index.json that is true for a model distilled to few steps, which has the same tensors; empty: no
+    such model is known."""
+    distilled_names: str = ""
+    """Regular expression found in file names of such a model's transformer; empty: no such model is known."""
     text_encoders: Mapping[str, TextEncoderInfo]
     """Text encoders by subfolder."""
     vae: VaeInfo

@@ -111,7 +111,7 @@ class EditModel:
 
     def warnings(self) -> list[str]:
         """Reasons to doubt that the files are the base model's, one sentence each."""
-        return warnings_about_files(self.family, self.base_model, self.files)
+        return warnings_about_files(self.family, self.base_model, self.files, self.folder)
 
     def transformer_config(self) -> Mapping[str, Any]:
         """The diffusers config of the base's transformer: from its file's shapes, its folder, or as published."""

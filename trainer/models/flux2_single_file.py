@@ -18,7 +18,7 @@ from ..single_file.vae import VaeFile
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
-    "<|im_start|>assistant\n<think>\n\n</think>\n\n"
+    "{{ '<|im_start|>assistant\n<think>\n\n</think>\n\n' }}"
 )
 """Chat template that formats the pipeline's one message as Qwen3's own does without thinking. The tokenizer in
 ComfyUI's files has Qwen2.5's."""
@@ -71,6 +71,8 @@ def _convert_vae(tensors: dict[str, torch.Tensor], config: Mapping[str, Any]) ->
     for stored, own in names.items():
         tensors = {name.replace(stored, own): tensor for name, tensor in tensors.items()}
     kept = {name: tensor for name, tensor in tensors.items() if name.startswith("bn.")}
+    # Only training counts batches.
+    kept.setdefault("bn.num_batches_tracked", torch.zeros((), device=kept["bn.running_mean"].device))
     return convert_ldm_vae_checkpoint(tensors, config) | kept
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
@@ -74,9 +75,15 @@ def check_files(family: Family, base_model: str, files: ModelFiles, folder: Path
     return files
 
 
-def warnings_about_files(family: Family, base_model: str, files: ModelFiles) -> list[str]:
-    """Reasons to doubt that the files are the base model's, one sentence each."""
+def warnings_about_files(family: Family, base_model: str, files: ModelFiles, folder: Path | None) -> list[str]:
+    """Reasons to doubt that the files, or the folder in their place, are the base model's, one sentence each."""
     warnings = file_warnings(files.transformer, base_model) if files.transformer else []
+    source = files.transformer or folder
+    if source is not None and is_distilled(family, source):
+        warnings.append(
+            f"{source.name} is a distilled model, which draws in a few steps: training makes it worse at that. Train "
+            f"{base_model} instead; its LoRA also works on the distilled model."
+        )
     vae = family.info.vae
     if files.vae and vae.lookalike_names and (lookalike := re.search(vae.lookalike_names, files.vae.stem.lower())):
         warnings.append(
@@ -84,6 +91,19 @@ def warnings_about_files(family: Family, base_model: str, files: ModelFiles) -> 
             "the same tensors."
         )
     return warnings
+
+
+def is_distilled(family: Family, source: Path) -> bool:
+    """Tell whether a transformer's file, by its name, or a folder in diffusers' layout, by its model_index.json, is a
+    model distilled to few steps."""
+    info = family.info
+    if source.is_dir():
+        try:
+            index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
+        except (OSError, ValueError, RecursionError):
+            return False  # it is said when the model is loaded
+        return isinstance(index, dict) and index.get(info.distilled_entry) is True
+    return bool(info.distilled_names and re.search(info.distilled_names, source.stem.lower()))
 
 
 def _in_right_order(family: Family, files: ModelFiles) -> ModelFiles:

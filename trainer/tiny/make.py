@@ -46,7 +46,7 @@ VAE_BATCH = 8
 PAIRS = 6_000
 
 
-TRANSFORMER_STEPS = dict.fromkeys(FAMILIES, 4200)
+TRANSFORMER_STEPS = dict.fromkeys(FAMILIES, 4200) | {"flux2-klein": 3600}
 
 
 EDITS = dict.fromkeys(FAMILIES, BASE_EDITS) | {
