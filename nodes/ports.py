@@ -42,9 +42,9 @@ def connect(info: FamilyInfo, clip: CLIP, vae: VAE) -> Ports:
 
 
 def _fits_text(expected: ComfyPorts, clip: CLIP) -> bool:
-    tokenizer = expected.tokenizer_class
+    tokenizers = expected.tokenizer_classes
     return expected.clip_class in _class_paths(clip.cond_stage_model) and (
-        not tokenizer or tokenizer == _class_paths(clip.tokenizer)[0]
+        not tokenizers or _class_paths(clip.tokenizer)[0] in tokenizers
     )
 
 
@@ -145,7 +145,7 @@ class ComfyCodec:
         return self._fingerprint
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode [B, 3, H, W] float in -1..1 to latents [B, C, H/8, W/8] float32."""
+        """Encode [B, 3, H, W] float in -1..1 to latents [B, C, h, w] float32."""
         with torch.inference_mode():
             images = ((pixels.float() + 1) / 2).movedim(1, -1)
             # One at a time, because a video VAE treats a batch as frames.
@@ -153,7 +153,7 @@ class ComfyCodec:
             return _trainable(latents.squeeze(2) if latents.ndim == 5 else latents)
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode latents [B, C, h, w] of any float dtype to [B, 3, 8h, 8w] float32 in -1..1."""
+        """Decode latents [B, C, h, w] of any float dtype to [B, 3, H, W] float32 in -1..1."""
         with torch.inference_mode():
             images = self.vae.decode(latents.unsqueeze(2) if self.vae.latent_dim == 3 else latents)
             images = images.squeeze(1) if images.ndim == 5 else images

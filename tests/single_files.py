@@ -27,6 +27,14 @@ FLUX_SIZES = {
     "guidance_embeds": True,
 }
 """Arguments of a FluxTransformer2DModel of a width that ComfyUI's own class takes, one block of each kind."""
+KLEIN_SIZES = {
+    "num_layers": 1,
+    "num_single_layers": 2,
+    "num_attention_heads": 2,
+    "joint_attention_dim": 192,
+    "guidance_embeds": False,
+}
+"""Arguments of a Flux2Transformer2DModel that ComfyUI opens, for the text of its reduced CLIP."""
 LINEARS = ("attn", "mlp", "linear1", "linear2", "img_mod", "txt_mod")
 """What the published quantized files quantize: the blocks' Linears."""
 

@@ -32,6 +32,10 @@ from trainer.memory.planner import make_plan
 from trainer.models.edit_model import EditModel, open_model
 
 MODELS = {"Qwen-Image-Edit": "Qwen/Qwen-Image-Edit", "FLUX.1 Kontext": "black-forest-labs/FLUX.1-Kontext-dev"}
+KLEIN = {
+    "FLUX.2 [klein] 4B": "black-forest-labs/FLUX.2-klein-base-4B",
+    "FLUX.2 [klein] 9B": "black-forest-labs/FLUX.2-klein-base-9B",
+}
 SEVERAL, TWO_CONTROLS = "Qwen-Image-Edit-2511", ["b", "d"]
 """A model that takes several control images, and the columns of two of them."""
 RESOLUTIONS = (1024, 512)
@@ -87,18 +91,11 @@ def plan_for(model: EditModel, resolution: int, device_info: DeviceInfo, params:
         return message[start:].removeprefix("It ").rstrip(".")
 
 
-def table(base_model: str, resolution: int) -> list[str]:
+def table(base_model: str, resolution: int, params: RequestParams = PARAMS) -> list[str]:
     """Lines of Markdown."""
     model = open_model(base_model)
     lines = [HEADER, "|---" * HEADER.count(" | ") + "|---|"]
-    return lines + [row(gb, plan_for(model, resolution, card(gb, HOST))) for gb in CARDS]
-
-
-def table_of_two_controls() -> list[str]:
-    """Lines of Markdown: the model for several images with two of them."""
-    model = open_model(f"Qwen/{SEVERAL}")
-    lines = [HEADER, "|---" * HEADER.count(" | ") + "|---|"]
-    return lines + [row(gb, plan_for(model, 1024, card(gb, HOST), PARAMS_OF_TWO)) for gb in CARDS]
+    return lines + [row(gb, plan_for(model, resolution, card(gb, HOST), params)) for gb in CARDS]
 
 
 def title(name: str, resolution: int) -> str:
@@ -177,7 +174,10 @@ def sections() -> dict[str, Callable[[], list[str]]]:
         for name, base_model in MODELS.items()
         for resolution in RESOLUTIONS
     }
-    tables[f"{SEVERAL}, 1024 x 1024 from two of 1024 x 1024"] = table_of_two_controls
+    two = {SEVERAL: f"Qwen/{SEVERAL}", **KLEIN}
+    tables |= {title(name, 1024): partial(table, base_model, 1024) for name, base_model in KLEIN.items()}
+    for name, base_model in two.items():
+        tables[f"{name}, 1024 x 1024 from two of 1024 x 1024"] = partial(table, base_model, 1024, PARAMS_OF_TWO)
     for name, base_model in MODELS.items():
         tables[f"{name}, hosts with less memory"] = partial(smaller_hosts, base_model)
     return tables | {"Cards that also draw a desktop": desktops}
@@ -193,6 +193,8 @@ def on_fake_cuda(text: str) -> None:
         for family, resolution, gb in product(("qwen", "kontext"), RESOLUTIONS, CARDS)
     ]
     groups += [[Row("2511", 1024, gb, HOST, PARAMS_OF_TWO)] for gb in CARDS]
+    kleins = product(("klein 4B", "klein 9B"), CARDS, (PARAMS, PARAMS_OF_TWO))
+    groups += [[Row(family, 1024, gb, HOST, params)] for family, gb, params in kleins]
     for group in groups:
         shown: list[tuple[Plan, str]] = []
         for row in group:

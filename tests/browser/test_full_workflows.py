@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow.parquet as pq
 import pytest
 import torch
-from diffusers import FluxTransformer2DModel, QwenImageTransformer2DModel
+from diffusers import Flux2Transformer2DModel, FluxTransformer2DModel, QwenImageTransformer2DModel
 from playwright.sync_api import Page
 from safetensors import safe_open
 
@@ -22,22 +22,30 @@ from trainer.single_file.key_mapping import marker_tensors
 from ..comfyui.conftest import TEST_PACK
 from ..comfyui.graphs import SETTINGS, Prompt, node
 from ..comfyui.server import PACK, Server, find_comfyui
-from ..single_files import FLUX, FLUX_SIZES, QWEN, stored, write
+from ..single_files import FLUX, FLUX_SIZES, KLEIN, KLEIN_SIZES, QWEN, stored, write
 from ..trainer.plus_models import EDIT_2511
 
 WORKFLOWS = {
     FLUX: "3_train_kontext",
     QWEN: "4_train_qwen_image_edit",
     EDIT_2511: "6_train_qwen_image_edit_2511",
+    KLEIN: "7_train_flux2_klein",
 }
-FAMILIES = {FLUX: "flux-kontext", QWEN: "qwen-image-edit", EDIT_2511: "qwen-image-edit"}
-WIDTHS = {FLUX: 64, QWEN: 3584, EDIT_2511: 3584}
-DATASETS = {FLUX: "edit_trainer_example", QWEN: "edit_trainer_example", EDIT_2511: "edit_trainer_two_images"}
+FAMILIES = {
+    FLUX: "flux-kontext",
+    QWEN: "qwen-image-edit",
+    EDIT_2511: "qwen-image-edit",
+    KLEIN: "flux2-klein",
+}
+WIDTHS = {FLUX: 64, QWEN: 3584, EDIT_2511: 3584, KLEIN: 192}
+DATASETS = dict.fromkeys(WORKFLOWS, "edit_trainer_example") | {EDIT_2511: "edit_trainer_two_images"}
 TO_PROMPT = "async (workflow) => { await app.loadGraphData(workflow); return (await app.graphToPrompt()).output }"
 FEW_STEPS = {"steps": 2, "sample_every": 2, "sample_width": 64, "sample_height": 64, "lora_rank": 4, "lora_alpha": 4}
 SMALL_SIZES = {"resolution": 64, "control_resolution": "target", "sample_steps": 1}
 SHORT_INPUTS = {
     "KSampler": {"steps": 1, "cfg": 1.0},
+    "CFGGuider": {"cfg": 1.0},
+    "Flux2Scheduler": {"steps": 1},
     "EditTrainerEditImage": {"steps": 1, "guidance": 1.0, "width": 64, "height": 64},
     "EditTrainerParams": FEW_STEPS,
 }
@@ -59,7 +67,10 @@ def server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Server]:
 
 
 def small_transformer(base_model: str) -> torch.nn.Module:
-    """One block of each kind: Kontext at a width of 256, Qwen-Image at its full width, which ComfyUI assumes."""
+    """One block of each kind: Kontext and klein at a width of 256, Qwen-Image at its full width, which ComfyUI
+    assumes."""
+    if base_model == KLEIN:
+        return Flux2Transformer2DModel(**KLEIN_SIZES)
     if base_model == FLUX:
         return FluxTransformer2DModel(**FLUX_SIZES)
     with torch.device("meta"):
@@ -73,13 +84,16 @@ def small_transformer(base_model: str) -> torch.nn.Module:
 def shorten(prompt: Prompt, base_model: str) -> tuple[Prompt, dict[str, str]]:
     """The workflow's prompt with few steps and a small CLIP, and its node ids by class."""
     ids = {entry["class_type"]: name for name, entry in prompt.items()}
-    for kind, inputs in SHORT_INPUTS.items():
-        prompt[ids[kind]]["inputs"] |= inputs
+    for kind in SHORT_INPUTS.keys() & ids.keys():
+        prompt[ids[kind]]["inputs"] |= SHORT_INPUTS[kind]
     prompt[ids["EditTrainerLoadDataset"]]["inputs"]["resource"] = f"two_of_{DATASETS[base_model]}.parquet"
     prompt["settings"] = node("EditTrainerSettings", **SETTINGS | SMALL_SIZES)
     prompt[ids["EditTrainerTrain"]]["inputs"]["settings"] = ["settings", 0]
-    prompt["latent"] = node("EmptySD3LatentImage", width=64, height=64, batch_size=1)
-    prompt[ids["KSampler"]]["inputs"]["latent_image"] = ["latent", 0]
+    if base_model == KLEIN:
+        prompt[ids["ImageScaleToTotalPixels"]]["inputs"]["megapixels"] = 0.01
+    else:
+        prompt["latent"] = node("EmptySD3LatentImage", width=64, height=64, batch_size=1)
+        prompt[ids["KSampler"]]["inputs"]["latent_image"] = ["latent", 0]
     loader = ids["DualCLIPLoader" if base_model == FLUX else "CLIPLoader"]
     reduced = {"family": FAMILIES[base_model], "width": WIDTHS[base_model], "seed": 0}
     prompt[loader] = node("OracleReducedClip", **reduced)

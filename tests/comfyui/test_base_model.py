@@ -105,7 +105,7 @@ def test_a_third_family_follows_from_its_record(server: Server) -> None:
     report = json.loads(result.text("third"))
     assert report["own"] == "prompt_embeds pooled_prompt_embeds"
     assert report["texts"]["base_models"][4] == "example/Trio-Edit"
-    assert "Qwen-Image-Edit-2509/2511, Trio" in report["texts"]["negative_prompt"]
+    assert "Qwen-Image-Edit-2509/2511, FLUX.2 [klein], Trio" in report["texts"]["negative_prompt"]
     for other in ("flux-kontext", "qwen-image-edit"):
         assert 'use CLIPLoader with trio, type "trio".' in report[other]
         assert "use VAELoader with trio_vae.safetensors." in report[other]

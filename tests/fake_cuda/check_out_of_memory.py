@@ -83,6 +83,8 @@ def training(model: FakeModel, folder: Path) -> Training:
         cache=cast("Any", None),
         processes=Process(),
         init_lora=None,
+        sample_lora=None,
+        sample_base=None,
         identity={"fingerprint": "none"},
     )
     trainable = build_trainable(context.components, context.params, SETTINGS)

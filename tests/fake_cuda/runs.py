@@ -41,6 +41,8 @@ NAMES = {
     "kontext": "black-forest-labs/FLUX.1-Kontext-dev",
     "qwen": "Qwen/Qwen-Image-Edit",
     "2511": "Qwen/Qwen-Image-Edit-2511",
+    "klein 4B": "black-forest-labs/FLUX.2-klein-base-4B",
+    "klein 9B": "black-forest-labs/FLUX.2-klein-base-9B",
 }
 PARAMS = TrainingParams(caption_column="c", control_image_column="b", image_column="a", cache_text_embeddings=True)
 PARAMS_OF_TWO = MultiImageParams(caption_column="c", control_image_columns=["b", "d"], image_column="a")
@@ -71,9 +73,9 @@ class FakeModel(RandomModel):
         for name in large_weights(transformer) if self.stored or format_of(precision) else ():
             layer = transformer.get_submodule(name)
             assert isinstance(layer, nn.Linear)
-            assert layer.bias is not None
-            quantized = self._quantized(layer.weight.detach(), precision)
-            transformer.set_submodule(name, QuantizedLinear(quantized, layer.in_features, layer.bias.detach()))
+            quantized, bias = self._quantized(layer.weight.detach(), precision), layer.bias
+            bias = None if bias is None else bias.detach()
+            transformer.set_submodule(name, QuantizedLinear(quantized, layer.in_features, bias))
         return transformer.eval().requires_grad_(False)
 
     def load_codec(self, device: torch.device | str, dtype: torch.dtype) -> ImageCodec:

@@ -17,7 +17,9 @@ from .runs import losses, write_request
 ROOT = Path(__file__).resolve().parents[2]
 
 
-@pytest.mark.parametrize("base_model", ["tiny/flux-kontext", "tiny/qwen-image-edit", "tiny/qwen-image-edit-plus"])
+@pytest.mark.parametrize(
+    "base_model", ["tiny/flux-kontext", "tiny/qwen-image-edit", "tiny/qwen-image-edit-plus", "tiny/flux2-klein"]
+)
 def test_two_steps_on_cuda_lose_what_they_lose_on_the_cpu(base_model: str, tmp_path: Path) -> None:
     file = write_request(tmp_path, base_model, steps=2)
 

@@ -21,11 +21,11 @@ from trainer.training import loop
 
 from .runs import losses, write_request
 
-BASES = ("tiny/flux-kontext", "tiny/qwen-image-edit", "tiny/qwen-image-edit-plus")
+BASES = ("tiny/flux-kontext", "tiny/qwen-image-edit", "tiny/qwen-image-edit-plus", "tiny/flux2-klein")
 
 
 @pytest.mark.parametrize(
-    ("base_model", "precision"), [(BASES[0], "auto"), (BASES[1], "auto"), (BASES[2], "auto"), (BASES[0], "int8")]
+    ("base_model", "precision"), [*((base_model, "auto") for base_model in BASES), (BASES[0], "int8")]
 )
 def test_the_demo_learns(
     base_model: str,

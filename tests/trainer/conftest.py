@@ -1,4 +1,4 @@
-"""Small random models of both families in diffusers' pipeline layout, and runs on small datasets."""
+"""Small random models of each architecture in diffusers' pipeline layout, and runs on small datasets."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from diffusers import (
     AutoencoderKL,
     AutoencoderKLQwenImage,
     FlowMatchEulerDiscreteScheduler,
+    Flux2Transformer2DModel,
     FluxKontextPipeline,
     FluxTransformer2DModel,
     QwenImageEditPipeline,
     QwenImageTransformer2DModel,
 )
 from PIL import Image, ImageChops, ImageDraw
-from safetensors.torch import load_file
+from safetensors.torch import load_file, save_file
 from tokenizers import pre_tokenizers
 from transformers import (
     CLIPTextConfig,
@@ -45,6 +46,7 @@ from trainer.events import Event, RunControl, drain
 from trainer.memory.edit_session import EditSession
 from trainer.models.edit_model import EditModel, open_model
 from trainer.models.qwen_processor import ImageTextProcessor
+from trainer.tiny.parts import write_parts
 from trainer.training.loop import train
 
 try:
@@ -175,6 +177,21 @@ def qwen(tmp_path_factory: pytest.TempPathFactory) -> EditModel:
     return open_model("tiny/qwen-image-edit", folder)
 
 
+@pytest.fixture(scope="session")
+def klein(tmp_path_factory: pytest.TempPathFactory) -> EditModel:
+    folder = tmp_path_factory.mktemp("klein")
+    write_parts("flux2-klein", folder, seed=1)
+    config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
+    torch.manual_seed(0)
+    sizes = {"num_layers": 2, "num_single_layers": 2, "attention_head_dim": 32, "axes_dims_rope": (8, 8, 8, 8)}
+    Flux2Transformer2DModel.from_config(config | sizes).save_pretrained(folder / "transformer")
+    vae = folder / "vae" / "diffusion_pytorch_model.safetensors"
+    tensors = load_file(vae)
+    tensors["decoder.conv_out.weight"] *= 8  # so that images differ visibly
+    save_file(tensors, vae, {"format": "pt"})
+    return open_model("tiny/flux2-klein", folder)
+
+
 def shape_picture(seed: int, size: tuple[int, int] = (64, 64)) -> Image.Image:
     """A plain background with one rectangle, different for every seed."""
     random = Random(seed)
@@ -276,7 +293,7 @@ def runs(tmp_path: Path) -> Runs:
     return Runs(tmp_path)
 
 
-@pytest.fixture(params=["kontext", "qwen"])
+@pytest.fixture(params=["kontext", "qwen", "klein"])
 def model(request: pytest.FixtureRequest) -> EditModel:
-    """Both families in turn."""
+    """A family of each architecture in turn."""
     return request.getfixturevalue(request.param)

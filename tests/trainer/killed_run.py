@@ -2,9 +2,9 @@
 
 One process imports everything and forks a child an attempt, because importing takes much longer than training. A child
 that is two checkpoints ahead waits to be killed, so that a killer that comes late never finds a finished run.
-Arguments: run folder, parquet, number of kills, and "several" for a parquet of several controls, or "averaged" for a
-run with held-out rows and averaged weights. Prints one line an attempt: how it was killed, and the newest checkpoint
-that could be read afterwards.
+Arguments: run folder, parquet, number of kills, and a base model, or "several" for a parquet of several controls, or
+"averaged" for a run with held-out rows and averaged weights. Prints one line an attempt: how it was killed, and the
+newest checkpoint that could be read afterwards.
 """
 
 import os
@@ -30,6 +30,7 @@ STEPS = 20
 STEPS_AHEAD = 2
 SEVERAL_CONTROLS = sys.argv[4:] == ["several"]
 AVERAGED = {"ema_decay": 0.9, "validation_rows": 2.0, "validate_every": 1} if sys.argv[4:] == ["averaged"] else {}
+BASE_MODEL = next((name for name in sys.argv[4:] if name.startswith("tiny/")), "tiny/flux-kontext")
 
 
 def run(folder: Path, parquet: Path, last: int | None) -> None:
@@ -41,7 +42,7 @@ def run(folder: Path, parquet: Path, last: int | None) -> None:
     columns = {"caption_column": "words", "control_image_column": "before", "image_column": "after"}
     one = {
         "resource": str(parquet),
-        "base_model": "tiny/flux-kontext",
+        "base_model": BASE_MODEL,
         "script_type": "image_editing",
         "training_params": columns | params,
     }

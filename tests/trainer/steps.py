@@ -30,6 +30,7 @@ DEPTHS = {
     "flux-kontext": {"num_layers": 3, "num_single_layers": 4},
     "qwen-image-edit": {"num_layers": 6},
     "qwen-image-edit-plus": {"num_layers": 6},
+    "flux2-klein": {"num_layers": 3, "num_single_layers": 4},
 }
 
 
@@ -54,7 +55,7 @@ def random_batch(model: EditModel, seed: int, texts: Sequence[int] = (6,), grid:
     size, config = len(texts), model.empty_transformer().config
 
     def tokens() -> torch.Tensor:
-        return torch.randn(size, grid.height * grid.width, 64, generator=generator)
+        return torch.randn(size, grid.height * grid.width, config["in_channels"], generator=generator)
 
     conditionings = []
     for length in texts:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 import torch
 from diffusers.models.transformers.transformer_flux import FluxSingleTransformerBlock, FluxTransformerBlock
+from diffusers.models.transformers.transformer_flux2 import Flux2SingleTransformerBlock, Flux2TransformerBlock
 from diffusers.models.transformers.transformer_qwenimage import QwenImageTransformerBlock
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
@@ -20,11 +21,12 @@ from trainer.blocks.elementwise import per_token
 from trainer.blocks.install import use_blocks
 from trainer.compiled import assume_compiler
 from trainer.memory.checkpointing import run_checkpointed
+from trainer.models.flux2_klein import Flux2Klein
 from trainer.models.flux_kontext import FluxKontext
 from trainer.models.qwen_image_edit import QwenImageEdit
 
 HEADS, HEAD, IMAGE, TEXT = 2, 16, 12, 5
-OURS = FluxKontext.blocks | QwenImageEdit.blocks
+OURS = FluxKontext.blocks | QwenImageEdit.blocks | Flux2Klein.blocks
 
 
 @dataclass(frozen=True)
@@ -42,6 +44,8 @@ class Case:
 CASES = {
     "flux double": Case(FluxTransformerBlock, 1),
     "flux single": Case(FluxSingleTransformerBlock, 2),
+    "flux2 double": Case(Flux2TransformerBlock, 2),
+    "flux2 single": Case(Flux2SingleTransformerBlock, 2),
     "qwen": Case(QwenImageTransformerBlock, 1),
     "qwen, padded texts": Case(QwenImageTransformerBlock, 2, masked=True),
     "qwen, two timesteps": Case(QwenImageTransformerBlock, 2, masked=True, two_timesteps=True),
@@ -75,6 +79,9 @@ def inputs_of(case: Case, dtype: torch.dtype = torch.float32) -> list[Any]:
         for size in ((batch, IMAGE), (batch, TEXT), (2 * batch if case.two_timesteps else batch,))
     )
     angles = torch.randn(TEXT + IMAGE, HEAD // 2, generator=draw)
+    if case.kind in Flux2Klein.blocks:
+        angles = angles.repeat_interleave(2, dim=1)
+        return [*_flux2_inputs(case, image, text, draw), (angles.cos(), angles.sin())]
     if case.kind is not QwenImageTransformerBlock:
         angles = angles.repeat_interleave(2, dim=1)
         return [image, text, time, (angles.cos(), angles.sin())]
@@ -84,9 +91,21 @@ def inputs_of(case: Case, dtype: torch.dtype = torch.float32) -> list[Any]:
     return [image, text, mask, time, rotary, None, index]
 
 
+def _flux2_inputs(case: Case, image: torch.Tensor, text: torch.Tensor, draw: torch.Generator) -> list[Any]:
+    """Tokens and modulation, which its blocks are given ready."""
+    modulations = [
+        torch.randn(case.batch, 6 * HEADS * HEAD, generator=draw).to(image.dtype).requires_grad_() for _ in range(2)
+    ]
+    if case.kind is Flux2TransformerBlock:
+        return [image, text, *modulations]
+    tokens = torch.cat([text, image], dim=1).detach().requires_grad_()
+    return [tokens, None, modulations[0][:, : 3 * HEADS * HEAD].detach().requires_grad_()]
+
+
 def results(block: nn.Module, inputs: list[Any], run: Callable[..., Any] | None = None) -> list[torch.Tensor]:
     """Outputs, and the gradients of the inputs and of all weights that are trained."""
     outputs = run(block, *inputs) if run else block(*inputs)
+    outputs = outputs if isinstance(outputs, tuple) else (outputs,)
     draw = torch.Generator().manual_seed(5)
     loss = sum((part.float() * torch.randn(part.shape, generator=draw)).sum() for part in outputs)
     loss.backward()
@@ -97,7 +116,7 @@ def results(block: nn.Module, inputs: list[Any], run: Callable[..., Any] | None 
 
 def test_without_a_compiler_values_and_gradients_are_those_of_diffusers(case: Case):
     expected, ours = (results(block_of(case, own), inputs_of(case)) for own in (False, True))
-    assert len(ours) > 10
+    assert len(ours) > (6 if case.kind is Flux2SingleTransformerBlock else 10)
     assert all(map(torch.equal, ours, expected))
 
 
@@ -122,7 +141,7 @@ def test_with_a_compiler_they_differ_by_rounding(case: Case, dtype: torch.dtype,
     with assume_compiler(run):
         ours = results(frozen(case).to(dtype), without_modulation_gradient(inputs_of(case, dtype)))
     assert called["_norm_modulate"] and called["_join_rotated"] and called["_join_rotated_grad"]
-    assert len(ours) == 4
+    assert len(ours) == (2 if case.kind is Flux2SingleTransformerBlock else 4)
     for found, exact in zip(ours, expected, strict=True):
         assert found.dtype == dtype
         assert torch.linalg.vector_norm(found.float() - exact) < error * torch.linalg.vector_norm(exact)
@@ -180,7 +199,7 @@ def test_selective_checkpointing_looks_at_attention_alone(case: Case):
         if isinstance(layer, nn.Linear):
             layer.register_forward_hook(lambda *_: modes.append(_get_current_dispatch_mode()))
     results(block, inputs_of(case), partial(run_checkpointed, selective=True))
-    assert len(modes) > 6
+    assert len(modes) > (3 if case.kind is Flux2SingleTransformerBlock else 6)
     assert set(modes) == {None}
 
 

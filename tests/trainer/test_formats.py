@@ -24,10 +24,10 @@ from trainer.quantization.formats import FORMATS, Format, format_of
 from trainer.quantization.linear import QuantizedLinear
 from trainer.quantization.quantize import large_weights, quantize
 
-from ..single_files import FLUX, QWEN, is_quantized, marker, stored
+from ..single_files import FLUX, KLEIN, QWEN, is_quantized, marker, stored
 
 F32, BF16 = torch.float32, torch.bfloat16
-BASE_MODELS = {"flux-kontext": FLUX, "qwen-image-edit": QWEN}
+BASE_MODELS = {"flux-kontext": FLUX, "qwen-image-edit": QWEN, "flux2-klein": KLEIN}
 
 
 def quantize_int16(weight: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

@@ -19,9 +19,10 @@ def start(folder: Path, parquet: Path, kills: int, *more: str) -> str:
     return run_script("tests.trainer.killed_run", folder, parquet, kills, *more)
 
 
-def test_kills_lose_nothing(runs):
+@pytest.mark.parametrize("base_model", ["tiny/flux-kontext", "tiny/flux2-klein"])
+def test_kills_lose_nothing(runs, base_model):
     runs.write()
-    told = start(runs.folder / "killed", runs.parquet, KILLS)
+    told = start(runs.folder / "killed", runs.parquet, KILLS, base_model)
     assert "failed" not in told, told
     kills = re.findall(r"killed=(\w+) inside=(\w+) before=(\d+) after=(\d+)", told)
     assert len(kills) == KILLS
@@ -29,7 +30,7 @@ def test_kills_lose_nothing(runs):
     assert [killed for killed, *_ in kills] == ["True"] * KILLS, told
     assert sum(inside == "True" for _, inside, *_ in kills) == KILLS // 2, told
     assert told.endswith("finished=True\n"), told
-    assert "finished=True" in start(runs.folder / "whole", runs.parquet, 0)
+    assert "finished=True" in start(runs.folder / "whole", runs.parquet, 0, base_model)
     killed = runs.folder / "killed" / "killed-000020.safetensors"
     assert killed.read_bytes() == (runs.folder / "whole" / "whole-000020.safetensors").read_bytes()
     assert runs.losses("killed") == runs.losses("whole")

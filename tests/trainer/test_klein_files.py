@@ -10,11 +10,15 @@ import pytest
 import torch
 from diffusers import Flux2Transformer2DModel
 from diffusers.loaders.single_file_utils import convert_flux2_transformer_checkpoint_to_diffusers
+from PIL import Image
 from safetensors.torch import load_file
 
 from trainer.config.request import TrainingParams
 from trainer.config.settings import RunSettings
+from trainer.data.resize import Size
 from trainer.errors import BadInput
+from trainer.events import drain
+from trainer.inference import edit
 from trainer.memory.model_parts import ModelComponents
 from trainer.models.edit_model import EditModel, open_model
 from trainer.models.model_files import ModelFiles
@@ -22,20 +26,20 @@ from trainer.quantization.linear import QuantizedLinear, dequantize_layers
 from trainer.single_file.key_mapping import to_stored
 from trainer.training.trainable import build_trainable
 
-from ..single_files import FLUX, FORMATS, Tensors, stored, write
+from ..single_files import FLUX, FORMATS, KLEIN_SIZES, Tensors, stored, write
+from .conftest import Runs
 from .klein_models import KLEIN_4B, KLEIN_9B, klein_model
 from .steps import COLUMNS, plan
 from .test_single_file import write_gguf
 
 BOTH = [KLEIN_4B, KLEIN_9B]
-SIZES = {"num_layers": 1, "num_single_layers": 2, "num_attention_heads": 2, "joint_attention_dim": 192}
 F32 = torch.float32
 
 
 @pytest.fixture(scope="module")
 def transformer() -> Flux2Transformer2DModel:
     torch.manual_seed(0)
-    transformer = Flux2Transformer2DModel(**SIZES, guidance_embeds=False)
+    transformer = Flux2Transformer2DModel(**KLEIN_SIZES)
     for parameter in transformer.parameters():
         if parameter.ndim == 1:
             torch.nn.init.normal_(parameter.data, 1.0, 0.1)  # norms that are all alike would hide a mix-up
@@ -125,7 +129,7 @@ def test_the_text_encoders_published_configs_fit_the_transformers():
 
 
 def test_dev_is_refused_by_name(state: Tensors, tmp_path: Path):
-    width = SIZES["num_attention_heads"] * 128
+    width = KLEIN_SIZES["num_attention_heads"] * 128
     inputs = {"in_layer": 256, "out_layer": width}
     guidance = {f"guidance_in.{layer}.weight": torch.ones(width, columns) for layer, columns in inputs.items()}
     for base_model in BOTH:
@@ -181,3 +185,14 @@ def test_a_distilled_folder_is_known_by_its_index(tmp_path: Path):
     path.write_text(json.dumps(index | {"is_distilled": True}), encoding="utf-8")
     (warning,) = klein_model(folder).warnings()
     assert "is a distilled model" in warning and KLEIN_4B in warning
+
+
+@pytest.mark.slow
+def test_the_text_encoder_of_another_size_is_refused(klein: EditModel, state: Tensors, runs: Runs, tmp_path: Path):
+    path = write(tmp_path / "flux-2-klein-base-4b.safetensors", "bf16", state)
+    model = open_model(KLEIN_4B, klein.folder, files=ModelFiles(transformer=path))
+    words = "The text encoder gives 96 channels and the transformer of .* takes 192"
+    with pytest.raises(BadInput, match=words):
+        drain(edit(model, Image.new("RGB", (64, 64)), "make it red", steps=1, guidance=1.0, size=Size(64, 64)))
+    with pytest.raises(BadInput, match=words):
+        runs.run(model, settings={"resolution": 64}, sample_width=64, sample_height=64)

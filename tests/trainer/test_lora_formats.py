@@ -45,8 +45,10 @@ def empty(model):
 def velocity(model, transformer) -> torch.Tensor:
     """One forward pass on random tokens and text."""
     generator = torch.Generator().manual_seed(2)
-    image, control = (PackedLatents(torch.randn(1, 16, 64, generator=generator), Grid(4, 4)) for _ in range(2))
-    text = {"prompt_embeds": torch.randn(1, 6, 48, generator=generator)}
+    config = empty(model).config
+    channels, width = config["in_channels"], config["joint_attention_dim"]
+    image, control = (PackedLatents(torch.randn(1, 16, channels, generator=generator), Grid(4, 4)) for _ in range(2))
+    text = {"prompt_embeds": torch.randn(1, 6, width, generator=generator)}
     if model.family.info.name == "flux-kontext":
         text["pooled_prompt_embeds"] = torch.randn(1, 32, generator=generator)
     with torch.no_grad():

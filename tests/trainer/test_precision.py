@@ -22,7 +22,7 @@ from trainer.lora.adapter import LoraAdapter, load_lora
 from trainer.models.edit_model import EditModel, open_model
 from trainer.models.family import Family
 from trainer.models.transformer import load_single_file
-from trainer.models.types import PackedLatents
+from trainer.models.types import Grid, PackedLatents
 from trainer.quantization import kernels
 from trainer.quantization.benchmark import FastPrecisions, fast_precisions
 from trainer.quantization.formats import FORMATS
@@ -30,7 +30,7 @@ from trainer.quantization.linear import QuantizedLinear, dequantize_layers, proj
 from trainer.quantization.quantize import large_weights, quantize
 from trainer.tensors import write_tensors
 
-from ..single_files import FLUX, FLUX_SIZES, QWEN, stored, write
+from ..single_files import FLUX, FLUX_SIZES, KLEIN, QWEN, stored, write
 
 SIZES = {
     FLUX: (FluxTransformer2DModel, FLUX_SIZES | {"num_layers": 4, "num_single_layers": 6}),
@@ -53,7 +53,11 @@ def base(request: pytest.FixtureRequest, tmp_path_factory: pytest.TempPathFactor
 def loss_of(family: Family, transformer: torch.nn.Module, dtype: torch.dtype) -> torch.Tensor:
     """A training loss as a step computes it, on fixed random tensors; the timestep is one that bf16 has."""
     draw = torch.Generator().manual_seed(5)
-    images = [family.pack(torch.randn(1, 16, *size, generator=draw)) for size in ((8, 8), (8, 12))]
+    grids = (Grid(4, 4), Grid(4, 6))
+    tokens = [
+        torch.randn(1, grid.height * grid.width, transformer.config.in_channels, generator=draw) for grid in grids
+    ]
+    images = [PackedLatents(*pair) for pair in zip(tokens, grids, strict=True)]
     width = transformer.config.joint_attention_dim
     text = {"prompt_embeds": torch.randn(1, 20, width, generator=draw)}
     if family.info.name == "flux-kontext":
@@ -162,7 +166,7 @@ def test_file_folder_and_shards_give_the_same_codes(model: EditModel, tmp_path: 
         assert all(torch.equal(tensor, state[name]) for name, tensor in other.state_dict().items())
 
 
-FAMILY_FILES = {"flux-kontext": FLUX, "qwen-image-edit": QWEN}
+FAMILY_FILES = {"flux-kontext": FLUX, "qwen-image-edit": QWEN, "flux2-klein": KLEIN}
 
 
 def test_weights_without_values_are_quantized_where_they_are(monkeypatch: pytest.MonkeyPatch):

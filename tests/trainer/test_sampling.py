@@ -50,7 +50,7 @@ def test_an_edit_is_reproducible_and_has_the_asked_size(model: EditModel):
 @pytest.mark.slow
 def test_defaults_are_the_familys(model: EditModel):
     events, image = run(edit(model, control_image(), "make it red"))
-    assert image.size == (64, 64)
+    assert image.size == model.family.edit_size([Size(*control_image().size)])
     assert events[-1].total == model.family.variant.sample_steps
 
 

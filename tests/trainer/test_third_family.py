@@ -23,6 +23,7 @@ from trainer.models.model_files import ModelFiles
 
 from ..single_files import FLUX, FLUX_SIZES, QWEN, stored, write
 from ..third_family import INFO, TRIO, Trio
+from .klein_models import KLEIN_4B, KLEIN_9B
 
 REQUEST = {
     "resource": "edits.parquet",
@@ -64,8 +65,8 @@ def refusal(base_model: str, files: ModelFiles) -> str:
 
 def test_its_base_model_is_offered_and_accepted() -> None:
     later = [f"{QWEN}-2509", f"{QWEN}-2511"]
-    embedded = ["tiny/flux-kontext", "tiny/qwen-image-edit", "tiny/qwen-image-edit-plus"]
-    assert base_model_names() == [QWEN, *later, FLUX, TRIO, *embedded]
+    embedded = ["tiny/flux-kontext", "tiny/flux2-klein", "tiny/qwen-image-edit", "tiny/qwen-image-edit-plus"]
+    assert base_model_names() == [QWEN, *later, FLUX, KLEIN_4B, KLEIN_9B, TRIO, *embedded]
     assert FineTuneRequest.model_json_schema()["properties"]["base_model"]["enum"] == base_model_names()
     assert parse_request(REQUEST).base_model == TRIO
     with pytest.raises(BadInput, match=TRIO):
@@ -130,4 +131,6 @@ def test_its_lora_is_its_own_and_no_others(kontext: EditModel, qwen: EditModel) 
 def test_its_encoders_and_its_guidance_are_in_the_help(capsys: pytest.CaptureFixture[str]) -> None:
     assert main(["edit", "--help"]) == 0
     text = "".join(capsys.readouterr().out.split())
-    assert "Trio:CLIP-Ltextencoder" in text and "Qwen-Image-Edit-2509/2511,Trioonly" in text and TRIO in text
+    assert (
+        "Trio:CLIP-Ltextencoder" in text and "Qwen-Image-Edit-2509/2511,FLUX.2[klein],Trioonly" in text and TRIO in text
+    )

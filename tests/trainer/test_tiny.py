@@ -13,6 +13,9 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 from diffusers import (
+    AutoencoderKL,
+    AutoencoderKLFlux2,
+    Flux2KleinPipeline,
     FluxKontextPipeline,
     QwenImageEditPipeline,
     QwenImageEditPlusPipeline,
@@ -28,7 +31,7 @@ from trainer.families.records import EMBEDDED
 from trainer.families.registry import find_variant
 from trainer.models.edit_model import open_model
 from trainer.models.qwen_processor import load_processor
-from trainer.tiny.parts import FAMILIES, flux_transformer, qwen_transformer, write_parts_beside
+from trainer.tiny.parts import FAMILIES, flux2_transformer, flux_transformer, qwen_transformer, write_parts_beside
 from trainer.tiny.shapes import (
     BASE_EDITS,
     SIZE,
@@ -40,7 +43,16 @@ from trainer.tiny.shapes import (
     png_bytes,
     write_parquet,
 )
-from trainer.tiny.vae import encode, flux_vae, qwen_vae, reconstruction_psnr, single_frames, to_pixels, train_vae
+from trainer.tiny.vae import (
+    encode,
+    flux2_vae,
+    flux_vae,
+    qwen_vae,
+    reconstruction_psnr,
+    single_frames,
+    to_pixels,
+    train_vae,
+)
 
 PLUS = EMBEDDED / "qwen-image-edit-plus"
 CAPTIONS = [
@@ -64,6 +76,7 @@ TOKENIZERS = {
     ("flux-kontext", "tokenizer"): CLIPTokenizer,
     ("flux-kontext", "tokenizer_2"): T5TokenizerFast,
     ("qwen-image-edit", "tokenizer"): Qwen2Tokenizer,
+    ("flux2-klein", "tokenizer"): Qwen2Tokenizer,
 }
 
 
@@ -167,6 +180,17 @@ def test_latents_are_about_standard_normal(family: str) -> None:
     assert 0.7 < latents.std().item() < 1.3
 
 
+def test_klein_s_vae_gives_the_images_of_kontext_s() -> None:
+    pixels = to_pixels(pair.target for pair in make_pairs(BASE_EDITS, 778, 4))
+    kontext = AutoencoderKL.from_pretrained(EMBEDDED / "flux-kontext", subfolder="vae", local_files_only=True)
+    klein = AutoencoderKLFlux2.from_pretrained(EMBEDDED / "flux2-klein", subfolder="vae", local_files_only=True)
+    latents = encode(klein.float(), pixels)
+    torch.testing.assert_close(latents, encode(kontext.float(), pixels), rtol=1e-4, atol=1e-4)
+    with torch.no_grad():
+        images = klein.decode(latents).sample, kontext.decode(latents).sample
+    torch.testing.assert_close(*images, rtol=1e-3, atol=1e-3)
+
+
 def test_single_frames_are_encoded_alike() -> None:
     codec = open_model("tiny/qwen-image-edit").load_codec("cpu", torch.float32)
     pixels = torch.rand(2, 3, SIZE, SIZE) * 2 - 1
@@ -192,7 +216,7 @@ def test_vae_training_and_that_of_the_decoder_alone(make: Callable[[], torch.nn.
 
 def test_everything_is_small_and_safe() -> None:
     files = [path for path in EMBEDDED.rglob("*") if path.is_file() and "__pycache__" not in path.parts]
-    assert sum(path.stat().st_size for path in files) < 24e6
+    assert sum(path.stat().st_size for path in files) < 32e6
     assert {path.suffix for path in files} <= {".py", ".json", ".safetensors", ".txt", ".jinja"}
 
 
@@ -203,6 +227,8 @@ def test_configurations_are_the_code_s() -> None:
         ("qwen-image-edit", "transformer", qwen_transformer()),
         ("qwen-image-edit", "vae", qwen_vae()),
         ("qwen-image-edit-plus", "transformer", qwen_transformer()),
+        ("flux2-klein", "transformer", flux2_transformer()),
+        ("flux2-klein", "vae", flux2_vae(flux_vae())),
     ):
         stored = type(made).from_pretrained(EMBEDDED / family, subfolder=part, local_files_only=True)
         shapes = [{name: p.shape for name, p in module.named_parameters()} for module in (stored, made)]
@@ -280,6 +306,18 @@ def test_kontext_is_a_whole_pipeline() -> None:
         max_area=SIZE**2,
         _auto_resize=False,
     ).images[0]
+    assert image.size == (SIZE, SIZE)
+    assert np.asarray(image).std() > 0
+
+
+@pytest.mark.slow
+def test_klein_is_a_whole_pipeline() -> None:
+    folder = EMBEDDED / "flux2-klein"
+    pipeline = Flux2KleinPipeline.from_pretrained(folder, torch_dtype=torch.float32, local_files_only=True)
+    assert pipeline.config.is_distilled is False
+    pair = make_pair("recolor_as", 9, 0)
+    options = {"height": SIZE, "width": SIZE, "num_inference_steps": 2, "max_sequence_length": 32}
+    image = pipeline(image=pair.controls, prompt=pair.caption, guidance_scale=1.0, **options).images[0]
     assert image.size == (SIZE, SIZE)
     assert np.asarray(image).std() > 0
 

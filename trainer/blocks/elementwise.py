@@ -12,7 +12,6 @@ from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from ..compiled import compiled, fuses
 
@@ -70,13 +69,6 @@ def per_token(values: torch.Tensor, row: Optional) -> torch.Tensor:
         return values[:, None]
     first, second = values[:, None].chunk(2)
     return torch.where(row == 0, first, second)
-
-
-def join_gelu(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    """Join `first` [B, L, D] and GELU (tanh) of `second` [B, L, E] of the same dtype: [B, L, D + E]."""
-    if not fuses(first):
-        return torch.cat([first, F.gelu(second, approximate="tanh")], dim=2)
-    return _JoinGelu.apply(first, second)
 
 
 class _NormModulate(torch.autograd.Function):
@@ -143,32 +135,6 @@ class _GatedResidual(torch.autograd.Function):
     def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, None, torch.Tensor, None]:
         gate, row = ctx.saved_tensors
         return gradient, None, _gated(gradient, gate, row), None
-
-
-class _JoinGelu(torch.autograd.Function):
-    """`join_gelu` without a tensor between."""
-
-    @staticmethod
-    def forward(ctx: Any, first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-        ctx.save_for_backward(second)
-        ctx.width = first.shape[-1]
-        return _join_gelu(first, second)
-
-    @staticmethod
-    def backward(ctx: Any, gradient: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-        (second,) = ctx.saved_tensors
-        return gradient[..., : ctx.width], _join_gelu_grad(gradient, second)
-
-
-@compiled
-def _join_gelu(first: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    return torch.cat([first, F.gelu(second, approximate="tanh")], dim=2)
-
-
-@compiled
-def _join_gelu_grad(gradient: torch.Tensor, second: torch.Tensor) -> torch.Tensor:
-    own = gradient[..., gradient.shape[-1] - second.shape[-1] :]
-    return torch.ops.aten.gelu_backward(own, second, approximate="tanh")
 
 
 @compiled

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import torch
@@ -12,8 +13,9 @@ from torch.utils.weak import WeakTensorKeyDictionary
 
 from ..compiled import fuses
 from ..quantization.linear import project
+from .activations import join_gelu
 from .attention import attend
-from .elementwise import gated_norm_modulate, gated_residual, join_gelu, norm_modulate
+from .elementwise import gated_norm_modulate, gated_residual, norm_modulate
 from .rotation import join_rotated, rotary_tables
 
 Pair = tuple[torch.Tensor, torch.Tensor]
@@ -53,37 +55,12 @@ class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
             6, dim=1
         )
         text, text_input = norm_modulate(context.norm, encoder_hidden_states, txt_scale, txt_shift)
-        image_output, text_output = self._attention(image_input, text_input, image_rotary_emb)
+        image_output, text_output = joint_attention(self.attn, image_input, text_input, image_rotary_emb)
         image, image_input = gated_norm_modulate(self.norm2, image, gate, image_output, scale2, shift2)
         image = gated_residual(image, gate2, self.ff(image_input))
         text, text_input = gated_norm_modulate(self.norm2_context, text, txt_gate, text_output, txt_scale2, txt_shift2)
         text = gated_residual(text, txt_gate2, self.ff_context(text_input))
         return text.clip(-65504, 65504) if text.dtype == torch.float16 else text, image
-
-    def _attention(self, image: torch.Tensor, text: torch.Tensor, rotary: Pair) -> Pair:
-        """Joint attention of image and text, [B, Li, D] and [B, Lt, D], in that order."""
-        attn = self.attn
-        query, key, value = _heads(project((attn.to_q, attn.to_k, attn.to_v), image), attn)
-        added = project((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), text)
-        txt_query, txt_key, txt_value = _heads(added, attn)
-        if _rotates(query, attn):
-            query, key = join_rotated(
-                [txt_query, query],
-                [txt_key, key],
-                [attn.norm_added_q.weight, attn.norm_q.weight],
-                [attn.norm_added_k.weight, attn.norm_k.weight],
-                _table(rotary),
-                attn.norm_q.eps,
-            )
-        else:
-            query, key = attn.norm_q(query), attn.norm_k(key)
-            txt_query, txt_key = attn.norm_added_q(txt_query), attn.norm_added_k(txt_key)
-            query, key = torch.cat([txt_query, query], dim=1), torch.cat([txt_key, key], dim=1)
-            query, key = (_rotated(part, rotary) for part in (query, key))
-        value = torch.cat([txt_value, value], dim=1)
-        output = attend(query, key, value, None, attn.processor._attention_backend)
-        text_output, image_output = output.split([text.shape[1], image.shape[1]], dim=1)
-        return attn.to_out[0](image_output.contiguous()), attn.to_add_out(text_output.contiguous())
 
 
 class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
@@ -116,14 +93,7 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
         tokens = torch.cat([encoder_hidden_states, hidden_states], dim=1)
         tokens, input = norm_modulate(self.norm.norm, tokens, scale, shift)
         wide, *own = project((self.proj_mlp, attn.to_q, attn.to_k, attn.to_v), input)
-        query, key, value = _heads(own, attn)
-        if _rotates(query, attn):
-            weights = [attn.norm_q.weight], [attn.norm_k.weight]
-            query, key = join_rotated([query], [key], *weights, _table(image_rotary_emb), attn.norm_q.eps)
-        else:
-            query, key = attn.norm_q(query), attn.norm_k(key)
-            query, key = (_rotated(part, image_rotary_emb) for part in (query, key))
-        output = attend(query, key, value, None, attn.processor._attention_backend)
+        output = self_attention(attn, own, image_rotary_emb)
         tokens = gated_residual(tokens, gate, self.proj_out(join_gelu(output, wide)))
         if tokens.dtype == torch.float16:
             tokens = tokens.clip(-65504, 65504)
@@ -131,7 +101,48 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
         return text, image
 
 
-def _heads(projected: list[torch.Tensor], attn: Any) -> list[torch.Tensor]:
+def joint_attention(attn: Any, image: torch.Tensor, text: torch.Tensor, rotary: Pair) -> Pair:
+    """Joint attention of image and text, [B, Li, D] and [B, Lt, D] of one float dtype, returned in that order.
+
+    `attn` is diffusers' module; the cosines and sines are [Lt + Li, head size] float32.
+    """
+    query, key, value = _heads(project((attn.to_q, attn.to_k, attn.to_v), image), attn)
+    added = project((attn.add_q_proj, attn.add_k_proj, attn.add_v_proj), text)
+    txt_query, txt_key, txt_value = _heads(added, attn)
+    if _rotates(query, attn):
+        query, key = join_rotated(
+            [txt_query, query],
+            [txt_key, key],
+            [attn.norm_added_q.weight, attn.norm_q.weight],
+            [attn.norm_added_k.weight, attn.norm_k.weight],
+            _table(rotary),
+            attn.norm_q.eps,
+        )
+    else:
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        txt_query, txt_key = attn.norm_added_q(txt_query), attn.norm_added_k(txt_key)
+        query, key = torch.cat([txt_query, query], dim=1), torch.cat([txt_key, key], dim=1)
+        query, key = (_rotated(part, rotary) for part in (query, key))
+    value = torch.cat([txt_value, value], dim=1)
+    output = attend(query, key, value, None, attn.processor._attention_backend)
+    text_output, image_output = output.split([text.shape[1], image.shape[1]], dim=1)
+    return attn.to_out[0](image_output.contiguous()), attn.to_add_out(text_output.contiguous())
+
+
+def self_attention(attn: Any, projected: Sequence[torch.Tensor], rotary: Pair) -> torch.Tensor:
+    """Attention on `projected` queries, keys and values, each [B, L, D] of one float dtype: [B, L, D] of it, before the
+    output layer. `attn` is diffusers' module; the cosines and sines are [L, head size] float32."""
+    query, key, value = _heads(projected, attn)
+    if _rotates(query, attn):
+        weights = [attn.norm_q.weight], [attn.norm_k.weight]
+        query, key = join_rotated([query], [key], *weights, _table(rotary), attn.norm_q.eps)
+    else:
+        query, key = attn.norm_q(query), attn.norm_k(key)
+        query, key = (_rotated(part, rotary) for part in (query, key))
+    return attend(query, key, value, None, attn.processor._attention_backend)
+
+
+def _heads(projected: Sequence[torch.Tensor], attn: Any) -> list[torch.Tensor]:
     return [part.unflatten(-1, (-1, attn.head_dim)) for part in projected]
 
 

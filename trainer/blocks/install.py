@@ -67,6 +67,13 @@ def _inputs(block: type[nn.Module]) -> dict[str, Any]:
         "encoder_hidden_states": torch.randn(1, TEXT_TOKENS, width),
         "temb": torch.randn(1, width),
     }
+    if "Flux2" in block.__name__:
+        del inputs["temb"]
+        if "Single" in block.__name__:
+            inputs |= {"encoder_hidden_states": None, "temb_mod": torch.randn(1, 3 * width)}
+            inputs["hidden_states"] = torch.randn(1, tokens, width)
+        else:
+            inputs |= {f"temb_mod_{stream}": torch.randn(1, 6 * width) for stream in ("img", "txt")}
     if "Qwen" not in block.__name__:
         angles = torch.randn(tokens, HEAD_SIZE // 2).repeat_interleave(2, dim=1)
         return inputs | {"image_rotary_emb": (angles.cos(), angles.sin())}

@@ -30,7 +30,12 @@ if TYPE_CHECKING:
     from ..models.edit_model import EditModel
 
 
-LESSONS = {"tiny/flux-kontext": "frame", "tiny/qwen-image-edit": "frame", "tiny/qwen-image-edit-plus": "join"}
+LESSONS = {
+    "tiny/flux-kontext": "frame",
+    "tiny/qwen-image-edit": "frame",
+    "tiny/qwen-image-edit-plus": "join",
+    "tiny/flux2-klein": "join",
+}
 """The edit that each base model is taught, one of `shapes.TAUGHT_EDITS` and `shapes.TAUGHT_TWO_PICTURE_EDITS`, which no
 base model was trained on."""
 
@@ -64,9 +69,10 @@ def demo(options: argparse.Namespace) -> int:
     panels, scores, commands = [], {}, []
     with Console() as console:
         console.line(
-            "Three tiny models, with the architectures of FLUX.1 Kontext, Qwen-Image-Edit and Qwen-Image-Edit-2511,\n"
-            "are each taught an edit that they have never seen, from a few hundred examples; the last one's combines\n"
-            "two images. Then they edit images that they were not trained on. No GPU and no download are needed.\n"
+            "Four tiny models, with the architectures of FLUX.1 Kontext, Qwen-Image-Edit, Qwen-Image-Edit-2511 and\n"
+            "FLUX.2 [klein], are each taught an edit that they have never seen, from a few hundred examples; those of\n"
+            "the last two combine two images. Then they edit images that they were not trained on. No GPU and no\n"
+            "download are needed.\n"
             f"Everything goes to {folder.resolve()}"
         )
         for number, (base_model, edit) in enumerate(LESSONS.items(), 1):

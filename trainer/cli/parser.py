@@ -79,7 +79,7 @@ def _add_demo(commands: Any) -> None:
         commands,
         "demo",
         ("demo", "demo"),
-        "Try it out: teach three tiny models an edit that they have never seen.",
+        "Try it out: teach four tiny models an edit that they have never seen.",
         "Needs no GPU and no download, and takes a few minutes on two CPU cores. Writes samples.png, which\n"
         "shows images that were not trained on, before and after.",
         "demo --out demo",

@@ -225,6 +225,12 @@ class RunSettings(RecordedModel):
         description="Guidance scale of the samples with sample_lora, in place of sample_guidance. 0: the model's own.",
         json_schema_extra=NO_EFFECT_ON_TRAINING,
     )
+    sample_base: str = Field(
+        default="",
+        description="Transformer to draw samples with, a file or a folder in diffusers' layout: the model that was "
+        "distilled from the base, in 4 steps at guidance 1. Empty: the trained base.",
+        json_schema_extra=NO_EFFECT_ON_TRAINING,
+    )
 
 
 def caches_texts(params: RequestParams, settings: RunSettings) -> bool:

@@ -253,11 +253,13 @@ class Encoder:
     def encode_text(self, caption: str, controls: Sequence[torch.Tensor]) -> Tensors:
         """Encode a caption; returns tensors `[1, ...]` in the encoder's dtype, on the CPU.
 
-        `controls` are prepared control images, float32 `[1, 3, H, W]` in 0..1.
+        `controls` are prepared control images, float32 `[1, 3, H, W]` in 0..1. Raises BadInput where the text encoder
+        belongs to another transformer.
         """
         encoder = self.components.text_encoder()
         with torch.no_grad():
             conditioning = encoder.encode(caption, controls)
+        self.components.model.check_text(conditioning)
         return {name: tensor.to("cpu") for name, tensor in conditioning.items()}
 
 

@@ -99,8 +99,8 @@ class ComfyPorts:
     """ComfyUI's node that loads the right CLIP, with its settings, for messages."""
     clip_class: str
     """Class of `CLIP.cond_stage_model`, or a base of it."""
-    tokenizer_class: str = ""
-    """Exact class of `CLIP.tokenizer`; empty: any."""
+    tokenizer_classes: tuple[str, ...] = ()
+    """Exact classes that `CLIP.tokenizer` may have; empty: any."""
     has_pooled_output: bool
     """True if the conditioning includes CLIP's pooled output."""
     vae_loader: str

@@ -187,7 +187,7 @@ QWEN_IMAGE_EDIT = FamilyInfo(
         clip_loader='CLIPLoader with qwen_2.5_vl_7b, type "qwen_image"',
         clip_class="comfy.text_encoders.qwen_image.QwenImageTEModel",
         # Other models derive their text encoders from Qwen-Image's, with templates of their own.
-        tokenizer_class="comfy.text_encoders.qwen_image.QwenImageTokenizer",
+        tokenizer_classes=("comfy.text_encoders.qwen_image.QwenImageTokenizer",),
         has_pooled_output=False,
         vae_loader="VAELoader with Qwen-Image's VAE (qwen_image_vae.safetensors)",
         vae_class="comfy.ldm.wan.vae.WanVAE",
@@ -276,6 +276,15 @@ FLUX2_KLEIN = FamilyInfo(
             sample_steps=20,
             sample_guidance=5.0,
         ),
+        Variant(
+            name="tiny/flux2-klein",
+            folder=EMBEDDED / "flux2-klein",
+            resolution=64,
+            max_sample_resolution=64,
+            text_length=32,
+            sample_steps=10,
+            sample_guidance=1.0,
+        ),
     ),
     configs=CONFIGS / "flux2-klein",
     pipeline_class="Flux2KleinPipeline",
@@ -295,7 +304,8 @@ FLUX2_KLEIN = FamilyInfo(
     comfyui=ComfyPorts(
         clip_loader='CLIPLoader with qwen_3_4b, or qwen_3_8b for the 9B, type "flux2"',
         clip_class="comfy.text_encoders.flux.Flux2TEModel",
-        tokenizer_class="comfy.text_encoders.flux.KleinTokenizer",
+        # FLUX.2 [dev]'s text encoder has the same class.
+        tokenizer_classes=("comfy.text_encoders.flux.KleinTokenizer", "comfy.text_encoders.flux.KleinTokenizer8B"),
         has_pooled_output=False,
         vae_loader="VAELoader with FLUX.2's VAE (flux2-vae.safetensors)",
         vae_class="comfy.ldm.models.autoencoder.AutoencoderKL",

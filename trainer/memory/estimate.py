@@ -161,7 +161,9 @@ class MemoryEstimate:
 
     @property
     def _modulation_is_frozen(self) -> bool:
-        return self.params.use_lora and self.settings.lora_targets != "all-linear"
+        """True if there are modulation layers to offload and none of them is trained."""
+        frozen = self.params.use_lora and self.settings.lora_targets != "all-linear"
+        return frozen and any(self.weights.modulation)
 
     def _checkpointing_modes(self, blocks: int) -> list[tuple[ActivationCheckpointing, ...]]:
         """Checkpointing modes of the blocks, the fastest first. The last blocks, whose backward pass comes first, save

@@ -92,8 +92,9 @@ class FewBlocks:
         precision = "fp8" if made.package else shape.precision
         for name in large_weights(self.transformer):
             layer = cast("torch.nn.Linear", self.transformer.get_submodule(name))
-            quantized = quantize(layer.weight.detach(), precision)
-            self.transformer.set_submodule(name, QuantizedLinear(quantized, layer.in_features, layer.bias.detach()))
+            quantized, bias = quantize(layer.weight.detach(), precision), layer.bias
+            bias = None if bias is None else bias.detach()
+            self.transformer.set_submodule(name, QuantizedLinear(quantized, layer.in_features, bias))
         set_quantize_activations(self.transformer, shape.quantize_activations)
 
     def forward_peak(self) -> int:

@@ -21,6 +21,8 @@ from .model_parts import TEXT_WORK_BYTES
 from .plan import FROZEN, SLOTS, TRAINED, PhaseMemory, Plan
 
 if TYPE_CHECKING:
+    from pathlib import Path
+
     from ..models.edit_model import EditModel
     from ..models.family import Family
 
@@ -124,7 +126,7 @@ class Phases:
         return sum(plan.expected.get(name, 0) for name in (FROZEN, SLOTS, TRAINED))
 
 
-_PUBLISHED: dict[tuple[str, torch.dtype], EncoderBytes | None] = {}
+_PUBLISHED: dict[tuple[Path, torch.dtype], EncoderBytes | None] = {}
 _GIVEN: WeakKeyDictionary[Family, dict[torch.dtype, EncoderBytes | None]] = WeakKeyDictionary()
 """Bytes of encoders in a folder or in files, which may be replaced while the program runs."""
 
@@ -133,7 +135,7 @@ def _encoder(model: EditModel, dtype: torch.dtype) -> EncoderBytes | None:
     """Return `encoder_bytes`, counted once for a model or for all that have the published encoders: building the
     encoders without storage takes seconds."""
     if model.ports is None and model.folder is None and not model.files.of("text"):
-        key = model.family.info.name, dtype
+        key = model.family.configs, dtype
         if key not in _PUBLISHED:
             _PUBLISHED[key] = encoder_bytes(model, dtype)
         return _PUBLISHED[key]

@@ -31,7 +31,7 @@ from ..single_file.vae import load_vae
 from .family import Family, family_class
 from .model_files import NO_FILES, ModelFiles, check_files, warnings_about_files
 from .transformer import load_folder, load_single_file, open_transformer, weights_files
-from .types import ImageCodec, Ports, TextEncoder
+from .types import ImageCodec, Ports, TextConditioning, TextEncoder
 
 FILE_TYPES = ("json", "safetensors", "txt", "model", "jinja")
 """Extensions of the files of a pipeline folder that are downloaded."""
@@ -121,6 +121,22 @@ class EditModel:
         with _readable(f"{self.base_model}: {path}"):
             config = json.loads(path.read_text(encoding="utf-8"))
         return config if self.folder else self.family.with_options(config)
+
+    @cached_property
+    def text_width(self) -> int:
+        """Channels of the text tokens that the transformer takes."""
+        return self.transformer_config()["joint_attention_dim"]
+
+    def check_text(self, text: TextConditioning) -> None:
+        """Raise BadInput for a conditioning, `[1, ...]` of any dtype, that is not of the transformer's width."""
+        width = text["prompt_embeds"].shape[-1]
+        if width != self.text_width:
+            loader = f": {self.family.info.comfyui.clip_loader}" if self.ports else ""
+            raise BadInput(
+                f"The text encoder gives {width} channels and the transformer of {self.base_model} takes "
+                f"{self.text_width}, so one of the two belongs to another model. Choose the text encoder of this "
+                f"transformer{loader}."
+            )
 
     def transformer_parameters(self) -> int:
         """Number of the transformer's parameters, without loading it."""

@@ -236,7 +236,7 @@ class Family(ABC):
     @abstractmethod
     def modulation_layers(self) -> str:
         """Regular expression of the full names of the Linears whose input is only the embedding of timestep, guidance
-        and pooled text: vectors of an example, not of its tokens."""
+        and pooled text: vectors of an example, not of its tokens. Empty: none that are worth offloading."""
 
     def modulation_rows(self, transformer: torch.nn.Module, layer: str) -> int:
         """Vectors of each example that the modulation layer of this full name is given: 1, or 2 where the second half

@@ -11,9 +11,11 @@ from typing import Any, ClassVar
 
 import torch
 from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel, ModelMixin
+from diffusers.models.transformers import transformer_flux2
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from PIL import Image
 
+from ..blocks.flux2 import Flux2SingleTransformerBlock, Flux2TransformerBlock
 from ..data.resize import Size, cut_to_multiples
 from ..families.records import FLUX2_KLEIN
 from ..single_file.key_mapping import Layout, Shapes
@@ -43,7 +45,10 @@ class Flux2Klein(PipelineFamily):
     pipeline = Flux2KleinPipeline
     latent_step = 16
     transformer = Flux2Transformer2DModel
-    blocks: ClassVar = {}
+    blocks: ClassVar = {
+        transformer_flux2.Flux2TransformerBlock: Flux2TransformerBlock,
+        transformer_flux2.Flux2SingleTransformerBlock: Flux2SingleTransformerBlock,
+    }
     text_encoders: ClassVar = TEXT_ENCODERS
     tokenizers: ClassVar = TOKENIZERS
     counted_tokenizer = "tokenizer"

@@ -1,4 +1,5 @@
-"""The embedded models: tiny Flux Kontext, Qwen-Image-Edit and -2511, made from nothing for tests and the demo.
+"""The embedded models, made from nothing for tests and the demo: tiny Flux Kontext, Qwen-Image-Edit, its 2511, and
+FLUX.2 [klein].
 
 make         the command that makes them: `python -m trainer.tiny.make`
 parts        transformers, schedulers and pipelines, written as diffusers folders

@@ -46,7 +46,7 @@ VAE_BATCH = 8
 PAIRS = 6_000
 
 
-TRANSFORMER_STEPS = dict.fromkeys(FAMILIES, 4200) | {"flux2-klein": 3600}
+TRANSFORMER_STEPS = dict.fromkeys(FAMILIES, 4200)
 
 
 EDITS = dict.fromkeys(FAMILIES, BASE_EDITS) | {
@@ -112,7 +112,7 @@ def make_vae(family: str, folder: Path) -> None:
     pairs = make_pairs(kinds, SEED, PICTURES // 2)
     pixels = to_pixels(image for pair in pairs for image in (pair.control, pair.target))
     if family in MADE_FROM:
-        widen_vae(folder.parent / MADE_FROM[family], folder, pixels[:2000])
+        convert_vae(folder.parent / MADE_FROM[family], folder, pixels[:2000])
         return
     vae = {"flux-kontext": flux_vae, "qwen-image-edit": qwen_vae}[family]()
     for decoder_only, steps in ((False, VAE_STEPS), (True, VAE_DECODER_STEPS)):
@@ -126,7 +126,7 @@ def make_vae(family: str, folder: Path) -> None:
     save_vae(vae, folder, pixels[:2000])
 
 
-def widen_vae(trained: Path, folder: Path, pixels: torch.Tensor) -> None:
+def convert_vae(trained: Path, folder: Path, pixels: torch.Tensor) -> None:
     """Make the VAE of FLUX.2 from Flux's in the folder `trained`, with the latent statistics of uint8 `pixels`
     [N, 3, H, W], and write it."""
     from diffusers.models.autoencoders.autoencoder_kl import AutoencoderKL
@@ -173,7 +173,6 @@ def make_transformer(family: str, folder: Path, work: Path) -> None:
     from ..data.dataset import open_dataset
     from ..events import Finished, Step, drain
     from ..models.edit_model import open_model
-    from ..tensors import copy_values, read_weights
     from ..training.loop import train
     from .vae import single_frames
 
@@ -191,9 +190,8 @@ def make_transformer(family: str, folder: Path, work: Path) -> None:
             if isinstance(event, Step) and event.step % 50 == 0:
                 print(f"{family} step {event.step}/{event.steps}  loss {event.loss:.4f}", flush=True)
             elif isinstance(event, Finished) and event.weights is not None:
-                weights = read_weights(event.weights, "trained transformer")
+                model = model.with_weights(event.weights)
     transformer = cast("ModelMixin", model.load_transformer("cpu", torch.float32))
-    copy_values(dict(transformer.named_parameters()), weights)
     write_part(transformer, folder / "transformer")
 
 

@@ -60,11 +60,11 @@ def qwen_transformer() -> QwenImageTransformer2DModel:
 
 
 def flux2_transformer() -> Flux2Transformer2DModel:
-    """Build a FLUX.2 transformer without guidance embedding, with the real head size and latents."""
+    """Build a FLUX.2 transformer without guidance embedding, with the real head size."""
     from diffusers.models.transformers.transformer_flux2 import Flux2Transformer2DModel
 
     return Flux2Transformer2DModel(
-        in_channels=2 * TOKEN_CHANNELS,
+        in_channels=TOKEN_CHANNELS,
         num_layers=3,
         num_single_layers=3,
         attention_head_dim=128,

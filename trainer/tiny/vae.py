@@ -91,20 +91,14 @@ def qwen_vae() -> AutoencoderKLQwenImage:
 
 
 def flux2_vae(trained: AutoencoderKL) -> AutoencoderKLFlux2:
-    """Build FLUX.2's VAE of 32 latent channels from Flux's trained one: it has each of its channels twice, and images
-    come back the same."""
+    """Build FLUX.2's VAE from Flux's trained one, with its 16 latent channels, of the same latents and images. The
+    published one has 32, whose noise alone would fill the tiny transformer's width."""
     from diffusers.models.autoencoders.autoencoder_kl_flux2 import AutoencoderKLFlux2
 
     shared = ("down_block_types", "up_block_types", "block_out_channels", "layers_per_block", "norm_num_groups")
     config: dict[str, Any] = {name: trained.config[name] for name in shared}
-    vae = AutoencoderKLFlux2(
-        **config, latent_channels=2 * LATENT_CHANNELS, mid_block_add_attention=False, sample_size=64
-    )
+    vae = AutoencoderKLFlux2(**config, latent_channels=LATENT_CHANNELS, mid_block_add_attention=False, sample_size=64)
     weights = {name: tensor.float() for name, tensor in trained.state_dict().items()}
-    for leaf in ("weight", "bias"):
-        mean, variance = weights[f"encoder.conv_out.{leaf}"].chunk(2)
-        weights[f"encoder.conv_out.{leaf}"] = torch.cat([mean, mean, variance, variance])
-    weights["decoder.conv_in.weight"] = torch.cat([weights["decoder.conv_in.weight"] / 2] * 2, dim=1)
     vae.load_state_dict({**vae.state_dict(), **weights})
     for convolution in (vae.quant_conv, vae.post_quant_conv):
         assert convolution is not None

@@ -15,6 +15,7 @@ batch_sampler   which examples share a micro-batch
 batch           micro-batches, loaded and with their noise
 dataloader      encoding of everything a run needs, and loading ahead
 sample_images   drawing of the sample prompts
+sample_base     another base that samples are drawn on
 rng             addressed random generators
 checkpoint      checkpoints on disk
 choose_folder   which folder a run starts or resumes in

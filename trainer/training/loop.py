@@ -18,6 +18,7 @@ from ..distributed.processes import SingleProcess
 from ..encoding.cache import DamagedEntry
 from ..errors import NotFinite, RunFailed
 from ..events import Event, Finished, Notice, Progress, RunControl, Started, Step
+from ..lora.adapter import LoraAdapter
 from ..memory.estimate import FULL_SIZE_PARAMETERS
 from ..tensors import DTYPES
 from .batch import Batch, idle_batch
@@ -275,5 +276,9 @@ class Training:
         if self.processes.world_size > 1 and self.step > self.state.saved_step:
             yield self.state.save()  # a launcher kills a stopped run after a grace period, which drawing may exceed
         averaged = self.state.averaged() if self.settings.sample_ema else nullcontext()
-        with averaged, self.state.trainable.exported_values(DTYPES[self.settings.save_dtype]):
-            yield from self.loader.samples.draw(self.step)
+        trainable, dtype = self.state.trainable, DTYPES[self.settings.save_dtype]
+        elsewhere = self.context.sample_base is not None
+        with averaged:
+            lora = trainable.exported(dtype) if elsewhere and isinstance(trainable, LoraAdapter) else None
+            with trainable.exported_values(dtype):
+                yield from self.loader.samples.draw(self.step, lora)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import io
-from collections.abc import Generator, Sequence
+from collections.abc import Generator, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,7 +56,9 @@ class SampleImages:
         steps, guidance = settings.sample_steps, settings.sample_guidance
         if self.lora is not None:
             steps, guidance = settings.sample_lora_steps, settings.sample_lora_guidance
-        self.options = DenoiseOptions.for_variant(self.family.variant, steps, guidance, settings.sample_seed)
+        self.base = context.sample_base
+        own = DenoiseOptions.for_variant(self.family.variant, steps, guidance, settings.sample_seed)
+        self.options = self.base.options if self.base else own
 
     def prepare(self, texts: TextEmbeddings, control: RunControl) -> Generator[Progress | Notice, None, None]:
         """Fetch and encode control images and prompts.
@@ -112,14 +114,18 @@ class SampleImages:
         """Tell whether samples of this step are still to be drawn."""
         return not all(self.run.sample_path(step, index).is_file() for index in range(len(self.prepared)))
 
-    def draw(self, step: int) -> Generator[Progress | Notice | Sample, None, None]:
-        """Draw all samples and save them; a process that does not write only takes part in the drawing."""
+    def draw(
+        self, step: int, lora: Mapping[str, torch.Tensor] | None = None
+    ) -> Generator[Progress | Notice | Sample, None, None]:
+        """Draw all samples and save them; a process that does not write only takes part in the drawing. `lora`: the
+        trained one, exported, [rank, in] and [out, rank] of any float dtype, for a base of the samples' own."""
         drawn = []
-        with self._with_lora():
+        own = self.base.drawing(self.components, lora) if self.base and lora else nullcontext(self.components)
+        with self._with_lora(), own as components:
             for sample in self.prepared:
                 controls = [self.family.pack(latents) for latents in sample.control_latents]
                 inputs = DenoiseInputs(controls, sample.text, sample.negative_text, sample.size)
-                drawn.append((yield from denoise(self.components, inputs, self.options)))
+                drawn.append((yield from denoise(components, inputs, self.options)))
         if not self.run.writes:
             return
         for index, (sample, latents) in enumerate(zip(self.prepared, drawn, strict=True)):

@@ -33,6 +33,7 @@ from .choose_folder import open_run_folder
 from .held_out import held_out_count, measuring_cost
 from .optim import changed_schedule, check_optimizer
 from .run_folder import RunFolder, run_fingerprint
+from .sample_base import SampleBase, open_sample_base
 
 if TYPE_CHECKING:
     from ..data.dataset import EditDataset
@@ -52,6 +53,7 @@ class RunContext:
     processes: SingleProcess
     init_lora: InitLora | None
     sample_lora: SampleLora | None
+    sample_base: SampleBase | None
     identity: Mapping[str, str]
     """Fingerprint of the run, how it computes and its conditioning policy, which its checkpoints carry."""
 
@@ -84,6 +86,7 @@ def open_run(
     """
     params = request.training_params
     init_lora = open_init_lora(model, params, settings)
+    sample_base = open_sample_base(model, params, settings, processes.world_size)
     weights = [model.fingerprint("transformer"), model.fingerprint("vae"), model.fingerprint("text")]
     weights += [init_lora.fingerprint] if init_lora is not None else []
     run_dir = named_folder(run_dir)
@@ -102,16 +105,14 @@ def open_run(
     sample_lora = open_sample_lora(model, settings)
     yield from _notices(notice for lora in (init_lora, sample_lora) if lora for notice in lora.notices)
     _check_settings(params, settings, dataset, processes)
-    if not params.use_lora:
-        yield from _notices([full_fine_tune_need(model, settings, processes.world_size)])
+    yield from _notices([None if params.use_lora else full_fine_tune_need(model, settings, processes.world_size)])
     dataset, model = yield from _check_rows(request, dataset, model, settings, processes)
     device = device or processes.device()
-    began = run.state()
     plan = joint_plan(model, params, resumed_settings(run, settings), processes, device)
     _require_format(plan)
     yield _planned(plan, len(dataset), params, settings, processes)
     arithmetic = arithmetic_of(plan, device)
-    yield from _notices([_changed_arithmetic(began, arithmetic), _changed_schedule(run, params, settings)])
+    yield from _notices([_changed_arithmetic(run.state(), arithmetic), _changed_schedule(run, params, settings)])
     identity = {"fingerprint": fingerprint, **arithmetic, "conditioning": model.policy}
     run.begin(request, settings, identity)
     return RunContext(
@@ -124,6 +125,7 @@ def open_run(
         processes=processes,
         init_lora=init_lora,
         sample_lora=sample_lora,
+        sample_base=sample_base,
         identity=identity,
     )
 

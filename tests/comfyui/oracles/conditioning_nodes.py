@@ -21,6 +21,11 @@ WATCHED = {
         "time_text_embed": "pooled",
         "pos_embed": "positions",
     },
+    ("diffusers", "Flux2Transformer2DModel"): {
+        "x_embedder": "tokens",
+        "context_embedder": "text",
+        "pos_embed": "positions",
+    },
     ("comfy", "Flux"): {"img_in": "tokens", "txt_in": "text", "vector_in": "pooled", "pe_embedder": "positions"},
     ("diffusers", "QwenImageTransformer2DModel"): {
         "img_in": "tokens",
@@ -64,10 +69,14 @@ class Watcher:
         side = type(module).__module__.partition(".")[0]
         if parts := WATCHED.get((side, type(module).__name__)):
             self.seen[side].append({})
-            self._places |= {id(part := module.get_submodule(name)): (part, side, what) for name, what in parts.items()}
+            modules = dict(module.named_modules())
+            found = {name: modules[name] for name in parts if name in modules}  # FLUX.2 has no `vector_in`
+            self._places |= {id(part): (part, side, parts[name]) for name, part in found.items()}
         elif place := self._places.get(id(module)):
             _, side, what = place
-            self.seen[side][-1][what] = args[-1]
+            seen = self.seen[side][-1]
+            # FLUX.2 asks for the image's positions, then for the text's, which come first.
+            seen[what] = torch.cat([args[-1], seen[what]]) if what == "positions" and what in seen else args[-1]
 
     def _after(self, module: torch.nn.Module, args: tuple, output: Any) -> None:
         place = self._places.get(id(module))

@@ -20,6 +20,11 @@ KINDS = {
     "Qwen/Qwen-Image-Edit": ("QwenImageTransformer2DModel", {}),
     "Qwen/Qwen-Image-Edit-2509": ("QwenImageTransformer2DModel", {}),
     "Qwen/Qwen-Image-Edit-2511": ("QwenImageTransformer2DModel", {"zero_cond_t": True}),
+    "black-forest-labs/FLUX.2-klein-base-4B": ("Flux2Transformer2DModel", {}),
+    "black-forest-labs/FLUX.2-klein-base-9B": (
+        "Flux2Transformer2DModel",
+        {"num_layers": 8, "num_single_layers": 24, "num_attention_heads": 32, "joint_attention_dim": 12288},
+    ),
 }
 
 
@@ -36,13 +41,13 @@ class FullSizeLayout(io.ComfyNode):
     def execute(cls, base_model: str) -> io.NodeOutput:
         family = trainer("models.edit_model").open_model(base_model).family
         kind, options = KINDS[base_model]
-        transformer = family.empty_transformer({"_class_name": kind, "axes_dims_rope": (16, 56, 56), **options})
+        transformer = family.empty_transformer(FULL_SIZE[kind] | {"_class_name": kind, **options})
         mapping = trainer("single_file.key_mapping")
         stored = dict(mapping.to_stored(family.layout(transformer), transformer.state_dict()))
         stored |= mapping.marker_tensors(family.variant.marker)
         detected = comfy.model_detection.model_config_from_unet(dict(stored), "")
         marked = {"default_ref_method": "index_timestep_zero"} if family.variant.marker else {}
-        model = empty_model(FULL_SIZE[kind] | {"_class_name": kind} | marked, torch.device("meta"))
+        model = empty_model(FULL_SIZE[kind] | options | {"_class_name": kind} | marked, torch.device("meta"))
         loaded = detected.process_unet_state_dict(dict(stored))
         theirs = {name: tuple(tensor.shape) for name, tensor in model.diffusion_model.state_dict().items()}
         ours = {name: tuple(tensor.shape) for name, tensor in loaded.items()}
@@ -122,12 +127,13 @@ def _predictions(family, ours: torch.nn.Module, theirs: torch.nn.Module) -> tupl
     """One velocity by each model for the same latents, control, text and time."""
     draw = torch.Generator().manual_seed(5)
     noisy, control = torch.randn(1, 16, 8, 8, generator=draw), torch.randn(1, 16, 8, 12, generator=draw)
-    qwen = family.info.name == "qwen-image-edit"
+    qwen, klein = family.info.name == "qwen-image-edit", family.info.name == "flux2-klein"
     # Both count the text's positions from the largest image, or from the target: equal where the target is largest.
     noisy = torch.randn(1, 16, 12, 12, generator=draw) if qwen else noisy
+    noisy, control = (image.repeat(1, 8, 1, 1) if klein else image for image in (noisy, control))
     text = {"prompt_embeds": torch.randn(1, 7, ours.config.joint_attention_dim, generator=draw)}
     options = {}
-    if not qwen:
+    if not qwen and not klein:
         text["pooled_prompt_embeds"] = torch.randn(1, ours.config.pooled_projection_dim, generator=draw)
         options = {"y": text["pooled_prompt_embeds"], "guidance": torch.tensor([2.5])}
     sigma = torch.tensor([0.6])

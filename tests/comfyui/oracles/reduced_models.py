@@ -9,12 +9,12 @@ from typing import Any
 
 import comfy.sd
 import torch
-from comfy.ldm.models.autoencoder import AutoencodingEngine
+from comfy.ldm.models.autoencoder import AutoencoderKL, AutoencodingEngine
 from comfy.ldm.wan.vae import WanVAE
 from comfy.model_patcher import ModelPatcher
 from comfy.sd1_clip import SD1ClipModel, SDClipModel
-from comfy.text_encoders.flux import FluxClipModel, FluxTokenizer
-from comfy.text_encoders.llama import Qwen25_7BVLI
+from comfy.text_encoders.flux import Flux2TEModel, FluxClipModel, FluxTokenizer, KleinTokenizer
+from comfy.text_encoders.llama import Qwen3_4B, Qwen25_7BVLI
 from comfy.text_encoders.qwen_image import Qwen25_7BVLIModel, QwenImageTEModel, QwenImageTokenizer
 from comfy.text_encoders.qwen_vl import Qwen2VLVisionTransformer
 from comfy.text_encoders.t5 import T5
@@ -22,7 +22,7 @@ from comfy_api.latest import io
 from safetensors.torch import save_file
 
 CPU = torch.device("cpu")
-FAMILIES = ["flux-kontext", "qwen-image-edit"]
+FAMILIES = ["flux-kontext", "qwen-image-edit", "flux2-klein"]
 CLIP_L: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -49,6 +49,13 @@ QWEN: dict[str, Any] = {
     "hidden_size": QWEN_WIDTH,
     "intermediate_size": 256,
     "num_hidden_layers": 2,
+    "num_attention_heads": 2,
+    "num_key_value_heads": 1,
+}
+QWEN3: dict[str, Any] = {
+    "hidden_size": 64,
+    "intermediate_size": 96,
+    "num_hidden_layers": 28,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
@@ -125,6 +132,36 @@ class SmallQwenClip(QwenImageTEModel):
         return self.widen(out), pooled, extra
 
 
+class SmallQwen3(Qwen3_4B):
+    """Built without weights first, as at full width they would take gigabytes."""
+
+    def __init__(self, config_dict, dtype, device, operations) -> None:
+        super().__init__(config_dict, dtype, torch.device("meta"), operations)
+        self.to_empty(device=device)
+
+
+class SmallKleinModel(SDClipModel):
+    def __init__(self, device="cpu", dtype=None, model_options: dict | None = None) -> None:
+        super().__init__(
+            device=device,
+            layer=[9, 18, 27],
+            textmodel_json_config=dict(QWEN3),
+            dtype=dtype,
+            special_tokens={"pad": 151643},
+            layer_norm_hidden_state=False,
+            model_class=SmallQwen3,
+            enable_attention_masks=True,
+            return_attention_masks=True,
+            model_options=model_options or {},
+        )
+
+
+class SmallKleinClip(Flux2TEModel):
+    def __init__(self, device="cpu", dtype=None, model_options: dict | None = None) -> None:
+        options = {"device": device, "dtype": dtype, "model_options": model_options or {}}
+        super().__init__(name="qwen3_4b", clip_model=SmallKleinModel, **options)
+
+
 def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Weights that keep signals about their size; norms start at one."""
     draw = torch.Generator().manual_seed(seed)
@@ -140,12 +177,13 @@ def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 def reduced_clip(family: str, width: int, seed: int = 0) -> comfy.sd.CLIP:
     """A CLIP of ComfyUI's classes with ComfyUI's tokenizers; `width` of Qwen's conditioning."""
-    flux = family == "flux-kontext"
-    target = SimpleNamespace(
-        params={} if flux else {"width": width},
-        clip=SmallFluxClip if flux else SmallQwenClip,
-        tokenizer=FluxTokenizer if flux else QwenImageTokenizer,
-    )
+    clip, tokenizer = {
+        "flux-kontext": (SmallFluxClip, FluxTokenizer),
+        "qwen-image-edit": (SmallQwenClip, QwenImageTokenizer),
+        "flux2-klein": (SmallKleinClip, KleinTokenizer),
+    }[family]
+    params = {"width": width} if family == "qwen-image-edit" else {}
+    target = SimpleNamespace(params=params, clip=clip, tokenizer=tokenizer)
     options = {"dtype": torch.float32, "load_device": CPU, "offload_device": CPU, "initial_device": CPU}
     clip = comfy.sd.CLIP(target, model_options=options)
     randomize(clip.cond_stage_model, seed)
@@ -159,9 +197,12 @@ def reduced_vae(family: str, seed: int = 0) -> comfy.sd.VAE:
         vae.first_stage_model.encode = remembered(vae.first_stage_model.encode)
         return vae
     # ComfyUI builds this one with 128 channels always; a small one takes its place.
-    known = {"decoder.conv_in.weight": (512, 16, 3, 3), "encoder.down.2.downsample.conv.weight": (512, 512, 3, 3)}
+    klein = family == "flux2-klein"
+    known = {"decoder.conv_in.weight": (512, 32 if klein else 16, 3, 3)}
+    known |= {"encoder.down.2.downsample.conv.weight": (512, 512, 3, 3)}
+    known |= {"bn.running_mean": (128,), "post_quant_conv.weight": (32, 32, 1, 1)} if klein else {}
     vae = comfy.sd.VAE(sd={name: torch.zeros(shape) for name, shape in known.items()}, dtype=torch.float32)
-    vae.first_stage_model = randomize(_engine(KL), seed)
+    vae.first_stage_model = _with_statistics(randomize(_klein_vae(KL), seed)) if klein else randomize(_engine(KL), seed)
     vae.patcher = ModelPatcher(vae.first_stage_model, load_device=CPU, offload_device=CPU)
     return vae
 
@@ -218,11 +259,25 @@ def _engine(sizes: dict[str, Any]) -> AutoencodingEngine:
     )
 
 
+def _klein_vae(sizes: dict[str, Any]) -> AutoencoderKL:
+    return AutoencoderKL(ddconfig=sizes | {"z_channels": 32, "batch_norm_latent": True}, embed_dim=32)
+
+
+def _with_statistics(vae: AutoencoderKL) -> AutoencoderKL:
+    """The VAE with means and variances that are not all alike."""
+    vae.bn.running_mean.copy_(torch.linspace(-1, 1, 128))
+    vae.bn.running_var.copy_(torch.linspace(0.5, 2, 128))
+    return vae
+
+
 def full_vae(family: str) -> torch.nn.Module:
     """ComfyUI's VAE class at its full size, random."""
     if family == "qwen-image-edit":
         return randomize(WanVAE(**WAN | {"dim": 96}), 0)
-    return randomize(_engine(KL | {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}), 0)
+    sizes = KL | {"ch": 128, "ch_mult": [1, 2, 4, 4], "num_res_blocks": 2}
+    if family == "flux2-klein":
+        return _with_statistics(randomize(_klein_vae(sizes), 0))
+    return randomize(_engine(sizes), 0)
 
 
 class VaeFile(io.ComfyNode):

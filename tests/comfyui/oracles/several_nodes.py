@@ -100,7 +100,7 @@ class SeveralControls(io.ComfyNode):
         edited = inference.decode(components, latents)
         references = [to_comfy(family, family.unpack(control)) for control in controls]
         ours = to_comfy(family, latents)
-        noise = randn_tensor(latents.shape, generator=torch.Generator("cpu").manual_seed(seed)).unsqueeze(2)
+        noise = framed(family, randn_tensor(latents.shape, generator=torch.Generator("cpu").manual_seed(seed)))
         return io.NodeOutput(
             FixedNoise(noise),
             ", ".join(f"{sigma:.9f}" for sigma in scheduler.sigmas.tolist()),
@@ -118,10 +118,17 @@ def components_of(model: Any) -> Any:
 
 
 def to_comfy(family: Any, latents: torch.Tensor) -> torch.Tensor:
-    """Normalized latents as ComfyUI's samplers give them: those of the VAE, one frame each."""
+    """Normalized latents as ComfyUI's samplers give them: those of the VAE, one frame each for a video VAE."""
     import comfy.latent_formats
 
-    return comfy.latent_formats.Wan21().process_out(latents.unsqueeze(2))
+    formats = comfy.latent_formats
+    made = formats.Wan21() if family.info.comfyui.latent_dims == 3 else formats.Flux2()
+    return made.process_out(framed(family, latents))
+
+
+def framed(family: Any, latents: torch.Tensor) -> torch.Tensor:
+    """Latents with a frame axis where the family's VAE is one for videos."""
+    return latents.unsqueeze(2) if family.info.comfyui.latent_dims == 3 else latents
 
 
 def to_pil(image: torch.Tensor) -> Image.Image:
