@@ -38,9 +38,10 @@ STEPS = 2
 
 @dataclass
 class Loader:
-    """Stands for the run's loader: random micro-batches, no samples."""
+    """Stands for the run's loader: random micro-batches, no samples, no held-out rows."""
 
     context: RunContext
+    held_out = SimpleNamespace(examples=[])
 
     @property
     def samples(self) -> Any:
