@@ -205,17 +205,18 @@ def file_state(path: Path) -> str:
 
 
 def dataset_state(parquet: Path, columns: Columns, images_root: str = "") -> str:
-    """Value that changes with the parquets of a dataset and with the image files that they name, for
-    `fingerprint_inputs`.
+    """Value that changes with a dataset's files, their edits and their image files, for `fingerprint_inputs`.
 
     Raises BadInput.
     """
     from ..trainer.data.dataset import find_images_root
     from ..trainer.data.dataset_files import dataset_files
     from ..trainer.data.digests import pictures_state
+    from ..trainer.data.row_edits import edits_file
 
-    files = " ".join(map(file_state, dataset_files(parquet)))
-    return f"{files} {pictures_state(parquet, columns, find_images_root(images_root, parquet))}"
+    files = [path for file in dataset_files(parquet) for path in (file, edits_file(file))]
+    states = [file_state(path) for path in files if path.is_file()]
+    return f"{' '.join(states)} {pictures_state(parquet, columns, find_images_root(images_root, parquet))}"
 
 
 def save_control(picture: Image.Image) -> Path:

@@ -13,6 +13,7 @@ from PIL import Image
 from trainer.config.request import Columns
 from trainer.data.dataset import EditDataset, open_dataset
 from trainer.data.images import decode_image
+from trainer.data.row_edits import change_edits
 from trainer.errors import BadInput
 from trainer.events import drain
 from trainer.packing.examples import Added, Example, add_examples
@@ -51,6 +52,13 @@ def test_examples_are_appended_once_each_and_rows_keep_their_places(tmp_path: Pa
         assert decode_image(dataset.fetch(row.controls[0])).tobytes() == picture(number).tobytes()
         assert decode_image(dataset.fetch(row.target)).tobytes() == picture(number + 1000).tobytes()
     assert len(list((folder / "images").iterdir())) == 6
+
+
+def test_rows_that_are_left_out_stay_so_when_examples_are_added(tmp_path: Path) -> None:
+    added = add_examples(tmp_path, [example(1), example(2)])
+    change_edits(added.parquet, leave_out=[0], column="caption", captions={1: "edited"})
+    more = opened(add_examples(tmp_path, [example(1), example(3)]))
+    assert [(row.row, row.caption) for row in more] == [(0, "edited"), (1, "edit")]
 
 
 def test_examples_may_have_different_numbers_of_controls(tmp_path: Path) -> None:

@@ -19,6 +19,7 @@ from .cells import Block, hash_cells
 from .dataset_files import data_folder
 from .digests import MISSING, FileDigests, file_states, named_files
 from .downloads import Downloads
+from .edited_blocks import EditedBlocks, edited_blocks
 from .findings import report_findings
 from .image_refs import ImageRef, image_ref, is_absent, read_bytes
 from .parquet import column_faults
@@ -33,7 +34,7 @@ class EditRow:
     """One example."""
 
     row: int
-    """Row of the parquet, from 0."""
+    """Row of the parquet, from 0, without those that are left out (`EditDataset.file_row`)."""
     caption: str
     controls: tuple[ImageRef, ...]
     """Its control images, in the order of the columns; cells that are null or empty are left out."""
@@ -53,7 +54,7 @@ class EditDataset:
 
     def __init__(
         self,
-        blocks: RowBlocks,
+        blocks: RowBlocks | EditedBlocks,
         root: Path,
         downloads: Downloads,
         bad_rows: str,
@@ -94,6 +95,10 @@ class EditDataset:
         """Read the example in a row of the parquet, counted from 0."""
         return _edit_row(self._blocks.block(row), row, self.columns)
 
+    def file_row(self, row: int) -> int:
+        """Row of the file that a row is: another one where rows before it are left out."""
+        return self._blocks.file_row(row) if isinstance(self._blocks, EditedBlocks) else row
+
     def __iter__(self) -> Iterator[EditRow]:
         """Iterate over all examples in order; faster than indexing."""
         rows = self._rows
@@ -117,7 +122,7 @@ class EditDataset:
 
         Raises BadInput listing them with bad_rows "stop", or when no rows are left.
         """
-        faults = [BadRow(row, *fault) for row, fault in sorted(bad.items())]
+        faults = [BadRow(self.file_row(row), *fault) for row, fault in sorted(bad.items())]
         self._rows = np.setdiff1d(self._rows, np.fromiter(bad, dtype=np.int64), assume_unique=True)
         self.report = replace(
             self.report,
@@ -222,20 +227,26 @@ def open_dataset(
     `images_root` is the folder that relative image paths start from: absolute, or relative to the current folder or to
     the parquet's; empty for the parquet's folder. `downloads` stores images behind URLs; None uses a temporary folder.
     Where there are several columns of control images, a row may lack some of them, and with `allow_no_control` all.
-    Raises BadInput for columns that are missing or of the wrong type, for a parquet without rows, for bad rows with
-    `bad_rows` "stop", and when no usable row is left.
+    Rows that a person has left out and captions that they have edited (`row_edits`) make it the dataset of a parquet
+    without those rows and with those captions. Raises BadInput for columns that are missing or of the wrong type, for a
+    parquet without rows or with other rows than its edits, for bad rows with `bad_rows` "stop", and when no usable row
+    is left.
     """
     check_columns(columns.to_fields() | ({"mask_column": columns.mask} if columns.mask else {}), path)
     root = find_images_root(images_root, path)
     downloads = downloads or Downloads()
     blocks = RowBlocks(path, columns.names)
     try:
+        blocks = edited_blocks(blocks, columns.caption)
         if not blocks.rows:
             raise BadInput(f"{path} is empty: it has the columns but no rows.")
         findings = yield from check_rows(
             blocks, columns, root, lambda reference: read_bytes(reference, root, downloads), allow_no_control
         )
         report = report_findings(path, columns, findings, blocks.file_names)
+        if isinstance(blocks, EditedBlocks):
+            bad = tuple(fault._replace(row=blocks.file_row(fault.row)) for fault in report.bad)
+            report = replace(report, bad=bad, left_out=blocks.left_out, edited_captions=blocks.edited_captions)
         if report.bad_rows and (bad_rows == "stop" or not report.good_rows):
             raise BadRows(report)
     except BaseException:  # A generator closed half way (GeneratorExit) must close the file too.

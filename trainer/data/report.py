@@ -91,6 +91,9 @@ class DatasetReport:
     warnings: tuple[str, ...]
     files: tuple[tuple[str, int], ...] = ()
     """Names and first rows of the dataset's files, where there are several."""
+    left_out: int = 0
+    """Rows that a person has left out; they are not among `rows`."""
+    edited_captions: int = 0
 
     def file_and_row(self, row: int) -> tuple[str, int]:
         """Name of the file that a row is in, empty where there is only one, and the number of the row in it."""
@@ -132,10 +135,18 @@ class DatasetReport:
         ]
         if self.sampled < self.good_rows:
             lines.append(f"  (sizes from a sample of {_rows(self.sampled)}; every image is checked before training)")
+        if edits := self._edits():
+            lines.append(f"  {edits}")
         lines += [f"  warning: {warning}" for warning in self.warnings]
         if self.bad_rows:
             lines += ["  bad rows (counted from 0):", *(f"    {line}" for line in self.bad_row_lines())]
         return "\n".join(lines)
+
+    def _edits(self) -> str:
+        """Say what a person has edited; empty for nothing."""
+        left_out = [f"{_rows(self.left_out)} left out"] if self.left_out else []
+        captions = [f"{_rows(self.edited_captions, 'caption')} edited"] if self.edited_captions else []
+        return f"edits    {', '.join([*left_out, *captions])}" if left_out or captions else ""
 
     def _control_lines(self) -> Iterator[str]:
         """One line for each column of control images."""
@@ -163,6 +174,8 @@ class DatasetReport:
             **({"without_control": list(self.without_control)} if several else {}),
             "target_sizes": self.target_sizes and self.target_sizes.to_dict(),
             "warnings": list(self.warnings),
+            **({"left_out": self.left_out} if self.left_out else {}),
+            **({"edited_captions": self.edited_captions} if self.edited_captions else {}),
         }
 
 

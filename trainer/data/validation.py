@@ -20,6 +20,7 @@ from ..events import Progress
 from .cell_checks import CheckedBlock, cell_faults, is_unicode
 from .cells import Block, Cells, by_value
 from .column_words import image_role
+from .edited_blocks import EditedBlocks
 from .image_refs import ImageRef, image_ref, is_absent
 from .images import EncodedImage
 from .report import BadRow, first_bad_rows
@@ -88,7 +89,7 @@ class _Decoded:
 
 
 def check_rows(
-    blocks: RowBlocks,
+    blocks: RowBlocks | EditedBlocks,
     columns: Columns,
     root: Path,
     fetch: Callable[[ImageRef], bytes],

@@ -173,9 +173,8 @@ class Encoder:
         """Encode the images of an example that are missing in the cache. Raises RunFailed when they have changed."""
         read = self._read(dataset, dataset.read_row(example.row), PendingImages(self.cache))
         if read.example != example:
-            raise RunFailed(
-                f"The images of {dataset.report.place(example.row)} were changed during the run. Start it again."
-            )
+            place = dataset.report.place(dataset.file_row(example.row))
+            raise RunFailed(f"The images of {place} were changed during the run. Start it again.")
         self._encode(read.images)
 
     def control_image(self, data: bytes, target_size: Size) -> tuple[ControlImage, torch.Tensor]:

@@ -127,7 +127,7 @@ class RowChecks:
         tokens = self.captions.tokens(row.caption)
         length = self.family.caption_length()
         if length is not None and tokens > length:
-            self.findings.cut.append(row.row)
+            self.findings.cut.append(self.dataset.file_row(row.row))
         self.findings.longest_caption = max(self.findings.longest_caption, tokens)
 
 

@@ -15,6 +15,7 @@ from PIL import Image
 
 from ..config.request import Columns
 from ..data.parquet import open_parquet
+from ..data.row_edits import edits_kept
 from ..errors import BadInput, RunFailed
 from ..files import atomic_write
 from .pack import CAPTION, column_names
@@ -128,7 +129,7 @@ def _write(parquet: Path, rows: Sequence[Row], controls: Sequence[str]) -> None:
     cells = list(zip(*rows, strict=True))
     columns = dict(zip([*controls, TARGET, CAPTION], [*cells[: len(controls)], *cells[MAX_CONTROLS:]], strict=True))
     schema = pa.schema([(name, pa.string()) for name in columns])
-    with atomic_write(parquet) as temporary:
+    with edits_kept(parquet), atomic_write(parquet) as temporary:
         pq.write_table(pa.table({name: list(column) for name, column in columns.items()}, schema), temporary)
 
 

@@ -18,6 +18,7 @@ from ..data.image_refs import image_ref
 from ..data.images import EncodedImage
 from ..data.pages import BLOCK_BYTES
 from ..data.parquet import read_schema
+from ..data.row_edits import edits_file
 from ..errors import BadImage, BadInput, shorten
 from ..events import Progress
 from ..files import atomic_write
@@ -40,9 +41,6 @@ DECODERS = 4
 """Threads that decode the pictures of a pair; a judgement: few pairs have more."""
 
 CAPTION = "caption"
-
-EDITS = ".edits.json"
-"""End of the name of the file that has the edits of a parquet's rows, beside it."""
 
 MARK = b"edit_trainer.packed"
 """Key in the metadata of a parquet that was packed."""
@@ -103,7 +101,7 @@ def pack(
 def _check_replaced(out: Path, new: Path) -> None:
     """Keep the date of a file that is replaced by the same content. Raises BadInput for other content where edits of
     its rows lie beside it, as they would be of other rows then."""
-    edits = out.with_name(f"{out.name}{EDITS}")
+    edits = edits_file(out)
     if filecmp.cmp(new, out, shallow=False):
         shutil.copystat(out, new)
     elif edits.exists():
