@@ -1,10 +1,12 @@
 // @ts-check
 import { el, setText, shieldFromGraph } from "../lib/dom.js";
-import { fetchColumns, fetchDatasetNotes, fetchFirstRows, fetchParquets, uploadParquet } from "../lib/server.js";
+import { fetchColumns, fetchDatasetNotes, fetchFirstRows, fetchParquets } from "../lib/server.js";
 import { counted, t } from "../lib/text.js";
+import { undoable } from "../graph/build.js";
 import { callBefore, findWidget, fitToWidgets, isLinked, widgetText } from "../graph/nodes.js";
 import { embedNotes, setNotes } from "../notes/node.js";
 import { COLUMN_FIELDS, columnOptions, guessEmptyFields, missingFields } from "./columns.js";
+import { readDrop, uploadDrop } from "./drop.js";
 
 /**
  * @typedef {import("../lib/server.js").ParquetColumns} ParquetColumns
@@ -73,8 +75,11 @@ class DatasetInfo {
     this.node = node;
     this.line = el("p", { role: "status" });
     this.rows = el("div", { class: "edit-trainer-first" });
-    const upload = () => this.#upload(input.files?.[0]);
-    const input = el("input", { type: "file", accept: ".parquet", hidden: true, on: { change: upload } });
+    const upload = () => {
+      const file = input.files?.[0];
+      if (file) this.#upload(/\.zip$/i.test(file.name) ? { zip: file } : { parquet: file });
+    };
+    const input = el("input", { type: "file", accept: ".parquet,.zip", hidden: true, on: { change: upload } });
     const choose = el(
       "button",
       { class: "edit-trainer-button", type: "button", on: { click: () => input.click() } },
@@ -168,32 +173,39 @@ class DatasetInfo {
     return menu;
   }
 
-  /** Accepts a file that is dropped anywhere on the node, in both renderers. */
+  /** Accepts files that are dropped anywhere on the node, in both renderers. */
   #acceptDrops() {
     this.node.onDragOver = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
     this.node.onDragDrop = (event) => {
-      const parquet = [...(event.dataTransfer?.files ?? [])].find(({ name }) =>
-        name.toLowerCase().endsWith(".parquet"),
-      );
-      if (!parquet) return false;
-      this.#upload(parquet);
-      return true;
+      const dropped = readDrop(event.dataTransfer);
+      if (dropped) this.#upload(dropped);
+      return Boolean(dropped);
     };
   }
 
-  /** @param {File | undefined} parquet */
-  async #upload(parquet) {
-    if (!parquet) return;
-    setText(this.line, t("uploading", { name: parquet.name }));
+  /** @param {import("./drop.js").Dropped} dropped */
+  async #upload(dropped) {
     try {
-      const resource = await uploadParquet(parquet);
-      const empty = Object.fromEntries(Object.keys(COLUMN_FIELDS).map((field) => [field, ""]));
-      this.#setColumns({ ...empty, resource });
-      await this.read(true);
+      const resource = await uploadDrop(dropped, (line) => setText(this.line, line));
+      if (resource) await this.#choose(resource);
+      else this.#draw();
     } catch (error) {
       this.#say(messageOf(error), true);
     }
     this.input.value = "";
+  }
+
+  /**
+   * Chooses a file that is new, with its columns, as one step of the page's undo history.
+   *
+   * @param {string} resource
+   */
+  async #choose(resource) {
+    const empty = Object.fromEntries(Object.keys(COLUMN_FIELDS).map((field) => [field, ""]));
+    const file = await fetchColumns(resource);
+    if (this.#removed) return;
+    undoable(() => this.#setColumns({ ...guessEmptyFields(file, empty), resource }));
+    await this.read(false);
   }
 
   /**

@@ -1,7 +1,7 @@
 // @ts-check
 import { app } from "../../../scripts/app.js";
 import { refreshInfo } from "../dataset/info.js";
-import { fetchColumns, parseRequest, uploadParquet } from "../lib/server.js";
+import { fetchColumns, parseRequest, uploadDataset } from "../lib/server.js";
 import { t } from "../lib/text.js";
 import { addPlan, freePosition, isOnDisplay } from "./build.js";
 import { completionPlan, datasetPlan, draftRequest, readRequest, requestPlan, withoutDots } from "./request.js";
@@ -77,7 +77,7 @@ export async function completeRequestNode(node, text) {
  * @param {Iterable<number>} pos
  */
 export async function addParquet(parquet, pos) {
-  const resource = await uploadParquet(parquet);
+  const resource = await uploadDataset(parquet);
   const file = await fetchColumns(resource);
   const tinyModel = file.guess.control_image_column_2 ? TINY_MODEL_OF_SEVERAL : TINY_MODEL;
   await addTrainingGraph(datasetPlan(resource, file, onlyTinyModels() ? tinyModel : null), pos);

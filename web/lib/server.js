@@ -6,7 +6,7 @@ import { api } from "../../../scripts/api.js";
  * @typedef {{filename: string, subfolder: string, type: string}} ImageFile
  * @typedef {{step: number, index: number, prompt: string, image: ImageFile, control: ImageFile, controls?: ImageFile[]}}
  *   Sample
- * @typedef {"points" | "samples" | "checkpoints" | "warnings"} ListName
+ * @typedef {"points" | "samples" | "checkpoints" | "warnings" | "validation"} ListName
  */
 
 /**
@@ -32,12 +32,15 @@ import { api } from "../../../scripts/api.js";
  * @property {number[]} checkpoints
  * @property {string[]} warnings
  * @property {number | null} [resumed_at] Step from which it went on.
+ * @property {Point[]} [validation] Held-out losses.
+ * @property {number | null} [best_step] Step of the lowest of them.
  */
 
 /**
  * Update of a run: its lists hold only new items, and `from` is the index in each list at which they start.
  *
- * @typedef {Snapshot & {node_id: string, from: Record<ListName, number>}} Message
+ * @typedef {Snapshot & {node_id: string, from: Record<Exclude<ListName, "validation">, number> & {validation?: number}}}
+ *   Message
  */
 
 /**
@@ -166,8 +169,16 @@ export async function pushRun(run, repo, isPrivate) {
  */
 export function imageUrl(run, file, pixels) {
   const route = `/archive/${encodeURIComponent(run)}/${encodeURIComponent(file)}`;
-  return api.apiURL(`${ROOT}${route}${queryString(pixels ? { px: String(pixels) } : {})}`);
+  return routeUrl(route, pixels ? { px: String(pixels) } : {});
 }
+
+/**
+ * URL of one of the pack's routes.
+ *
+ * @param {string} route
+ * @param {Query} query
+ */
+export const routeUrl = (route, query) => api.apiURL(`${ROOT}${route}${queryString(query)}`);
 
 /**
  * Lists the parquet files in the input folder.
@@ -220,12 +231,23 @@ export async function fetchModelInfo(baseModel, transformer, connected) {
 }
 
 /**
- * Uploads a parquet file to the input folder. Returns the name it was given there.
+ * Uploads a parquet or a zip of pictures to the input folder. Returns the name it was given there.
  *
  * @param {File} file
  * @returns {Promise<string>}
  */
-export const uploadParquet = async (file) => (await postJson("/upload", { name: file.name }, file)).name;
+export const uploadDataset = async (file) => (await postJson("/upload", { name: file.name }, file)).name;
+
+/**
+ * Packs a zip of pictures in the input folder. Returns the name of the parquet there.
+ *
+ * @param {string} path
+ * @param {string} [caption] For all pairs; without it each has its own.
+ * @returns {Promise<string>}
+ */
+export async function packPictures(path, caption = "") {
+  return (await postJson("/pack", {}, JSON.stringify({ path, caption }))).parquet;
+}
 
 /**
  * Validates the JSON of a fine-tune request. Returns it with all defaults filled in.
@@ -250,7 +272,7 @@ export const fetchRequestNotes = async (text) => (await postJson("/request_notes
  * @param {Query} [query]
  * @param {RequestInit} [options]
  */
-async function fetchJson(route, query = {}, options = {}) {
+export async function fetchJson(route, query = {}, options = {}) {
   const response = await api.fetchApi(`${ROOT}${route}${queryString(query)}`, options);
   const data = await response.json().catch(() => ({}));
   if (!response.ok) throw new Error(data.error ?? `${response.status} ${response.statusText}`);
@@ -259,11 +281,13 @@ async function fetchJson(route, query = {}, options = {}) {
 }
 
 /**
+ * Posts to one of the pack's routes and returns its JSON. Throws an Error with the server's message.
+ *
  * @param {string} route
  * @param {Query} [query]
  * @param {BodyInit} [body]
  */
-const postJson = (route, query = {}, body = undefined) => fetchJson(route, query, { method: "POST", body });
+export const postJson = (route, query = {}, body = undefined) => fetchJson(route, query, { method: "POST", body });
 
 /** @param {Query} query */
 function queryString(query) {
