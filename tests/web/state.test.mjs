@@ -1,6 +1,6 @@
 import assert from "node:assert/strict";
 import test from "node:test";
-import { RunState, hasRunName, progressFraction, sampleAt, sampleRows } from "../../web/panel/state.js";
+import { RunState, hasRunName, heldOutLoss, progressFraction, sampleAt, sampleRows } from "../../web/panel/state.js";
 
 const EMPTY = { points: [], samples: [], checkpoints: [], warnings: [] };
 const START = { points: 0, samples: 0, checkpoints: 0, warnings: 0 };
@@ -169,4 +169,29 @@ test("a row shows its newest sample at or before the chosen step", () => {
     [0, 4, 7, 8, 99].map((step) => sampleAt(row, step).step),
     [4, 4, 4, 8, 8],
   );
+});
+
+test("held-out losses come with messages, also from a server that sends none", () => {
+  const state = new RunState();
+  assert.equal(state.merge(message({ id: "new" })), true);
+  assert.deepEqual(state.run.validation, []);
+  assert.equal(heldOutLoss(state.run), null);
+  const from = { ...START, validation: 0 };
+  assert.equal(state.merge(message({ id: "new", validation: [[0, 1]], best_step: 0, from })), true);
+  assert.equal(state.merge(message({ id: "new", validation: [[20, 3]], from: { ...from, validation: 2 } })), false);
+  const next = { validation: [[10, 2]], best_step: 0, from: { ...from, validation: 1 } };
+  assert.equal(state.merge(message({ id: "new", ...next })), true);
+  assert.deepEqual(state.run.validation, [
+    [0, 1],
+    [10, 2],
+  ]);
+  assert.deepEqual(heldOutLoss(state.run), { last: 2, best: 1, step: 0, risen: false });
+});
+
+test("the held-out loss has risen once it was above its lowest for long", () => {
+  const after = (...losses) => losses.map((loss, index) => [10 * index, loss]);
+  const risen = (...losses) => heldOutLoss({ validation: after(...losses), best_step: 10 }).risen;
+  assert.equal(risen(1, 0.5, 0.6, 0.6, 0.6), false);
+  assert.equal(risen(1, 0.5, 0.6, 0.6, 0.6, 0.6), true);
+  assert.equal(risen(1, 0.5, 0.6, 0.6, 0.6, 0.503), false);
 });

@@ -2,7 +2,7 @@
 import { el, oncePerFrame } from "../lib/dom.js";
 import { count, loss, t } from "../lib/text.js";
 import { decimate, nearest } from "./decimate.js";
-import { FONT, drawAxes, drawLine, drawMarks, drawTip, readColors, strokeCurve } from "./draw.js";
+import { FONT, drawAxes, drawHeldOut, drawLine, drawMarks, drawTip, readColors, strokeCurve } from "./draw.js";
 import { MARGIN, fitScales } from "./scales.js";
 
 // A canvas of our own and no chart library: ComfyUI serves a pack's files as they are, so a library would have to be
@@ -22,8 +22,8 @@ import { MARGIN, fitScales } from "./scales.js";
 const IN_MEMORY = { willReadFrequently: true };
 
 /**
- * Loss curves on a canvas, each raw (faint) and smoothed (strong), with marks for samples and checkpoints. Two curves
- * compare two runs.
+ * Loss curves on a canvas, each raw (faint) and smoothed (strong), with the held-out losses (dashed) and marks for
+ * samples and checkpoints. Two curves compare two runs.
  */
 export class LossChart {
   #log = false;
@@ -187,8 +187,19 @@ export class LossChart {
       strokeCurve(context, scales, decimate(points, firstStep, lastStep, plotColumns), color, 0.5, 1);
       strokeCurve(context, scales, decimate(points, firstStep, lastStep, plotColumns, smoothed), color, 1, 2);
     });
+    this.#curves.forEach((curve, index) => drawHeldOut(context, scales, curve, this.#heldOutColor(index, colors)));
     drawMarks(context, scales, { samples: this.#samples, checkpoints: this.#checkpoints }, colors, height);
     return base;
+  }
+
+  /**
+   * Color of a run's held-out losses: its own where runs are compared.
+   *
+   * @param {number} index
+   * @param {Colors} colors
+   */
+  #heldOutColor(index, colors) {
+    return colors.curves[(this.#curves.length > 1 ? index : 1) % colors.curves.length];
   }
 
   /**
@@ -215,6 +226,15 @@ export class LossChart {
       context.arc(scales.x(at), scales.y(smoothed), 3.5, 0, 2 * Math.PI);
       context.fill();
       lines.push(`${t("loss")} ${loss(raw)}`, `${t("smoothed")} ${loss(smoothed)}`);
+      if (curve.heldOut?.length) {
+        const [when, value] = curve.heldOut[nearest(curve.heldOut, step)];
+        context.fillStyle = this.#heldOutColor(number, colors);
+        context.beginPath();
+        context.arc(scales.x(when), scales.y(value), 3.5, 0, 2 * Math.PI);
+        context.fill();
+        const where = when === step ? "" : ` (${t("atStep", { n: count(when) })})`;
+        lines.push(`${t("heldOut")} ${loss(value)}${where}${when === curve.best ? ` · ${t("lowest")}` : ""}`);
+      }
     });
     if (this.#samples.includes(step)) lines.push(t("sampled"));
     if (this.#checkpoints.includes(step)) lines.push(t("checkpoint"));

@@ -29,14 +29,16 @@ export class CheckpointRow {
    *
    * @param {string} run
    * @param {number[]} checkpoints
+   * @param {number | null} [best] Step of the lowest held-out loss.
    */
-  show(run, checkpoints) {
+  show(run, checkpoints, best) {
     const newest = this.steps.options[0]?.value;
     const chosen = run === this.#run && this.steps.value !== newest ? this.steps.value : "";
     if (run !== this.#run) this.#say("");
     this.#run = run;
     const steps = [...new Set(checkpoints)].sort((a, b) => b - a);
-    this.steps.replaceChildren(...steps.map((step) => el("option", { value: String(step) }, count(step))));
+    const nameOf = (/** @type {number} */ step) => (step === best ? `${count(step)} · ${t("lowest")}` : count(step));
+    this.steps.replaceChildren(...steps.map((step) => el("option", { value: String(step) }, nameOf(step))));
     if (chosen) this.steps.value = chosen;
     this.element.hidden = !steps.length;
   }

@@ -11,6 +11,8 @@ import { MARGIN } from "./scales.js";
 
 export const FONT = "11px Inter, system-ui, sans-serif";
 const LINE_HEIGHT = 15;
+/** Dots of a curve from which on they are drawn smaller. */
+const MANY_DOTS = 60;
 
 /**
  * Draws the grid, its values and the steps.
@@ -68,6 +70,36 @@ export function strokeCurve(context, { y }, strokes, color, alpha, width) {
     }
   }
   context.stroke();
+  context.restore();
+}
+
+/**
+ * Draws held-out losses: dots on a dashed line, the lowest with a ring.
+ *
+ * @param {Context} context
+ * @param {Scales} scales
+ * @param {import("./scales.js").Curve} curve
+ * @param {string} color
+ */
+export function drawHeldOut(context, { x, y }, { heldOut = [], best }, color) {
+  context.save();
+  context.strokeStyle = color;
+  context.fillStyle = color;
+  context.lineWidth = 1.5;
+  context.setLineDash([5, 3]);
+  context.beginPath();
+  for (const [step, value] of heldOut) context.lineTo(x(step), y(value));
+  context.stroke();
+  context.setLineDash([]);
+  for (const [step, value] of heldOut) {
+    context.beginPath();
+    context.arc(x(step), y(value), heldOut.length > MANY_DOTS ? 1.5 : 2.5, 0, 2 * Math.PI);
+    context.fill();
+    if (step !== best) continue;
+    context.beginPath();
+    context.arc(x(step), y(value), 6, 0, 2 * Math.PI);
+    context.stroke();
+  }
   context.restore();
 }
 

@@ -4,13 +4,16 @@ import { count, duration, loss, memory, speed, t, timeOfDay } from "../lib/text.
 import { LossChart } from "./chart.js";
 import { CheckpointRow } from "./checkpoints.js";
 import { SampleGrid } from "./samples.js";
-import { RunState, progressFraction } from "./state.js";
+import { RunState, heldOutLoss, progressFraction } from "./state.js";
 
 /**
  * @typedef {import("../lib/server.js").Snapshot} Snapshot
  * @typedef {"stop" | "sample"} Action
  * @typedef {(action: Action) => Promise<unknown>} Control
  */
+
+/** Beginning of the trainer's own warning of what `riseLines` says. */
+const RISE_WARNING = "The held-out loss has not fallen since";
 
 /** How long "Sample now" stays disabled after a press, so that a double click asks for one round of samples. */
 const SAMPLE_PAUSE_MS = 1500;
@@ -19,7 +22,7 @@ const SAMPLE_PAUSE_MS = 1500;
 export class RunPanel {
   state = new RunState();
   #frame = oncePerFrame(() => this.#draw());
-  #drawn = { points: -1, checkpoints: -1, samples: -1, id: "" };
+  #drawn = { points: -1, validation: -1, checkpoints: -1, samples: -1, id: "" };
   /** When the newest snapshot or message came, in milliseconds. */
   #updated = 0;
 
@@ -33,6 +36,7 @@ export class RunPanel {
       step: numberCell("step"),
       loss: numberCell("loss"),
       smoothed: numberCell("smoothed"),
+      heldOut: numberCell("heldOut"),
       speed: numberCell("speed"),
       memory: numberCell("memory"),
     };
@@ -130,6 +134,7 @@ export class RunPanel {
     this.element.dataset.state = run?.state ?? "empty";
     for (const button of this.buttons) button.disabled = !running || button.dataset.pressed === run?.id;
     this.cells.memory.cell.hidden = !run?.memory;
+    this.cells.heldOut.cell.hidden = !run?.validation?.length;
     if (!run) {
       setText(this.phase, t("notStarted"));
       this.#say(t("notStartedYet"), false);
@@ -144,7 +149,8 @@ export class RunPanel {
     this.#drawNumbers(run);
     setText(this.plan, run.plan ?? "");
     this.plan.hidden = !run.plan;
-    this.#say([...endLines(run), ...resumeLines(run), ...run.warnings].join("\n"), run.state === "failed");
+    const lines = [...endLines(run), ...resumeLines(run), ...riseLines(run), ...otherWarnings(run)];
+    this.#say(lines.join("\n"), run.state === "failed");
     this.#drawPictures(run);
   }
 
@@ -161,6 +167,11 @@ export class RunPanel {
     setText(cells.step.value, run.steps ? `${count(run.step)} / ${count(run.steps)}` : "–");
     setText(cells.loss.value, loss(run.points.at(-1)?.[1]));
     setText(cells.smoothed.value, loss(this.state.smoothedLoss));
+    const heldOut = heldOutLoss(run);
+    if (heldOut) {
+      const lowest = { loss: loss(heldOut.last), best: loss(heldOut.best), n: count(heldOut.step) };
+      setText(cells.heldOut.value, t("heldOutValue", lowest));
+    }
     setText(cells.speed.value, speed(run.seconds));
     if (run.memory) setText(cells.memory.value, memory(run.memory));
   }
@@ -168,18 +179,24 @@ export class RunPanel {
   /**
    * Redraws the chart and the samples, each only if it has something new to show.
    *
-   * @param {Snapshot} run
+   * @param {import("./state.js").Run} run
    */
-  #drawPictures({ id, run, steps, points, checkpoints, samples }) {
+  #drawPictures({ id, run, steps, points, validation, best_step, checkpoints, samples }) {
     const drawn = this.#drawn;
-    const next = { id, points: points.length, checkpoints: checkpoints.length, samples: samples.length };
+    const lists = { points, validation, checkpoints, samples };
+    const lengths = Object.entries(lists).map(([name, list]) => [name, list.length]);
+    const next = /** @type {typeof drawn} */ ({ id, ...Object.fromEntries(lengths) });
     this.#drawn = next;
     const newSamples = drawn.id !== id || drawn.samples !== next.samples;
-    if (newSamples || drawn.points !== next.points || drawn.checkpoints !== next.checkpoints) {
+    const names = /** @type {const} */ (["points", "validation", "checkpoints"]);
+    if (newSamples || names.some((name) => drawn[name] !== next[name])) {
       const sampled = [...new Set(samples.map((sample) => sample.step))];
-      this.chart.show([{ points, smoothed: this.state.smoothed }], { samples: sampled, checkpoints, steps });
+      const curve = { points, smoothed: this.state.smoothed, heldOut: validation, best: best_step };
+      this.chart.show([curve], { samples: sampled, checkpoints, steps });
     }
-    if (drawn.id !== id || drawn.checkpoints !== next.checkpoints) this.exports.show(run, checkpoints);
+    if (drawn.id !== id || drawn.checkpoints !== next.checkpoints || drawn.validation !== next.validation) {
+      this.exports.show(run, checkpoints, best_step);
+    }
     if (newSamples) this.samples.show(run, samples);
   }
 
@@ -209,6 +226,16 @@ function endLines(run) {
 
 /** @param {Snapshot} run */
 const resumeLines = ({ resumed_at }) => (resumed_at ? [t("resumedAt", { n: count(resumed_at) })] : []);
+
+/** @param {Snapshot} run */
+function riseLines(run) {
+  const heldOut = heldOutLoss(run);
+  if (!heldOut?.risen) return [];
+  return [t("heldOutRisen", { n: count(heldOut.step), best: loss(heldOut.best), last: loss(heldOut.last) })];
+}
+
+/** @param {Snapshot} run */
+const otherWarnings = ({ warnings }) => warnings.filter((warning) => !warning.startsWith(RISE_WARNING));
 
 /** @param {Snapshot} run */
 function phaseText(run) {

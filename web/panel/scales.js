@@ -6,7 +6,15 @@ export const MARGIN = { left: 44, right: 8, top: 8, bottom: 20 };
 /** Share of the value range left free above and below the curves. */
 const PADDING = 0.06;
 
-/** @typedef {{points: import("../lib/server.js").Point[], smoothed: number[]}} Curve */
+/**
+ * Losses of a run: each step's, smoothed, and on rows that it does not train on, with the step of the lowest.
+ *
+ * @typedef {object} Curve
+ * @property {import("../lib/server.js").Point[]} points
+ * @property {number[]} smoothed
+ * @property {import("../lib/server.js").Point[]} [heldOut]
+ * @property {number | null} [best]
+ */
 
 /**
  * Mapping between a chart's data and its pixels.
@@ -32,7 +40,7 @@ const PADDING = 0.06;
  */
 export function fitScales(curves, { width, height, steps, log: wantsLog }) {
   let [min, max, firstStep, lastStep] = [Infinity, -Infinity, Infinity, steps];
-  for (const { points } of curves) {
+  for (const points of curves.flatMap(({ points, heldOut = [] }) => (heldOut.length ? [points, heldOut] : [points]))) {
     firstStep = Math.min(firstStep, points[0][0]);
     lastStep = Math.max(lastStep, points[points.length - 1][0]);
     for (let index = 0; index < points.length; index++) {

@@ -8,14 +8,19 @@
  */
 
 /** @type {readonly ListName[]} */
-const LISTS = ["points", "samples", "checkpoints", "warnings"];
+const LISTS = ["points", "samples", "checkpoints", "warnings", "validation"];
+
+/** Measurements in a row above the lowest held-out loss, and its ratio to it, from which it has risen: as the trainer says it. */
+const [PATIENCE, RISEN] = [4, 1.01];
 
 /** Window of the exponential mean in steps. A judgement: long enough to show a trend in the loss of single batches. */
 const SMOOTHING_STEPS = 50;
 
+/** @typedef {Snapshot & {validation: import("../lib/server.js").Point[]}} Run */
+
 /** State of one run, built from a snapshot and the messages that follow it. */
 export class RunState {
-  /** @type {Snapshot | null} */
+  /** @type {Run | null} */
   run = null;
   /** Smoothed losses, one for each point. @type {number[]} */
   smoothed = [];
@@ -24,7 +29,7 @@ export class RunState {
    * Replaces the state by a snapshot's.
    *
    * @param {Snapshot} snapshot
-   * @returns {Snapshot} The state's own copy.
+   * @returns {Run} The state's own copy.
    */
   reset(snapshot) {
     const run = {
@@ -33,6 +38,7 @@ export class RunState {
       samples: [...snapshot.samples],
       checkpoints: [...snapshot.checkpoints],
       warnings: [...snapshot.warnings],
+      validation: [...(snapshot.validation ?? [])],
     };
     this.run = run;
     this.smoothed = [];
@@ -46,12 +52,13 @@ export class RunState {
    * @param {Message} message
    */
   merge(message) {
-    const { from, points, samples, checkpoints, warnings, ...rest } = message;
-    const added = { points, samples, checkpoints, warnings };
+    const { from: starts, points, samples, checkpoints, warnings, validation = [], ...rest } = message;
+    const added = { points, samples, checkpoints, warnings, validation };
+    const from = { validation: 0, ...starts };
     let run = this.run;
     if (run === null || run.id !== message.id) {
       if (LISTS.some((name) => from[name] > 0)) return false;
-      run = this.reset({ ...rest, points: [], samples: [], checkpoints: [], warnings: [] });
+      run = this.reset({ ...rest, points: [], samples: [], checkpoints: [], warnings: [], validation: [] });
     }
     for (const name of LISTS) if (from[name] > run[name].length) return false;
     for (const name of LISTS) {
@@ -89,6 +96,20 @@ export function progressFraction(run) {
   if (run.state === "finished") return 1;
   if (run.steps && (run.step || run.phase === "training" || run.state !== "running")) return run.step / run.steps;
   return run.total ? run.done / run.total : 0;
+}
+
+/**
+ * Held-out losses at their lowest and at the last measurement; null for a run without any. `risen` is true when the
+ * loss has been above its lowest for long.
+ *
+ * @param {Pick<Snapshot, "validation" | "best_step">} run
+ */
+export function heldOutLoss({ validation = [], best_step }) {
+  const last = validation.at(-1);
+  const best = validation.findLast(([step]) => step === best_step) ?? last;
+  if (!last || !best) return null;
+  const later = validation.filter(([step]) => step > best[0]).length;
+  return { last: last[1], best: best[1], step: best[0], risen: later >= PATIENCE && last[1] >= RISEN * best[1] };
 }
 
 /**

@@ -53,7 +53,7 @@ function comparison(runs) {
   const curves = runs.map((run) => {
     const state = new RunState();
     state.reset(run);
-    return { points: run.points, smoothed: state.smoothed };
+    return { points: run.points, smoothed: state.smoothed, heldOut: run.validation, best: run.best_step };
   });
   chart.show(curves, { steps: Math.max(...runs.map((run) => run.step)) });
   const grids = runs.map((run) => {
