@@ -19,6 +19,7 @@ from .live_run import LIVE_RUNS
 from .model_files import AUTO
 from .notes import input_notes, request_notes
 from .push_run import push_contents, push_run
+from .row_routes import change_row_edits, row_edits, row_picture, row_warnings, rows
 from .same_origin import same_origin_only
 from .saved_runs import list_runs, run_details, sample_file, shrink_to_jpeg, thumbnail
 from .uploads import pack, upload
@@ -47,6 +48,10 @@ def add_routes() -> None:
         "/edit_trainer/columns": columns,
         "/edit_trainer/first_rows": first_rows,
         "/edit_trainer/dataset_notes": dataset_notes,
+        "/edit_trainer/rows": rows,
+        "/edit_trainer/row_picture": row_picture,
+        "/edit_trainer/row_edits": row_edits,
+        "/edit_trainer/row_warnings": row_warnings,
         "/edit_trainer/base_model": base_model,
     }.items():
         routes.get(path)(same_origin_only(handler))
@@ -57,6 +62,7 @@ def add_routes() -> None:
         "/edit_trainer/archive/{run}/delete": delete,
         "/edit_trainer/push/{run}": push,
         "/edit_trainer/upload": upload,
+        "/edit_trainer/row_edits": change_row_edits,
         "/edit_trainer/pack": pack,
         "/edit_trainer/request": read_request,
         "/edit_trainer/request_notes": notes_on_request,

@@ -9,6 +9,7 @@ arrow_rows    the rows of one Arrow file, as `datasets` saves them
 cells         cells of columns of any type
 row_edits     left-out rows and edited captions, kept beside the files
 edited_blocks blocks of rows with these edits
+row_warnings  warnings about single rows, for a person who looks through them
 pages         how much of a row group is read at once
 footer        what a parquet's footer says of its column chunks
 thrift        structs in parquet files that pyarrow does not show

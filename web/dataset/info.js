@@ -1,10 +1,12 @@
 // @ts-check
 import { el, setText, shieldFromGraph } from "../lib/dom.js";
 import { fetchColumns, fetchDatasetNotes, fetchFirstRows, fetchParquets } from "../lib/server.js";
-import { counted, t } from "../lib/text.js";
+import { fetchEdits } from "../lib/rows.js";
+import { counted, editLines, t } from "../lib/text.js";
 import { undoable } from "../graph/build.js";
 import { callBefore, findWidget, fitToWidgets, isLinked, widgetText } from "../graph/nodes.js";
 import { embedNotes, setNotes } from "../notes/node.js";
+import { openRows } from "./browser.js";
 import { COLUMN_FIELDS, columnOptions, guessEmptyFields, missingFields } from "./columns.js";
 import { readDrop, uploadDrop } from "./drop.js";
 
@@ -86,7 +88,13 @@ class DatasetInfo {
       t("chooseFile"),
     );
     this.input = input;
-    const head = el("header", {}, this.line, choose, input);
+    this.look = el(
+      "button",
+      { class: "edit-trainer-button", type: "button", hidden: true, on: { click: () => this.#lookThrough() } },
+      t("lookThrough"),
+    );
+    this.edits = el("p", { class: "edit-trainer-plan", hidden: true });
+    const head = el("header", {}, this.line, this.edits, this.look, choose, input);
     this.notes = embedNotes(node);
     const element = el("section", { class: "edit-trainer edit-trainer-info" }, head, this.notes.element, this.rows);
     shieldFromGraph(element);
@@ -114,10 +122,38 @@ class DatasetInfo {
     const file = resource ? await fetchColumns(resource).catch(() => null) : null;
     if (request !== this.#request || this.#removed) return;
     this.#file = file && { ...file, resource };
+    this.#showEdits();
     if (file && guess) this.#setColumns(guessEmptyFields(file, this.#columns()));
     if (!file) this.#say(resource ? t("noPreview") : t("dropParquet"));
     this.#draw();
     await this.#shown; // The node grows with them, which belongs to the step of the undo history that it was added in.
+  }
+
+  /** Says how many rows are left out and captions edited. */
+  async #showEdits() {
+    const file = this.#file;
+    const state = file && (await fetchEdits(file.resource).catch(() => null));
+    if (file !== this.#file) return;
+    const edited = state?.captions[this.#columns().caption_column]?.length ?? 0;
+    setText(this.edits, state ? state.fault || editLines(state.left_out_rows, edited).join(" · ") : "");
+    this.edits.classList.toggle("edit-trainer-bad", Boolean(state?.fault));
+    this.edits.hidden = !this.edits.textContent;
+  }
+
+  /** Opens all rows of the file. */
+  async #lookThrough() {
+    const [file, columns] = [this.#file, this.#columns()];
+    if (!file) return;
+    const more = [columns.control_image_column_2, columns.control_image_column_3];
+    const controls = [columns.control_image_column, ...more].filter((name) => name in file.columns);
+    const source = {
+      resource: file.resource,
+      imagesRoot: widgetText(this.node, "images_root"),
+      caption: columns.caption_column,
+      controls,
+      target: columns.image_column,
+    };
+    await openRows(source, () => this.#showEdits()).catch((error) => this.#say(messageOf(error), true));
   }
 
   /** Columns that are chosen, by field. */
@@ -227,6 +263,7 @@ class DatasetInfo {
     for (const field of Object.keys(COLUMN_FIELDS)) {
       findWidget(this.node, field)?.element?.toggleAttribute("data-fault", missing.includes(field));
     }
+    this.look.hidden = !file || [columns.caption_column, columns.image_column].some((name) => !(name in file.columns));
     if (!file) {
       if (!widgetText(this.node, "resource").trim()) this.#say(t("dropParquet"));
       return;

@@ -95,9 +95,22 @@ export function count(number) {
 /**
  * Counts things in words: `1 row`, `2 rows`.
  *
- * @param {"row" | "column"} thing
+ * @param {"row" | "column" | "captionEdited"} thing
  * @param {number} number
  */
 export function counted(thing, number) {
   return t(number === 1 ? `${thing}One` : `${thing}Many`, { n: count(number) });
+}
+
+/**
+ * Says how many rows are left out and captions edited; nothing for none.
+ *
+ * @param {number} leftOut
+ * @param {number} edited
+ */
+export function editLines(leftOut, edited) {
+  const lines = [];
+  if (leftOut) lines.push(t("leftOut", { n: count(leftOut) }));
+  if (edited) lines.push(counted("captionEdited", edited));
+  return lines;
 }
