@@ -61,7 +61,7 @@ def saved(folder: Path, columns: dict[str, list], parts: int) -> Path:
     made = datasets.Dataset.from_dict(columns | structs)
     for name in structs:
         made = made.cast_column(name, datasets.Image())
-    made.save_to_disk(folder, num_shards=parts)
+    made.save_to_disk(str(folder), num_shards=parts)
     return folder
 
 
@@ -185,7 +185,7 @@ def test_which_files_are_meant_is_never_a_guess(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="several splits \\(train, test\\)"):
         datasets.DatasetDict(
             {split: datasets.Dataset.from_dict({"a": ["b"]}) for split in ("train", "test")}
-        ).save_to_disk(tmp_path / "splits")
+        ).save_to_disk(str(tmp_path / "splits"))
         dataset_files(tmp_path / "splits")
     assert len(dataset_files(tmp_path / "splits" / "train")) == 1
 
