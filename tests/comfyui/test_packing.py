@@ -125,21 +125,21 @@ def pictures(count: int) -> dict[str, bytes]:
 
 
 def test_two_folders_train_a_lora_and_edit(server: Server) -> None:
-    put(server, "mine", pictures(3))
-    folders = {"folder": "mine", "control_folder": "before", "target_folder": "after", "caption": "invert it"}
+    put(server, "packed", pictures(3))
+    folders = {"folder": "packed", "control_folder": "before", "target_folder": "after", "caption": "invert it"}
     prompt = trained(made(**folders), "from-folders") | {"report": node("PreviewAny", source=["dataset", 2])}
     result = server.run(prompt)
     assert result.status == "execution_success", result.details
-    assert "mine.parquet: 3 rows, all usable" in result.text("report")
+    assert "packed.parquet: 3 rows, all usable" in result.text("report")
     assert "from-folders-000004.safetensors" in server.get("/models/loras")
     assert "dataset" not in server.run(prompt).executed(), "nothing has changed"
-    put(server, "mine", {"before/3.png": png(70, (64, 64))})
+    put(server, "packed", {"before/3.png": png(70, (64, 64))})
     result = server.run(prompt)
     assert result.status == "execution_error"
     assert "before/3.png: has no partner in after" in result.details["exception_message"]
-    put(server, "mine", {"after/3.png": png(80, (64, 64))})
+    put(server, "packed", {"after/3.png": png(80, (64, 64))})
     report = server.run({name: prompt[name] for name in ("dataset", "report")})
-    assert "mine.parquet: 4 rows" in report.text("report")
+    assert "packed.parquet: 4 rows" in report.text("report")
 
 
 @pytest.mark.parametrize(
