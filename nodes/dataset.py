@@ -17,7 +17,7 @@ from .notes import OUTPUT, bad_rows_note, report_notes, send_notes
 from .pil_images import grid, shrink, to_tensor
 from .schema import node_schema
 from .types import EditDataset
-from .widgets import MASK_COLUMN, MORE_CONTROL_COLUMNS, columns_of, field_inputs, more_control_inputs
+from .widgets import MASK_COLUMN, OPTIONAL_COLUMNS, columns_of, field_inputs, more_control_inputs
 
 PREVIEW_ROWS = 4
 """Rows in the preview output; part of the node's behaviour in saved graphs."""
@@ -50,7 +50,7 @@ class LoadDataset(io.ComfyNode):
         cls, resource: str | None = None, images_root: str | None = None, **others: str
     ) -> str | float:
         required = [resource, images_root, *(others.get(field) for field in COLUMN_FIELDS)]
-        more = [others[field] for field in (*MORE_CONTROL_COLUMNS, MASK_COLUMN) if field in others]
+        more = [others[field] for field in OPTIONAL_COLUMNS if field in others]
         if resource is None or images_root is None or None in (*required, *more):
             return float("nan")  # of linked inputs the values are not known yet
         try:
@@ -75,8 +75,7 @@ class LoadDataset(io.ComfyNode):
 
         columns = dict(zip(COLUMN_FIELDS, (caption_column, control_image_column, image_column), strict=True))
         more = (control_image_column_2, control_image_column_3, mask_column)
-        fields = (*MORE_CONTROL_COLUMNS, MASK_COLUMN)
-        columns |= {field: column or None for field, column in zip(fields, more, strict=True)}
+        columns |= {field: column or None for field, column in zip(OPTIONAL_COLUMNS, more, strict=True)}
         try:
             if resource is not None:
                 known = {field: column for field, column in columns.items() if column is not None}

@@ -15,7 +15,7 @@ from server import PromptServer
 from ..trainer.config.request import COLUMN_FIELDS
 from ..trainer.errors import BadInput, printable
 from .folders import contained_images, contained_path, find_contained_parquet, input_folder, is_outside
-from .widgets import CONTROL_COLUMN_FIELDS, MORE_CONTROL_COLUMNS
+from .widgets import CONTROL_COLUMN_FIELDS, OPTIONAL_COLUMNS
 
 if TYPE_CHECKING:
     from ..trainer.data.report import BadRow, DatasetReport
@@ -133,7 +133,7 @@ def _column_notes(columns: Mapping[str, str], path: Path) -> Iterator[Note]:
 
     names = list(parquet_columns(path))
     for field, column in columns.items():
-        if not column and field in MORE_CONTROL_COLUMNS:
+        if not column and field in OPTIONAL_COLUMNS:
             continue
         if not column:
             yield note("error", "columnEmpty", field=field)

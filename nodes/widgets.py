@@ -28,7 +28,9 @@ MORE_CONTROL_COLUMNS = ("control_image_column_2", "control_image_column_3")
 """Inputs of a dataset node that name the columns of further control images."""
 CONTROL_COLUMN_FIELDS = ("control_image_column", *MORE_CONTROL_COLUMNS)
 """All of its inputs that name a column of control images, in the order in which the model sees them."""
-COLUMN_INPUTS = (*COLUMN_FIELDS, *MORE_CONTROL_COLUMNS, MASK_COLUMN)
+OPTIONAL_COLUMNS = (*MORE_CONTROL_COLUMNS, MASK_COLUMN)
+"""Those of its inputs that may stay empty."""
+COLUMN_INPUTS = (*COLUMN_FIELDS, *OPTIONAL_COLUMNS)
 """All of its inputs that name a column."""
 
 

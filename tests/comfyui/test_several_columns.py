@@ -127,4 +127,6 @@ def test_notes_know_every_column(server: Server) -> None:
     assert [(note["code"], note["values"]["field"]) for note in notes] == [("columnMissing", "control_image_column_3")]
     twice = server.get("/edit_trainer/dataset_notes", **COLUMNS | {"control_image_column_2": "first"})["notes"]
     assert "is also the control_image_column" in twice[0]["text"]
-    assert server.get("/edit_trainer/dataset_notes", **COLUMNS, control_image_column_3="")["notes"] == []
+    assert (
+        server.get("/edit_trainer/dataset_notes", **COLUMNS, control_image_column_3="", mask_column="")["notes"] == []
+    )
