@@ -37,14 +37,14 @@ def write_pairs(folder: Path, count: int, captions: bool = True) -> None:
     (folder / ".DS_Store").write_bytes(b"\0")
 
 
-def drop(page: Page, *paths: Path) -> None:
-    """Drop files and folders of the disk on the dataset node, as the browser takes them from the desktop."""
+def drop(page: Page, *paths: Path, below: int) -> None:
+    """Drop files and folders of the disk on the dataset node, as the browser takes them from the desktop, that many
+    pixels below the top of the pack's own element."""
     box = page.locator(".edit-trainer-info").bounding_box()
     assert box is not None
     devtools = page.context.new_cdp_session(page)
     data = {"items": [], "files": [str(path) for path in paths], "dragOperationsMask": 1}
-    # Beside the pack's own element, on the node itself.
-    place = {"x": box["x"] + 40, "y": box["y"] - 30}
+    place = {"x": box["x"] + 40, "y": box["y"] + below}
     for kind in ("dragEnter", "dragOver", "dragOver", "drop"):
         devtools.send("Input.dispatchDragEvent", {"type": kind, **place, "data": data})
         page.wait_for_timeout(100)
@@ -88,12 +88,12 @@ def test_a_dropped_zip_is_packed_chosen_and_undone(page: Page, server: Server, r
 def test_folders_of_pictures_from_the_desktop(page: Page, server: Server, tmp_path: Path, renderer: str) -> None:
     open_node(page, renderer)
     write_pairs(tmp_path / f"set {renderer}", 3)
-    drop(page, tmp_path / f"set {renderer}")
+    drop(page, tmp_path / f"set {renderer}", below=-30)
     wait_until(lambda: page.evaluate(VALUES)["resource"] == f"set {renderer}.parquet", 60)
     assert numbers(server.base / "input" / f"set {renderer}.parquet") == [(n, n + 1000, f"edit {n}") for n in range(3)]
 
     write_pairs(tmp_path / "plain", 2, captions=False)
-    drop(page, tmp_path / "plain" / "control", tmp_path / "plain" / "target")
+    drop(page, tmp_path / "plain" / "control", tmp_path / "plain" / "target", below=60)
     field = page.locator("dialog.edit-trainer-ask input")
     field.fill(f"for all {renderer}")
     page.keyboard.press("Enter")

@@ -217,6 +217,17 @@ class DatasetInfo {
       if (dropped) this.#upload(dropped);
       return Boolean(dropped);
     };
+    const take = (/** @type {DragEvent} */ event) => {
+      if (!this.node.onDragOver?.(event)) return;
+      event.preventDefault();
+      event.stopPropagation();
+      if (event.type === "drop") this.node.onDragDrop?.(event);
+    };
+    // In the classic renderer elements lie above the canvas, which hears only of what is dropped on itself.
+    for (const { element } of this.node.widgets ?? []) {
+      element?.addEventListener("dragover", take);
+      element?.addEventListener("drop", take);
+    }
   }
 
   /** @param {import("./drop.js").Dropped} dropped */
