@@ -159,7 +159,7 @@ def encode_prompt(
     encoder = components.text_encoder()
     negative = components.model.family.negative_prompt(prompt, guidance)
     text = encoder.encode(prompt, controls)
-    components.model.check_text(text)
+    components.check_text(text)
     return text, None if negative is None else encoder.encode(negative_prompt or negative, controls)
 
 

@@ -258,7 +258,7 @@ class Encoder:
         encoder = self.components.text_encoder()
         with torch.no_grad():
             conditioning = encoder.encode(caption, controls)
-        self.components.model.check_text(conditioning)
+        self.components.check_text(conditioning)
         return {name: tensor.to("cpu") for name, tensor in conditioning.items()}
 
 

@@ -24,6 +24,7 @@ from .streamed_module import StreamedModule, repeated_layers
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
+    from ..models.types import TextConditioning
 
 
 TEXT_WORK_BYTES = 1_000_000_000
@@ -61,6 +62,7 @@ class ModelComponents:
         self._adapter: object = None
         """State of the LoRA on the loaded transformer, as `source_state` returns it; None for no LoRA."""
         self._said_tiles = False
+        self._text_width: int | None = None
         self._allocated_before = allocated_memory(device)
 
     def transformer(self) -> torch.nn.Module:
@@ -78,6 +80,16 @@ class ModelComponents:
     def text_encoder(self) -> Any:
         """Return the TextEncoder, on the device."""
         return self._get("text_encoder", self._load_text_encoder, TEXT_WORK_BYTES)
+
+    def check_text(self, text: TextConditioning) -> None:
+        """Raise BadInput for a conditioning, `[1, ...]` of any dtype, that has not the channels that the transformer
+        takes. The transformer's file is read for that once at most, and not where it is loaded."""
+        width = self._text_width
+        if width is None:
+            loaded = self._loaded.get("transformer")
+            config = self.model.transformer_config() if loaded is None else loaded.transformer.config
+            width = self._text_width = config["joint_attention_dim"]
+        self.model.check_text(text, width)
 
     def codec(self, pixels: int = CODEC_PIXELS) -> Any:
         """Return the ImageCodec, on the device, with room for images of that many pixels in all; it works in tiles if

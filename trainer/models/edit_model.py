@@ -122,20 +122,15 @@ class EditModel:
             config = json.loads(path.read_text(encoding="utf-8"))
         return config if self.folder else self.family.with_options(config)
 
-    @cached_property
-    def text_width(self) -> int:
-        """Channels of the text tokens that the transformer takes."""
-        return self.transformer_config()["joint_attention_dim"]
-
-    def check_text(self, text: TextConditioning) -> None:
-        """Raise BadInput for a conditioning, `[1, ...]` of any dtype, that is not of the transformer's width."""
-        width = text["prompt_embeds"].shape[-1]
-        if width != self.text_width:
+    def check_text(self, text: TextConditioning, width: int) -> None:
+        """Raise BadInput for a conditioning, `[1, ...]` of any dtype, that has not the `width` channels that the
+        transformer takes."""
+        given = text["prompt_embeds"].shape[-1]
+        if given != width:
             loader = f": {self.family.info.comfyui.clip_loader}" if self.ports else ""
             raise BadInput(
-                f"The text encoder gives {width} channels and the transformer of {self.base_model} takes "
-                f"{self.text_width}, so one of the two belongs to another model. Choose the text encoder of this "
-                f"transformer{loader}."
+                f"The text encoder gives {given} channels and the transformer of {self.base_model} takes {width}, so "
+                f"one of the two belongs to another model. Choose the text encoder of this transformer{loader}."
             )
 
     def transformer_parameters(self) -> int:
