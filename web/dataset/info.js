@@ -96,7 +96,7 @@ class DatasetInfo {
     this.edits = el("p", { class: "edit-trainer-plan", hidden: true });
     const head = el("header", {}, this.line, this.edits, this.look, choose, input);
     this.notes = embedNotes(node);
-    const element = el("section", { class: "edit-trainer edit-trainer-info" }, head, this.notes.element, this.rows);
+    const element = el("section", { class: "edit-trainer edit-trainer-info" }, this.notes.element, head, this.rows);
     shieldFromGraph(element);
     const getMinHeight = () => MIN_HEIGHT + (this.notes.height && this.notes.height + GAP);
     const options = { serialize: false, hideOnZoom: false, margin: 6, getMinHeight };
