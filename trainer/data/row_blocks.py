@@ -55,7 +55,7 @@ class RowBlocks:
         """File and row group being read, the next row, and an iterator over the remaining blocks."""
         try:
             self._open(metadata)
-        except BaseException:
+        except BaseException:  # A cancel on the way must close the files that are open too.
             self.close()
             raise
         self._starts = [file.first for file in self.files]

@@ -251,30 +251,29 @@ QWEN_IMAGE_EDIT_PLUS = replace(
 )
 
 
+_KLEIN_4B = Variant(
+    name="black-forest-labs/FLUX.2-klein-base-4B",
+    configs=CONFIGS / "flux2-klein",
+    download_gb=16,
+    resolution=1024,
+    max_sample_resolution=2048,
+    text_length=512,
+    sample_steps=20,
+    sample_guidance=5.0,
+)
+
+
 FLUX2_KLEIN = FamilyInfo(
     name="flux2-klein",
     title="FLUX.2 [klein]",
     implementations={"diffusers": ".flux2_klein.Flux2Klein", "comfyui": ".flux2_klein.ComfyFlux2Klein"},
     variants=(
-        Variant(
-            name="black-forest-labs/FLUX.2-klein-base-4B",
-            configs=CONFIGS / "flux2-klein",
-            download_gb=16,
-            resolution=1024,
-            max_sample_resolution=2048,
-            text_length=512,
-            sample_steps=20,
-            sample_guidance=5.0,
-        ),
-        Variant(
+        _KLEIN_4B,
+        replace(
+            _KLEIN_4B,
             name="black-forest-labs/FLUX.2-klein-base-9B",
             configs=CONFIGS / "flux2-klein-9b",
             download_gb=35,
-            resolution=1024,
-            max_sample_resolution=2048,
-            text_length=512,
-            sample_steps=20,
-            sample_guidance=5.0,
         ),
         Variant(
             name="tiny/flux2-klein",

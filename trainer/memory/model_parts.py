@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from ..device import allocated_memory, free_memory, release_cached_memory
+from ..errors import BadInput
 from ..events import Notice
 from ..lora.adapter import load_lora, set_strength, source_state, unload_lora
 from ..models.diffusers_family import PipelineCodec, PipelineTextEncoder
@@ -89,7 +90,14 @@ class ModelComponents:
             loaded = self._loaded.get("transformer")
             config = self.model.transformer_config() if loaded is None else loaded.transformer.config
             width = self._text_width = config["joint_attention_dim"]
-        self.model.check_text(text, width)
+        given = text["prompt_embeds"].shape[-1]
+        if given != width:
+            loader = f": {self.model.family.info.comfyui.clip_loader}" if self.model.ports else ""
+            raise BadInput(
+                f"The text encoder gives {given} channels and the transformer of {self.model.base_model} takes "
+                f"{width}, so one of the two belongs to another model. Choose the text encoder of this "
+                f"transformer{loader}."
+            )
 
     def codec(self, pixels: int = CODEC_PIXELS) -> Any:
         """Return the ImageCodec, on the device, with room for images of that many pixels in all; it works in tiles if

@@ -31,7 +31,7 @@ from ..single_file.vae import load_vae
 from .family import Family, family_class
 from .model_files import NO_FILES, ModelFiles, check_files, warnings_about_files
 from .transformer import load_folder, load_single_file, open_transformer, weights_files
-from .types import ImageCodec, Ports, TextConditioning, TextEncoder
+from .types import ImageCodec, Ports, TextEncoder
 
 FILE_TYPES = ("json", "safetensors", "txt", "model", "jinja")
 """Extensions of the files of a pipeline folder that are downloaded."""
@@ -121,17 +121,6 @@ class EditModel:
         with _readable(f"{self.base_model}: {path}"):
             config = json.loads(path.read_text(encoding="utf-8"))
         return config if self.folder else self.family.with_options(config)
-
-    def check_text(self, text: TextConditioning, width: int) -> None:
-        """Raise BadInput for a conditioning, `[1, ...]` of any dtype, that has not the `width` channels that the
-        transformer takes."""
-        given = text["prompt_embeds"].shape[-1]
-        if given != width:
-            loader = f": {self.family.info.comfyui.clip_loader}" if self.ports else ""
-            raise BadInput(
-                f"The text encoder gives {given} channels and the transformer of {self.base_model} takes {width}, so "
-                f"one of the two belongs to another model. Choose the text encoder of this transformer{loader}."
-            )
 
     def transformer_parameters(self) -> int:
         """Number of the transformer's parameters, without loading it."""

@@ -150,16 +150,6 @@ class Flux2Klein(PipelineFamily):
     def caption_length(self) -> int | None:
         return self.variant.text_length - TEMPLATE_START
 
-    def collate_text(self, texts: Sequence[TextConditioning]) -> TextConditioning:
-        return {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
-
-    def text_groups(self, texts: Sequence[TextConditioning]) -> list[list[int]]:
-        # Padding cannot be masked: the transformer attends to all tokens. ComfyUI cuts none off, so lengths differ.
-        groups: dict[int, list[int]] = {}
-        for index, text in enumerate(texts):
-            groups.setdefault(text["prompt_embeds"].shape[1], []).append(index)
-        return list(groups.values())
-
     def text_shapes(self, config: Mapping[str, Any], controls: Sequence[Size]) -> dict[str, tuple[int, ...]]:
         return {"prompt_embeds": (max(self.variant.text_length, self.longest_caption), config["joint_attention_dim"])}
 
@@ -208,9 +198,6 @@ class Flux2Klein(PipelineFamily):
 
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:
         return "" if guidance > 1 else None
-
-    def combine_guidance(self, positive: torch.Tensor, negative: torch.Tensor, guidance: float) -> torch.Tensor:
-        return negative + guidance * (positive - negative)
 
 
 class ComfyFlux2Klein(Flux2Klein):

@@ -100,16 +100,6 @@ class FluxKontext(PipelineFamily):
     def denormalize(self, latents: torch.Tensor) -> torch.Tensor:
         return latents / self.vae_config["scaling_factor"] + self.vae_config["shift_factor"]
 
-    def collate_text(self, texts: Sequence[TextConditioning]) -> TextConditioning:
-        return {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
-
-    def text_groups(self, texts: Sequence[TextConditioning]) -> list[list[int]]:
-        # Padding cannot be masked: the transformer attends to all T5 tokens.
-        groups: dict[int, list[int]] = {}
-        for index, text in enumerate(texts):
-            groups.setdefault(text["prompt_embeds"].shape[1], []).append(index)
-        return list(groups.values())
-
     def predict(
         self,
         transformer: torch.nn.Module,
@@ -162,9 +152,6 @@ class FluxKontext(PipelineFamily):
 
     def negative_prompt(self, prompt: str, guidance: float) -> str | None:
         return None
-
-    def combine_guidance(self, positive: torch.Tensor, negative: torch.Tensor, guidance: float) -> torch.Tensor:
-        return negative + guidance * (positive - negative)
 
 
 class FluxTextEncoder(PipelineTextEncoder):
