@@ -3,7 +3,7 @@ text encoder and VAE."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
 from typing import Any, ClassVar, Protocol, TypeVar, runtime_checkable
@@ -22,7 +22,7 @@ from ..blocks.install import use_blocks
 from ..data.resize import Size, nearest_possible
 from ..errors import BadInput
 from .family import Family
-from .types import Grid, PackedLatents, TextConditioning
+from .types import Grid, PackedLatents
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
 """Argument of `from_pretrained` for the dtype."""
@@ -105,19 +105,6 @@ class PipelineFamily(Family):
         height, width = packed.grid.height * self.patch, packed.grid.width * self.patch
         latents = self.unpack_latents(packed.tokens, height, width, VAE_SCALE)
         return latents.reshape(latents.shape[0], latents.shape[1], *latents.shape[-2:])
-
-    def collate_text(self, texts: Sequence[TextConditioning]) -> TextConditioning:
-        return {name: torch.cat([text[name] for text in texts]) for name in texts[0]}
-
-    def text_groups(self, texts: Sequence[TextConditioning]) -> list[list[int]]:
-        # Padding cannot be masked: the transformer attends to all tokens. ComfyUI cuts none off, so lengths differ.
-        groups: dict[int, list[int]] = {}
-        for index, text in enumerate(texts):
-            groups.setdefault(text["prompt_embeds"].shape[1], []).append(index)
-        return list(groups.values())
-
-    def combine_guidance(self, positive: torch.Tensor, negative: torch.Tensor, guidance: float) -> torch.Tensor:
-        return negative + guidance * (positive - negative)
 
     def shift(self, scheduler: Mapping[str, Any], tokens: int, steps: int) -> float:
         names = ("base_image_seq_len", "max_image_seq_len", "base_shift", "max_shift")

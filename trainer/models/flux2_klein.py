@@ -20,8 +20,9 @@ from ..data.resize import Size, cut_to_multiples
 from ..families.records import FLUX2_KLEIN
 from ..single_file.key_mapping import Layout, Shapes
 from .captions import ChatTokenizer
-from .diffusers_family import PipelineCodec, PipelineFamily, PipelineTextEncoder, any_of, config_of, image_processor
+from .diffusers_family import PipelineCodec, PipelineTextEncoder, any_of, config_of, image_processor
 from .flux2_single_file import TEXT_ENCODERS, TOKENIZERS, VAE, flux2_config, flux2_layout
+from .flux_family import FluxFamily
 from .types import Grid, PackedLatents, TextConditioning
 
 SMALLEST_SIDE, LARGEST_ASPECT = 64 / 1024, 8
@@ -33,7 +34,7 @@ TEMPLATE_START = 3
 """Tokens of the chat template before the caption."""
 
 
-class Flux2Klein(PipelineFamily):
+class Flux2Klein(FluxFamily):
     """FLUX.2 [klein] under diffusers' policy: images are never enlarged, only shrunk to the model's area, and cut to
     whole tokens.
 

@@ -16,7 +16,8 @@ from ..data.resize import Size, at_area_of, nearest_aspect, scaled
 from ..families.records import FLUX_KONTEXT
 from ..single_file.key_mapping import Layout, Shapes
 from .captions import TextTokenizer
-from .diffusers_family import PipelineFamily, PipelineTextEncoder, any_of, config_of
+from .diffusers_family import PipelineTextEncoder, any_of, config_of
+from .flux_family import FluxFamily
 from .flux_single_file import TEXT_ENCODERS, TOKENIZERS, VAE, flux_config, flux_layout
 from .types import PackedLatents, TextConditioning
 
@@ -27,7 +28,7 @@ PREFERRED_RESOLUTION = 1024
 """Square root of the preferred sizes' area in pixels, which is about the same for all of them."""
 
 
-class FluxKontext(PipelineFamily):
+class FluxKontext(FluxFamily):
     """FLUX.1 Kontext under diffusers' policy.
 
     Text conditioning: `prompt_embeds` [B, tokens, width] of T5, padded and unmasked as the model was trained, and
@@ -43,7 +44,7 @@ class FluxKontext(PipelineFamily):
         transformer_flux.FluxTransformerBlock: FluxTransformerBlock,
         transformer_flux.FluxSingleTransformerBlock: FluxSingleTransformerBlock,
     }
-    aspect_step: ClassVar[int] = PipelineFamily.patch
+    aspect_step: ClassVar[int] = FluxFamily.patch
     """Pixels to whose multiples an image's sides are cut before its aspect ratio is compared with the preferred
     ones."""
     text_encoders: ClassVar = TEXT_ENCODERS
