@@ -1,4 +1,4 @@
-"""What FLUX.1 Kontext and FLUX.2 [klein] have in common: texts whose padding the transformer attends to, and plain
+"""Common part of FLUX.1 Kontext and FLUX.2 [klein]: texts with padding that the transformer attends to, and plain
 guidance."""
 
 from __future__ import annotations
