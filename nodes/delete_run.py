@@ -6,20 +6,15 @@ import ctypes
 import os
 import shutil
 import sys
-import time
-from contextlib import suppress
 from pathlib import Path
-from urllib.parse import quote
 
 from ..trainer.errors import BadInput
 from ..trainer.files import temporary_beside
 from ..trainer.training.run_lock import lock_run
 from .saved_runs import find_run
 
-_DELETE, _TO_BIN = 3, 0x40 | 0x10 | 0x4 | 0x400
-"""FO_DELETE, and FOF_ALLOWUNDO, FOF_NOCONFIRMATION, FOF_SILENT and FOF_NOERRORUI, of Windows' shellapi.h."""
 _FIXED_DISK = 3
-"""DRIVE_FIXED of Windows' fileapi.h. From other disks, FOF_ALLOWUNDO may delete for good without a word."""
+"""DRIVE_FIXED of Windows' fileapi.h. Of other disks Windows may delete for good what is sent to its bin."""
 
 
 def delete_run(name: str, running: set[str]) -> bool:
@@ -57,57 +52,21 @@ def _delete(folder: Path) -> bool:
 
 def _move_to_bin(folder: Path) -> bool:
     """Move a folder to the bin; False where there is none that takes it."""
-    if sys.platform == "win32":
-        return _to_windows_bin(folder)
-    with suppress(OSError):  # such as a bin on another disk
-        return _to_mac_bin(folder) if sys.platform == "darwin" else _to_desktop_bin(folder)
-    return False
+    from send2trash import send2trash
 
-
-def _to_windows_bin(folder: Path) -> bool:
-    windows = getattr(ctypes, "windll")  # noqa: B009 - exists on Windows alone
-    if windows.kernel32.GetDriveTypeW(f"{folder.absolute().drive}\\") != _FIXED_DISK:
+    if not _has_bin(folder):
         return False
-
-    class Operation(ctypes.Structure):
-        _fields_ = (
-            ("hwnd", ctypes.c_void_p),
-            ("wFunc", ctypes.c_uint),
-            ("pFrom", ctypes.c_wchar_p),
-            ("pTo", ctypes.c_wchar_p),
-            ("fFlags", ctypes.c_ushort),
-            ("fAnyOperationsAborted", ctypes.c_int),
-            ("hNameMappings", ctypes.c_void_p),
-            ("lpszProgressTitle", ctypes.c_wchar_p),
-        )
-
-    # The path is the first of a list, which a second zero ends.
-    operation = Operation(wFunc=_DELETE, pFrom=f"{folder.absolute()}\0", fFlags=_TO_BIN)
-    return windows.shell32.SHFileOperationW(ctypes.byref(operation)) == 0 and not folder.exists()
-
-
-def _to_mac_bin(folder: Path) -> bool:
-    bin_folder = Path.home() / ".Trash"
-    if not bin_folder.is_dir():
-        return False
-    folder.rename(bin_folder / f"{folder.name} {time.time_ns()}")
-    return True
-
-
-def _to_desktop_bin(folder: Path) -> bool:
-    """Follow the freedesktop.org trash specification, version 1.0. A machine without a desktop has no such folder."""
-    home = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
-    bin_folder = Path(home) / "Trash"
-    files, infos = bin_folder / "files", bin_folder / "info"
-    if not (files.is_dir() and infos.is_dir()):
-        return False
-    name = f"{folder.name} {time.time_ns()}"
-    info = infos / f"{name}.trashinfo"
-    when = time.strftime("%Y-%m-%dT%H:%M:%S")
-    info.write_text(f"[Trash Info]\nPath={quote(str(folder.absolute()))}\nDeletionDate={when}\n", encoding="utf-8")
     try:
-        folder.rename(files / name)
-    except OSError:
-        info.unlink()
-        raise
-    return True
+        send2trash(folder)
+    except OSError:  # such as a disk that has no bin
+        return False
+    return not folder.exists()
+
+
+def _has_bin(folder: Path) -> bool:
+    """Tell whether there is a bin that a person sees; send2trash would make one on a machine without a desktop."""
+    if sys.platform == "win32":
+        drive = f"{folder.absolute().drive}\\"
+        return bool(ctypes.windll.kernel32.GetDriveTypeW(drive) == _FIXED_DISK)
+    data = os.environ.get("XDG_DATA_HOME") or Path.home() / ".local" / "share"
+    return sys.platform == "darwin" or (Path(data) / "Trash" / "files").is_dir()
