@@ -11,10 +11,12 @@ import torch
 from PIL import Image
 from safetensors.torch import load_file, save_file
 
+from trainer.config.public import public_settings
 from trainer.errors import BadInput
 from trainer.events import Progress, Sample
 from trainer.inference import edit
 from trainer.models.edit_model import EditModel, open_model
+from trainer.single_file.header import open_weights
 
 from .conftest import Runs
 from .test_sampling import run
@@ -33,6 +35,14 @@ def distilled(klein: EditModel, tmp_path: Path) -> Path:
     index = folder / "model_index.json"
     index.write_text(json.dumps(json.loads(index.read_text()) | {"is_distilled": True}))
     return folder
+
+
+def _check_private(run: Path, lora: Path, source: Path) -> None:
+    """Its folder stays in the run folder: neither the LoRA's header nor what is sent to others names it."""
+    saved = json.loads((run / "settings.json").read_text())
+    assert saved["sample_base"] == str(source)
+    recorded = json.loads(open_weights(lora, "LoRA file").metadata["edit_trainer.settings"])
+    assert recorded["sample_base"] == public_settings(saved)["sample_base"] == source.name
 
 
 def pictures(events: list) -> dict[int, Image.Image]:
@@ -56,6 +66,7 @@ def test_samples_are_edits_by_the_distilled_model_with_the_lora(klein: EditModel
     here = pictures(runs.run(klein, "here", settings={"sample_steps": 4}, **training))
     assert all(here[step].tobytes() != drawn[step].tobytes() for step in drawn)
     assert drawn[0].tobytes() != drawn[4].tobytes()
+    _check_private(runs.folder / "there", lora, distilled)
     assert runs.losses("there") == runs.losses("here"), "the training is the same"
     (first, second) = (runs.weights(name) for name in ("there", "here"))
     assert all(torch.equal(tensor, second[name]) for name, tensor in first.items())

@@ -8,7 +8,7 @@ from typing import Any
 
 from .request import FineTuneRequest
 from .samples import DEFAULT_CONTROL_URL
-from .settings import RunSettings, caches_texts
+from .settings import LOCAL_FILES, RunSettings, caches_texts
 
 Parameter = str | int | float | bool
 """Value of one parameter of a run."""
@@ -31,9 +31,9 @@ def public_request(request: Mapping[str, Any]) -> dict[str, Any]:
 
 
 def public_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Return run settings, as decoded JSON, without the folders of images and of LoRA files."""
-    public = {**settings, "images_root": "", "init_lora": _file_name(settings.get("init_lora", ""))}
-    return public | {name: _file_name(settings[name]) for name in ("sample_lora",) if name in settings}
+    """Return run settings, as decoded JSON, without the folders of images and of model files."""
+    public = {"images_root": "", "init_lora": "", **settings}
+    return public | {"images_root": ""} | {name: _file_name(public[name]) for name in LOCAL_FILES if name in public}
 
 
 def run_parameters(request: FineTuneRequest, settings: RunSettings) -> dict[str, Parameter]:

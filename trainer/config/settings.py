@@ -233,6 +233,11 @@ class RunSettings(RecordedModel):
     )
 
 
+LOCAL_FILES = ("init_lora", "sample_lora", "sample_base")
+"""Settings that hold the path of a file or folder. Only the last part of it leaves the machine or enters a LoRA's
+header."""
+
+
 def caches_texts(params: RequestParams, settings: RunSettings) -> bool:
     """Tell whether text embeddings are computed once and kept, as the request or the settings say."""
     return params.caches_texts or settings.cache_text_embeddings

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from ..config.request import FineTuneRequest
-from ..config.settings import RunSettings
+from ..config.settings import LOCAL_FILES, RunSettings
 
 if TYPE_CHECKING:
     from ..models.edit_model import EditModel
@@ -23,9 +23,7 @@ def export_metadata(request: FineTuneRequest, settings: RunSettings, model: Edit
     resolution = settings.resolution or model.family.variant.resolution
     kind = "lora" if params.use_lora else "checkpoint"
     recorded_settings = settings.recorded()
-    recorded_settings |= {
-        name: Path(recorded_settings[name]).name for name in ("init_lora", "sample_lora") if name in recorded_settings
-    }
+    recorded_settings |= {name: Path(recorded_settings[name]).name for name in LOCAL_FILES if name in recorded_settings}
     recorded_request = request.model_dump() | {"training_params": params.recorded() | {"steps": step}}
     metadata = {
         "edit_trainer.request": json.dumps(recorded_request, ensure_ascii=False),
