@@ -263,6 +263,8 @@ def test_the_command_pushes_by_the_clients_own_environment(trained: Path) -> Non
         ("black-forest-labs/FLUX.1-Kontext-dev", "other", "guidance_scale"),
         ("Qwen/Qwen-Image-Edit", "apache-2.0", "true_cfg_scale"),
         ("Qwen/Qwen-Image-Edit-2511", "apache-2.0", "true_cfg_scale"),
+        ("black-forest-labs/FLUX.2-klein-base-4B", "apache-2.0", "guidance_scale"),
+        ("black-forest-labs/FLUX.2-klein-base-9B", "other", "guidance_scale"),
     ],
 )
 def test_the_card_of_a_published_model_has_its_license_and_code_that_fits(
@@ -272,7 +274,8 @@ def test_the_card_of_a_published_model_has_its_license_and_code_that_fits(
     sample = CardSample("samples/step-000008-00.png", 'say "hi"')
     card = ModelCard(model_card("me/frames", "frames-000008.safetensors", 8, request, RunSettings(), [sample]))
     assert card.data.base_model == base_model and card.data.license == license
-    assert (card.data.license_name or "").startswith("flux-1-dev" if license == "other" else "")
+    assert (card.data.license_name or "").startswith("flux-" if license == "other" else "")
+    assert license != "other" or base_model in card.data.license_link
     assert card.data.pipeline_tag == "image-to-image" and {"lora", "diffusers"} <= set(card.data.tags)
     code = card.text.partition("```py\n")[2].partition("```")[0]
     (call,) = (

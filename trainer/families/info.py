@@ -40,6 +40,8 @@ class Variant:
     `folder` is complete."""
     configs: Path | None = None
     """Folder with its published configs, in diffusers' pipeline layout without weights; None: the family's."""
+    license: Mapping[str, str] = field(default_factory=dict)
+    """Its license, as `FamilyInfo.license` has it; empty: the family's."""
     download_gb: int = 0
     """Approximate size of the hub's repository in GB."""
     resolution: int
@@ -132,6 +134,8 @@ class FamilyInfo:
     """Folder with the published model's configs, in diffusers' pipeline layout without weights."""
     pipeline_class: str
     """Class name of the diffusers pipeline whose inference is matched."""
+    guidance_arguments: str = "guidance_scale={guidance}"
+    """Arguments of that pipeline that set the guidance, as Python code; `{guidance}` is its value."""
     subfolders: Mapping[Component, tuple[str, ...]]
     """Subfolders of the pipeline layout that each component is loaded from."""
     license: Mapping[str, str] = field(default_factory=dict)

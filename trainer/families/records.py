@@ -166,6 +166,7 @@ QWEN_IMAGE_EDIT = FamilyInfo(
     ),
     configs=CONFIGS / "qwen-image-edit",
     pipeline_class="QwenImageEditPipeline",
+    guidance_arguments='negative_prompt=" ", true_cfg_scale={guidance}',
     subfolders={
         "transformer": ("transformer",),
         "vae": ("vae",),
@@ -254,6 +255,7 @@ QWEN_IMAGE_EDIT_PLUS = replace(
 _KLEIN_4B = Variant(
     name="black-forest-labs/FLUX.2-klein-base-4B",
     configs=CONFIGS / "flux2-klein",
+    license={"license": "apache-2.0"},
     download_gb=16,
     resolution=1024,
     max_sample_resolution=2048,
@@ -273,6 +275,11 @@ FLUX2_KLEIN = FamilyInfo(
             _KLEIN_4B,
             name="black-forest-labs/FLUX.2-klein-base-9B",
             configs=CONFIGS / "flux2-klein-9b",
+            license={
+                "license": "other",
+                "license_name": "flux-non-commercial-license",
+                "license_link": "https://huggingface.co/{base_model}/blob/main/LICENSE.md",
+            },
             download_gb=35,
         ),
         Variant(

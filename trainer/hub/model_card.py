@@ -9,7 +9,7 @@ from typing import Any
 
 from ..config.request import FineTuneRequest
 from ..config.settings import RunSettings
-from ..families.registry import find_family
+from ..families.registry import find_family, find_variant
 
 PROGRAM_TAG = "edit-trainer"
 """Tag of every repository that this program has pushed to; only these are overwritten."""
@@ -36,7 +36,7 @@ def model_card(
     """Return the text of README.md for the LoRA file `weights` of a step in a repository."""
     from huggingface_hub import ModelCard, ModelCardData
 
-    variant = find_family(request.base_model).variant(request.base_model)
+    variant = find_variant(request.base_model)
     widget = [{"text": sample.prompt or _NO_PROMPT, "output": {"url": sample.file}} for sample in samples]
     fields: dict[str, Any] = {"widget": widget} if widget else {}
     if not variant.embedded:
@@ -62,7 +62,7 @@ def model_card(
 
 def _license(base_model: str) -> dict[str, str]:
     """License of a published base model, which its LoRAs fall under; empty: not known."""
-    fields = find_family(base_model).license
+    fields = find_variant(base_model).license or find_family(base_model).license
     return {key: text.replace("{base_model}", base_model) for key, text in fields.items()}
 
 
@@ -78,7 +78,6 @@ def _diffusers_code(repo: str, weights: str, request: FineTuneRequest, settings:
     loaded = [f'load_image("in{"" if number == 1 else f"_{number}"}.png")' for number in range(1, controls + 1)]
     image = loaded[0] if family.max_controls == 1 else f"[{', '.join(loaded)}]"
     guidance = settings.sample_guidance or variant.sample_guidance
-    guided = f'negative_prompt=" ", true_cfg_scale={guidance}' if family.uses_negative_prompt else ""
     return "\n".join(
         [
             "import torch",
@@ -91,7 +90,7 @@ def _diffusers_code(repo: str, weights: str, request: FineTuneRequest, settings:
             "image = pipeline(",
             f"    image={image},",
             f"    prompt={json.dumps(prompt, ensure_ascii=False)},",
-            f"    {guided or f'guidance_scale={guidance}'},",
+            f"    {family.guidance_arguments.replace('{guidance}', str(guidance))},",
             f"    num_inference_steps={settings.sample_steps or variant.sample_steps},",
             ").images[0]",
         ]
@@ -100,7 +99,7 @@ def _diffusers_code(repo: str, weights: str, request: FineTuneRequest, settings:
 
 def _training_facts(step: int, request: FineTuneRequest, settings: RunSettings) -> dict[str, Any]:
     params = request.training_params
-    resolution = settings.resolution or find_family(request.base_model).variant(request.base_model).resolution
+    resolution = settings.resolution or find_variant(request.base_model).resolution
     return {
         "steps": step,
         "batch size": params.batch_size * params.gradient_accumulation,
