@@ -13,6 +13,7 @@ import folder_paths
 
 from ..trainer.errors import BadInput
 from ..trainer.families.registry import FAMILIES, base_model_names, find_family, find_variant
+from ..trainer.models.pipeline_folder import INDEX, folder_variant
 from .folders import file_state, output_folder
 
 if TYPE_CHECKING:
@@ -59,7 +60,7 @@ def present_base_model() -> str:
 def state_of(choice: str) -> str:
     """A text that changes whenever the chosen files do."""
     names = transformer_options()[1:] if choice == AUTO else [choice]
-    states = [file_state(path / "model_index.json" if path.is_dir() else path) for path in map(_path_of, names) if path]
+    states = [file_state(path / INDEX if path.is_dir() else path) for path in map(_path_of, names) if path]
     return "\n".join(states)
 
 
@@ -115,7 +116,7 @@ def _in(root: str) -> list[Path]:
 
 def _pipeline_of(folder: Path) -> str:
     try:
-        return json.loads((folder / "model_index.json").read_text(encoding="utf-8")).get("_class_name", "")
+        return json.loads((folder / INDEX).read_text(encoding="utf-8")).get("_class_name", "")
     except (OSError, ValueError, AttributeError):
         return ""
 
@@ -148,11 +149,7 @@ def _folder_of(base_model: str, pipeline: str) -> Path | None:
 
 def _may_be(base_model: str, folder: Path) -> bool:
     """False for a folder of another variant of the base model's family."""
-    try:
-        config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
-        found = find_family(base_model).variant_of(config, base_model)
-    except (OSError, ValueError, AttributeError):
-        return True
+    found = folder_variant(folder, base_model)
     return found is None or found.name == base_model
 
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import shutil
 from pathlib import Path
 
 import gguf
@@ -118,6 +119,17 @@ def test_the_published_configs_are_those_of_full_size_files(base_model: str, par
     assert model.family.other_model(shapes) is None
     other = open_model(next(name for name in BOTH if name != base_model))
     assert other.family.other_model(shapes) == f"{base_model}; choose that as base_model"
+
+
+def test_a_folder_of_the_other_size_is_refused(tmp_path: Path):
+    for wanted, other in (BOTH, BOTH[::-1]):
+        folder = tmp_path / other
+        shutil.copytree(open_model(other).family.configs, folder)
+        (folder / "model_index.json").write_text("{}", encoding="utf-8")
+        with pytest.raises(BadInput, match=f"is not {wanted}: by its config it is {other}; choose that"):
+            open_model(wanted, folder)
+        assert open_model(other, folder).transformer_parameters() == open_model(other).transformer_parameters()
+    assert klein_model(tmp_path / "another size").folder == tmp_path / "another size"
 
 
 def test_the_text_encoders_published_configs_fit_the_transformers():

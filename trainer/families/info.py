@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Literal
 
 Component = Literal["transformer", "vae", "text"]
 """A component of a base model that is loaded and moved between devices as one; `text` includes the tokenizers."""
@@ -175,11 +175,3 @@ class FamilyInfo:
             if variant.name == base_model:
                 return variant
         raise KeyError(base_model)
-
-    def variant_of(self, config: Mapping[str, Any], base_model: str) -> Variant | None:
-        """The variant whose options a transformer's diffusers config has, `base_model` if it is one of several; None
-        if no variant has them."""
-        known = {option for variant in self.variants for option in variant.options}
-        found = frozenset(option for option in known if config.get(option))
-        fitting = [variant for variant in self.variants if variant.options == found]
-        return next((variant for variant in fitting if variant.name == base_model), fitting[0] if fitting else None)

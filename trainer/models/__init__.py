@@ -2,6 +2,7 @@
 
 - edit_model.py: EditModel, a handle on a base model's files; `open_model`.
 - model_files.py: single files in place of a base model's components.
+- pipeline_folder.py: a base model's folder in diffusers' layout.
 - transformer.py: the transformer, from a single file or a diffusers folder.
 - family.py: Family, the interface that everything else programs against.
 - captions.py: what a model takes of captions; control tokens in them are text.

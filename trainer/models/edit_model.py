@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import errno
-import json
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
@@ -13,16 +11,13 @@ from typing import Any
 
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
-from huggingface_hub import snapshot_download
-from huggingface_hub.errors import GatedRepoError
 from safetensors import SafetensorError
 from transformers import PreTrainedTokenizerBase
 
 from ..config.settings import Precision
-from ..errors import BadInput, RunFailed
+from ..errors import BadInput
 from ..families.info import Component, Policy
-from ..families.registry import find_family, find_variant
-from ..paths import path_kind
+from ..families.registry import find_variant
 from ..single_file.fingerprint import files_in, fingerprint_files
 from ..single_file.load_module import OneDevice, WeightSink
 from ..single_file.text_encoder import load_encoder
@@ -30,11 +25,9 @@ from ..single_file.tokenizer import find_tokenizers, load_tokenizers
 from ..single_file.vae import load_vae
 from .family import Family, family_class
 from .model_files import NO_FILES, ModelFiles, check_files, warnings_about_files
+from .pipeline_folder import check_pipeline, download, read_config
 from .transformer import load_folder, load_single_file, open_transformer, weights_files
 from .types import ImageCodec, Ports, TextEncoder
-
-FILE_TYPES = ("json", "safetensors", "txt", "model", "jinja")
-"""Extensions of the files of a pipeline folder that are downloaded."""
 
 
 @dataclass(frozen=True)
@@ -68,10 +61,7 @@ class EditModel:
         family = family_class(self.base_model, self.policy)
         folder = None if self.files.vae or self.ports else self.folder_of("vae")
         variant = find_variant(self.base_model)
-        path = (folder or variant.configs or family.info.configs) / "vae" / "config.json"
-        with _readable(f"{self.base_model}: {path}"):
-            vae_config = json.loads(path.read_text(encoding="utf-8"))
-        made = family(variant, vae_config)
+        made = family(variant, read_config(folder or variant.configs or family.info.configs, "vae"))
         made.longest_caption = self.longest_caption
         return made
 
@@ -117,9 +107,7 @@ class EditModel:
         """The diffusers config of the base's transformer: from its file's shapes, its folder, or as published."""
         if file := self.files.transformer:
             return self.family.transformer_config(open_transformer(file).shapes)
-        path = (self.folder or self.family.configs) / "transformer" / "config.json"
-        with _readable(f"{self.base_model}: {path}"):
-            config = json.loads(path.read_text(encoding="utf-8"))
+        config = read_config(self.folder or self.family.configs, "transformer")
         return config if self.folder else self.family.with_options(config)
 
     def transformer_parameters(self) -> int:
@@ -170,8 +158,8 @@ class EditModel:
                 transformer = load_single_file(self.family, file, dtype, config, precision, sink)
         else:
             folder = self._component_folder("transformer")
+            config = read_config(folder, "transformer")
             with _readable(f"The transformer of {self.base_model} in {folder}"):
-                config = json.loads((folder / "transformer" / "config.json").read_text(encoding="utf-8"))
                 transformer = load_folder(self.family, folder / "transformer", dtype, config, precision, sink)
         return transformer.eval().requires_grad_(False)
 
@@ -241,28 +229,11 @@ class EditModel:
     def _component_folder(self, component: Component) -> Path:
         """The folder in pipeline layout, with all files of a component downloaded."""
         names = self._subfolders(component)
-        patterns = [f"{name}/*.{extension}" for name in names for extension in FILE_TYPES]
-        folder = self.folder_of(names[0]) or self._downloaded("model_index.json", "scheduler/*.json", *patterns)
+        folder = self.folder_of(names[0]) or download(self.base_model, names)
         for name in names:
             if not (folder / name).is_dir():
                 raise BadInput(f"{self.base_model}: the folder {folder / name} is missing; the model is incomplete.")
         return folder
-
-    def _downloaded(self, *patterns: str) -> Path:
-        try:
-            return Path(snapshot_download(self.base_model, allow_patterns=list(patterns)))
-        except GatedRepoError as error:
-            raise BadInput(
-                f"{self.base_model} is gated: accept its licence at https://huggingface.co/{self.base_model}, "
-                "then log in with `hf auth login`, or put your token into the environment variable HF_TOKEN."
-            ) from error
-        except Exception as error:  # A download fails in as many ways as there are networks and HTTP libraries.
-            if isinstance(error, OSError) and error.errno == errno.ENOSPC:
-                raise RunFailed(f"The disk is too full to download {self.base_model}; free some space.") from error
-            raise RunFailed(
-                f"{self.base_model} is not complete on this machine and cannot be downloaded now: {error}\n"
-                f"Check the connection, or fetch it beforehand with `hf download {self.base_model}`."
-            ) from error
 
 
 def open_model(
@@ -286,26 +257,13 @@ def open_model(
         )
     ports = None if policy == "diffusers" else ports
     folder = folder or variant.folder
-    if folder is not None and path_kind(folder / "model_index.json") != "file":
-        raise BadInput(f"{folder} is not a model in diffusers' layout: it has no model_index.json.")
     files = files or NO_FILES
-    if folder is not None and not files.transformer:
-        _check_variant(folder, base_model)
+    if folder is not None:
+        check_pipeline(folder, base_model, with_transformer=files.transformer is None)
     model = EditModel(base_model, folder, "comfyui" if ports else "diffusers", files=files, ports=ports)
     if files == NO_FILES:
         return model
     return replace(model, files=check_files(model.family, base_model, files, folder))
-
-
-def _check_variant(folder: Path, base_model: str) -> None:
-    """Raise BadInput for the folder of another variant of the base model's family."""
-    info, path = find_family(base_model), folder / "transformer" / "config.json"
-    try:
-        found = info.variant_of(json.loads(path.read_text(encoding="utf-8")), base_model)
-    except (OSError, ValueError, AttributeError, RecursionError):
-        return  # it is said when the transformer is loaded
-    if found is not None and found.name != base_model:
-        raise BadInput(f"{folder} is not {base_model}: by its config it is {found.name}; choose that as base_model.")
 
 
 @contextmanager

@@ -3,7 +3,6 @@ templates for it."""
 
 from __future__ import annotations
 
-import json
 import math
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,6 +22,7 @@ from .captions import ChatTokenizer
 from .diffusers_family import PipelineCodec, PipelineTextEncoder, any_of, config_of, image_processor
 from .flux2_single_file import TEXT_ENCODERS, TOKENIZERS, VAE, flux2_config, flux2_layout
 from .flux_family import FluxFamily
+from .pipeline_folder import variant_of
 from .types import Grid, PackedLatents, TextConditioning
 
 SMALLEST_SIDE, LARGEST_ASPECT = 64 / 1024, 8
@@ -65,11 +65,10 @@ class Flux2Klein(FluxFamily):
     def other_model(self, shapes: Shapes) -> str | None:
         if "guidance_in.in_layer.weight" in shapes:
             return "FLUX.2 [dev], whose text encoder is another one; klein alone can be trained"
-        sizes = _sizes(flux2_config(shapes)) if "img_in.weight" in shapes and "txt_in.weight" in shapes else None
-        for variant in self.info.variants:
-            if variant.configs and variant != self.variant and sizes == _sizes(_published(variant.configs)):
-                return f"{variant.name}; choose that as base_model"
-        return None
+        if "img_in.weight" not in shapes or "txt_in.weight" not in shapes:
+            return None
+        found = variant_of(self.info, flux2_config(shapes), self.variant.name)
+        return f"{found.name}; choose that as base_model" if found not in (None, self.variant) else None
 
     def load_text_encoder(
         self,
@@ -280,12 +279,3 @@ def _positions(image: int, grid: tuple[int, int], length: int, device: torch.dev
 
 def _covers(image: Size, size: Size) -> bool:
     return image.width >= size.width and image.height >= size.height
-
-
-def _sizes(config: Mapping[str, Any]) -> tuple[object, ...]:
-    names = ("num_layers", "num_single_layers", "num_attention_heads", "attention_head_dim", "joint_attention_dim")
-    return tuple(config[name] for name in names)
-
-
-def _published(configs: Path) -> dict[str, Any]:
-    return json.loads((configs / "transformer" / "config.json").read_text(encoding="utf-8"))

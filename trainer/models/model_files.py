@@ -2,21 +2,22 @@
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, TypeVar
 
-from ..errors import BadInput
+from ..errors import BadInput, DamagedFile
 from ..families.info import Component
 from ..families.registry import find_variant
+from ..files import read_json
 from ..single_file.detect import detect_kind
 from ..single_file.header import open_weights
 from ..single_file.text_encoder import check_encoder
 from ..single_file.tokenizer import find_tokenizers
 from ..single_file.vae import check_vae
+from .pipeline_folder import INDEX
 from .transformer import check_single_file, file_warnings, open_transformer
 
 if TYPE_CHECKING:
@@ -99,8 +100,8 @@ def is_distilled(family: Family, source: Path) -> bool:
     info = family.info
     if source.is_dir():
         try:
-            index = json.loads((source / "model_index.json").read_text(encoding="utf-8"))
-        except (OSError, ValueError, RecursionError):
+            index = read_json(source / INDEX)
+        except (FileNotFoundError, DamagedFile):
             return False  # it is said when the model is loaded
         return isinstance(index, dict) and index.get(info.distilled_entry) is True
     return bool(info.distilled_names and re.search(info.distilled_names, source.stem.lower()))
