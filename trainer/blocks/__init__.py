@@ -7,6 +7,7 @@ attention     attention whose output can be kept from a checkpointed forward pas
 flux          blocks of FLUX.1
 flux2         blocks of FLUX.2
 qwen_image    blocks of Qwen-Image
+trial         small blocks in which a forward pass of this package is compared with diffusers'
 install       gives a transformer these forward passes, where they compute what the installed diffusers computes
 
 Must not know: files, LoRA, quantized formats, or memory plans.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import torch
@@ -17,6 +17,7 @@ from .activations import join_gelu
 from .attention import attend
 from .elementwise import gated_norm_modulate, gated_residual, norm_modulate
 from .rotation import join_rotated, rotary_tables
+from .trial import SIZES, TEXT_TOKENS, TOKENS, WIDTH, Trial, random_rotation, random_tokens
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -33,6 +34,11 @@ class FluxTransformerBlock(transformer_flux.FluxTransformerBlock):
     norm2_context: Any
     ff: Any
     ff_context: Any
+
+    @classmethod
+    def trials(cls) -> Iterator[Trial]:
+        """Yield runs on the CPU in float32 that go through all of the forward pass."""
+        yield _trial()
 
     def forward(
         self,
@@ -73,6 +79,11 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
     proj_mlp: Any
     proj_out: Any
 
+    @classmethod
+    def trials(cls) -> Iterator[Trial]:
+        """Yield runs on the CPU in float32 that go through all of the forward pass."""
+        yield _trial()
+
     def forward(
         self,
         hidden_states: torch.Tensor,
@@ -99,6 +110,18 @@ class FluxSingleTransformerBlock(transformer_flux.FluxSingleTransformerBlock):
             tokens = tokens.clip(-65504, 65504)
         text, image = tokens.split(lengths, dim=1)
         return text, image
+
+
+def _trial() -> Trial:
+    return Trial(
+        SIZES,
+        {
+            "hidden_states": random_tokens(TOKENS),
+            "encoder_hidden_states": random_tokens(TEXT_TOKENS),
+            "temb": torch.randn(1, WIDTH),
+            "image_rotary_emb": random_rotation(),
+        },
+    )
 
 
 def joint_attention(attn: Any, image: torch.Tensor, text: torch.Tensor, rotary: Pair) -> Pair:

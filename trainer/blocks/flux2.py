@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any
 
 import torch
@@ -10,6 +11,7 @@ from diffusers.models.transformers import transformer_flux2
 from .activations import join_swiglu, swiglu
 from .elementwise import gated_norm_modulate, gated_residual, norm_modulate
 from .flux import Pair, joint_attention, self_attention
+from .trial import SIZES, TEXT_TOKENS, TOKENS, WIDTH, Trial, random_rotation, random_tokens
 
 
 class Flux2TransformerBlock(transformer_flux2.Flux2TransformerBlock):
@@ -24,6 +26,20 @@ class Flux2TransformerBlock(transformer_flux2.Flux2TransformerBlock):
     norm2_context: Any
     ff: Any
     ff_context: Any
+
+    @classmethod
+    def trials(cls) -> Iterator[Trial]:
+        """Yield runs on the CPU in float32 that go through all of the forward pass."""
+        yield Trial(
+            SIZES,
+            {
+                "hidden_states": random_tokens(TOKENS),
+                "encoder_hidden_states": random_tokens(TEXT_TOKENS),
+                "temb_mod_img": torch.randn(1, 6 * WIDTH),
+                "temb_mod_txt": torch.randn(1, 6 * WIDTH),
+                "image_rotary_emb": random_rotation(),
+            },
+        )
 
     def forward(
         self,
@@ -67,6 +83,19 @@ class Flux2SingleTransformerBlock(transformer_flux2.Flux2SingleTransformerBlock)
     # Modules, whose attributes nn.Module types as Tensor | Module.
     attn: Any
     norm: Any
+
+    @classmethod
+    def trials(cls) -> Iterator[Trial]:
+        """Yield runs on the CPU in float32 that go through all of the forward pass."""
+        yield Trial(
+            SIZES,
+            {
+                "hidden_states": random_tokens(TEXT_TOKENS + TOKENS),
+                "encoder_hidden_states": None,
+                "temb_mod": torch.randn(1, 3 * WIDTH),
+                "image_rotary_emb": random_rotation(),
+            },
+        )
 
     def forward(  # type: ignore[override] (diffusers annotates a pair, and returns one tensor)
         self,

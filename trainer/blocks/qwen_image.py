@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from typing import Any, cast
 
 import torch
@@ -14,6 +15,7 @@ from ..quantization.linear import project
 from .attention import attend
 from .elementwise import gated_norm_modulate, gated_residual, norm_modulate
 from .rotation import join_rotated, rotary_tables
+from .trial import HEAD_SIZE, SIZES, TEXT_TOKENS, TOKENS, WIDTH, Trial, random_tokens
 
 Pair = tuple[torch.Tensor, torch.Tensor]
 
@@ -32,6 +34,21 @@ class QwenImageTransformerBlock(transformer_qwenimage.QwenImageTransformerBlock)
     txt_norm2: Any
     img_mlp: Any
     txt_mlp: Any
+
+    @classmethod
+    def trials(cls) -> Iterator[Trial]:
+        """Yield runs on the CPU in float32 that go through all of the forward pass, with and without `zero_cond_t`."""
+        angles = torch.randn(TOKENS + TEXT_TOKENS, HEAD_SIZE // 2)
+        inputs = {
+            "hidden_states": random_tokens(TOKENS),
+            "encoder_hidden_states": random_tokens(TEXT_TOKENS),
+            "encoder_hidden_states_mask": torch.arange(TEXT_TOKENS)[None] < TEXT_TOKENS - 1,
+            "image_rotary_emb": torch.polar(torch.ones_like(angles), angles).split([TOKENS, TEXT_TOKENS]),
+        }
+        yield Trial(SIZES, {**inputs, "temb": torch.randn(1, WIDTH)})
+        rows = torch.arange(TOKENS)[None] // (TOKENS // 2)
+        two_timesteps = {"temb": torch.randn(2, WIDTH), "modulate_index": rows}
+        yield Trial({**SIZES, "zero_cond_t": True}, {**inputs, **two_timesteps})
 
     def forward(
         self,
