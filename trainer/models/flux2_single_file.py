@@ -15,6 +15,7 @@ from ..single_file.key_mapping import FusedModule, Shapes, count_blocks
 from ..single_file.text_encoder import EncoderFile
 from ..single_file.tokenizer import Tokenizer
 from ..single_file.vae import VaeFile
+from .flux_single_file import attention_layout, level_widths, transformer_layout
 
 CHAT_TEMPLATE = (
     "{% for message in messages %}<|im_start|>{{ message.role }}\n{{ message.content }}<|im_end|>\n{% endfor %}"
@@ -78,20 +79,15 @@ def _convert_vae(tensors: dict[str, torch.Tensor], config: Mapping[str, Any]) ->
 
 def _vae_config(shapes: Shapes) -> dict[str, Any]:
     return {
-        "block_out_channels": _widths(shapes, "encoder.down_blocks"),
+        "block_out_channels": level_widths(shapes, "encoder.down_blocks"),
         # The decoder's levels run from the smallest image to the largest.
-        "decoder_block_out_channels": _widths(shapes, "decoder.up_blocks")[::-1],
+        "decoder_block_out_channels": level_widths(shapes, "decoder.up_blocks")[::-1],
     }
-
-
-def _widths(shapes: Shapes, blocks: str) -> list[int]:
-    return [shapes[f"{blocks}.{level}.resnets.0.conv1.weight"][0] for level in range(count_blocks(shapes, blocks))]
 
 
 VAE = VaeFile(
     info=FLUX2_KLEIN.vae,
     model=AutoencoderKLFlux2,
-    prefixes=("first_stage_model.", "vae."),
     convert=_convert_vae,
     diffusers_name="encoder.down_blocks.0.resnets.0.conv1.weight",
     config=_vae_config,
@@ -110,37 +106,19 @@ _AROUND = {
 }
 
 
-_STREAMS = {
-    "img": ("ff", ("to_q", "to_k", "to_v"), "to_out.0", "norm_q", "norm_k"),
-    "txt": ("ff_context", ("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "norm_added_q", "norm_added_k"),
-}
-"""Modules of a double block by stream: MLP, and attention's inputs, output and norms."""
-
-
 def flux2_layout(double_blocks: int, single_blocks: int) -> list[FusedModule]:
     """The layout of a klein transformer's single file with this many blocks."""
-    layout = [FusedModule(stored, (module,)) for stored, module in _AROUND.items()]
-    # The final layer is (shift, scale) in Black Forest Labs' files and (scale, shift) in diffusers.
-    layout.append(FusedModule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped=True))
-    for index in range(double_blocks):
-        layout += _double_block(f"double_blocks.{index}", f"transformer_blocks.{index}")
-    for index in range(single_blocks):
-        layout += _single_block(f"single_blocks.{index}", f"single_transformer_blocks.{index}")
-    return layout
+    return transformer_layout(_AROUND, (double_blocks, _double_block), (single_blocks, _single_block))
 
 
 def _double_block(stored: str, block: str) -> list[FusedModule]:
-    layout = []
-    for stream, (mlp, inputs, output, query_norm, key_norm) in _STREAMS.items():
-        layout += [
-            FusedModule(f"{stored}.{stream}_attn.qkv", tuple(f"{block}.attn.{name}" for name in inputs)),
-            FusedModule(f"{stored}.{stream}_attn.norm.query_norm", (f"{block}.attn.{query_norm}",), weight="scale"),
-            FusedModule(f"{stored}.{stream}_attn.norm.key_norm", (f"{block}.attn.{key_norm}",), weight="scale"),
-            FusedModule(f"{stored}.{stream}_attn.proj", (f"{block}.attn.{output}",)),
-            FusedModule(f"{stored}.{stream}_mlp.0", (f"{block}.{mlp}.linear_in",)),
-            FusedModule(f"{stored}.{stream}_mlp.2", (f"{block}.{mlp}.linear_out",)),
-        ]
-    return layout
+    return [
+        *attention_layout(stored, block),
+        FusedModule(f"{stored}.img_mlp.0", (f"{block}.ff.linear_in",)),
+        FusedModule(f"{stored}.img_mlp.2", (f"{block}.ff.linear_out",)),
+        FusedModule(f"{stored}.txt_mlp.0", (f"{block}.ff_context.linear_in",)),
+        FusedModule(f"{stored}.txt_mlp.2", (f"{block}.ff_context.linear_out",)),
+    ]
 
 
 def _single_block(stored: str, block: str) -> list[FusedModule]:

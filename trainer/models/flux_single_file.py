@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable, Mapping
 from typing import Any
 
 from diffusers import AutoencoderKL
@@ -55,10 +56,9 @@ def _t5_config(shapes: Shapes) -> dict[str, Any]:
     }
 
 
-def _vae_config(shapes: Shapes) -> dict[str, Any]:
-    levels = range(count_blocks(shapes, "encoder.down_blocks"))
-    widths = [shapes[f"encoder.down_blocks.{level}.resnets.0.conv1.weight"][0] for level in levels]
-    return {"block_out_channels": widths}
+def level_widths(shapes: Shapes, blocks: str) -> list[int]:
+    """Channels of each level of a VAE's encoder or decoder, by the name of its list of blocks."""
+    return [shapes[f"{blocks}.{level}.resnets.0.conv1.weight"][0] for level in range(count_blocks(shapes, blocks))]
 
 
 TEXT_ENCODERS = {
@@ -97,10 +97,9 @@ TOKENIZERS = {
 VAE = VaeFile(
     info=FLUX_KONTEXT.vae,
     model=AutoencoderKL,
-    prefixes=("first_stage_model.", "vae."),
     convert=convert_ldm_vae_checkpoint,
     diffusers_name="encoder.down_blocks.0.resnets.0.conv1.weight",
-    config=_vae_config,
+    config=lambda shapes: {"block_out_channels": level_widths(shapes, "encoder.down_blocks")},
 )
 
 
@@ -120,35 +119,55 @@ _EMBEDDERS = {
 _QKV = ("to_q", "to_k", "to_v")
 
 
+STREAMS = {
+    "img": (_QKV, "to_out.0", "norm_q", "norm_k"),
+    "txt": (("add_q_proj", "add_k_proj", "add_v_proj"), "to_add_out", "norm_added_q", "norm_added_k"),
+}
+"""Modules of a double block's attention by stream: inputs, output and norms."""
+
+
+BlockLayout = Callable[[str, str], list[FusedModule]]
+"""Layout of a block, by its name in the file and in diffusers."""
+
+
 def flux_layout(double_blocks: int, single_blocks: int, guidance: bool) -> list[FusedModule]:
     """The layout of a Flux transformer's single file with this many blocks, with or without guidance embedding."""
-    layout = [
-        FusedModule(stored, (module,))
-        for stored, module in _EMBEDDERS.items()
-        if guidance or not stored.startswith("guidance_in")
-    ]
+    embedders = {name: own for name, own in _EMBEDDERS.items() if guidance or not name.startswith("guidance_in")}
+    return transformer_layout(embedders, (double_blocks, _double_block), (single_blocks, _single_block))
+
+
+def transformer_layout(
+    around: Mapping[str, str], double: tuple[int, BlockLayout], single: tuple[int, BlockLayout]
+) -> list[FusedModule]:
+    """The layout of a file in Black Forest Labs' naming: modules around the blocks by stored name, then number and
+    layout of the double and of the single blocks."""
+    layout = [FusedModule(stored, (module,)) for stored, module in around.items()]
     # The final layer is (shift, scale) in Black Forest Labs' files and (scale, shift) in diffusers.
     layout.append(FusedModule("final_layer.adaLN_modulation.1", ("norm_out.linear",), swapped=True))
-    for index in range(double_blocks):
-        layout += _double_block(f"double_blocks.{index}", f"transformer_blocks.{index}")
-    for index in range(single_blocks):
-        layout += _single_block(f"single_blocks.{index}", f"single_transformer_blocks.{index}")
+    for kind, (count, block) in {"": double, "single_": single}.items():
+        for index in range(count):
+            layout += block(f"{kind or 'double_'}blocks.{index}", f"{kind}transformer_blocks.{index}")
+    return layout
+
+
+def attention_layout(stored: str, block: str) -> list[FusedModule]:
+    """The layout of a double block's attention."""
+    layout = []
+    for stream, (inputs, output, query_norm, key_norm) in STREAMS.items():
+        layout += [
+            FusedModule(f"{stored}.{stream}_attn.qkv", tuple(f"{block}.attn.{name}" for name in inputs)),
+            FusedModule(f"{stored}.{stream}_attn.norm.query_norm", (f"{block}.attn.{query_norm}",), weight="scale"),
+            FusedModule(f"{stored}.{stream}_attn.norm.key_norm", (f"{block}.attn.{key_norm}",), weight="scale"),
+            FusedModule(f"{stored}.{stream}_attn.proj", (f"{block}.attn.{output}",)),
+        ]
     return layout
 
 
 def _double_block(stored: str, block: str) -> list[FusedModule]:
-    added = ("add_q_proj", "add_k_proj", "add_v_proj")
     return [
         FusedModule(f"{stored}.img_mod.lin", (f"{block}.norm1.linear",)),
         FusedModule(f"{stored}.txt_mod.lin", (f"{block}.norm1_context.linear",)),
-        FusedModule(f"{stored}.img_attn.qkv", tuple(f"{block}.attn.{name}" for name in _QKV)),
-        FusedModule(f"{stored}.txt_attn.qkv", tuple(f"{block}.attn.{name}" for name in added)),
-        FusedModule(f"{stored}.img_attn.norm.query_norm", (f"{block}.attn.norm_q",), weight="scale"),
-        FusedModule(f"{stored}.img_attn.norm.key_norm", (f"{block}.attn.norm_k",), weight="scale"),
-        FusedModule(f"{stored}.txt_attn.norm.query_norm", (f"{block}.attn.norm_added_q",), weight="scale"),
-        FusedModule(f"{stored}.txt_attn.norm.key_norm", (f"{block}.attn.norm_added_k",), weight="scale"),
-        FusedModule(f"{stored}.img_attn.proj", (f"{block}.attn.to_out.0",)),
-        FusedModule(f"{stored}.txt_attn.proj", (f"{block}.attn.to_add_out",)),
+        *attention_layout(stored, block),
         FusedModule(f"{stored}.img_mlp.0", (f"{block}.ff.net.0.proj",)),
         FusedModule(f"{stored}.img_mlp.2", (f"{block}.ff.net.2",)),
         FusedModule(f"{stored}.txt_mlp.0", (f"{block}.ff_context.net.0.proj",)),

@@ -74,7 +74,6 @@ TOKENIZERS = {"tokenizer": Tokenizer(Qwen2Tokenizer, "comfy/text_encoders/qwen25
 VAE = VaeFile(
     info=QWEN_IMAGE_EDIT.vae,
     model=AutoencoderKLQwenImage,
-    prefixes=("first_stage_model.", "vae."),
     convert=lambda tensors, config: convert_wan_vae_to_diffusers(tensors),
     diffusers_name="encoder.conv_in.weight",
     config=lambda shapes: {"base_dim": shapes["encoder.conv_in.weight"][0]},

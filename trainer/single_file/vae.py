@@ -19,6 +19,9 @@ from .load_module import ModuleFile, open_module
 
 Tensors = dict[str, torch.Tensor]
 
+PREFIXES = ("first_stage_model.", "vae.")
+"""Prefixes of a VAE's tensors in checkpoints and in other programs' files; files without a prefix are read too."""
+
 
 @dataclass(frozen=True, slots=True, kw_only=True)
 class VaeFile:
@@ -27,8 +30,6 @@ class VaeFile:
     info: VaeInfo
     model: type[ConfigMixin]
     """A diffusers class, which is a ModelMixin as well."""
-    prefixes: tuple[str, ...]
-    """Prefixes of its tensor names; files without a prefix are read as well."""
     convert: Callable[[Tensors, Mapping[str, Any]], Tensors]
     """Renames a file's tensors, of any shape and dtype, to diffusers' names, given the diffusers config."""
     diffusers_name: str
@@ -57,7 +58,7 @@ def load_vae(vae: VaeFile, path: Path, published: Path, dtype: torch.dtype) -> M
 
 
 def _open(vae: VaeFile, path: Path) -> ModuleFile:
-    source = open_module(path, vae.info.title, vae.prefixes)
+    source = open_module(path, vae.info.title, PREFIXES)
     if other := describe_other(source.tensors, vae.info.detected_kind):
         raise BadInput(f"{path} is not a {vae.info.title}: it is {other}.")
     if source.quantizations:
