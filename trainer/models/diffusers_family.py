@@ -3,6 +3,7 @@ text encoder and VAE."""
 
 from __future__ import annotations
 
+from abc import abstractmethod
 from collections.abc import Callable, Mapping
 from functools import cache, partial
 from pathlib import Path
@@ -19,10 +20,11 @@ from PIL import Image
 from transformers import PreTrainedModel
 
 from ..blocks.install import use_blocks
+from ..blocks.trial import OwnBlock
 from ..data.resize import Size, nearest_possible
 from ..errors import BadInput
 from .family import Family
-from .types import Grid, PackedLatents
+from .types import Grid, PackedLatents, TextEncoder
 
 DTYPE = "dtype" if Version(diffusers.__version__) >= Version("0.42") else "torch_dtype"
 """Argument of `from_pretrained` for the dtype."""
@@ -53,7 +55,7 @@ class PipelineFamily(Family):
     unpack_latents: ClassVar[Callable[..., torch.Tensor]]
     """The pipeline's function from tokens [B, h/2 * w/2, 4 * C] to latents [B, C, h, w] of the same dtype."""
     transformer: ClassVar[type[ConfigMixin]]
-    blocks: ClassVar[Mapping[type[torch.nn.Module], type[torch.nn.Module]]]
+    blocks: ClassVar[Mapping[type[torch.nn.Module], type[OwnBlock]]]
     """Classes of the repeated blocks, diffusers' -> ours."""
 
     def empty_transformer(self, config: Mapping[str, Any]) -> torch.nn.Module:
@@ -66,6 +68,22 @@ class PipelineFamily(Family):
         assert isinstance(transformer, torch.nn.Module)
         use_blocks(transformer, self.blocks)
         return transformer
+
+    def load_text_encoder(
+        self,
+        folder: Path | None,
+        device: torch.device | str,
+        dtype: torch.dtype,
+        fingerprint: str,
+        loaded: Mapping[str, Any] | None = None,
+    ) -> TextEncoder:
+        return self.wrap_text_encoder(self.text_pipeline(folder, dtype, **(loaded or {})), device, fingerprint)
+
+    @abstractmethod
+    def wrap_text_encoder(
+        self, pipeline: DiffusionPipeline, device: torch.device | str, fingerprint: str
+    ) -> TextEncoder:
+        """Wrap a loaded pipeline of this family, which has no transformer and no VAE."""
 
     def load_codec(
         self, folder: Path, device: torch.device | str, dtype: torch.dtype, fingerprint: str

@@ -5,11 +5,10 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import AutoencoderKLFlux2, Flux2KleinPipeline, Flux2Transformer2DModel, ModelMixin
+from diffusers import AutoencoderKLFlux2, DiffusionPipeline, Flux2KleinPipeline, Flux2Transformer2DModel, ModelMixin
 from diffusers.models.transformers import transformer_flux2
 from diffusers.pipelines.flux2.pipeline_flux2_klein import compute_empirical_mu
 from PIL import Image
@@ -70,15 +69,9 @@ class Flux2Klein(FluxFamily):
         found = variant_of(self.info, flux2_config(shapes), self.variant.name)
         return f"{found.name}; choose that as base_model" if found not in (None, self.variant) else None
 
-    def load_text_encoder(
-        self,
-        folder: Path | None,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        fingerprint: str,
-        loaded: Mapping[str, Any] | None = None,
+    def wrap_text_encoder(
+        self, pipeline: DiffusionPipeline, device: torch.device | str, fingerprint: str
     ) -> KleinTextEncoder:
-        pipeline = self.text_pipeline(folder, dtype, **(loaded or {}))
         assert isinstance(pipeline, Flux2KleinPipeline)
         return KleinTextEncoder(pipeline, device, fingerprint, self.variant.text_length)
 

@@ -3,11 +3,10 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
-from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import FluxKontextPipeline, FluxTransformer2DModel
+from diffusers import DiffusionPipeline, FluxKontextPipeline, FluxTransformer2DModel
 from diffusers.models.transformers import transformer_flux
 from diffusers.pipelines.flux.pipeline_flux_kontext import PREFERRED_KONTEXT_RESOLUTIONS
 
@@ -69,15 +68,9 @@ class FluxKontext(FluxFamily):
             return "FLUX.1 schnell or another Flux without a guidance embedding"
         return None
 
-    def load_text_encoder(
-        self,
-        folder: Path | None,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        fingerprint: str,
-        loaded: Mapping[str, Any] | None = None,
+    def wrap_text_encoder(
+        self, pipeline: DiffusionPipeline, device: torch.device | str, fingerprint: str
     ) -> FluxTextEncoder:
-        pipeline = self.text_pipeline(folder, dtype, **(loaded or {}))
         assert isinstance(pipeline, FluxKontextPipeline)
         return FluxTextEncoder(pipeline, device, fingerprint, self.variant.text_length)
 

@@ -7,7 +7,7 @@ from pathlib import Path
 from typing import Any, ClassVar
 
 import torch
-from diffusers import ModelMixin, QwenImageEditPipeline, QwenImageTransformer2DModel
+from diffusers import DiffusionPipeline, ModelMixin, QwenImageEditPipeline, QwenImageTransformer2DModel
 from diffusers.models.transformers import transformer_qwenimage
 from diffusers.models.transformers.transformer_qwenimage import QwenEmbedRope
 from diffusers.pipelines.qwenimage.pipeline_qwenimage_edit import calculate_dimensions
@@ -97,29 +97,18 @@ class QwenImageEdit(PipelineFamily):
             return "Qwen-Image-Layered"
         return None
 
-    def load_text_encoder(
-        self,
-        folder: Path | None,
-        device: torch.device | str,
-        dtype: torch.dtype,
-        fingerprint: str,
-        loaded: Mapping[str, Any] | None = None,
-    ) -> QwenTextEncoder:
-        loaded = dict(loaded or {})
-        tokenizer = loaded.get("tokenizer")
-        if tokenizer:
+    def text_pipeline(self, folder: Path | None, dtype: torch.dtype, **loaded: Any) -> DiffusionPipeline:
+        if tokenizer := loaded.get("tokenizer"):
             loaded["processor"] = make_processor(tokenizer)
         else:
             assert folder is not None, "without a folder the tokenizer is loaded"
             loaded["processor"] = load_processor(folder)
-        pipeline = self.text_pipeline(folder, dtype, **loaded)
-        assert isinstance(pipeline, EditPipeline)
-        return self.wrap_text_encoder(pipeline, device, fingerprint)
+        return super().text_pipeline(folder, dtype, **loaded)
 
     def wrap_text_encoder(
-        self, pipeline: EditPipeline, device: torch.device | str, fingerprint: str
+        self, pipeline: DiffusionPipeline, device: torch.device | str, fingerprint: str
     ) -> QwenTextEncoder:
-        """Wrap a loaded pipeline of this family, which has no transformer and no VAE."""
+        assert isinstance(pipeline, EditPipeline)
         return QwenTextEncoder(pipeline, device, fingerprint)
 
     def wrap_vae(self, vae: ModelMixin, device: torch.device | str, fingerprint: str) -> QwenCodec:

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import QwenImageEditPlusPipeline
+from diffusers import DiffusionPipeline, QwenImageEditPlusPipeline
 from PIL import Image
 
 from ..data.resize import Size, at_area_of, nearest_aspect, scaled
@@ -16,7 +16,7 @@ from ..single_file.key_mapping import Shapes
 from .comfyui_parity import ComfyQwenImageEdit, kontext_scaled
 from .diffusers_family import VAE_SCALE, config_of, to_pil
 from .flux_kontext import PREFERRED_RESOLUTION, PREFERRED_SIZES
-from .qwen_encoders import EditPipeline, QwenTextEncoder
+from .qwen_encoders import QwenTextEncoder
 from .qwen_image_edit import QwenImageEdit, rounded_area
 
 SEEN = 384 / 1024
@@ -47,8 +47,9 @@ class QwenImageEditPlus(QwenImageEdit):
         return None if self.variant.marker in shapes else super().other_model(shapes)
 
     def wrap_text_encoder(
-        self, pipeline: EditPipeline, device: torch.device | str, fingerprint: str
+        self, pipeline: DiffusionPipeline, device: torch.device | str, fingerprint: str
     ) -> QwenTextEncoder:
+        assert isinstance(pipeline, QwenImageEditPlusPipeline)
         return PicturesTextEncoder(pipeline, device, fingerprint)
 
     def text_control_size(self, control: Size, latent_size: Size) -> Size:
