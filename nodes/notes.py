@@ -198,5 +198,5 @@ def _missing(path: str, root: Path) -> str:
     try:
         local_file(path, root)
     except BadInput as error:
-        return str(error)
+        return error.reason
     return ""

@@ -10,6 +10,11 @@ import unicodedata
 class BadInput(ValueError):
     """Unusable request, dataset, setting or file. The message says what is wrong, where, and what to do."""
 
+    @property
+    def reason(self) -> str:
+        """The message, in the class of text that it was raised with: one that says more, such as MissingFile, stays."""
+        return self.args[0]
+
 
 class RunFailed(RuntimeError):
     """Failure of a valid run (disk full, loss not finite). Saved checkpoints and samples are kept."""

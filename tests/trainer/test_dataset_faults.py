@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import json
 import os
+import pickle
 import random
 import zlib
 from pathlib import Path
@@ -18,6 +19,7 @@ from trainer.data.cells import Cells
 from trainer.data.image_refs import image_ref
 from trainer.data.load_request import resolve_resource
 from trainer.data.parquet import column_faults
+from trainer.data.report import BadRows
 from trainer.errors import BadImage, BadInput
 
 from .edits import NAMES, assert_rows_belong_together, opened, png, write, write_files
@@ -126,6 +128,22 @@ def test_missing_files_are_one_cause(tmp_path):
     assert 'row 0, column "after": out/0.png: no such file below' in str(caught.value)
     assert "set images_root" in str(caught.value)
     assert len(str(caught.value).splitlines()) == 2
+
+
+def test_a_missing_file_is_told_from_a_text_that_quotes_the_words(tmp_path):
+    columns = write_files(tmp_path, 2)
+    columns["before"] = ["gone.png", "in\n: no such file below here.png"]
+    columns["after"][0] = "out/gone.png"
+    with pytest.raises(BadRows) as caught:
+        opened(write(tmp_path, columns))
+    found = [(fault.row, fault.column, fault.missing_file) for fault in caught.value.report.bad]
+    assert found == [
+        (0, "after", ("out/gone.png", str(tmp_path))),
+        (0, "before", ("gone.png", str(tmp_path))),
+        (1, "before", None),
+    ]
+    assert pickle.loads(pickle.dumps(caught.value.report.bad)) == caught.value.report.bad
+    assert pickle.loads(pickle.dumps(caught.value.report.bad[0])).missing_file == found[0][2]
 
 
 def test_text_that_is_not_utf8(tmp_path):

@@ -136,7 +136,7 @@ def _image_faults(cells: Cells, root: Path | None, absent: np.ndarray) -> Iterat
             if root is not None and reference.kind == "path" and isinstance(reference.value, str):
                 local_file(reference.value, root)
         except BadImage as error:
-            yield index, str(error)
+            yield index, error.reason
 
 
 class _Fault(str):

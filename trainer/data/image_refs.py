@@ -21,10 +21,6 @@ MAX_FILE_BYTES = 256 * 2**20
 """A judgement: more than an encoded image of MAX_PIXELS usually takes."""
 
 
-NO_SUCH_FILE = "no such file below"
-"""Words in the message about a missing file, between its path and its folder."""
-
-
 LINK_VARIABLE = "EDIT_TRAINER_LINK_ROOTS"
 """Environment variable with folders that links to images may lead to, separated as in PATH."""
 
@@ -40,6 +36,22 @@ _ABSOLUTE = re.compile(r"/|[A-Za-z]:")
 
 
 _CONTROL_CHARACTER = re.compile(r"[\x00-\x1f\x7f]")
+
+
+class MissingFile(str):
+    """Reason why an image cannot be read: its file is not there."""
+
+    path: str
+    folder: str
+
+    def __new__(cls, path: str, folder: str) -> MissingFile:
+        """Put the relative path of a file and the folder that it starts from into words."""
+        reason = super().__new__(cls, f"{path}: no such file below {folder}")
+        reason.path, reason.folder = path, folder
+        return reason
+
+    def __getnewargs__(self) -> tuple[str, str]:
+        return self.path, self.folder
 
 
 @dataclass(frozen=True, slots=True)
@@ -134,7 +146,7 @@ def local_file(path: str, root: Path) -> Path:
             )
         mode = os.stat(file).st_mode  # noqa: PTH116
     except FileNotFoundError:
-        raise BadImage(f"{shorten(path)}: {NO_SUCH_FILE} {root}") from None
+        raise BadImage(MissingFile(shorten(path), str(root))) from None
     except OSError as error:
         raise BadImage(f"{shorten(path)}: {error.strerror or error}") from None
     if not stat.S_ISREG(mode):

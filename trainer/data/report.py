@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..config.request import Columns
 from ..errors import BadInput
-from .image_refs import NO_SUCH_FILE
+from .image_refs import MissingFile
 from .resize import Size
 
 LISTED_ROWS = 20
@@ -33,8 +33,7 @@ class BadRow(NamedTuple):
     @property
     def missing_file(self) -> tuple[str, str] | None:
         """Path and folder of an image file that does not exist; None for any other fault."""
-        path, separator, folder = self.why.partition(f": {NO_SUCH_FILE} ")
-        return (path, folder) if separator else None
+        return (self.why.path, self.why.folder) if isinstance(self.why, MissingFile) else None
 
 
 @dataclass(frozen=True, slots=True)

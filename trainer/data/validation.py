@@ -153,7 +153,7 @@ def _decode_pair(
             names[name] = _path_of(reference)
             images[name] = EncodedImage(fetch(reference)).digest()
         except BadImage as error:
-            faults[name] = str(error)
+            faults[name] = error.reason
     if faults:
         return faults
     for found in (images, names):

@@ -147,7 +147,7 @@ class Encoder:
             key = self._latents_key("target", target, target_size)
             images += self._prepared(pending, key, target, self.family.prepare_target, target_size)
         except BadInput as error:
-            return _ReadRow(row.row, None, (column, str(error)), images)
+            return _ReadRow(row.row, None, (column, error.reason), images)
         example = Example(row.row, row.caption, tuple(controls), key, target_size, mask)
         return _ReadRow(row.row, example, None, images)
 

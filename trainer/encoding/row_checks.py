@@ -85,7 +85,7 @@ class RowChecks:
             try:
                 sizes.append(self.dataset.picture_size(reference) or EncodedImage(self.dataset.fetch(reference)).size)
             except BadInput as error:
-                return row, (column, str(error))
+                return row, (column, error.reason)
         if fault := self._mask_fault(row, sizes):
             return row, fault
         target = self.family.target_size(sizes[0], self.resolution)
@@ -106,7 +106,7 @@ class RowChecks:
             try:
                 size = self.dataset.picture_size(row.mask) or EncodedImage(self.dataset.fetch(row.mask)).size
             except BadInput as error:
-                return column, str(error)
+                return column, error.reason
         else:
             return None
         if abs(size.width * target.height / (size.height * target.width) - 1) <= SAME_SHAPE:
