@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import re
-from importlib import import_module
-from types import ModuleType
-
 import torch
 from torch import nn
 
 from ..config.settings import Precision
-from ..errors import BadInput
 from ..modules import blocks_of
+from ..packages import require_package
 from .formats import Quantization, QuantizedWeight, format_of
 
 
@@ -42,16 +38,3 @@ def large_weights(transformer: nn.Module) -> set[str]:
         for inner, layer in block.named_modules()
         if isinstance(layer, nn.Linear)
     }
-
-
-def require_package(requirement: str, feature: str) -> ModuleType:
-    """Import the package of a pip requirement such as `bitsandbytes>=0.46`. Raises BadInput when it is not installed,
-    saying that `feature` needs it."""
-    name = re.split(r"\W", requirement, maxsplit=1)[0]
-    try:
-        return import_module(name)
-    except ImportError:
-        raise BadInput(
-            f"{feature} needs the package {name}, which is not installed. Install it with "
-            f'`python -m pip install "{requirement}"`.'
-        ) from None

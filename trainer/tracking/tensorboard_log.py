@@ -10,7 +10,7 @@ import numpy as np
 from ..config.public import Parameter
 from ..errors import RunFailed, shorten
 from ..events import Sample
-from ..quantization.quantize import require_package
+from ..packages import require_package
 from ..training.run_folder import RunFolder
 
 if TYPE_CHECKING:

@@ -11,7 +11,7 @@ from ..config.public import Parameter
 from ..errors import BadInput, RunFailed
 from ..events import Sample
 from ..files import write_text
-from ..quantization.quantize import require_package
+from ..packages import require_package
 from ..training.run_folder import RunFolder
 
 if TYPE_CHECKING:

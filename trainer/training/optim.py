@@ -9,8 +9,8 @@ from typing import Any
 import torch
 
 from ..config.settings import RunSettings
+from ..packages import require_package
 from ..quantization.formats import BITSANDBYTES
-from ..quantization.quantize import require_package
 from .rng import example_generator
 
 

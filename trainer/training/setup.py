@@ -25,9 +25,9 @@ from ..memory.model_parts import ModelComponents
 from ..memory.plan import Plan
 from ..memory.planner import joint_plan
 from ..models.captions import CaptionRules
+from ..packages import require_package
 from ..quantization.benchmark import compute_capability
 from ..quantization.formats import format_of
-from ..quantization.quantize import require_package
 from .checkpoint import last_step
 from .choose_folder import open_run_folder
 from .held_out import held_out_count, measuring_cost
