@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from itertools import islice
 from pathlib import Path
-from typing import Literal
+from typing import TYPE_CHECKING, Literal
 
 from comfy_api.latest import io
 
@@ -18,6 +18,9 @@ from .pil_images import grid, shrink, to_tensor
 from .schema import node_schema
 from .types import EditDataset
 from .widgets import MASK_COLUMN, OPTIONAL_COLUMNS, columns_of, field_inputs, more_control_inputs
+
+if TYPE_CHECKING:
+    from ..trainer.data.dataset import EditDataset as Dataset
 
 PREVIEW_ROWS = 4
 """Rows in the preview output; part of the node's behaviour in saved graphs."""
@@ -120,28 +123,41 @@ def open_shown(
     allow_no_control: bool = False,
 ) -> io.NodeOutput:
     """Open and check a dataset, with progress and notes in a node; returns `dataset_outputs`."""
-    from ..trainer.data.dataset import open_dataset
-    from ..trainer.data.downloads import Downloads
     from ..trainer.data.images import decode_image
-    from ..trainer.data.report import BadRows
 
-    downloads = Downloads(cache_folder() / "downloads")
-    opening = open_dataset(
-        path,
-        columns,
-        images_root=images_root,
-        bad_rows=bad_rows,
-        allow_no_control=allow_no_control,
-        downloads=downloads,
-    )
-    try:
-        dataset = follow(opening, NodeDisplay(node_id).show)
-    except BadRows as error:
-        send_notes(node_id, [bad_rows_note(error.report)])
-        raise
+    dataset = open_with_notes(node_id, path, columns, images_root, bad_rows, allow_no_control)
     pairs = [
         grid([[shrink(decode_image(dataset.fetch(image))) for image in (*row.controls, row.target)]])
         for row in islice(dataset, PREVIEW_ROWS)
     ]
     notes = report_notes(dataset.report)
     return io.NodeOutput(dataset, to_tensor(pairs), str(dataset.report), ui={OUTPUT: notes})
+
+
+def open_with_notes(
+    node_id: str,
+    path: Path,
+    columns: Columns,
+    images_root: str = "",
+    bad_rows: Literal["stop", "skip"] = "stop",
+    allow_no_control: bool = False,
+) -> Dataset:
+    """Open and check a dataset, with progress in a node, and with a note there on rows that cannot be used. Raises
+    BadInput."""
+    from ..trainer.data.dataset import open_dataset
+    from ..trainer.data.downloads import Downloads
+    from ..trainer.data.report import BadRows
+
+    opening = open_dataset(
+        path,
+        columns,
+        images_root=images_root,
+        bad_rows=bad_rows,
+        allow_no_control=allow_no_control,
+        downloads=Downloads(cache_folder() / "downloads"),
+    )
+    try:
+        return follow(opening, NodeDisplay(node_id).show)
+    except BadRows as error:
+        send_notes(node_id, [bad_rows_note(error.report)])
+        raise

@@ -16,9 +16,9 @@ from ..trainer.config.settings import RunSettings
 from ..trainer.errors import BadInput, printable
 from ..trainer.families.registry import base_model_names
 from ..trainer.files import write_text
+from .dataset import open_with_notes
 from .folders import (
     EXAMPLES,
-    cache_folder,
     dataset_state,
     file_state,
     find_request,
@@ -26,8 +26,8 @@ from .folders import (
     is_saved_control,
     output_folder,
 )
-from .host import NodeDisplay, follow, readable_errors
-from .notes import OUTPUT, bad_rows_note, report_notes, send_notes
+from .host import readable_errors
+from .notes import OUTPUT, report_notes
 from .params import PARAMS
 from .schema import node_schema
 from .types import EditDataset, EditModel, EditParams, EditSamples
@@ -156,21 +156,12 @@ class LoadRequest(io.ComfyNode):
     @classmethod
     @readable_errors()
     def execute(cls, request: str, allow_no_control: bool = False, mask_column: str = "") -> io.NodeOutput:
-        from ..trainer.data.dataset import open_dataset
-        from ..trainer.data.downloads import Downloads
         from ..trainer.data.load_request import load_request
-        from ..trainer.data.report import BadRows
 
         parsed, parquet = load_request(find_request(request), input_folder(), EXAMPLES)
         params = parsed.training_params
-        downloads = Downloads(cache_folder() / "downloads")
         columns = replace(params.columns, mask=mask_column)
-        opening = open_dataset(parquet, columns, allow_no_control=allow_no_control, downloads=downloads)
-        try:
-            dataset = follow(opening, NodeDisplay(cls.hidden.unique_id).show)
-        except BadRows as error:
-            send_notes(cls.hidden.unique_id, [bad_rows_note(error.report)])
-            raise
+        dataset = open_with_notes(cls.hidden.unique_id, parquet, columns, allow_no_control=allow_no_control)
         kept = params.model_dump(include=set(PARAMS))
         notes = report_notes(dataset.report)
         return io.NodeOutput(dataset, kept, tuple(params.samples), parsed.base_model, ui={OUTPUT: notes})

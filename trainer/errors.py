@@ -54,6 +54,12 @@ def shorten(text: str, limit: int = 200) -> str:
     return text if len(text) <= limit else text[: limit - 3] + "..."
 
 
+def first_line(error: Exception) -> str:
+    """First line of another library's message, at most 300 characters; the error's class where it has no message."""
+    text = str(error).strip()
+    return text.splitlines()[0][:300] if text else type(error).__name__
+
+
 _ALLOWED = "\n\t\u200c\u200d"
 """Newline, tab, and the joiners that some scripts and emojis are written with."""
 

@@ -20,7 +20,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..errors import BadInput
+from ..errors import BadInput, first_line
 from .cells import Block, Cells, by_value, joined_cells
 from .pages import BLOCK_BYTES, MAX_BLOCK_ROWS
 
@@ -69,8 +69,7 @@ def read_index(path: Path) -> ArrowIndex:
     except FileNotFoundError:
         raise BadInput(f"{path} does not exist.") from None
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as error:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
-        raise BadInput(f"{path} cannot be read as an Arrow file: {reason}") from None
+        raise BadInput(f"{path} cannot be read as an Arrow file: {first_line(error)}") from None
 
 
 class ArrowRows:
@@ -145,10 +144,9 @@ class ArrowRows:
         return column
 
     def _damaged(self, group: int, error: Exception) -> BadInput:
-        reason = str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
         return BadInput(
             f"{self.path} is damaged: record batch {group} (rows {self.starts[group]} to {self.starts[group + 1] - 1}) "
-            f"cannot be read: {reason}"
+            f"cannot be read: {first_line(error)}"
         )
 
 

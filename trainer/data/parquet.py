@@ -14,7 +14,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 
 from ..config.request import COLUMN_FIELDS, CONTROL_COLUMNS
-from ..errors import BadInput
+from ..errors import BadInput, first_line
 from .arrow_rows import is_arrow, read_index
 from .dataset_files import dataset_files
 from .thrift import count_structs
@@ -77,7 +77,7 @@ def open_parquet(
     except (pa.ArrowException, OSError, ValueError, IndexError) as error:
         if isinstance(error, BadInput):
             raise
-        raise BadInput(f"{path} cannot be read as a parquet file: {arrow_reason(error)}") from None
+        raise BadInput(f"{path} cannot be read as a parquet file: {first_line(error)}") from None
 
 
 def _check_footer(file: BinaryIO) -> None:
@@ -96,11 +96,6 @@ def _check_footer(file: BinaryIO) -> None:
             raise ValueError(
                 f"its footer describes {chunks:,} pieces of columns; write it again with larger row groups"
             )
-
-
-def arrow_reason(error: Exception) -> str:
-    """First line of a pyarrow error message."""
-    return str(error).strip().splitlines()[0][:300] if str(error).strip() else type(error).__name__
 
 
 def read_schema(path: Path) -> pa.Schema:

@@ -12,11 +12,11 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import BadInput, RunFailed
+from ..errors import BadInput, RunFailed, first_line
 from .cells import Block, joined_cells
 from .footer import Footer
 from .pages import BLOCK_BYTES, BadPages, LargePages, plan_reading
-from .parquet import arrow_reason, is_text, open_parquet, storage_type
+from .parquet import is_text, open_parquet, storage_type
 
 HELD_BYTES = 4 * 2**20
 """Size of a parquet that is held in memory while it is open; a judgement: ten thousands of rows of paths. Windows lets
@@ -105,7 +105,7 @@ class ParquetRows:
         except (pa.ArrowException, OSError, BadPages) as error:
             raise BadInput(
                 f"{self.path} is damaged: row group {group} (rows {self.starts[group]} to {end - 1}) cannot be read: "
-                f"{arrow_reason(error)}"
+                f"{first_line(error)}"
             ) from None
         except LargePages as error:
             raise BadInput(f"{self.path} cannot be used: row group {group}: {error}.") from None

@@ -79,13 +79,11 @@ class Captions:
             self.faults.append(f"{shorten(where)} and {shorten(first)} have different captions for one pair")
 
 
-def table_of(source: PictureSource, roles: Roles) -> Iterator[str]:
+def tables_beside(source: PictureSource, roles: Roles) -> Iterator[str]:
     """Yield the names of tables that lie at the top of a source, or beside the targets."""
-    folders = {"", *(f"{role}/" for role in roles.names)}
     for name in source.names:
         path = PurePosixPath(name)
-        inside = "/".join(path.parts[-2:-1]) + "/" if len(path.parts) > 1 else ""
-        if path.name.lower() in TABLES and (len(path.parts) <= 2 or inside in folders):
+        if path.name.lower() in TABLES and (len(path.parts) <= 2 or path.parent.name in roles.names):
             yield name
 
 

@@ -23,7 +23,7 @@ from ..errors import BadImage, BadInput, shorten
 from ..events import Progress
 from ..files import atomic_write
 from ..paths import path_kind, typed_path
-from .captions import MAX_TABLE_BYTES, Captions, table_of
+from .captions import MAX_TABLE_BYTES, Captions, tables_beside
 from .folder import FolderSource, PictureSource
 from .pairs import CONTROL, TARGET, PicturePair, find_roles
 from .zips import ZipSource
@@ -132,7 +132,7 @@ def _examples(source: PictureSource, options: PackOptions) -> tuple[list[Picture
     pairs = roles.pairs()
     captions = Captions()
     captions.add_texts(source, roles)
-    for name, data in _tables(source, options, list(table_of(source, roles))):
+    for name, data in _tables(source, options, list(tables_beside(source, roles))):
         captions.add_table(name, data, roles, pairs)
     found = captions.of(pairs, options.caption.strip())
     faults = [*roles.faults, *captions.faults]
