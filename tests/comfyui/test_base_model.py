@@ -15,7 +15,7 @@ from trainer.families.registry import base_model_names
 
 from ..single_files import FLUX, FLUX_SIZES, QWEN, stored, write
 from .graphs import Prompt, node, training
-from .server import Server
+from .server import Server, transformer_folder
 from .test_faults import refused
 
 TINY_STEPS = {"steps": 2, "sample_every": 2}
@@ -25,11 +25,8 @@ SMALL = {"resolution": 64, "control_resolution": "target", "sample_steps": 1}
 @pytest.fixture
 def folder(server: Server) -> Iterator[Path]:
     """models/diffusion_models, emptied at the end."""
-    folder = server.base / "models" / "diffusion_models"
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    for file in folder.iterdir():
-        file.unlink()
+    with transformer_folder(server) as folder:
+        yield folder
 
 
 def kontext_file(path: Path) -> Path:

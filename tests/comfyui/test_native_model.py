@@ -22,7 +22,7 @@ from ..single_files import FLUX, FLUX_SIZES, QWEN, Tensors, stored, write
 from ..trainer.plus_models import EDIT_2511
 from ..trainer.test_single_file import write_gguf
 from .graphs import Prompt, node, training
-from .server import Server, find_python
+from .server import Server, find_python, transformer_folder
 from .test_faults import refused
 from .test_lora import STRONG, foreign
 
@@ -36,11 +36,8 @@ FAMILIES = {FLUX: ("flux-kontext", 64), QWEN: ("qwen-image-edit", 3584), EDIT_25
 @pytest.fixture(scope="module")
 def folder(server: Server) -> Iterator[Path]:
     """models/diffusion_models, emptied at the end."""
-    folder = server.base / "models" / "diffusion_models"
-    folder.mkdir(parents=True, exist_ok=True)
-    yield folder
-    for file in folder.iterdir():
-        file.unlink()
+    with transformer_folder(server) as folder:
+        yield folder
 
 
 @pytest.fixture(scope="module")
