@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import json
 import re
+import shlex
 from pathlib import Path
 
 import pytest
 from pydantic import BaseModel
 
+from trainer.cli.parser import build_parser
 from trainer.config.request import MultiImageParams, TrainingParams
 from trainer.config.settings import RunSettings
 
@@ -58,6 +60,29 @@ def test_links_lead_to_files(page: Path) -> None:
     targets = re.findall(r"\]\(([^)#]+)[^)]*\)", text) + re.findall(r'src="([^"]+)"', text)
     broken = [target for target in targets if "://" not in target and not (page.parent / target).is_file()]
     assert broken == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_rows_of_a_table_have_as_many_cells_as_its_head(page: Path) -> None:
+    """A bar in a cell has to be escaped, in code too."""
+    head, wrong = None, []
+    for line in page.read_text(encoding="utf-8").splitlines():
+        cells = len(re.findall(r"(?<!\\)\|", line)) if line.startswith("|") else None
+        head = cells if cells is None or head is None else head
+        if cells != head:
+            wrong.append(line)
+    assert wrong == []
+
+
+@pytest.mark.parametrize("page", PAGES, ids=lambda page: page.name)
+def test_commands_are_what_the_command_line_takes(page: Path) -> None:
+    blocks = re.findall(r"^ *```sh\n(.+?)^ *```", page.read_text(encoding="utf-8"), re.MULTILINE | re.DOTALL)
+    lines = [line for block in blocks for line in block.replace("\\\n", " ").splitlines()]
+    for line in lines:
+        words = shlex.split(line)
+        for place in [index for index, word in enumerate(words) if word == "trainer" and words[index - 1] == "-m"]:
+            options, unknown = build_parser().parse_known_args(words[place + 1 :])
+            assert unknown == [] and options.run
 
 
 def test_the_architecture_shows_the_ladder() -> None:
