@@ -50,9 +50,10 @@ def _is_installed(package: str) -> bool:
 
 
 def fuses(tensor: torch.Tensor) -> bool:
-    """Tell whether functions of this tensor (any shape and dtype) are compiled: it is large and `has_compiler` is true.
+    """Tell whether functions that take this tensor, of any shape and dtype, run compiled: where it is large and its
+    device has a compiler.
 
-    Not under autocast, whose casts are those of single operations, nor inside a compiled block, which is compiled as a
+    They do not under autocast, which casts single operations, nor inside a compiled block, which is compiled as a
     whole.
     """
     kind = tensor.device.type

@@ -89,7 +89,7 @@ class FileDigests:
         return [self.digests[name] for name in names]
 
     def keep(self) -> None:
-        """Write the list. A disk that refuses costs time in the next run, no more."""
+        """Write the list to the disk. If that fails, the next run reads the files again; nothing else is lost."""
         if self._changed and self._list:
             with suppress(RunFailed):
                 text = json.dumps({"version": VERSION, "files": self._kept}, separators=(",", ":"))

@@ -91,7 +91,7 @@ def image_format(data: bytes) -> str | None:
 
 
 def foreign_format(data: bytes) -> str:
-    """Sentence about data that is no supported image: what it is and what to do; empty for what is not recognized."""
+    """Say what data that is no supported image is, and what to do about it; empty where it is not recognized."""
     if data.startswith(b"version https://git-lfs"):
         return "it is a Git LFS pointer, the file itself was not downloaded; run `git lfs pull`"
     if data[4:8] == b"ftyp" and data[8:12] in _HEIC_BRANDS:

@@ -180,7 +180,7 @@ class Encoder:
     def control_image(self, data: bytes, target_size: Size) -> tuple[ControlImage, torch.Tensor]:
         """Encode one control image, given as the content of its file, unless it is in the cache.
 
-        Returns it with its normalized latents `[1, C, H/8, W/8]` in the compute dtype, on the CPU.
+        Returns it with its normalized latents `[1, C, h, w]` in the compute dtype, on the CPU.
 
         Raises RunFailed when the cache does not keep them.
         """
@@ -235,7 +235,7 @@ class Encoder:
         return f"{self.family.info.name}/{self.family.policy}"
 
     def latents(self, key: str) -> torch.Tensor:
-        """Return normalized latents `[1, C, H/8, W/8]` from the cache, in the compute dtype on the CPU.
+        """Return normalized latents `[1, C, h, w]` from the cache, in the compute dtype on the CPU.
 
         Raises RunFailed when the entry is gone, DamagedEntry when it was damaged.
         """

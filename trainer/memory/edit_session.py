@@ -94,8 +94,8 @@ class EditSession:
         return self._components
 
     def rest(self, name: str) -> None:
-        """Take note that the edit has done with a component: it is freed unless it is kept, and host memory has room
-        for all that may have to move there."""
+        """Note that the edit no longer needs a component. It is freed unless the session keeps it and host memory has
+        room for all that may have to move there."""
         components = self._components
         if components is not None and not (self._keeps and self._has_room(components)):
             components.drop(name)

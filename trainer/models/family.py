@@ -254,5 +254,5 @@ class Family(ABC):
 
     @abstractmethod
     def combine_guidance(self, positive: torch.Tensor, negative: torch.Tensor, guidance: float) -> torch.Tensor:
-        """Combine two velocities [B, tokens, 4 * C] of one float dtype by classifier-free guidance, as the pipeline
+        """Combine two velocities [B, tokens, channels] of one float dtype by classifier-free guidance, as the pipeline
         does; shape and dtype stay."""

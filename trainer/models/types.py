@@ -29,10 +29,10 @@ class Grid(NamedTuple):
 
 @dataclass(frozen=True, slots=True)
 class PackedLatents:
-    """Normalized latents as the transformer's tokens, each made of 2 x 2 latent pixels."""
+    """Normalized latents as the transformer's tokens, each a square of `Family.patch` pixels of the image."""
 
     tokens: torch.Tensor
-    """[B, grid.height * grid.width, 4 * C], C latent channels, in the latents' dtype."""
+    """[B, grid.height * grid.width, channels] in the latents' dtype."""
     grid: Grid
 
 
@@ -63,7 +63,7 @@ class PortedTextEncoder(TextEncoder, Protocol):
 
 
 class ImageCodec(Protocol):
-    """Encodes images to latents and decodes them, without normalization."""
+    """Encodes images to latents and decodes them; `Family.normalize` has the rest of the normalization, if any."""
 
     @property
     def fingerprint(self) -> str:
@@ -71,12 +71,12 @@ class ImageCodec(Protocol):
         ...
 
     def encode(self, pixels: torch.Tensor) -> torch.Tensor:
-        """Encode [B, 3, H, W] float32 in -1..1 to the mode of the latent distribution, [B, C, H/8, W/8] in the codec's
+        """Encode [B, 3, H, W] float32 in -1..1 to the mode of the latent distribution, [B, C, h, w] in the codec's
         dtype."""
         ...
 
     def decode(self, latents: torch.Tensor) -> torch.Tensor:
-        """Decode [B, C, h, w] of any float dtype to [B, 3, 8h, 8w] in -1..1 in the codec's dtype."""
+        """Decode [B, C, h, w] of any float dtype to [B, 3, H, W] in -1..1 in the codec's dtype."""
         ...
 
     def for_batches(self) -> ImageCodec | None:

@@ -39,7 +39,7 @@ class Batch:
     examples: Sequence[Example]
     clean: PackedLatents
     noise: torch.Tensor
-    """float32 `[B, tokens, 4 * C]`, packed like `clean.tokens`."""
+    """float32 `[B, tokens, channels]`, packed like `clean.tokens`."""
     controls: tuple[PackedLatents, ...]
     texts: tuple[TextGroup, ...]
     sigmas: torch.Tensor

@@ -112,7 +112,8 @@ def squared_errors(
     velocity: torch.Tensor, target: torch.Tensor, token_weights: torch.Tensor | None = None
 ) -> torch.Tensor:
     """Return each example's mean squared error, float32 `[B]`, of `velocity` and `target` `[B, ...]` of any floating
-    dtype; the error of each token `[B, tokens, channels]` times its weight, float32 `[B, tokens]`."""
+    dtype. With `token_weights`, float32 `[B, tokens]`, they are `[B, tokens, channels]`, and each token's error is
+    multiplied by its weight."""
     errors = (velocity.float() - target.float()) ** 2
     if token_weights is not None:
         errors = errors * token_weights.unsqueeze(-1)

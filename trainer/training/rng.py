@@ -16,6 +16,6 @@ def example_generator(seed: int, purpose: str, *address: int) -> torch.Generator
 
 
 def address_number(seed: int, purpose: str, *address: int) -> int:
-    """Return a number of 63 bits that looks random for an address, and is the same each time."""
+    """Return a pseudo-random number of 63 bits that depends on the address alone."""
     text = "/".join([str(seed), purpose, *map(str, address)])
     return int.from_bytes(hashlib.blake2b(text.encode(), digest_size=8).digest(), "big") & (2**63 - 1)

@@ -36,7 +36,7 @@ class SampleInputs:
     controls: Sequence[Image.Image]
     size: Size
     control_latents: Sequence[torch.Tensor]
-    """Their normalized latents `[1, C, H/8, W/8]` in the compute dtype, on the CPU."""
+    """Their normalized latents `[1, C, h, w]` in the compute dtype, on the CPU."""
     text: TextConditioning
     """Conditioning of the prompt, `[1, ...]` in the text encoder's dtype."""
     negative_text: TextConditioning | None

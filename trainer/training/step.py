@@ -45,7 +45,7 @@ def micro_step(components: ModelComponents, batch: Batch, step_examples: int, gu
 
 @torch.no_grad()
 def measured_losses(components: ModelComponents, batch: Batch, guidance: float) -> torch.Tensor:
-    """Return the weighted losses of a micro-batch's examples, float32 `[B]`, by forward passes alone."""
+    """Return the weighted losses of a micro-batch's examples, float32 `[B]`, without a backward pass."""
     losses = batch.weights.new_empty(len(batch.examples), device=components.device)
     for group in batch.texts:
         forward = components.placement().forward(group.modulation_outputs, masked=has_mask(group.text))
@@ -76,7 +76,7 @@ def _group_step(
 
 @torch.no_grad()
 def _base_velocity(components: ModelComponents, inputs: _Inputs, guidance: float) -> torch.Tensor:
-    """Return the velocity `[B, tokens, 4 * C]` that the base predicts, without the LoRA."""
+    """Return the velocity `[B, tokens, channels]`, in the compute dtype, that the base predicts without the LoRA."""
     with without_lora(components.transformer()):
         return _velocity(components, inputs, guidance)
 
