@@ -67,7 +67,7 @@ class AddExample(io.ComfyNode):
     def fingerprint_inputs(cls, name: list[str] | None = None, **others: object) -> str | float:
         if not name or name[0] is None:
             return float("nan")  # of linked inputs the values are not known yet
-        from ..trainer.config.request import Columns
+        from ..trainer.config.columns import Columns
         from ..trainer.packing.examples import PARQUET
 
         try:

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Literal
 
 from comfy_api.latest import io
 
-from ..trainer.config.request import COLUMN_FIELDS, Columns, FineTuneRequest, TrainingParams
+from ..trainer.config.columns import COLUMN_FIELDS, Columns
+from ..trainer.config.request import FineTuneRequest, TrainingParams
 from ..trainer.config.settings import RunSettings
 from ..trainer.errors import BadInput, printable
 from .folders import cache_folder, dataset_state, find_parquet

@@ -13,7 +13,7 @@ from pathlib import Path
 import folder_paths
 from PIL import Image
 
-from ..trainer.config.request import Columns
+from ..trainer.config.columns import Columns
 from ..trainer.errors import BadInput
 from ..trainer.files import atomic_write
 from ..trainer.paths import find_files, path_kind

@@ -87,7 +87,7 @@ class MakeDataset(io.ComfyNode):
         name: str,
         **roles: str,
     ) -> io.NodeOutput:
-        from ..trainer.config.request import Columns
+        from ..trainer.config.columns import Columns
         from ..trainer.packing.pack import PackOptions, pack
 
         source = _find(folder)

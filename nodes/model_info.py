@@ -7,7 +7,8 @@ from pathlib import Path
 from comfy.model_management import get_torch_device
 from huggingface_hub import try_to_load_from_cache
 
-from ..trainer.config.request import COLUMN_FIELDS, TrainingParams
+from ..trainer.config.columns import COLUMN_FIELDS
+from ..trainer.config.request import TrainingParams
 from ..trainer.config.settings import RunSettings
 from ..trainer.device import query_device
 from ..trainer.errors import BadInput

@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any
 
 from server import PromptServer
 
-from ..trainer.config.request import COLUMN_FIELDS
+from ..trainer.config.columns import COLUMN_FIELDS
 from ..trainer.errors import BadInput, printable
 from .folders import contained_images, contained_path, find_contained_parquet, input_folder, is_outside
 from .widgets import CONTROL_COLUMN_FIELDS, OPTIONAL_COLUMNS

@@ -10,7 +10,7 @@ from typing import Any
 from aiohttp import web
 from server import PromptServer
 
-from ..trainer.config.request import CONTROL_COLUMNS
+from ..trainer.config.columns import CONTROL_COLUMNS
 from ..trainer.errors import BadInput
 from .delete_run import delete_run
 from .exports import publish_checkpoint

@@ -8,7 +8,7 @@ from typing import Any
 
 from aiohttp import web
 
-from ..trainer.config.request import Columns
+from ..trainer.config.columns import Columns
 from ..trainer.errors import BadInput
 from .row_edits import edit_rows, edits_state, find_dataset, read_rows
 from .row_reader import READER

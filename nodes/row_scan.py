@@ -9,7 +9,7 @@ from collections.abc import Hashable
 from pathlib import Path
 from typing import Any
 
-from ..trainer.config.request import Columns
+from ..trainer.config.columns import Columns
 from ..trainer.errors import BadInput, RunFailed
 
 MAX_FOUND = 20_000

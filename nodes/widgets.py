@@ -10,7 +10,7 @@ from comfy_api.latest import io
 from pydantic import BaseModel
 from pydantic_core import PydanticUndefined
 
-from ..trainer.config.request import COLUMN_FIELDS, Columns
+from ..trainer.config.columns import COLUMN_FIELDS, Columns
 
 MAX_INT = 2**53 - 1
 """Largest integer that the page's doubles represent exactly."""

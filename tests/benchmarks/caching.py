@@ -28,7 +28,7 @@ import pyarrow.parquet as pq
 import torch
 from PIL import Image
 
-from trainer.config.request import Columns
+from trainer.config.columns import Columns
 from trainer.config.settings import RunSettings
 from trainer.data.dataset import EditDataset, open_dataset
 from trainer.data.images import decode_image

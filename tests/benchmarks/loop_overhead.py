@@ -18,7 +18,7 @@ sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
 
-from trainer.config.request import Columns
+from trainer.config.columns import Columns
 from trainer.config.settings import RunSettings
 from trainer.data.dataset import open_dataset
 from trainer.data.load_request import load_request

@@ -134,7 +134,8 @@ def plain_side(options: argparse.Namespace, checkpointing: bool, whole: bool) ->
 def our_side(options: argparse.Namespace, checkpointing: str, whole: bool) -> dict:
     """The same through `train()`."""
     from tests.benchmarks.plain import Clock
-    from trainer.config.request import Columns, parse_request
+    from trainer.config.columns import Columns
+    from trainer.config.request import parse_request
     from trainer.config.settings import RunSettings
     from trainer.data.dataset import open_dataset
     from trainer.events import Finished, Planned, Sample, Started, Step, drain

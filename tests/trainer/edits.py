@@ -9,7 +9,7 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 from PIL import Image
 
-from trainer.config.request import Columns
+from trainer.config.columns import Columns
 from trainer.data.dataset import EditDataset, open_dataset
 from trainer.data.images import decode_image
 from trainer.events import drain

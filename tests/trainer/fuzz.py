@@ -25,7 +25,7 @@ import torch
 from PIL import Image
 from safetensors.torch import save
 
-from trainer.config.request import Columns
+from trainer.config.columns import Columns
 from trainer.data.columns import first_look, guess_from_kinds
 from trainer.data.dataset import open_dataset
 from trainer.data.images import EncodedImage

@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 import torch
 
-from trainer.config.request import Columns
+from trainer.config.columns import Columns
 from trainer.config.settings import RunSettings
 from trainer.data.dataset import EditDataset, open_dataset
 from trainer.data.images import decode_image

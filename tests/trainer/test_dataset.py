@@ -15,7 +15,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from trainer.config.request import Columns
+from trainer.config.columns import Columns
 from trainer.data import pages
 from trainer.data import parquet_rows as rows
 from trainer.data.dataset import open_dataset

@@ -9,7 +9,8 @@ import pyarrow as pa
 import pytest
 
 from trainer.cli.main import main
-from trainer.config.request import Columns, parse_request
+from trainer.config.columns import Columns
+from trainer.config.request import parse_request
 from trainer.data.dataset import EditDataset, open_dataset
 from trainer.data.digests import pictures_state
 from trainer.data.load_request import load_request

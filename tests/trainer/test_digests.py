@@ -12,7 +12,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import ImageChops
 
-from trainer.config.request import Columns
+from trainer.config.columns import Columns
 from trainer.data import digests
 from trainer.data.dataset import EditDataset
 from trainer.data.digests import FileDigests, pictures_state

@@ -125,7 +125,7 @@ def test_captions_stay_with_their_images_under_any_shuffle(model, runs, monkeypa
     """Every example that is trained on has the latents of its own pictures and the conditioning of its own caption."""
     import torch
 
-    from trainer.config.request import Columns
+    from trainer.config.columns import Columns
     from trainer.data.dataset import open_dataset
     from trainer.data.images import decode_image
     from trainer.events import drain

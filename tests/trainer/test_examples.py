@@ -10,7 +10,7 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from trainer.config.request import Columns
+from trainer.config.columns import Columns
 from trainer.data.dataset import EditDataset, open_dataset
 from trainer.data.images import decode_image
 from trainer.data.row_edits import change_edits

@@ -14,7 +14,8 @@ import pytest
 from PIL import Image
 
 from trainer.cli.demo import _edited, psnr
-from trainer.config.request import Columns, parse_request
+from trainer.config.columns import Columns
+from trainer.config.request import parse_request
 from trainer.config.settings import parse_settings
 from trainer.data.dataset import open_dataset
 from trainer.events import Finished, Notice, Step, Validation, drain

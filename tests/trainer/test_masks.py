@@ -14,7 +14,7 @@ import pytest
 import torch
 from PIL import Image
 
-from trainer.config.request import Columns
+from trainer.config.columns import Columns
 from trainer.config.settings import parse_settings
 from trainer.data.dataset import open_dataset
 from trainer.distributed.processes import SingleProcess

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 from PIL import Image
 
-from trainer.config.request import Columns
+from trainer.config.columns import Columns
 from trainer.data.row_warnings import RowWarnings, scan_rows
 
 from .conftest import shape_picture

@@ -22,7 +22,8 @@ import torch
 from safetensors.torch import save_file
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from trainer.config.request import Columns, parse_request
+from trainer.config.columns import Columns
+from trainer.config.request import parse_request
 from trainer.config.settings import parse_settings
 from trainer.data.dataset import open_dataset
 from trainer.distributed.fsdp import full_tensor

@@ -7,7 +7,8 @@ import json
 from collections.abc import Iterable, Mapping
 from typing import Any
 
-from ..config.request import COLUMN_FIELDS, CONTROL_COLUMNS, Columns, too_many_controls
+from ..config.columns import COLUMN_FIELDS, CONTROL_COLUMNS, Columns
+from ..config.request import too_many_controls
 from ..config.settings import RunSettings
 from ..data.columns import MOST_CONTROLS, guess_columns
 from ..data.dataset import EditDataset

@@ -11,7 +11,8 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Literal, TypeVar
 
-from ..config.request import Columns, FineTuneRequest
+from ..config.columns import Columns
+from ..config.request import FineTuneRequest
 from ..config.settings import RunSettings
 from ..data.dataset import EditDataset, open_dataset
 from ..data.downloads import Downloads

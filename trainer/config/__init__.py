@@ -1,6 +1,7 @@
 """Requests and run settings: pydantic models of what a user asks for, and messages about what is wrong with it.
 
-request         the fine-tune requests, their training parameters and columns
+columns         the columns of a parquet that an example is read from
+request         the fine-tune requests and their training parameters
 samples         the sample prompts of a request
 settings        the run settings
 recorded        fields that enter run fingerprints and weights files

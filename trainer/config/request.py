@@ -4,8 +4,6 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from collections.abc import Mapping
-from dataclasses import dataclass
 from typing import Annotated, Any, Literal, get_args
 
 from pydantic import (
@@ -20,6 +18,7 @@ from pydantic_core import PydanticKnownError
 
 from ..errors import BadInput
 from ..families.registry import base_model_names, find_family
+from .columns import CONTROL_COLUMNS, Columns
 from .recorded import FIRST_MULTI_IMAGE_PARAMS, FIRST_PARAMS, NO_EFFECT_ON_TRAINING, STRICT, RecordedModel
 from .samples import DEFAULT_SAMPLE_SIDE, DEFAULT_SAMPLES, MultiImageSample, SamplePrompt
 from .validation import count, decode_json, describe_fault
@@ -46,46 +45,6 @@ TimestepType = Literal["weighted", "sigmoid", "linear"]
 
 
 ScriptType = Literal["image_editing", "multi_image_editing"]
-
-
-COLUMN_FIELDS = ("caption_column", "control_image_column", "image_column")
-"""Fields of an `image_editing` request that name a column, in the order of `Columns`."""
-
-
-CONTROL_COLUMNS = "control_image_columns"
-"""Field of a `multi_image_editing` request that names the columns of the control images."""
-
-
-@dataclass(frozen=True, slots=True)
-class Columns:
-    """Names of the parquet columns that an example is read from."""
-
-    caption: str
-    controls: tuple[str, ...]
-    """The control images, in the order in which the model sees them."""
-    image: str
-    """The target."""
-    mask: str = ""
-    """The mask of the loss, which is no part of a request; empty where there is none."""
-
-    @classmethod
-    def from_fields(cls, fields: Mapping[str, Any]) -> Columns:
-        """Columns from the column fields of a request of either kind."""
-        caption, control, image = COLUMN_FIELDS
-        controls = fields[CONTROL_COLUMNS] if CONTROL_COLUMNS in fields else [fields[control]]
-        return cls(fields[caption], tuple(controls), fields[image])
-
-    def to_fields(self) -> dict[str, Any]:
-        """Column names by request field: those of `image_editing` for one control image, of `multi_image_editing` for
-        several."""
-        caption, control, image = COLUMN_FIELDS
-        controls = {control: self.controls[0]} if len(self.controls) == 1 else {CONTROL_COLUMNS: [*self.controls]}
-        return {caption: self.caption, **controls, image: self.image}
-
-    @property
-    def names(self) -> tuple[str, ...]:
-        """Caption, control images, mask if there is one, target."""
-        return self.caption, *self.controls, *filter(None, [self.mask]), self.image
 
 
 class RequestParams(RecordedModel):

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config.request import Columns
+from ..config.columns import Columns
 from ..errors import BadImage
 from .cells import Block, Cells, by_value
 from .image_refs import image_ref, local_file

@@ -11,7 +11,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 import pyarrow.parquet as pq
 
-from ..config.request import CONTROL_COLUMNS
+from ..config.columns import CONTROL_COLUMNS
 from ..errors import BadInput
 from .arrow_rows import is_arrow
 from .column_words import CAPTION_WORDS, IMAGE_WORDS, INPUT_WORDS, OTHER_WORDS, OUTPUT_WORDS, image_role, name_words

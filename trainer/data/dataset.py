@@ -11,7 +11,7 @@ from typing import Any, Literal
 
 import numpy as np
 
-from ..config.request import Columns
+from ..config.columns import Columns
 from ..errors import BadInput, RunFailed, shorten
 from ..events import Progress, drain
 from ..paths import path_kind, typed_path

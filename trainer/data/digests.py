@@ -16,7 +16,7 @@ from typing import Any, BinaryIO
 import numpy as np
 import pyarrow as pa
 
-from ..config.request import Columns
+from ..config.columns import Columns
 from ..errors import BadImage, BadInput, RunFailed
 from ..files import write_text
 from .cells import Cells, used_values

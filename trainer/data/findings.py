@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from ..config.request import CONTROL_COLUMNS, Columns
+from ..config.columns import CONTROL_COLUMNS, Columns
 from .report import DatasetReport, SizeStats
 from .validation import Findings, looks_swapped
 

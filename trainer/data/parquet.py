@@ -13,7 +13,7 @@ from typing import Any, BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..config.request import COLUMN_FIELDS, CONTROL_COLUMNS
+from ..config.columns import COLUMN_FIELDS, CONTROL_COLUMNS
 from ..errors import BadInput, first_line
 from .arrow_rows import is_arrow, read_index
 from .dataset_files import dataset_files

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
-from ..config.request import Columns
+from ..config.columns import Columns
 from ..errors import BadInput
 from .image_refs import MissingFile
 from .resize import Size

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 import numpy as np
 from PIL import Image
 
-from ..config.request import Columns
+from ..config.columns import Columns
 from ..errors import BadImage, BadInput
 from .cells import Block
 from .downloads import Downloads

@@ -14,7 +14,7 @@ import numpy as np
 import pyarrow as pa
 import pyarrow.compute as pc
 
-from ..config.request import Columns
+from ..config.columns import Columns
 from ..errors import BadImage
 from ..events import Progress
 from .cell_checks import CheckedBlock, cell_faults, is_unicode

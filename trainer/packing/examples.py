@@ -13,7 +13,7 @@ import pyarrow.parquet as pq
 from filelock import FileLock, Timeout
 from PIL import Image
 
-from ..config.request import Columns
+from ..config.columns import Columns
 from ..data.parquet import open_parquet
 from ..data.row_edits import edits_kept
 from ..errors import BadInput, RunFailed
