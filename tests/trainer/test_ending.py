@@ -111,7 +111,9 @@ def test_processes_that_agree_to_stop_are_not_ended_while_they_save(monkeypatch)
                 time.sleep(0.01)
             if agreed:
                 stop.cancel_end()
-            time.sleep(0.6)
+            end = time.monotonic() + (0.6 if agreed else 30)
+            while not ended and time.monotonic() < end:
+                time.sleep(0.01)
         assert len(ended) == (0 if agreed else 1)
 
 
