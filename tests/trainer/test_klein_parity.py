@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
-from unittest.mock import patch
 
 import pytest
 import torch
@@ -12,14 +11,11 @@ from diffusers import Flux2KleinPipeline
 from diffusers.pipelines.flux2.image_processor import Flux2ImageProcessor
 
 from trainer.data.resize import Size
-from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
-from trainer.memory.model_parts import ModelComponents
-from trainer.memory.plan import Plan
 from trainer.models.diffusers_family import from_folder
 from trainer.models.edit_model import EditModel
 
 from .klein_models import KLEIN_4B, klein_model
-from .test_parity import CPU, F32, PROMPT, Drawn, aligned, assert_same, captured, finish, picture
+from .test_parity import CPU, F32, PROMPT, aligned, assert_same, captured, draw, picture
 
 pytestmark = pytest.mark.slow
 
@@ -62,22 +58,6 @@ def _draw_statistics(folder: Path) -> None:
     save_file(tensors, path, {"format": "pt"})
 
 
-def draw(model: EditModel, sizes: list[Size], size: Size, guidance: float, prompt: str = PROMPT, stop: bool = False):
-    """Our sampler on pictures of these sizes, everything from the family's own policy."""
-    family = model.family
-    codec, encoder = model.load_codec(CPU, F32), model.load_text_encoder(CPU, F32)
-    pixels = [family.prepare_control(picture(own), family.control_size(own, size, "inference")) for own in sizes]
-    controls = [family.pack(family.encode(codec, own)) for own in pixels]
-    text, negative = encoder.encode(prompt, []), family.negative_prompt(prompt, guidance)
-    negative_text = None if negative is None else encoder.encode(negative, [])
-    components = ModelComponents(model, torch.device(CPU), Plan(precision="fp32", dtype=F32, offload="none"))
-    with captured(components.transformer(), stop=stop) as calls, patch.object(EditModel, "family", family):
-        inputs = DenoiseInputs(controls, text, negative_text, size)
-        latents = finish(denoise(components, inputs, DenoiseOptions(3, guidance, 0)))
-        return Drawn(calls, (codec.decode(family.denormalize(latents)) / 2 + 0.5).clamp(0, 1))
-    return Drawn(calls, None)  # stopped at the first pass
-
-
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
 @pytest.mark.parametrize("controls", CONTROLS)
 def test_it_equals_its_pipeline(model, pipeline, controls, guidance):
@@ -96,7 +76,7 @@ def test_it_equals_its_pipeline(model, pipeline, controls, guidance):
     assert len(theirs) == (6 if guidance > 1 else 3)
     ids = theirs[0]["img_ids"][0]
     assert ids[:, 0].unique().tolist() == [10 * index for index in range(len(sizes) + 1)]
-    assert_same(draw(model, sizes, size, guidance), theirs, pixels)
+    assert_same(draw(model, model.family, sizes, size, guidance), theirs, pixels)
 
 
 def test_the_size_follows_the_first_control_and_large_ones_are_shrunk(model, pipeline):
@@ -110,7 +90,7 @@ def test_the_size_follows_the_first_control_and_large_ones_are_shrunk(model, pip
             generator=torch.Generator().manual_seed(0),
         )
     size = model.family.sample_size(model.family.edit_size(sizes))
-    assert_same(draw(model, sizes, size, 1.0, stop=True), theirs, None)
+    assert_same(draw(model, model.family, sizes, size, 1.0, stop=True), theirs, None)
 
 
 @pytest.mark.parametrize("words", [1, 600])

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Generator, Iterator
+from collections.abc import Generator, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from typing import Any
@@ -88,26 +88,22 @@ class Drawn:
 
 
 def draw(
-    model: EditModel,
-    family: Family,
-    image: Image.Image,
-    size: Size,
-    guidance: float,
-    steps: int = 3,
-    stop: bool = False,
+    model: EditModel, family: Family, controls: Sequence[Size], size: Size, guidance: float, stop: bool = False
 ) -> Drawn:
-    """Our sampler on `image`, everything from the family's own policy."""
+    """Our sampler, in three steps, on pictures of these sizes, everything from the family's own policy."""
     codec, encoder = model.load_codec(CPU, F32), model.load_text_encoder(CPU, F32)
-    control = family.prepare_control(image, family.control_size(Size(*image.size), size, "inference"))
-    text = encoder.encode(PROMPT, [control])
-    negative = family.negative_prompt(PROMPT, guidance)
-    negative_text = None if negative is None else encoder.encode(negative, [control])
-    packed = family.pack(family.encode(codec, control))
+    seen, packed = [], []
+    for own in controls:
+        latent_size = family.control_size(own, size, "inference")
+        seen.append(family.prepare_control(picture(own), family.text_control_size(own, latent_size)))
+        packed.append(family.pack(family.encode(codec, family.prepare_control(picture(own), latent_size))))
+    text, negative = encoder.encode(PROMPT, seen), family.negative_prompt(PROMPT, guidance)
+    negative_text = None if negative is None else encoder.encode(negative, seen)
     components = ModelComponents(model, torch.device(CPU), Plan(precision="fp32", dtype=F32, offload="none"))
     pixels = None
     with captured(components.transformer(), stop=stop) as calls, patch.object(EditModel, "family", family):
-        inputs = DenoiseInputs([packed], text, negative_text, size)
-        latents = finish(denoise(components, inputs, DenoiseOptions(steps, guidance, 0)))
+        inputs = DenoiseInputs(packed, text, negative_text, size)
+        latents = finish(denoise(components, inputs, DenoiseOptions(3, guidance, 0)))
         pixels = (codec.decode(family.denormalize(latents)) / 2 + 0.5).clamp(0, 1)
     return Drawn(calls, pixels)
 
@@ -173,7 +169,7 @@ def test_kontext_equals_its_pipeline(kontext, kontext_pipeline, control, size):
             generator=torch.Generator().manual_seed(0),
             output_type="pt",
         ).images
-    assert_same(draw(kontext, kontext.family, picture(control), size, 2.5), theirs, pixels)
+    assert_same(draw(kontext, kontext.family, [control], size, 2.5), theirs, pixels)
 
 
 @pytest.mark.slow
@@ -194,7 +190,7 @@ def test_qwen_equals_its_pipeline(qwen, qwen_pipeline, tiny_area, control, size,
             output_type="pt",
         ).images
     assert len(theirs) == (6 if guidance > 1 else 3)
-    assert_same(draw(qwen, qwen.family, picture(control), size, guidance), theirs, pixels)
+    assert_same(draw(qwen, qwen.family, [control], size, guidance), theirs, pixels)
 
 
 @pytest.mark.slow
@@ -213,7 +209,7 @@ def test_kontext_equals_its_pipeline_at_full_size(kontext, kontext_pipeline, con
             num_inference_steps=3,
             generator=torch.Generator().manual_seed(0),
         )
-    ours = draw(kontext, full_size(kontext, FLUX_KONTEXT.variants[0]), picture(control), size, 2.5, stop=True)
+    ours = draw(kontext, full_size(kontext, FLUX_KONTEXT.variants[0]), [control], size, 2.5, stop=True)
     assert_same(ours, theirs, None)
 
 
@@ -230,4 +226,4 @@ def test_qwen_equals_its_pipeline_at_full_size(qwen, qwen_pipeline, control):
             generator=torch.Generator().manual_seed(0),
         )
     size = family.target_size(control, 1024)
-    assert_same(draw(qwen, family, picture(control), size, 1.0, stop=True), theirs, None)
+    assert_same(draw(qwen, family, [control], size, 1.0, stop=True), theirs, None)

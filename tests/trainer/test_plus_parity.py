@@ -3,23 +3,17 @@ last bit."""
 
 from __future__ import annotations
 
-from unittest.mock import patch
-
 import pytest
 import torch
 from diffusers import QwenImageEditPlusPipeline
 from diffusers.pipelines.qwenimage import pipeline_qwenimage_edit_plus
 
 from trainer.data.resize import Size
-from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
-from trainer.memory.model_parts import ModelComponents
-from trainer.memory.plan import Plan
 from trainer.models.edit_model import EditModel
-from trainer.models.family import Family
 from trainer.models.qwen_processor import load_processor
 
 from .plus_models import EDIT_2509, EDIT_2511, SMALL_SIDE, plus_model, small
-from .test_parity import CPU, F32, PROMPT, Drawn, aligned, assert_same, captured, finish, picture
+from .test_parity import PROMPT, aligned, assert_same, captured, draw, picture
 
 pytestmark = pytest.mark.slow
 
@@ -48,25 +42,6 @@ def small_area(monkeypatch: pytest.MonkeyPatch) -> None:
     """The pipeline with the areas of a small model in place of 1024 x 1024 and 384 x 384."""
     monkeypatch.setattr(pipeline_qwenimage_edit_plus, "VAE_IMAGE_SIZE", SMALL_SIDE**2)
     monkeypatch.setattr(pipeline_qwenimage_edit_plus, "CONDITION_IMAGE_SIZE", (SMALL_SIDE * 384 // 1024) ** 2)
-
-
-def draw(model: EditModel, family: Family, sizes: list[Size], size: Size, guidance: float, stop: bool = False) -> Drawn:
-    """Our sampler on pictures of these sizes, everything from the family's own policy."""
-    codec, encoder = model.load_codec(CPU, F32), model.load_text_encoder(CPU, F32)
-    seen, controls = [], []
-    for own in sizes:
-        latent_size = family.control_size(own, size, "inference")
-        seen.append(family.prepare_control(picture(own), family.text_control_size(own, latent_size)))
-        controls.append(family.pack(family.encode(codec, family.prepare_control(picture(own), latent_size))))
-    text, negative = encoder.encode(PROMPT, seen), family.negative_prompt(PROMPT, guidance)
-    negative_text = None if negative is None else encoder.encode(negative, seen)
-    components = ModelComponents(model, torch.device(CPU), Plan(precision="fp32", dtype=F32, offload="none"))
-    pixels = None
-    with captured(components.transformer(), stop=stop) as calls, patch.object(EditModel, "family", family):
-        inputs = DenoiseInputs(controls, text, negative_text, size)
-        latents = finish(denoise(components, inputs, DenoiseOptions(3, guidance, 0)))
-        pixels = (codec.decode(family.denormalize(latents)) / 2 + 0.5).clamp(0, 1)
-    return Drawn(calls, pixels)
 
 
 @pytest.mark.parametrize("guidance", [1.0, 4.0])
