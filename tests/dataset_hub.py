@@ -1,4 +1,4 @@
-"""A Hugging Face hub of data sets on this machine: what the client asks for when it downloads files."""
+"""A Hugging Face hub of datasets on this machine: what the client asks for when it downloads files."""
 
 from __future__ import annotations
 

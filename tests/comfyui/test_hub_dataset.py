@@ -51,7 +51,7 @@ def test_a_dataset_on_the_hub_is_downloaded_when_the_graph_runs(comfyui: Path, t
                 prompt | {"dataset": node("EditTrainerLoadDataset", **EXAMPLE | {"resource": "hf://x"})}
             )
             assert result.status == "refused"
-            assert "is not an address of a data set" in str(result.details)
+            assert "is not an address of a dataset" in str(result.details)
             dataset["inputs"]["resource"] = "hf://datasets/someone/none"
             result = server.run(prompt)
             assert "is not found on the Hugging Face hub" in result.details["exception_message"]

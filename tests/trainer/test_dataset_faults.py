@@ -299,7 +299,7 @@ PICTURE = png(1)
         (base64.b64encode(PICTURE).decode(), "is base64 text; decode it and store the bytes"),
         ("/9j/4AAQSkZJRgABAQAAAQABAAD", "is base64 text; decode it and store the bytes"),
         (base64.b64encode(PICTURE * 2000).decode(), "is longer than 65,536 bytes; store images as bytes"),
-        ("hf://datasets/a/b/c.png", "hf:// is not read; download the data set"),
+        ("hf://datasets/a/b/c.png", "hf:// is not read; download the dataset"),
     ],
     ids=lambda value: repr(value[:20]),
 )

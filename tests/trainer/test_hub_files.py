@@ -86,9 +86,9 @@ def test_a_new_revision_is_downloaded_beside_the_old_one(hub: DatasetHub) -> Non
         ("hf://datasets/someone/edits@v9", 'no revision "v9"'),
         ("hf://datasets/someone/edits/data/test-*.parquet", "no parquet file of this name"),
         ("hf://datasets/someone/edits/none.parquet", "no parquet file of this name"),
-        ("hf://datasets/someone/edits/../x", "is not an address of a data set"),
-        ("hf://models/someone/edits", "is not an address of a data set"),
-        ("hf://datasets/someone", "is not an address of a data set"),
+        ("hf://datasets/someone/edits/../x", "is not an address of a dataset"),
+        ("hf://models/someone/edits", "is not an address of a dataset"),
+        ("hf://datasets/someone", "is not an address of a dataset"),
     ],
 )
 def test_what_is_not_there_is_said(hub: DatasetHub, address: str, says: str) -> None:
@@ -110,7 +110,7 @@ def test_without_download_nothing_is_asked(hub: DatasetHub) -> None:
         load_request(request | {"training_params": NAMES | {"steps": 0}}, download=False)
     assert hub.requests == []
     find_on_hub("hf://datasets/someone/edits/data/train-00000-of-00002.parquet")
-    with pytest.raises(NotDownloaded):  # a copy of a part is not the data set
+    with pytest.raises(NotDownloaded):  # a copy of a part is not the dataset
         load_request(request, download=False)
     assert load_request(request)[1] == load_request(request, download=False)[1]
 

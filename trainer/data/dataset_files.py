@@ -15,7 +15,7 @@ from ..files import read_json
 from ..paths import MAX_ENTRIES, path_kind
 
 MAX_FILES = 2000
-"""Files of a dataset; a judgement: above all but a few data sets of the hub. Opening them takes some seconds."""
+"""Files of a dataset; a judgement: above all but a few datasets of the hub. Opening them takes some seconds."""
 
 LISTED = 5
 """Files and folders that a message lists; a judgement."""
@@ -197,7 +197,7 @@ def _saved_files(folder: Path) -> list[Path] | None:
     listed = state.get("_data_files")
     names = [entry.get("filename") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
     if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
-        raise BadInput(f"{folder / 'state.json'} names no files of the data set; save the data set again.")
+        raise BadInput(f"{folder / 'state.json'} names no files of the dataset; save the dataset again.")
     return [folder / str(name) for name in names]
 
 
@@ -205,5 +205,5 @@ def _record(path: Path) -> dict:
     try:
         record = read_json(path)
     except (FileNotFoundError, DamagedFile) as error:
-        raise BadInput(f"{path} {error}; save the data set again.") from None
+        raise BadInput(f"{path} {error}; save the dataset again.") from None
     return record if isinstance(record, dict) else {}

@@ -34,7 +34,7 @@ class HubAddress:
         found = _ADDRESS.match(text)
         path = PurePosixPath(found[3] or "") if found else PurePosixPath()
         if not found or ".." in path.parts or path.is_absolute():
-            raise BadInput(f'"{shorten(text)}" is not an address of a data set; write hf://datasets/OWNER/NAME/FILE.')
+            raise BadInput(f'"{shorten(text)}" is not an address of a dataset; write hf://datasets/OWNER/NAME/FILE.')
         return cls(found[1], unquote(found[2] or "main"), "" if str(path) == "." else str(path))
 
     def __str__(self) -> str:
@@ -101,7 +101,7 @@ def _chosen(names: Sequence[str], address: HubAddress) -> list[str]:
         below = [PurePosixPath(name) for name in names if PurePosixPath(name).is_relative_to(address.path)]
         found = [str(name) for name in choose_files(below, PurePosixPath(address.path), str(address))] if below else []
     if not found:
-        raise BadInput(f"{address}: the data set has no parquet file of this name.")
+        raise BadInput(f"{address}: the dataset has no parquet file of this name.")
     if len(found) > MAX_FILES:
         raise BadInput(f"{address} holds more than {MAX_FILES:,} files; name some of them by a pattern.")
     return found
@@ -120,10 +120,10 @@ def _explained(address: HubAddress) -> Iterator[None]:
     except GatedRepoError:
         raise BadInput(f"{address} is only for those who have accepted its terms: do that at the hub's page.") from None
     except NoRevision:
-        raise BadInput(f'{address}: the data set has no revision "{shorten(address.revision)}".') from None
+        raise BadInput(f'{address}: the dataset has no revision "{shorten(address.revision)}".') from None
     except (RepositoryNotFoundError, HFValidationError):
         raise BadInput(
-            f"{address} is not found on the Hugging Face hub. A private data set needs a login: `hf auth login`, or "
+            f"{address} is not found on the Hugging Face hub. A private dataset needs a login: `hf auth login`, or "
             "HF_TOKEN."
         ) from None
     except HfHubHTTPError as error:

@@ -99,7 +99,7 @@ def _text_ref(text: str) -> ImageRef:
         raise BadImage(f"{shorten(text, 40)}: is base64 text; decode it and store the bytes themselves (binary)")
     if ":" in text and (scheme := _SCHEME.match(text)):
         if scheme[0].lower() == "hf":
-            raise BadImage(f"{shorten(text)}: hf:// is not read; download the data set and use relative paths")
+            raise BadImage(f"{shorten(text)}: hf:// is not read; download the dataset and use relative paths")
         if scheme[0].lower() not in ("http", "https"):
             raise BadImage(f"{shorten(text)}: {scheme[0]}: is not allowed; use a relative path or an http(s) URL")
         return ImageRef("url", _checked_url(text))
