@@ -20,6 +20,7 @@ from trainer.families.records import FLUX_KONTEXT, QWEN_IMAGE_EDIT
 from trainer.inference import DenoiseInputs, DenoiseOptions, denoise
 from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
+from trainer.models import qwen_image_edit
 from trainer.models.edit_model import EditModel
 from trainer.models.family import Family
 from trainer.models.qwen_processor import load_processor
@@ -148,6 +149,8 @@ def qwen_pipeline(qwen: EditModel) -> QwenImageEditPipeline:
 def tiny_area(monkeypatch: pytest.MonkeyPatch) -> None:
     """QwenImageEditPipeline with an area of 64 x 64 in place of its fixed 1024 x 1024."""
     original = pipeline_qwenimage_edit.calculate_dimensions
+    # The family binds the function when its module is imported, which must not be while it is another one.
+    assert qwen_image_edit.calculate_dimensions is original
     monkeypatch.setattr(pipeline_qwenimage_edit, "calculate_dimensions", lambda _area, ratio: original(64**2, ratio))
 
 
