@@ -8,6 +8,8 @@ import random
 import shutil
 import stat
 import sys
+import time
+import tracemalloc
 import unicodedata
 import zipfile
 from collections import Counter
@@ -22,7 +24,7 @@ from trainer.cli.main import main
 from trainer.data.images import decode_image
 from trainer.errors import BadInput
 from trainer.events import drain
-from trainer.packing import zips
+from trainer.packing import captions, zips
 from trainer.packing.pack import PackOptions, pack
 from trainer.packing.zips import MAX_DIRECTORY_BYTES, ZipSource
 
@@ -134,6 +136,59 @@ def test_captions_in_a_table(put: Callable, name: str, table: str, tmp_path: Pat
     assert packed(put(tmp_path / "other", files), captions=str(tmp_path / f"my {name}")) == expected
 
 
+@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
+def test_tables_of_spreadsheets(delimiter: str, tmp_path: Path) -> None:
+    lines = [["File_Name ", "Caption"], ["a.png", '"one, two; three"'], ["", ""], ["b.png", "two"]]
+    table = "\ufeff" + "\r\n".join(delimiter.join(line) for line in lines)
+    files = pair("a", 1) | pair("b", 2) | {"captions.csv": table.encode()}
+    assert packed(in_zip(tmp_path, files)) == [(1, 1001, "one, two; three"), (2, 1002, "two")]
+
+
+def test_an_empty_caption_in_a_table_or_a_text_is_none(tmp_path: Path) -> None:
+    files = pair("a", 1) | pair("b", 2) | {"metadata.csv": b"file_name,caption\na, \n", "target/b.txt": b" \n"}
+    source = in_folder(tmp_path, files)
+    refused(source, "target/a.png: has no caption", "target/b.png: has no caption")
+    assert packed(source, caption="all") == [(1, 1001, "all"), (2, 1002, "all")]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("table", "word"),
+    [
+        (b"file_name,caption\n" + b"q,x\n" * (3 * 2**20), 'line 2: there is no pair named "q"'),
+        (b"file_name,caption" + b",x" * 2**20 + b"\n" + b"a,x\n" * 2**17 + b"q,x\n", 'no pair named "q"'),
+    ],
+    ids=["many faults", "many columns"],
+)  # fmt: skip
+def test_a_large_table_takes_no_more_than_its_size(table: bytes, word: str, tmp_path: Path) -> None:
+    source = in_zip(tmp_path, pair("a", 1) | {"metadata.csv": table})
+    start = time.monotonic()
+    tracemalloc.start()
+    refused(source, word)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 200 * 2**20 and time.monotonic() - start < 20
+
+
+def test_captions_that_are_gigabytes_together_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(captions, "MAX_TEXTS_BYTES", 1000)
+    files = {name: data for n in range(9) for name, data in pair(f"{n}", n).items()}
+    texts = {f"target/{n}.txt": b"x" * 400 for n in range(9)}
+    refused(in_zip(tmp_path, files | texts), "target/2.txt: the captions are larger than", caption="rest")
+
+
+@pytest.mark.parametrize("last", ["gone", "cut off"])
+def test_a_picture_that_changes_while_it_is_packed_is_named(last: str, tmp_path: Path) -> None:
+    source, out = in_folder(tmp_path, pair("a", 1) | pair("b", 2)), tmp_path / "edits.parquet"
+    packing = pack(source, out, PackOptions(caption="x"))
+    while next(packing).done < 2:
+        pass
+    (source / "target" / "b.png").write_bytes(b"") if last == "cut off" else (source / "target" / "b.png").unlink()
+    with pytest.raises(BadInput, match=r"set cannot be packed: target/b\.png: "):
+        drain(packing)
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["set"]
+
+
 @BOTH
 def test_names_in_both_unicode_forms_are_one_name(put: Callable, tmp_path: Path) -> None:
     composed, decomposed = (unicodedata.normalize(form, "\u00c9t\u00e9 \u76ee") for form in ("NFC", "NFD"))
@@ -185,6 +240,24 @@ FAULTS: dict[str, tuple[Files, tuple[str, ...]]] = {
         ("have different captions for one pair",),
     ),
     "a caption that is not utf-8": (pair("a", 1) | {"target/a.txt": b"\xff\xfe"}, ("target/a.txt: is not UTF-8",)),
+    "a caption in utf-16": (pair("a", 1) | {"target/a.txt": "x".encode("utf-16-le")}, ("a.txt: holds zero bytes",)),
+    "a caption with a zero": (
+        pair("a", 1) | {"metadata.jsonl": b'{"file_name": "a", "caption": "x\\u0000"}'},
+        ('metadata.jsonl: line 1: the caption "x?" holds a zero byte',),
+    ),
+    "an empty table": (pair("a", 1) | {"metadata.csv": b""}, ("set", "metadata.csv: ")),
+    "a table without a header": (
+        pair("a", 1) | {"metadata.csv": b"a.png,hello\n"},
+        ("metadata.csv: has no column of the name", 'it has "a.png", "hello"'),
+    ),
+    "a line without its end": (
+        pair("a", 1) | {"metadata.csv": b"file_name,caption\na.png\n"},
+        ("metadata.csv: line 2 has 1 of 2 columns",),
+    ),
+    "a caption that is a number": (
+        pair("a", 1) | {"metadata.jsonl": b'{"file_name": "a", "caption": 3}'},
+        ('metadata.jsonl: line 1: its caption "3" is not text',),
+    ),
     "a damaged picture": (
         pair("a", 1) | {"target/a.png": png(2)[:60], "target/a.txt": b"x"},
         ("target/a.png: the image is damaged",),
@@ -214,6 +287,22 @@ def test_what_does_not_fit_is_named_and_nothing_is_written(put: Callable, name: 
     if "unicode" in name and put is in_folder and sys.platform == "darwin":
         pytest.skip("one file on this system")
     refused(put(tmp_path, files), *words)
+
+
+@pytest.mark.parametrize(
+    ("options", "word"),
+    [
+        ({"controls": ("",), "target": "target"}, "is empty"),
+        ({"controls": ("/",)}, "is empty"),
+        ({"controls": ("target",)}, '"target" is named twice'),
+        ({"controls": ("Control/", "control")}, "is named twice"),
+        ({"controls": ("_end",), "target": "_end"}, '"_end" is named twice'),
+        ({"caption": "a\0b"}, 'caption: "a?b" holds a zero byte'),
+        ({"caption": "x" * 70_000}, "is longer than 65,536 bytes"),
+    ],
+)
+def test_options_that_cannot_be_meant(options: dict, word: str, tmp_path: Path) -> None:
+    refused(in_folder(tmp_path, pair("a", 1)), word, **{"caption": "x", **options})
 
 
 def test_paths_start_at_the_parquet(tmp_path: Path) -> None:

@@ -34,6 +34,13 @@ class PictureSource(ABC):
     def read(self, name: str, limit: int = MAX_FILE_BYTES) -> bytes:
         """Read a file of at most `limit` bytes. Raises BadInput, whose message does not name the file."""
 
+    def named(self, name: str, limit: int = MAX_FILE_BYTES) -> bytes:
+        """Read a file as `read` does. Raises BadInput, whose message names source and file."""
+        try:
+            return self.read(name, limit)
+        except BadInput as error:
+            raise BadInput(f"{self.path} cannot be packed: {shorten(name)}: {error}.") from None
+
     @abstractmethod
     def close(self) -> None:
         """Close what is open."""

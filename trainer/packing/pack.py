@@ -23,7 +23,7 @@ from ..errors import BadImage, BadInput, shorten
 from ..events import Progress
 from ..files import atomic_write
 from ..paths import path_kind, typed_path
-from .captions import MAX_TABLE_BYTES, Captions, tables_beside
+from .captions import MAX_TABLE_BYTES, Captions, tables_beside, text_fault
 from .folder import FolderSource, PictureSource
 from .pairs import CONTROL, TARGET, PicturePair, find_roles
 from .zips import ZipSource
@@ -128,6 +128,8 @@ def open_source(path: Path) -> PictureSource:
 
 def _examples(source: PictureSource, options: PackOptions) -> tuple[list[PicturePair], list[str]]:
     """Pairs and their captions. Raises BadInput naming what does not fit."""
+    if fault := text_fault(options.caption):
+        raise BadInput(f'caption: "{shorten(options.caption, 40)}" {fault}.')
     roles = find_roles(source.names, options.controls, options.target)
     pairs = roles.pairs()
     captions = Captions()
@@ -143,11 +145,11 @@ def _examples(source: PictureSource, options: PackOptions) -> tuple[list[Picture
 def _tables(source: PictureSource, options: PackOptions, beside: Sequence[str]) -> Iterator[tuple[str, bytes]]:
     """Yield the named table, or else those beside the pictures."""
     if not options.captions:
-        yield from ((name, source.read(name, MAX_TABLE_BYTES)) for name in beside)
+        yield from ((name, source.named(name, MAX_TABLE_BYTES)) for name in beside)
         return
     path = typed_path(options.captions)
     if options.captions in source.names:
-        yield options.captions, source.read(options.captions, MAX_TABLE_BYTES)
+        yield options.captions, source.named(options.captions, MAX_TABLE_BYTES)
     elif path_kind(path) == "file":
         with path.open("rb") as file:
             data = file.read(MAX_TABLE_BYTES + 1)
@@ -234,7 +236,7 @@ def _rows_of_bytes(
     rows: list[list[bytes | str]] = []
     size = 0
     for end, (pair, caption) in enumerate(zip(pairs, captions, strict=True), 1):
-        data = [source.read(name) for name in (*pair.controls, pair.target)]
+        data = [source.named(name) for name in (*pair.controls, pair.target)]
         rows.append([*data, caption])
         size += sum(map(len, data))
         if size >= BLOCK_BYTES or end == len(pairs):

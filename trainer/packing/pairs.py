@@ -99,6 +99,8 @@ def find_roles(names: Sequence[str], controls: Sequence[str] = (), target: str =
     shown = {name: name[len(prefix) :] for name in names}
     if target or controls:
         chosen = (*(controls or [CONTROL]), target or TARGET)
+        if fault := _unusable(chosen):
+            return Roles(chosen, [{} for _ in chosen], faults=[fault])
         return _by_suffix(shown, chosen) if all(map(is_suffix, chosen)) else _in_folders(shown, chosen)
     if any(_below(TARGET, name) for name in shown.values()):
         return _in_folders(shown, (*_numbered_folders(shown.values()), TARGET))
@@ -126,6 +128,15 @@ def bare_key(name: str, roles: Roles) -> str:
     for role in roles.names:
         stem = stem.removesuffix(role) if is_suffix(role) else stem.removeprefix(f"{role}/")
     return unicodedata.normalize("NFC", stem)
+
+
+def _unusable(roles: Sequence[str]) -> str | None:
+    """Say which of the named roles cannot be looked for; None where all can."""
+    names = [role.strip("/").lower() for role in roles]
+    if not all(map(str.strip, names)):
+        return "the name of a folder of control images or targets is empty: name a folder in it"
+    twice = next((role for role, name in zip(roles, names, strict=True) if names.count(name) > 1), None)
+    return f'"{shorten(twice)}" is named twice, of control images and targets each has its own' if twice else None
 
 
 def _no_layout(stems: Sequence[str]) -> str:
