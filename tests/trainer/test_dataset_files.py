@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 
@@ -230,6 +231,7 @@ def test_too_many_files_are_refused_and_none_is_passed_over(tmp_path: Path, monk
     ("state", "says"),
     [
         ({"_data_files": [{"filename": "../edits.arrow"}]}, "names no files"),
+        *(({"_data_files": [{"filename": name}]}, "names no files") for name in ("", "..", "a\0.arrow", "state.json")),
         ({"_data_files": []}, "names no files"),
         ({"_data_files": [{"filename": "none.arrow"}]}, "does not exist"),
         ({"_data_files": [{"filename": "data.arrow"}], "_indices_files": [{"filename": "i"}]}, "a selection of rows"),
@@ -240,6 +242,15 @@ def test_a_saved_folder_that_is_damaged(state: object, says: str, tmp_path: Path
     (tmp_path / "state.json").write_text(json.dumps(state))
     (tmp_path / "dataset_info.json").write_text("{}")
     with pytest.raises(BadInput, match=says):
+        opened(tmp_path)
+
+
+@pytest.mark.skipif(not hasattr(os, "mkfifo"), reason="the system has no such pipes")
+def test_a_pipe_in_a_saved_folder_is_not_waited_for(tmp_path: Path) -> None:
+    (tmp_path / "state.json").write_text(json.dumps({"_data_files": [{"filename": "data.arrow"}]}))
+    (tmp_path / "dataset_info.json").write_text("{}")
+    os.mkfifo(tmp_path / "data.arrow")
+    with pytest.raises(BadInput, match=r"data\.arrow is not a file"):
         opened(tmp_path)
 
 

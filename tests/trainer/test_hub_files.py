@@ -97,6 +97,35 @@ def test_what_is_not_there_is_said(hub: DatasetHub, address: str, says: str) -> 
     assert hub.downloads() == []
 
 
+@pytest.mark.parametrize("download", [True, False])
+@pytest.mark.parametrize(
+    "address",
+    [
+        "hf://datasets/../..",
+        "hf://datasets/someone/edits@..%2F..%2Fx/data",
+        "hf://datasets/someone/edits@%2Fx/data",
+        "hf://datasets/someone/edits@%0a/data",
+        "hf://datasets/someone/edits/..\\..\\x.parquet",
+        "hf://datasets/someone/edits/\\\\server\\x.parquet",
+        "hf://datasets/someone/edits/C:/x.parquet",
+        "hf://datasets/someone/edits//x.parquet",
+        "hf://datasets/someone/edits/a\0b.parquet",
+        "hf://datasets/someone/edits/" + "x" * 1000,
+    ],
+)
+def test_an_address_never_leads_out_of_the_cache(hub: DatasetHub, address: str, download: bool) -> None:
+    with pytest.raises(BadInput, match="is not an address of a dataset") as error:
+        find_on_hub(address, download)
+    assert "\n" not in str(error.value) and len(str(error.value)) < 400
+    assert hub.requests == []
+
+
+def test_files_of_a_repository_that_lead_out_of_it_are_none_of_the_data_set(hub: DatasetHub, tmp_path: Path) -> None:
+    hub.repos["someone/edits"]["main"] = {"../../../../up.parquet": parquet(0, 1), "data/a.parquet": parquet(1, 3)}
+    assert len(opened(find_on_hub("hf://datasets/someone/edits"))) == 2
+    assert hub.downloads() == ["a.parquet"] and not list(tmp_path.rglob("up.parquet"))
+
+
 def test_without_download_nothing_is_asked(hub: DatasetHub) -> None:
     request = {
         "resource": "hf://datasets/someone/edits/data",

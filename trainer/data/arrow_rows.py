@@ -21,6 +21,7 @@ import pyarrow as pa
 import pyarrow.compute as pc
 
 from ..errors import BadInput, first_line
+from ..paths import path_kind
 from .cells import Block, Cells, by_value, joined_cells
 from .pages import BLOCK_BYTES, MAX_BLOCK_ROWS
 
@@ -63,11 +64,12 @@ def is_arrow(path: Path) -> bool:
 
 def read_index(path: Path) -> ArrowIndex:
     """Find the record batches of a stream or a file. Raises BadInput when it is not readable."""
+    if (kind := path_kind(path)) != "file":
+        # A pipe would be waited for without end.
+        raise BadInput(f"{path} does not exist." if kind == "missing" else f"{path} is not a file.")
     try:
         with path.open("rb") as file:
             return _index(file)
-    except FileNotFoundError:
-        raise BadInput(f"{path} does not exist.") from None
     except (pa.ArrowException, OSError, ValueError, struct.error, IndexError) as error:
         raise BadInput(f"{path} cannot be read as an Arrow file: {first_line(error)}") from None
 

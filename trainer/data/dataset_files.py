@@ -29,6 +29,8 @@ MAGIC = re.compile(r"[*?\[]")
 
 _SPLITS = {"train", "test", "validation", "valid", "val", "dev", "eval"}
 _SPLIT = re.compile(r"[-_.\d].*")
+_SAVED = re.compile(r"[\w.-]+\.arrow", re.ASCII)
+"""Names of the files that `save_to_disk` writes."""
 _SHARD = re.compile(r"(.*)-(\d{3,9})-of-(\d{3,9})(?:-[0-9a-f]+)?")
 
 
@@ -196,7 +198,7 @@ def _saved_files(folder: Path) -> list[Path] | None:
         raise BadInput(f"{folder} is a selection of rows; save it again with flatten_indices().save_to_disk().")
     listed = state.get("_data_files")
     names = [entry.get("filename") for entry in listed if isinstance(entry, dict)] if isinstance(listed, list) else []
-    if not names or any(not isinstance(name, str) or Path(name).name != name for name in names):
+    if not names or not all(isinstance(name, str) and _SAVED.fullmatch(name) for name in names):
         raise BadInput(f"{folder / 'state.json'} names no files of the dataset; save the dataset again.")
     return [folder / str(name) for name in names]
 

@@ -14,6 +14,9 @@ from .dataset_files import MAX_FILES, SUFFIXES, choose_files, dataset_files, is_
 
 _ADDRESS = re.compile(r"hf://datasets/([^/@\s]+/[^/@\s]+)(?:@([^/\s]+))?(?:/(.*))?\Z")
 
+MAX_ADDRESS = 1000
+"""Characters of an address; a judgement: names on the hub have at most 96, paths a few hundred."""
+
 
 class NotDownloaded(BadInput):
     """Dataset that is not in the hub's cache, where nothing may be downloaded."""
@@ -31,14 +34,26 @@ class HubAddress:
     @classmethod
     def parse(cls, text: str) -> HubAddress:
         """Read an address. Raises BadInput for any other text."""
-        found = _ADDRESS.match(text)
+        found = _ADDRESS.match(text) if len(text) <= MAX_ADDRESS else None
+        revision = unquote(found[2] or "main") if found else ""
         path = PurePosixPath(found[3] or "") if found else PurePosixPath()
-        if not found or ".." in path.parts or path.is_absolute():
+        if not found or not _stays_inside(found[1]) or not _stays_inside(revision) or not _stays_inside(str(path)):
             raise BadInput(f'"{shorten(text)}" is not an address of a dataset; write hf://datasets/OWNER/NAME/FILE.')
-        return cls(found[1], unquote(found[2] or "main"), "" if str(path) == "." else str(path))
+        return cls(found[1], revision, "" if str(path) == "." else str(path))
 
     def __str__(self) -> str:
         return "/".join(filter(None, (f"hf://datasets/{self.repo}@{self.revision}", self.path)))
+
+
+def _stays_inside(name: str) -> bool:
+    """Tell whether a name of the hub is below the folder that it becomes a path in, on every system."""
+    return (
+        name.isprintable()
+        and "\\" not in name
+        and not name.startswith("/")
+        and name[1:2] != ":"
+        and ".." not in name.split("/")
+    )
 
 
 def is_hub_address(text: str) -> bool:
@@ -79,7 +94,7 @@ def _downloaded(address: HubAddress) -> Path:
     from huggingface_hub import HfApi, hf_hub_download
 
     info = HfApi().dataset_info(address.repo, revision=address.revision)
-    names = _chosen([file.rfilename for file in info.siblings or []], address)
+    names = _chosen([name for file in info.siblings or [] if _stays_inside(name := file.rfilename)], address)
     folder = Path()
     for name in names:
         # By the name of the revision, so that the cache knows later which commit that was.
