@@ -159,7 +159,7 @@ def _results(model: Model, request: FineTuneRequest, live_run: LiveRun) -> io.No
     path = publish(finished.weights)
     best = publish(finished.best_weights) if finished.best_weights else path
     beside = [best] if finished.best_weights else []
-    beside += [publish(finished.ema_weights)] if finished.ema_weights else []
+    beside += [publish(averaged) for averaged in (finished.ema_weights, finished.best_ema_weights) if averaged]
     if request.training_params.use_lora:
         trained, lora = model.with_adapter(path), read_weights(path, "LoRA file")
         best_lora = lora if best == path else read_weights(best, "LoRA file")

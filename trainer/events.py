@@ -114,6 +114,8 @@ class Finished:
     """File of the LoRA or transformer of the lowest held-out loss; None where none is kept."""
     ema_weights: Path | None = None
     """File of the averaged LoRA or transformer; None without an average."""
+    best_ema_weights: Path | None = None
+    """File of the averaged weights at the step of the lowest held-out loss."""
 
 
 Event = Planned | Started | Progress | Notice | Step | Validation | Sample | Checkpoint | Finished

@@ -11,7 +11,8 @@ import pytest
 import torch
 from safetensors.torch import load_file
 
-from trainer.errors import BadInput
+from trainer.cli.main import main
+from trainer.errors import BAD_INPUT, OK, BadInput
 from trainer.events import Checkpoint, Finished, Notice, Planned, Step, Validation
 from trainer.training import loop
 from trainer.training.checkpoint import checkpoint_steps
@@ -154,6 +155,42 @@ def test_the_best_checkpoint_is_kept_and_exported(kontext, runs, monkeypatch):
     assert all(torch.equal(tensor, exported[1][name]) for name, tensor in exported[0].items())
     (again,) = [event for event in runs.run(kontext, settings=settings, steps=6, **WITHOUT_SAMPLES)][-1:]
     assert (again.weights, again.best_weights) == (finished.weights, finished.best_weights)
+
+
+@pytest.mark.slow
+def test_the_average_of_the_best_checkpoint_is_exported_too(kontext, runs, monkeypatch, capsys):
+    Losses(monkeypatch, [0.9, 0.5, 0.3, 0.4])
+    settings = HELD_OUT | {"ema_decay": 0.9, "keep_checkpoints": 1}
+    finished = runs.run(kontext, settings=settings, steps=3, **WITHOUT_SAMPLES)[-1]
+    folder = runs.folder / "run"
+    assert isinstance(finished, Finished)
+    assert finished.best_ema_weights == folder / "run-000002-best-ema.safetensors"
+    Losses(monkeypatch, [0.9, 0.5, 0.3])
+    short = runs.run(kontext, "two", settings=settings, steps=2, **WITHOUT_SAMPLES)[-1]
+    assert finished.best_ema_weights.read_bytes() == short.ema_weights.read_bytes()
+    again = runs.run(kontext, settings=settings, steps=3, **WITHOUT_SAMPLES)[-1]
+    assert again.best_ema_weights == finished.best_ema_weights, "a finished run knows it"
+    command = ["export", str(folder), "--step", "2", "--model", str(kontext.folder)]
+    assert main([*command, "--ema"]) == OK
+    assert "run-000002-ema.safetensors" in capsys.readouterr().out
+    assert (folder / "run-000002-ema.safetensors").read_bytes() == finished.best_ema_weights.read_bytes()
+    Losses(monkeypatch, [0.9, 0.5])
+    runs.run(kontext, "plain", settings=HELD_OUT, steps=1, **WITHOUT_SAMPLES)
+    assert main(["export", str(runs.folder / "plain"), "--ema", "--model", str(kontext.folder)]) == BAD_INPUT
+    assert "step-000001 has no averaged weights" in capsys.readouterr().err
+
+
+def test_a_best_checkpoint_that_is_damaged_does_not_keep_the_run_from_its_end(kontext, runs, monkeypatch):
+    Losses(monkeypatch, [0.9, 0.5, 0.6])
+    events = []
+    for event in runs.events(kontext, settings=HELD_OUT, steps=2, **WITHOUT_SAMPLES):
+        events.append(event)
+        if isinstance(event, Checkpoint) and event.step == 2:
+            (runs.folder / "run/checkpoints/step-000001/weights.safetensors").write_bytes(b"damaged")
+    finished = events[-1]
+    assert isinstance(finished, Finished) and finished.weights and finished.best_weights is None
+    said = [event.message for event in events if isinstance(event, Notice)]
+    assert any("lowest held-out loss are not exported" in message and "step-000001" in message for message in said)
 
 
 def test_a_best_step_where_no_checkpoint_is_due_is_saved(kontext, runs, monkeypatch):

@@ -19,7 +19,7 @@ def export(options: argparse.Namespace) -> int:
     request, _ = saved_request(run)
     model = model_options(options)
     with Console() as console:
-        path = export_checkpoint(run, load_model(request.base_model, model), options.step, options.out)
+        path = export_checkpoint(run, load_model(request.base_model, model), options.step, options.out, options.ema)
         console.line(f"Exported: {path}")
         if request.training_params.use_lora:
             images = len(request.training_params.columns.controls)

@@ -228,6 +228,7 @@ def _add_export(commands: Any) -> None:
     command.add_argument("run_folder", metavar="RUN", type=Path)
     command.add_argument("--step", metavar="N", type=int, help="Step of the checkpoint (default: the newest)")
     add_path(command, "--out", None, "The exported file.", "RUN/<name>-<step>.safetensors", metavar="FILE")
+    command.add_argument("--ema", action="store_true", help="Export the averaged weights of a run with ema_decay.")
     add_model(command)
 
 

@@ -44,6 +44,8 @@ def train(options: argparse.Namespace) -> int:
             console.line(f"Lowest held-out loss: {finished.best_weights}")
         if finished.ema_weights:
             console.line(f"Averaged weights: {finished.ema_weights}")
+        if finished.best_ema_weights:
+            console.line(f"Averaged weights at the lowest held-out loss: {finished.best_ema_weights}")
         if request.training_params.use_lora:
             images = len(request.training_params.columns.controls)
             console.line(f"To use it:\n  {edit_command(request.base_model, finished.weights, model, images)}")

@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 from ..config.request import FineTuneRequest, parse_request
 from ..config.settings import RunSettings, parse_settings
 from ..errors import BadInput, DamagedFile
-from ..events import Event, Finished, Progress
+from ..events import Event, Finished, Notice, Progress
 from ..files import read_json
 from ..lora.adapter import portable_tensors
 from ..single_file.key_mapping import marker_tensors, to_stored
@@ -36,9 +36,9 @@ def finish_run(context: RunContext, state: TrainState) -> Generator[Event, None,
 
 
 def export_run(context: RunContext, state: TrainState) -> Generator[Event, None, dict[str, Path]]:
-    """Export the trained weights, their average and those of the best checkpoint.
+    """Export the trained weights, their average and both of the best checkpoint.
 
-    Returns the files by field of `Finished`.
+    Returns the files by field of `Finished`. A best checkpoint that is damaged is left out with a notice.
     """
     yield Progress(phase="saving", done=0, total=1)
     settings, run, model = context.settings, context.run, context.components.model
@@ -53,11 +53,27 @@ def export_run(context: RunContext, state: TrainState) -> Generator[Event, None,
             with state.averaged():
                 state.trainable.export(exported["ema_weights"], dtype, metadata)
     if state.best is not None:
-        exported["best_weights"] = run.weights_path(state.best.step, BEST_WEIGHTS)
-        if run.writes:
-            export_checkpoint(run, model, state.best.step, exported["best_weights"])
+        best, fault = context.processes.all_gather_object(_export_best(run, model, state, state.best.step))[0]
+        exported |= best
+        if fault:
+            yield Notice(message=f"The weights of the lowest held-out loss are not exported. {fault}")
     yield Progress(phase="saving", done=1, total=1)
     return exported
+
+
+def _export_best(run: RunFolder, model: EditModel, state: TrainState, step: int) -> tuple[dict[str, Path], str]:
+    """Export the best checkpoint, and its average if there is one. Returns the files by field of `Finished`, and why
+    there are none. Does nothing in all processes but the one that writes."""
+    fields = {"best_weights": BEST_WEIGHTS}
+    if state.average is not None:
+        fields["best_ema_weights"] = BEST_WEIGHTS + AVERAGED_WEIGHTS
+    paths = {field: run.weights_path(step, kind) for field, kind in fields.items()}
+    try:
+        for field, path in paths.items() if run.writes else ():
+            export_checkpoint(run, model, step, path, averaged=field == "best_ema_weights")
+    except BadInput as error:
+        return {}, str(error)
+    return paths, ""
 
 
 def saved_request(run: RunFolder) -> tuple[FineTuneRequest, RunSettings]:
@@ -74,12 +90,14 @@ def _saved(run: RunFolder, name: str) -> Any:
         raise BadInput(f"{run.path / name} {error}.") from None
 
 
-def export_checkpoint(run: RunFolder, model: EditModel, step: int | None = None, path: Path | None = None) -> Path:
+def export_checkpoint(
+    run: RunFolder, model: EditModel, step: int | None = None, path: Path | None = None, averaged: bool = False
+) -> Path:
     """Write the LoRA or transformer of a checkpoint, None for the newest, and return its file: `path`, or that of the
-    run's own weights of this step.
+    run's own weights of this step. `averaged`: its moving average instead.
 
-    `model` is the run's base model. Raises BadInput for a checkpoint that is missing or damaged, and RunFailed when the
-    disk refuses.
+    `model` is the run's base model. Raises BadInput for a checkpoint that is missing or damaged, or has no average, and
+    RunFailed when the disk refuses.
     """
     request, settings = saved_request(run)
     step = existing_step(run, step)
@@ -89,14 +107,17 @@ def export_checkpoint(run: RunFolder, model: EditModel, step: int | None = None,
     except DamagedFile as error:
         raise BadInput(f"The checkpoint {folder} {error}; choose another step.") from None
     model = replace(model, policy=checkpoint.run.get("conditioning", model.policy))
+    if averaged and not checkpoint.average:
+        raise BadInput(f"The checkpoint {folder} has no averaged weights: the run was made without ema_decay.")
+    weights = checkpoint.average if averaged else checkpoint.weights
     params, dtype = request.training_params, DTYPES[settings.save_dtype]
     if params.use_lora:
-        tensors = portable_tensors(checkpoint.weights, params.lora_alpha / params.lora_rank, dtype)
+        tensors = portable_tensors(weights, params.lora_alpha / params.lora_rank, dtype)
     else:
         layout = model.family.layout(model.empty_transformer())
-        tensors = dict(to_stored(layout, {name: tensor.to(dtype) for name, tensor in checkpoint.weights.items()}))
+        tensors = dict(to_stored(layout, {name: tensor.to(dtype) for name, tensor in weights.items()}))
         tensors |= marker_tensors(model.family.variant.marker)
-    path = path or run.weights_path(step)
+    path = path or run.weights_path(step, AVERAGED_WEIGHTS if averaged else "")
     write_tensors(path, tensors, export_metadata(request, settings, model, step))
     return path
 

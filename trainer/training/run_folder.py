@@ -37,7 +37,8 @@ from .run_state import EXPORTED_BESIDE, UNKNOWN, is_count, read_run_state, write
 LOG = "log.jsonl"
 
 BEST_WEIGHTS, AVERAGED_WEIGHTS = "-best", "-ema"
-"""Ends of the names of the weights with the lowest held-out loss, and of the averaged ones."""
+"""Ends of the names of the weights with the lowest held-out loss, and of the averaged ones; those of the averaged
+weights at the step of that loss end in both."""
 
 _SAMPLE = re.compile(r"step-([0-9]{6,18})-([0-9]{2,18})\.png")
 

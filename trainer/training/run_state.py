@@ -20,7 +20,7 @@ ARITHMETIC: Mapping[str, Sequence[str]] = {
 """Fields of run.json that say how the run computes, with their values. A person may change them: they are not part of
 its checksum."""
 
-EXPORTED_BESIDE = ("best_weights", "ema_weights")
+EXPORTED_BESIDE = ("best_weights", "ema_weights", "best_ema_weights")
 """Fields of run.json that name files which a finished run has exported beside its weights."""
 
 UNKNOWN = "unknown"
