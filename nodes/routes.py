@@ -19,6 +19,7 @@ from .live_run import LIVE_RUNS
 from .model_files import AUTO
 from .notes import input_notes, request_notes
 from .push_run import push_contents, push_run
+from .request_body import read_body
 from .row_routes import change_row_edits, row_edits, row_picture, row_warnings, rows
 from .same_origin import same_origin_only
 from .saved_runs import list_runs, run_details, sample_file, shrink_to_jpeg, thumbnail
@@ -176,7 +177,7 @@ async def read_request(request: web.Request) -> web.Response:
     `{"error": …}`."""
     from ..trainer.config.request import parse_request
 
-    text = await _request_text(request)
+    text = await read_body(request, MAX_REQUEST_BYTES)
     try:
         return web.json_response({"request": parse_request(text).model_dump()})
     except BadInput as error:
@@ -185,18 +186,8 @@ async def read_request(request: web.Request) -> web.Response:
 
 async def notes_on_request(request: web.Request) -> web.Response:
     """Notes on the body, a fine-tune request's JSON, as `{"notes": […]}`."""
-    text = await _request_text(request)
+    text = await read_body(request, MAX_REQUEST_BYTES)
     return web.json_response({"notes": await asyncio.to_thread(request_notes, text)})
-
-
-async def _request_text(request: web.Request) -> bytes:
-    """Read the body. Raises BadInput for one that is too large."""
-    text = bytearray()
-    async for chunk in request.content.iter_any():
-        text += chunk
-        if len(text) > MAX_REQUEST_BYTES:
-            raise BadInput("The request is too large.")
-    return bytes(text)
 
 
 def _send_control(request: web.Request, what: str) -> web.Response:

@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 import asyncio
-import json
 from typing import Any
 
 from aiohttp import web
 
 from ..trainer.config.columns import Columns
 from ..trainer.errors import BadInput
+from .request_body import read_object
 from .row_edits import edit_rows, edits_state, find_dataset, read_rows
 from .row_reader import READER
 from .row_scan import SCANS
@@ -57,17 +57,7 @@ async def row_edits(request: web.Request) -> web.Response:
 async def change_row_edits(request: web.Request) -> web.Response:
     """`?resource=`: change a dataset's edits by the body, `{leave_out, take_back, column, captions}` or `{discard}`;
     the response is that of `row_edits`."""
-    body = bytearray()
-    async for chunk in request.content.iter_any():
-        body += chunk
-        if len(body) > MAX_BODY_BYTES:
-            raise BadInput("These are too many edits at once.")
-    try:
-        changes = json.loads(body)
-    except ValueError:
-        changes = None
-    if not isinstance(changes, dict):
-        raise BadInput("The edits are not in the form that the page sends.")
+    changes = await read_object(request, MAX_BODY_BYTES)
     return web.json_response(await asyncio.to_thread(edit_rows, request.query.get("resource", ""), changes))
 
 

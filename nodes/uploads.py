@@ -4,15 +4,17 @@ from __future__ import annotations
 
 import asyncio
 import filecmp
+import threading
 import uuid
 from pathlib import Path
+from typing import Any
 
 from aiohttp import web
 
-from ..trainer.config.validation import decode_json
 from ..trainer.errors import BadInput
 from ..trainer.events import drain
 from .folders import contained_path, input_folder, is_folder_name
+from .request_body import read_object
 
 MAX_UPLOAD_BYTES = 1 << 40
 """Largest uploaded file, in bytes; a judgement, beyond any dataset for one GPU."""
@@ -20,8 +22,11 @@ UPLOAD_CHUNK = 1 << 20
 """Bytes written at a time; a judgement."""
 
 
-MAX_JSON_BYTES = 1 << 16
-"""Largest body of a request to pack, in bytes; a judgement: a path and a caption."""
+MAX_JSON_BYTES = 1 << 18
+"""Largest body of a request to pack, in bytes; a judgement: a path and a long caption, with escapes."""
+
+_NAMING = threading.Lock()
+"""Held while a new file gets a name that none has yet, so that two at once do not choose one name."""
 
 
 async def upload(request: web.Request) -> web.Response:
@@ -51,16 +56,15 @@ async def upload(request: web.Request) -> web.Response:
 async def pack(request: web.Request) -> web.Response:
     """Pack a zip or a folder of pictures in the input folder. The body is `{"path": …}`, relative to it, and may have a
     `caption` for all pairs; the response is `{"parquet": …}`, the new file beside what was packed."""
-    text = await request.content.read(MAX_JSON_BYTES)
-    return web.json_response({"parquet": await asyncio.to_thread(_pack, text)})
+    asked = await read_object(request, MAX_JSON_BYTES)
+    return web.json_response({"parquet": await asyncio.to_thread(_pack, asked)})
 
 
-def _pack(text: bytes) -> str:
+def _pack(asked: dict[str, Any]) -> str:
     from ..trainer.packing.pack import PackOptions
     from ..trainer.packing.pack import pack as pack_pictures
 
-    asked = decode_json(text, "the body")
-    path, caption = (asked.get(key, "") if isinstance(asked, dict) else None for key in ("path", "caption"))
+    path, caption = (asked.get(key, "") for key in ("path", "caption"))
     if not isinstance(path, str) or not isinstance(caption, str) or not path.strip():
         raise BadInput("path: name a zip or a folder of pictures in ComfyUI's input folder.")
     source, folder = contained_path(input_folder(), path), input_folder().resolve()
@@ -96,12 +100,13 @@ def _keep_upload(temporary: Path, path: Path) -> Path:
 def _keep(temporary: Path, path: Path) -> Path:
     """Rename a new file to `path`, or to a numbered name where that is another file's. One with the same contents is
     taken in its place."""
-    place, number = path, 1
-    while place.exists() and not _same_contents(place, temporary):
-        number += 1
-        place = path.with_name(f"{path.stem}-{number}{path.suffix}")
-    if not place.exists():
-        temporary.replace(place)
+    with _NAMING:
+        place, number = path, 1
+        while place.exists() and not _same_contents(place, temporary):
+            number += 1
+            place = path.with_name(f"{path.stem}-{number}{path.suffix}")
+        if not place.exists():
+            temporary.replace(place)
     return place
 
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import http.client
 import io
 import json
 import shutil
 import threading
+import time
 import zipfile
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pyarrow as pa
@@ -247,3 +250,30 @@ def test_a_folder_of_shards_in_the_dataset_node(server: Server) -> None:
     (folder / "train-00002-of-00002.parquet").symlink_to(server.base / "outside" / "a.parquet")
     assert "is not found" in server.get("/edit_trainer/columns", resource="shards/*.parquet")["error"]
     shutil.rmtree(folder)
+
+
+def test_a_body_that_comes_in_parts_is_read_whole(server: Server) -> None:
+    folder = server.base / "input" / "parts"
+    for name, data in {"x_start.png": png(1), "x_end.png": png(2)}.items():
+        folder.mkdir(exist_ok=True)
+        (folder / name).write_bytes(data)
+    body = json.dumps({"path": "parts", "caption": "x" * 60_000}).encode()
+    connection = http.client.HTTPConnection("127.0.0.1", server.port, timeout=60)
+    connection.putrequest("POST", "/edit_trainer/pack")
+    connection.putheader("Content-Length", str(len(body)))
+    connection.endheaders()
+    for part in (body[:100], body[100:]):
+        connection.send(part)
+        time.sleep(0.3)
+    answer = connection.getresponse()
+    assert (answer.status, json.loads(answer.read())) == (200, {"parquet": "parts.parquet"})
+    status, said = ask(server, "/edit_trainer/pack", json.dumps({"path": "parts", "caption": "x" * 2**18}).encode())
+    assert status == 400 and "larger than 262,144 bytes" in said.decode()
+
+
+def test_zips_of_one_name_that_are_uploaded_at_once_are_all_kept(server: Server) -> None:
+    contents = [zipped(pairs(number)) for number in range(1, 7)]
+    with ThreadPoolExecutor(len(contents)) as pool:
+        answers = list(pool.map(lambda data: ask(server, "/edit_trainer/upload?name=at%20once.zip", data), contents))
+    names = [json.loads(body)["name"] for _, body in answers]
+    assert [(server.base / "input" / name).read_bytes() for name in names] == contents

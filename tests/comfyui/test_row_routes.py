@@ -157,6 +157,8 @@ def test_only_the_pages_own_edits_of_parquets_in_the_input_folder_are_written(se
         b'{"column": "caption", "captions": {"1": 7}}',
         b'{"captions": {"1": "x"}}',
         b'{"column": "caption", "captions": {"1": "' + b"x" * 70_000 + b'"}}',
+        b'{"leave_out": [' + b"1" * 5000 + b"]}",
+        b"[" * 100_000,
         b" " * (5 << 20),
     ],
 )
