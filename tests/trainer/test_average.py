@@ -92,6 +92,11 @@ def test_samples_can_be_drawn_with_it(kontext, runs):
     assert all(torch.equal(tensor, averaged[name]) for name, tensor in trained.items())
 
 
+def test_samples_of_no_average_are_refused(kontext, runs):
+    with pytest.raises(BadInput, match="sample_ema: needs averaged weights; set ema_decay"):
+        runs.run(kontext, settings={"sample_ema": True})
+
+
 def test_a_decay_of_one_is_refused():
     with pytest.raises(BadInput, match="ema_decay"):
         parse_settings({"ema_decay": 1.0})

@@ -172,6 +172,38 @@ def test_masks_come_to_tokens_as_the_target_does(model, runs):
 
 
 @pytest.mark.slow
+def test_what_is_transparent_in_a_mask_is_black(kontext, runs):
+    painted = Image.new("RGBA", (64, 64), (255, 255, 255, 0))
+    painted.paste((255, 255, 255, 255), (0, 0, 32, 64))
+    grey, paletted = painted.convert("LA"), painted.quantize(4)
+    with_masks(runs, [*map(png, (painted, grey, paletted)), half("left")])
+    *found, expected = masks_of(runs, kontext, **MASKED)
+    assert all(torch.equal(mask, expected) for mask in found)
+
+
+@pytest.mark.slow
+def test_a_mask_that_counts_nowhere_is_a_bad_row(kontext, runs):
+    black = png(Image.new("L", (64, 64)))
+    with_masks(runs, [half("left"), black, half("left")])
+    for name in ("made", "cached"):
+        with pytest.raises(BadInput, match='row 1, column "where": the mask is black everywhere'):
+            list(masked_events(runs, kontext, name, settings=MASKED))
+    (started,) = [
+        event
+        for event in masked_events(runs, kontext, "skipped", settings=MASKED | {"bad_rows": "skip"})
+        if isinstance(event, Started)
+    ]
+    assert started.examples == 2
+    for more in ({"mask_min": 0.1}, {"mask_prior": 0.5}):
+        (started,) = [
+            event
+            for event in masked_events(runs, kontext, next(iter(more)), settings=MASKED | more)
+            if isinstance(event, Started)
+        ]
+        assert started.examples == 3
+
+
+@pytest.mark.slow
 def test_the_mask_of_a_difference_is_where_the_pictures_differ(kontext, runs):
     runs.write(3)
     table = pq.read_table(runs.parquet)
@@ -229,6 +261,7 @@ def test_a_damaged_mask_is_made_again(kontext, runs):
     [
         ({"mask": "difference", "mask_column": "where"}, {}, 'mask: "difference" makes masks itself'),
         ({"mask_prior": 0.5}, {}, "mask_prior: needs masks"),
+        ({"mask_min": 0.5}, {}, "mask_min: needs masks"),
         ({"mask_prior": 0.5, "mask": "difference"}, {"use_lora": False}, "mask_prior: keeps what the base draws"),
     ],
 )

@@ -53,6 +53,8 @@ def test_the_number_of_held_out_rows():
     for amount in (10, 0.96):
         with pytest.raises(BadInput, match=f"validation_rows: {amount} would hold out 10 of 10 usable rows"):
             held_out_count(10, amount)
+    with pytest.raises(BadInput, match=r"validation_rows: 5\.9 is no whole number of rows"):
+        held_out_count(10, 5.9)
 
 
 @pytest.mark.slow

@@ -99,6 +99,11 @@ class EncodedImage:
         with _memory(_memory_bytes(self._image, self._format)):
             return self._decode()
 
+    def decode_mask(self) -> Image.Image:
+        """Decode as `decode` does, on black where the image is transparent: that was not painted. Call it once."""
+        with _memory(_memory_bytes(self._image, self._format)):
+            return self._decode(on_black=True)
+
     def shrink(self, pixels: int) -> Image.Image:
         """Decode to at most `pixels` on a side. Call it once.
 
@@ -118,7 +123,7 @@ class EncodedImage:
                 pixels.update(image.crop((0, top, image.width, min(top + STRIP_ROWS, image.height))).tobytes())
             return Size(*image.size), pixels.digest()
 
-    def _decode(self) -> Image.Image:
+    def _decode(self, on_black: bool = False) -> Image.Image:
         # A PNG that `size` has failed to decode is in no state to be decoded.
         again = self._format == "PNG" and self._oriented
         image = _open(self._data, self._format) if again else self._image
@@ -133,7 +138,10 @@ class EncodedImage:
                 image = _eight_bits(image)
             elif image.mode == "P" and "transparency" in image.info:
                 image = image.convert("RGBA")
+            alpha = image.getchannel("A") if on_black and "A" in image.getbands() else None
             image = image.convert("RGB")
+            if alpha is not None:
+                image = Image.composite(image, Image.new("RGB", image.size), alpha)
         except BadImage:
             raise
         except TooSlow as error:

@@ -14,7 +14,7 @@ import torch
 
 from ..data.images import EncodedImage
 from ..data.resize import Size
-from ..errors import BadInput, RunFailed
+from ..errors import BadImage, BadInput, RunFailed
 from ..events import Progress, RunControl
 from ..threads import prefetch_or_idle
 from .cache import TensorCache, Tensors, cache_key
@@ -143,7 +143,9 @@ class Encoder:
                 images += self._prepared(pending, control.latents, source, prepare, control.size)
                 controls.append(control)
             column = dataset.columns.image
+            column = dataset.columns.mask or dataset.columns.image
             mask = self._mask(dataset, row, target, target_size)
+            column = dataset.columns.image
             key = self._latents_key("target", target, target_size)
             images += self._prepared(pending, key, target, self.family.prepare_target, target_size)
         except BadInput as error:
@@ -152,7 +154,8 @@ class Encoder:
         return _ReadRow(row.row, example, None, images)
 
     def _mask(self, dataset: EditDataset, row: EditRow, target: _Source, size: Size) -> str:
-        """Cache a row's mask; returns its key, empty where all of the target counts. Raises BadImage."""
+        """Cache a row's mask; returns its key, empty where all of the target counts. Raises BadImage, also for a mask
+        of which nothing would be learned."""
         difference = self.settings.mask == "difference" and bool(row.controls)
         reference = row.controls[0] if difference else row.mask
         if reference is None:
@@ -167,7 +170,13 @@ class Encoder:
                     source.image.decode,
                     size,
                 )
-            return self.masks.add_picture(source.digest, source.image.decode, size)
+            key = self.masks.add_picture(source.digest, source.image.decode_mask, size)
+        if not self.settings.mask_min and not self.settings.mask_prior and self.masks.is_black(key):
+            raise BadImage(
+                "the mask is black everywhere, so that the row teaches nothing. Remove the row, or empty the mask's "
+                "cell if all of the target counts"
+            )
+        return key
 
     def encode_again(self, dataset: EditDataset, example: Example) -> None:
         """Encode the images of an example that are missing in the cache. Raises RunFailed when they have changed."""

@@ -37,9 +37,10 @@ class MaskStore:
     def add_picture(self, digest: str, decode: Decoding, size: Size) -> str:
         """Cache the mask of a grey picture, in which white counts, resized as a target of this size; returns its key.
 
-        `digest` is that of the picture's bytes. Raises BadImage.
+        `digest` is that of the picture's bytes, which `decode` reads with black where it is transparent. Raises
+        BadImage.
         """
-        key = cache_key(MASK, self._policy, "picture", digest, size)
+        key = cache_key(MASK, self._policy, "picture on black", digest, size)
         if key not in self.cache:
             pixels = self.family.prepare_target(decode(), size)
             self.cache.put(key, {MASK: self._token_means(pixels).clamp(0, 1)})
@@ -57,6 +58,11 @@ class MaskStore:
             mask = ((change - UNCHANGED) / (CHANGED - UNCHANGED)).clamp(0, 1)
             self.cache.put(key, {MASK: mask if mask.any() else torch.ones_like(mask)})
         return key
+
+    def is_black(self, key: str) -> bool:
+        """Tell whether a mask counts nowhere."""
+        tensors = self.cache.get(key, [MASK])
+        return tensors is not None and not tensors[MASK].any()
 
     def get(self, key: str) -> torch.Tensor:
         """Return a mask, float32 `[1, tokens]` in 0..1. Raises RunFailed when it is gone, DamagedEntry when it was

@@ -39,6 +39,8 @@ def held_out_count(rows: int, amount: float) -> int:
     train on."""
     if not amount or not rows:
         return 0
+    if amount > 1 and amount != int(amount):
+        raise BadInput(f"validation_rows: {amount:g} is no whole number of rows; a share is below 1.")
     count = int(amount) if amount >= 1 else max(1, round(rows * amount))
     if count >= rows:
         raise BadInput(

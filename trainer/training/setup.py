@@ -218,10 +218,13 @@ def _check_settings(
             f'mask_column: is "{settings.mask_column}", but the dataset was opened with '
             f'"{dataset.columns.mask}"; name the same column for both.'
         )
-    if settings.mask_prior and not has_masks(settings):
-        raise BadInput('mask_prior: needs masks; name a mask_column, or set mask to "difference".')
+    for name in ("mask_prior", "mask_min"):
+        if getattr(settings, name) and not has_masks(settings):
+            raise BadInput(f'{name}: needs masks; name a mask_column, or set mask to "difference".')
     if settings.mask_prior and not params.use_lora:
         raise BadInput("mask_prior: keeps what the base draws, which a full fine-tune changes; set it to 0.")
+    if settings.sample_ema and not settings.ema_decay:
+        raise BadInput("sample_ema: needs averaged weights; set ema_decay, such as to 0.99.")
 
 
 def arithmetic_of(plan: Plan, device: torch.device) -> dict[str, str]:
