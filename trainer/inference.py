@@ -17,7 +17,7 @@ from PIL import Image
 
 from .config.request import too_many_controls
 from .data.resize import Size
-from .errors import BadInput
+from .errors import BadInput, RunFailed
 from .events import Notice, Progress
 from .families.info import Variant
 from .memory.edit_session import EditSession
@@ -128,11 +128,17 @@ def _set_timesteps(
 def decode(components: ModelComponents, latents: torch.Tensor) -> Image.Image:
     """Decode normalized latents `[1, C, h, w]` of any floating dtype to an 8-bit RGB image of W x H pixels.
 
-    Post-processing is that of the diffusers pipelines (`VaeImageProcessor.postprocess`).
+    Post-processing is that of the diffusers pipelines (`VaeImageProcessor.postprocess`). Raises RunFailed where a value
+    is no finite number, which would become black without a word.
     """
     family = components.model.family
     codec = components.codec(latents[:, 0].numel() * family.latent_step**2)
     pixels = codec.decode(family.denormalize(latents))
+    if not torch.isfinite(pixels).all():
+        raise RunFailed(
+            "The picture has values that are no finite numbers (NaN or infinity). Lower the strength of the LoRA or "
+            "the guidance, or take another precision."
+        )
     images = VaeImageProcessor.pt_to_numpy((pixels * 0.5 + 0.5).clamp(0, 1))
     return VaeImageProcessor.numpy_to_pil(images)[0]
 

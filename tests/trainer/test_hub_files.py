@@ -9,6 +9,7 @@ from pathlib import Path
 import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
+from huggingface_hub import hf_hub_download
 
 from trainer.cli.main import main
 from trainer.data.hub_files import HubAddress, NotDownloaded, find_on_hub
@@ -142,6 +143,26 @@ def test_without_download_nothing_is_asked(hub: DatasetHub) -> None:
     with pytest.raises(NotDownloaded):  # a copy of a part is not the dataset
         load_request(request, download=False)
     assert load_request(request)[1] == load_request(request, download=False)[1]
+
+
+def test_pictures_beside_the_parquet_are_asked_for_in_one_message(
+    hub: DatasetHub, capsys: pytest.CaptureFixture[str]
+) -> None:
+    stream = io.BytesIO()
+    names = [{"prompt": "x", "before": f"img/{n}.png", "after": f"img/{n + 1000}.png"} for n in range(2)]
+    pq.write_table(pa.Table.from_pylist(names), stream)
+    pictures = {f"data/img/{n}.png": png(n) for n in (0, 1, 1000, 1001)}
+    hub.repos["someone/edits"]["main"] = {"data/edits.parquet": stream.getvalue()} | pictures
+    address = "hf://datasets/someone/edits/data"
+    assert main(["inspect", address, *_columns()]) == 2
+    said = capsys.readouterr().err
+    command = f"hf download someone/edits --repo-type dataset --revision {hub.commit('someone/edits', 'main')}"
+    assert "row 0" in said and "files beside its parquet" in said and command in said
+    assert not [name for name in hub.downloads() if name.endswith(".png")]
+    for name in pictures:
+        hf_hub_download("someone/edits", name, repo_type="dataset", revision=command.rpartition(" ")[2])
+    code = main(["inspect", address, *_columns()])
+    assert code == 0, f"what the command does is the cure: {capsys.readouterr().err}"
 
 
 def test_a_cut_off_copy_is_refused(hub: DatasetHub) -> None:

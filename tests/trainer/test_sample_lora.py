@@ -16,8 +16,8 @@ from safetensors.torch import load_file, save_file
 from trainer.cli.demo import psnr
 from trainer.config.public import public_settings
 from trainer.data.resize import Size
-from trainer.errors import BadInput
-from trainer.events import Notice, Sample, drain
+from trainer.errors import BadInput, RunFailed
+from trainer.events import Finished, Notice, Sample, drain
 from trainer.inference import edit
 from trainer.single_file.header import open_weights
 
@@ -92,7 +92,32 @@ def test_a_file_that_is_not_there_or_no_lora_is_refused(kontext, runs):
     save_file({"nothing.lora_A.weight": torch.zeros(2, 2), "nothing.lora_B.weight": torch.zeros(2, 2)}, other)
     with pytest.raises(BadInput, match=r"sample_lora: .*other.safetensors"):
         runs.run(kontext, settings=with_lora(other), **RUN)
+    save_file({f"{name}": tensor.to(torch.int8) for name, tensor in _one_layer(kontext).items()}, other)
+    with pytest.raises(BadInput, match=r"sample_lora: .*other.safetensors has whole numbers in .*int8"):
+        runs.run(kontext, settings=with_lora(other), **RUN)
     assert not (runs.folder / "run" / "request.json").exists()
+
+
+def _one_layer(model: Any, value: float = 1.0) -> dict[str, torch.Tensor]:
+    """A LoRA of rank 1 of the transformer's last layer of attention."""
+    layers = model.empty_transformer().named_modules()
+    name, layer = [(name, layer) for name, layer in layers if name.endswith("attn.to_q")][-1]
+    a, b = torch.arange(layer.in_features)[None] * value, torch.full((layer.out_features, 1), value)
+    return {f"transformer.{name}.lora_A.weight": a, f"transformer.{name}.lora_B.weight": b}
+
+
+def test_samples_that_are_no_numbers_are_said_and_the_training_goes_on(kontext, runs):
+    path = runs.folder / "large.safetensors"
+    save_file(_one_layer(kontext, 1e19), path)
+    events = runs.run(kontext, settings=with_lora(path), **RUN)
+    said = [event.message for event in events if isinstance(event, Notice)]
+    assert [message.partition(" is drawn")[0] for message in said] == ["Sample 0 of step 0", "Sample 0 of step 2"]
+    assert "no finite numbers" in said[0] and "strength of the LoRA" in said[0]
+    assert drawn(runs, "run", 0).getcolors() == [(64 * 64, (0, 0, 0))]
+    assert isinstance(events[-1], Finished) and events[-1].step == 2
+    control = Image.new("RGB", (64, 64))
+    with pytest.raises(RunFailed, match="no finite numbers"):
+        drain(edit(kontext, control, "x", lora=path, steps=2, guidance=1.0, seed=1, size=Size(64, 64)))
 
 
 @pytest.mark.slow

@@ -37,6 +37,16 @@ def test_schedules():
     assert cosine[-1] == pytest.approx((1 + np.cos(np.pi * 7 / 8)) / 2)
 
 
+@pytest.mark.parametrize(
+    "name", [name for name, field in RunSettings.model_fields.items() if field.annotation is float]
+)
+def test_numbers_that_overflow_are_refused(name):
+    with pytest.raises(BadInput, match=rf"{name}: 1e.308 is too large, the maximum is "):
+        parse_settings({name: 1e308})
+    with pytest.raises(BadInput, match=rf"{name}: .* is too large, the maximum is "):
+        parse_settings({name: 1e31})
+
+
 def test_every_fault_of_the_settings_is_named_at_once():
     with pytest.raises(BadInput) as raised:
         parse_settings({"seed": "1", "max_grad_norm": -1, "compile": "yes", "colour": 3, "keep_checkpoints": 0})

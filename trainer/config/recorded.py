@@ -8,11 +8,16 @@ from __future__ import annotations
 
 from typing import Any, ClassVar
 
-from pydantic import BaseModel, ConfigDict
+from pydantic import BaseModel, ConfigDict, field_validator
 from pydantic.config import JsonDict
+from pydantic_core import PydanticKnownError
 
 STRICT = ConfigDict(extra="forbid", strict=True, allow_inf_nan=False, frozen=True)
 """Configuration of all models that validate user input."""
+
+
+MAX_NUMBER = 1e30
+"""Largest number of a field; a judgement: what is computed with it should stay below 3e38, where float32 ends."""
 
 
 NO_EFFECT_ON_TRAINING: JsonDict = {"changes_training": False}
@@ -90,6 +95,13 @@ class RecordedModel(BaseModel):
 
     first_fields: ClassVar[frozenset[str]]
     """Fields that are recorded even at their default."""
+
+    @field_validator("*")
+    @classmethod
+    def _no_overflow(cls, value: Any) -> Any:
+        if isinstance(value, float) and value > MAX_NUMBER:
+            raise PydanticKnownError("less_than_equal", {"le": MAX_NUMBER})
+        return value
 
     def recorded(self) -> dict[str, Any]:
         """Fields for a weights file's header, in the order of the class."""

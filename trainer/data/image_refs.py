@@ -162,16 +162,21 @@ def as_on_disk(path: Path) -> Path:
     return next((form for form in forms if form.exists()), path)
 
 
+def hub_snapshot(path: Path) -> Path | None:
+    """Folder of the revision of a dataset in the Hugging Face hub's cache that a path is in; None for any other."""
+    revisions = (place for place in (path, *path.parents) if place.parent.name == "snapshots")
+    return next((place for place in revisions if place.parent.parent.name.startswith("datasets--")), None)
+
+
 def linked_folders(root: Path) -> tuple[str, ...]:
     """Folders outside of a resolved images folder that links in it may lead to.
 
     In the Hugging Face cache a repository's `snapshots/<revision>` holds links to the files in its `blobs`, which
     nothing else writes to. All others are named in LINK_VARIABLE by whoever starts the program.
     """
-    revisions = [place for place in (root, *root.parents) if place.parent.name == "snapshots"]
-    repositories = [place.parent.parent for place in revisions]
-    blobs = [str(folder / "blobs") for folder in repositories if folder.name.startswith("datasets--")]
     named = filter(None, os.environ.get(LINK_VARIABLE, "").split(os.pathsep))
+    snapshot = hub_snapshot(root)
+    blobs = [str(snapshot.parent.parent / "blobs")] if snapshot else []
     return (*blobs, *(os.path.realpath(folder) for folder in named))
 
 

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple
 
 from ..config.columns import Columns
 from ..errors import BadInput
-from .image_refs import MissingFile
+from .image_refs import MissingFile, hub_snapshot
 from .resize import Size
 
 LISTED_ROWS = 20
@@ -199,6 +199,13 @@ class BadRows(BadInput):
 
 
 def _bad_rows_message(report: DatasetReport) -> str:
+    if report.missing_files and (snapshot := hub_snapshot(report.path)):
+        repository = snapshot.parent.parent.name.removeprefix("datasets--").replace("--", "/")
+        return (
+            f"{report.path}: the pictures of this dataset are files beside its parquet, which alone is downloaded "
+            f"from the Hugging Face hub; {report.bad_row_lines()[0]}.\nDownload the others too, and start again:\n"
+            f"  hf download {repository} --repo-type dataset --revision {snapshot.name}"
+        )
     if report.missing_files and report.bad_rows > FEW_ROWS:
         return (
             f"{report.path}: no rows left, as the images that the {_rows(report.rows)} name are not there; "

@@ -158,6 +158,11 @@ def _entries(state: State, what: str) -> dict[str, dict[str, torch.Tensor]]:
         half = match["half"] or match["old_half"] or "alpha"
         entry = entries.setdefault(_without_prefix(match["module"]), {})
         half = _MATRIX.get(half, half)
+        if not tensor.is_floating_point() and half != "alpha":
+            raise BadInput(
+                f"{what} has whole numbers in {name} ({str(tensor.dtype).removeprefix('torch.')}), as quantized files "
+                "do; use a file in bf16, fp16 or fp32."
+            )
         if not tensor.float().isfinite().all():
             raise BadInput(
                 f"{what} is damaged or was made by a training that failed: {name} has values that are not "

@@ -18,7 +18,7 @@ from ..data.images import decode_image
 from ..data.resize import Size
 from ..encoding.encoder import Encoder
 from ..encoding.text import TextEmbeddings
-from ..errors import BadInput
+from ..errors import BadInput, RunFailed
 from ..events import Notice, Progress, RunControl, Sample
 from ..files import atomic_write
 from ..inference import DenoiseInputs, DenoiseOptions, decode, denoise
@@ -129,7 +129,12 @@ class SampleImages:
         if not self.run.writes:
             return
         for index, (sample, latents) in enumerate(zip(self.prepared, drawn, strict=True)):
-            yield self._save(step, index, sample, decode(self.components, latents))
+            try:
+                image = decode(self.components, latents)
+            except RunFailed as error:
+                yield Notice(message=f"Sample {index} of step {step} is drawn black. {error}")
+                image = Image.new("RGB", sample.size)
+            yield self._save(step, index, sample, image)
         yield from self.components.notices()
 
     def _with_lora(self) -> AbstractContextManager[None]:
