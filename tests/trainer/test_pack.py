@@ -6,7 +6,9 @@ import io
 import os
 import random
 import shutil
+import signal
 import stat
+import subprocess
 import sys
 import time
 import tracemalloc
@@ -364,6 +366,28 @@ def test_the_command(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None
     assert '"control_image_column": "control"' in capsys.readouterr().out
     assert main(["pack", str(tmp_path / "none"), "--out", str(out)]) == 2
     assert main(["pack", str(source), "--out", str(tmp_path / "edits.csv")]) == 2
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(os.name == "nt", reason="Windows has no signals between processes")
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGTERM, 143), (signal.SIGHUP, 129), (signal.SIGINT, 130)])
+def test_a_signal_leaves_nothing_half_written(number: int, code: int, tmp_path: Path) -> None:
+    stream = io.BytesIO()
+    Image.effect_noise((1600, 1600), 90).save(stream, "PNG", compress_level=0)
+    source = in_folder(tmp_path, {f"{role}/0.png": stream.getvalue() for role in ("control", "target")})
+    for role in ("control", "target"):
+        for n in range(1, 60):
+            os.link(source / role / "0.png", source / role / f"{n}.png")
+    out = tmp_path / "out" / "edits.parquet"
+    command = [sys.executable, "-m", "trainer", "pack", str(source), "--out", str(out), "--caption", "x"]
+    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True) as process:
+        end = time.monotonic() + 60
+        while not list(out.parent.glob(".writing-*")) and time.monotonic() < end:
+            time.sleep(0.002)
+        process.send_signal(number)
+        said = process.communicate(timeout=20)[1]
+    assert process.returncode == code and "Traceback" not in said, said
+    assert not list(out.parent.iterdir())
 
 
 def entry(name: str, data: bytes = b"", **fields: int) -> Callable[[zipfile.ZipFile], None]:

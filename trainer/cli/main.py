@@ -12,6 +12,7 @@ from ..config.cuda_allocator import use_expandable_segments
 from ..data.hosts import allow_private_hosts
 from ..errors import FAILED, OK, BadInput, outcome, printable
 from .parser import PROG, build_parser
+from .stopping import end_at_signals
 
 
 def main(argv: Sequence[str] | None = None) -> int:
@@ -28,7 +29,8 @@ def main(argv: Sequence[str] | None = None) -> int:
             allow_private_hosts()
         options.command_line = [*PROG.split(), *arguments]
         module, function = options.run
-        return getattr(import_module(f".{module}", __package__), function)(options)
+        with end_at_signals():
+            return getattr(import_module(f".{module}", __package__), function)(options)
     except SystemExit as leaving:
         return int(leaving.code or OK)
     except BrokenPipeError:

@@ -107,6 +107,36 @@ def stop_signals(control: RunControl, prints: bool, world_size: int) -> Iterator
         stop.cancel_end()
 
 
+@contextmanager
+def end_at_signals() -> Iterator[None]:
+    """Context in which a signal other than Ctrl-C raises SystemExit with its exit code, so that what is half written is
+    removed; the process ends after SECONDS_TO_END in any case. `stop_signals` takes over inside."""
+    ended: list[SystemExit] = []
+    timers: list[threading.Timer] = []
+
+    def handle(number: int, frame: FrameType | None) -> None:
+        code = 128 + number
+        timers.append(_start_timer(SECONDS_TO_END, lambda: os._exit(code)))
+        ended.append(SystemExit(code))
+        raise ended[0]
+
+    in_main_thread = threading.current_thread() is threading.main_thread()
+    ours = [n for n in SIGNALS if n != signal.SIGINT and signal.getsignal(n) == signal.SIG_DFL and in_main_thread]
+    for number in ours:
+        signal.signal(number, handle)
+    try:
+        yield
+    except Exception:  # A signal inside a library may come out of it as an error of its own.
+        if ended:
+            raise ended[0] from None
+        raise
+    finally:
+        for number in ours:
+            signal.signal(number, signal.SIG_DFL)
+        for timer in timers:
+            timer.cancel()
+
+
 def leave(code: int) -> NoReturn:
     """End the process with an exit code, even when a thread goes on: the interpreter would wait for it."""
     for stream in (sys.stdout, sys.stderr):
