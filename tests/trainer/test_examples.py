@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import tracemalloc
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -84,6 +85,35 @@ def test_a_parquet_of_another_kind_is_left_as_it_is(tmp_path: Path) -> None:
     with pytest.raises(BadInput, match="cannot be read as a parquet"):
         add_examples(tmp_path, [example(1)])
     assert path.read_bytes() == before[:-20]
+
+
+def test_a_parquet_with_more_controls_than_there_can_be_is_left_as_it_is(tmp_path: Path) -> None:
+    controls = ["control", *(f"control_{number}" for number in range(2, 11))]
+    columns = {name: ["x"] for name in [*controls, "target", "caption"]}
+    before = write(tmp_path, columns, "dataset.parquet").read_bytes()
+    with pytest.raises(BadInput, match="was not made by adding examples"):
+        add_examples(tmp_path, [example(1)])
+    assert (tmp_path / "dataset.parquet").read_bytes() == before
+
+
+@pytest.mark.slow
+def test_a_small_parquet_of_much_text_takes_little_memory(tmp_path: Path) -> None:
+    """Half a megabyte that repeats a long text by dictionary."""
+    columns = {"control": ["x"] * 20_000, "target": ["y"] * 20_000, "caption": ["long" * 10_000] * 20_000}
+    path = write(tmp_path, columns, "dataset.parquet")
+    assert path.stat().st_size < 2**19
+    tracemalloc.start()
+    assert add_examples(tmp_path, [example(1)]).rows == 20_001
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 100 * 2**20
+
+
+@pytest.mark.parametrize(("caption", "fault"), [("a\0b", "holds a zero byte"), ("x" * 70_000, "is longer than 65,536")])
+def test_a_text_that_cannot_be_a_caption_is_refused(caption: str, fault: str, tmp_path: Path) -> None:
+    with pytest.raises(BadInput, match=f"caption: .* {fault}"):
+        add_examples(tmp_path / "new", [example(1, caption=caption)])
+    assert not (tmp_path / "new").exists()
 
 
 ADDING = """

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import pyarrow as pa
 import pyarrow.parquet as pq
@@ -14,10 +15,12 @@ from filelock import FileLock, Timeout
 from PIL import Image
 
 from ..config.columns import Columns
-from ..data.parquet import open_parquet
+from ..data.parquet import read_schema
+from ..data.row_blocks import RowBlocks
 from ..data.row_edits import edits_kept
-from ..errors import BadInput, RunFailed
+from ..errors import BadInput, RunFailed, shorten
 from ..files import atomic_write
+from .captions import text_fault
 from .pack import CAPTION, column_names
 from .pairs import TARGET
 
@@ -27,6 +30,9 @@ PARQUET, PICTURES = "dataset.parquet", "images"
 LOCK = ".dataset.lock"
 LOCK_SECONDS = 60.0
 """Seconds that another program may take to add its examples; a judgement."""
+
+MAX_EXAMPLES = 1_000_000
+"""Examples of a dataset, which is written again for each that is added; a judgement."""
 
 MAX_CONTROLS = 9
 """Control images of an example, as many as a zip may have."""
@@ -57,10 +63,13 @@ def add_examples(folder: Path, examples: Sequence[Example]) -> Added:
     out. The rows that are there keep their places.
 
     Pictures are saved as PNG under names made of their pixels. The parquet is replaced in one step, and programs that
-    add at the same time wait for each other. Raises BadInput for a dataset of another kind, and RunFailed when it
-    cannot be written.
+    add at the same time wait for each other. Raises BadInput for a dataset of another kind and a text that cannot be a
+    caption, and RunFailed when it cannot be written.
     """
     parquet = folder / PARQUET
+    for example in examples:
+        if fault := text_fault(example.caption):
+            raise BadInput(f'caption: "{shorten(example.caption, 40)}" {fault}.')
     with _locked(folder):
         rows = _read(parquet)
         known = set(rows)
@@ -107,22 +116,26 @@ def _read(parquet: Path) -> list[Row]:
     """Rows of the dataset; none where there is no such file. Raises BadInput for a file of another kind."""
     if not parquet.exists():
         return []
-    with open_parquet(parquet) as file:
-        names = file.schema_arrow.names
-        controls = list(column_names(len(names) - 2))
-        if names != [*controls, TARGET, CAPTION] or any(
-            not pa.types.is_string(kind) for kind in file.schema_arrow.types
-        ):
-            raise BadInput(
-                f"{parquet} was not made by adding examples, and is left as it is; give the dataset another name."
-            )
-        try:
-            table = file.read()
-        except (pa.ArrowException, OSError) as error:
-            raise BadInput(f"{parquet} is damaged: {error}") from None
-    columns = [table.column(name).to_pylist() for name in names]
-    absent = [[None] * table.num_rows] * (MAX_CONTROLS - len(controls))
-    return list(zip(*columns[: len(controls)], *absent, *columns[len(controls) :], strict=True))
+    schema = read_schema(parquet)
+    names = schema.names
+    controls = list(column_names(min(len(names) - 2, MAX_CONTROLS)))
+    if names != [*controls, TARGET, CAPTION] or not all(map(pa.types.is_string, schema.types)):
+        raise BadInput(
+            f"{parquet} was not made by adding examples, and is left as it is; give the dataset another name."
+        )
+    blocks = RowBlocks(parquet, names)
+    if blocks.rows > MAX_EXAMPLES:
+        blocks.close()
+        raise BadInput(f"{parquet} has {blocks.rows:,} examples; at most {MAX_EXAMPLES:,} can be added to.")
+    absent = [None] * (MAX_CONTROLS - len(controls))
+    texts: dict[Any, Any] = {}  # each of them once, as a small file may repeat a large one
+    with closing(blocks):
+        rows = [
+            [texts.setdefault(cell, cell) for cell in (cells[index] for cells in block.columns)]
+            for block in blocks
+            for index in range(block.rows)
+        ]
+    return [(*row[: len(controls)], *absent, *row[len(controls) :]) for row in rows]
 
 
 def _write(parquet: Path, rows: Sequence[Row], controls: Sequence[str]) -> None:
