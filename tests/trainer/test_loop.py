@@ -182,6 +182,7 @@ def test_another_training_under_the_same_name_gets_a_numbered_folder(kontext, ru
         events = runs.run(kontext, steps=2, learning_rate=learning_rate)
         (warning,) = [event for event in events if isinstance(event, Notice)]
         assert str(runs.folder / folder) in warning.message
+        assert warning.message.endswith(f"learning_rate is 0.0002 there and {learning_rate} here.")
         assert events[-1].run_dir == runs.folder / folder
     assert (runs.folder / "run" / "run-000002.safetensors").read_bytes() == before
 

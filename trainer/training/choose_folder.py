@@ -14,14 +14,20 @@ from .run_lock import lock_run
 
 
 def open_run_folder(
-    wanted: Path, fingerprint: str, steps: int, held: ExitStack, former: Callable[[], str] | None = None
+    wanted: Path,
+    fingerprint: str,
+    steps: int,
+    held: ExitStack,
+    former: Callable[[], str] | None = None,
+    differences: Callable[[RunFolder], str] | None = None,
 ) -> tuple[RunFolder, list[str]]:
     """Return the folder of a run, whose lock `held` then holds, and notices: when it is not the one that was named, or
     was repaired.
 
     A folder of another training, or of one that is past `steps`, stays as it is: the run gets the first of `<name>-2`,
     `<name>-3`, ... that is free or has the same training. `former` computes the fingerprint of earlier versions,
-    which a run may still have. Raises BadInput when `wanted` is a file or the folder is in use.
+    which a run may still have; `differences` says in which settings another training differs. Raises BadInput when
+    `wanted` is a file or the folder is in use.
     """
     wanted = named_folder(wanted)
     if path_kind(wanted) in ("file", "other"):
@@ -47,6 +53,6 @@ def open_run_folder(
     if run.path != wanted:
         notices.append(
             f"{wanted} holds another training (other data, base model or settings, or more steps than requested) and "
-            f"stays as it is; this run goes to {run.path}."
+            f"stays as it is; this run goes to {run.path}.{differences(RunFolder(wanted)) if differences else ''}"
         )
     return run, notices

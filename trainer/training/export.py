@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 
 from ..config.request import FineTuneRequest, parse_request
 from ..config.settings import RunSettings, parse_settings
-from ..errors import BadInput, DamagedFile
+from ..errors import BadInput, DamagedFile, shorten
 from ..events import Event, Finished, Notice, Progress
 from ..files import read_json
 from ..lora.adapter import portable_tensors
@@ -79,6 +79,23 @@ def _export_best(run: RunFolder, model: EditModel, state: TrainState, step: int)
 def saved_request(run: RunFolder) -> tuple[FineTuneRequest, RunSettings]:
     """Read the request and the settings that a run was started with last. Raises BadInput."""
     return parse_request(_saved(run, "request.json")), parse_settings(_saved(run, "settings.json"))
+
+
+def changed_settings(run: RunFolder, request: FineTuneRequest, settings: RunSettings) -> str:
+    """Say in which fields that change the training a run was started with other values; empty where in none, or nothing
+    tells. Begins with a space."""
+    try:
+        other_request, other_settings = saved_request(run)
+    except BadInput:
+        return ""
+    pairs = ((other_request.training_params, request.training_params), (other_settings, settings))
+    changes = [
+        f"{name} is {shorten(str(before))} there and {shorten(str(getattr(now, name)))} here"
+        for other, now in pairs
+        for name, before in other
+        if other.changes_training(name) and before != getattr(now, name, before)
+    ]
+    return f" {'; '.join(changes)}." if changes else ""
 
 
 def _saved(run: RunFolder, name: str) -> Any:

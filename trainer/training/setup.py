@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Generator, Iterable, Iterator, Mapping
 from contextlib import ExitStack
 from dataclasses import dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -30,6 +31,7 @@ from ..quantization.benchmark import compute_capability
 from ..quantization.formats import format_of
 from .checkpoint import last_step
 from .choose_folder import open_run_folder
+from .export import changed_settings
 from .held_out import held_out_count, measuring_cost
 from .optim import changed_schedule, check_optimizer
 from .run_folder import RunFolder, run_fingerprint
@@ -92,14 +94,14 @@ def open_run(
     run_dir = named_folder(run_dir)
     cache_dir = cache_dir or run_dir.parent / "edit_trainer_cache"
     yield from _notices([*model.warnings(), request.notice()])
-
-    def fingerprint_of(data: str) -> str:
-        return run_fingerprint(request, settings, data, weights, processes.world_size)
-
+    fingerprint_of = partial(run_fingerprint, request, settings, model=weights, world_size=processes.world_size)
     fingerprint = fingerprint_of((yield from _data_fingerprint(dataset, cache_dir / "digests", processes)))
-    run = yield from _open_folder(
-        run_dir, fingerprint, lambda: fingerprint_of(dataset.former_fingerprint()), params.steps, processes, held
+    opening = partial(
+        open_run_folder,
+        former=lambda: fingerprint_of(dataset.former_fingerprint()),
+        differences=partial(changed_settings, request=request, settings=settings),
     )
+    run = yield from _open_folder(opening, run_dir, fingerprint, params.steps, processes, held)
     if finished := _finished(run, params.steps, processes):
         return finished
     sample_lora = open_sample_lora(model, settings)
@@ -177,13 +179,18 @@ def _data_fingerprint(dataset: EditDataset, digests: Path, processes: SingleProc
 
 
 def _open_folder(
-    run_dir: Path, fingerprint: str, former: Callable[[], str], steps: int, processes: SingleProcess, held: ExitStack
+    opening: Callable[..., tuple[RunFolder, list[str]]],
+    run_dir: Path,
+    fingerprint: str,
+    steps: int,
+    processes: SingleProcess,
+    held: ExitStack,
 ) -> Generator[Notice, None, RunFolder]:
     """Return the run folder that the main process has chosen and locked; it alone writes there. Raises BadInput."""
     path, notices, refusal = run_dir, [], None
     if processes.is_main:
         try:
-            run, notices = open_run_folder(run_dir, fingerprint, steps, held, former)
+            run, notices = opening(run_dir, fingerprint, steps, held)
             path = run.path
         except BadInput as error:
             refusal = str(error)
