@@ -254,6 +254,23 @@ def test_a_pipe_in_a_saved_folder_is_not_waited_for(tmp_path: Path) -> None:
         opened(tmp_path)
 
 
+def test_an_arrow_file_that_is_replaced_is_not_read_on(tmp_path: Path) -> None:
+    path = tmp_path / "a.arrow"
+
+    def write(*numbers: int) -> None:
+        table = pa.table({**in_bytes(2), "prompt": [f"edit {number}" for number in numbers]})
+        with pa.ipc.new_stream(path, table.schema) as writer:
+            for batch in table.to_batches(1):
+                writer.write_batch(batch)
+
+    write(0, 1)
+    dataset = opened(path)
+    assert dataset[0].caption == "edit 0"
+    write(8, 9)
+    with pytest.raises(RunFailed, match=r"a\.arrow was replaced while it was read"):
+        dataset[1]
+
+
 def test_arrow_files_that_are_not_read(tmp_path: Path) -> None:
     table = pa.table(in_bytes(3))
     path = tmp_path / "a.arrow"

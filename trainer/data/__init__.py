@@ -6,6 +6,7 @@ hub_files     datasets on the Hugging Face hub, downloaded into its cache
 row_blocks    blocks of rows read from these files
 parquet_rows  the rows of one parquet
 arrow_rows    the rows of one Arrow file, as `datasets` saves them
+file_state    whether a file that is read in parts is still the same
 cells         cells of columns of any type
 row_edits     left-out rows and edited captions, kept beside the files
 edited_blocks blocks of rows with these edits

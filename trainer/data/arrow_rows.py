@@ -23,6 +23,7 @@ import pyarrow.compute as pc
 from ..errors import BadInput, first_line
 from ..paths import path_kind
 from .cells import Block, Cells, by_value, joined_cells
+from .file_state import check_not_replaced, file_state
 from .pages import BLOCK_BYTES, MAX_BLOCK_ROWS
 
 MAX_HEADER_BYTES = 2**24
@@ -79,6 +80,7 @@ class ArrowRows:
 
     def __init__(self, path: Path, columns: Sequence[str], first: int) -> None:
         """Find the batches of `path`. Columns are as for ParquetRows. Raises BadInput."""
+        self._state = file_state(path)
         index = read_index(path)
         self.path = path
         self.first = first
@@ -93,7 +95,8 @@ class ArrowRows:
         """Do nothing: a batch is mapped while it is used."""
 
     def read(self, group: int) -> Iterator[Block]:
-        """Yield the blocks of a record batch. Raises BadInput where it is damaged."""
+        """Yield the blocks of a record batch. Raises BadInput where it is damaged, and RunFailed where another file has
+        its name by now."""
         names = self._columns
         try:
             batch = self._batch(group)
@@ -131,6 +134,7 @@ class ArrowRows:
 
     def _batch(self, group: int) -> pa.RecordBatch:
         place = self._batches[group]
+        check_not_replaced(self.path, self._state)
         with pa.memory_map(str(self.path)) as file:
             file.seek(place.offset)
             message = pa.ipc.read_message(pa.BufferReader(file.read_buffer(place.length)))

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import io
-import os
 from collections.abc import Iterator, Sequence
 from itertools import accumulate
 from pathlib import Path
@@ -12,8 +11,9 @@ from typing import BinaryIO
 import pyarrow as pa
 import pyarrow.parquet as pq
 
-from ..errors import BadInput, RunFailed, first_line
+from ..errors import BadInput, first_line
 from .cells import Block, joined_cells
+from .file_state import FileState, check_not_replaced, file_state
 from .footer import Footer
 from .pages import BLOCK_BYTES, BadPages, LargePages, plan_reading
 from .parquet import is_text, open_parquet, storage_type
@@ -34,7 +34,7 @@ class ParquetRows:
         self.path = path
         self.first = first
         self._columns = list(columns)
-        self._state = _file_state(path)
+        self._state = file_state(path)
         self._files: _Files | None = _Files(path, metadata)
         known = self._files.metadata
         self.rows = known.num_rows
@@ -120,13 +120,13 @@ class _Files:
         self,
         path: Path,
         metadata: pq.FileMetaData | None = None,
-        state: tuple[int, int] | None = None,
+        state: FileState = None,
         content: bytes | None = None,
     ) -> None:
         """Open the file, or its `content`. With `state`, raises RunFailed for one that was changed since."""
         self._path = path
-        if state is not None and state != _file_state(path):
-            raise RunFailed(f"{path} was replaced while it was read. Start again; the new file is taken then.")
+        if state is not None:
+            check_not_replaced(path, state)
         self.content = content or _small_content(path)
         first = open_parquet(path, metadata, content=self.content)
         self._open: dict[tuple[str, ...], pq.ParquetFile] = {(): first}
@@ -144,15 +144,6 @@ class _Files:
     def close(self) -> None:
         for file in self._open.values():
             file.close()
-
-
-def _file_state(path: Path) -> tuple[int, int] | None:
-    """Size and modification time; None for a file that is not there."""
-    try:
-        state = os.stat(path)  # noqa: PTH116
-    except OSError:
-        return None
-    return state.st_size, state.st_mtime_ns
 
 
 def _small_content(path: Path) -> bytes | None:
