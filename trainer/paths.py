@@ -39,6 +39,19 @@ def path_kind(path: Path) -> PathKind:
         raise BadInput(f'"{shorten(str(path))}" cannot be read: {error.strerror or error}.') from None
 
 
+def typed_file(text: str, field: str) -> Path:
+    """Return the path of the file that a setting names, as `typed_path` does. Raises BadInput, which names the setting,
+    when there is none."""
+    try:
+        path = typed_path(text)
+        kind = path_kind(path)
+    except BadInput as error:
+        raise BadInput(f"{field}: {error}") from None
+    if kind != "file":
+        raise BadInput(f"{field}: there is no file {path}.")
+    return path
+
+
 def find_files(folder: Path, suffix: str) -> Iterator[Path]:
     """Files whose names end with `suffix` in a folder and in those below it, the nearest first, among the first
     MAX_ENTRIES entries. Links to folders are not followed, and folders that cannot be read are left out."""

@@ -17,7 +17,7 @@ from trainer.data.load_request import load_request, resolve_resource
 from trainer.data.parquet import open_parquet
 from trainer.errors import BadInput
 from trainer.models.edit_model import open_model
-from trainer.paths import find_files, path_kind, typed_path
+from trainer.paths import find_files, path_kind, typed_file, typed_path
 from trainer.single_file.header import open_weights
 from trainer.single_file.tokenizer import find_tokenizers
 from trainer.training.choose_folder import open_run_folder
@@ -32,6 +32,7 @@ DOORS: dict[str, Callable[[str], object]] = {
     "weights": lambda name: open_weights(Path(name), "transformer"),
     "ComfyUI": lambda name: find_tokenizers({}, "tiny/flux-kontext", Path(name), None),
     "run folder": lambda name: open_run_folder(Path(name), "fingerprint", 1, ExitStack()),
+    "LoRA": lambda name: typed_file(name, "sample_lora"),
     "--out": lambda name: check_folder(Path(name)),
 }
 
@@ -43,7 +44,7 @@ def test_a_name_that_is_too_long(door: str, name: str) -> None:
         DOORS[door](name)
 
 
-@pytest.mark.parametrize("door", ["resource", "images_root", "control image"])
+@pytest.mark.parametrize("door", ["resource", "images_root", "control image", "LoRA"])
 def test_a_home_that_does_not_exist(door: str) -> None:
     with pytest.raises(BadInput, match=r"~nobody-has-this-name/a.*home"):
         DOORS[door]("~nobody-has-this-name/a")

@@ -98,6 +98,18 @@ def test_a_file_that_is_not_there_or_no_lora_is_refused(kontext, runs):
     assert not (runs.folder / "run" / "request.json").exists()
 
 
+@pytest.mark.parametrize("setting", ["init_lora", "sample_lora", "sample_base"])
+def test_files_that_settings_name_may_be_in_the_home_and_faults_name_the_setting(kontext, runs, monkeypatch, setting):
+    monkeypatch.setenv("HOME", str(runs.folder))
+    monkeypatch.setenv("USERPROFILE", str(runs.folder))
+    with pytest.raises(BadInput, match=f"{setting}: .*{runs.folder.name}.*gone"):
+        runs.run(kontext, settings={setting: "~/gone"}, **RUN)
+    (runs.folder / "cut.safetensors").write_bytes(b"\x10" + bytes(7) + b"{")
+    for name, why in (("~/cut.safetensors", "cut.safetensors"), ("x" * 300, "File name too long")):
+        with pytest.raises(BadInput, match=f"{setting}: .*{why}"):
+            runs.run(kontext, settings={setting: name}, **RUN)
+
+
 def _one_layer(model: Any, value: float = 1.0) -> dict[str, torch.Tensor]:
     """A LoRA of rank 1 of the transformer's last layer of attention."""
     layers = model.empty_transformer().named_modules()

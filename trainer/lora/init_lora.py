@@ -12,7 +12,7 @@ import torch
 from ..config.request import RequestParams
 from ..config.settings import RunSettings
 from ..errors import BadInput
-from ..paths import path_kind
+from ..paths import typed_file
 from ..single_file.fingerprint import fingerprint_files
 from .adapter import lora_notes, read_lora
 from .scales import PREFIX, peft_config
@@ -48,11 +48,12 @@ def open_init_lora(model: EditModel, params: RequestParams, settings: RunSetting
         return None
     if not params.use_lora:
         raise BadInput("init_lora: a full fine-tune (use_lora false) has no LoRA to start from; leave init_lora empty.")
-    path = Path(settings.init_lora)
-    if path_kind(path) != "file":
-        raise BadInput(f"init_lora: there is no file {path}.")
+    path = typed_file(settings.init_lora, "init_lora")
     transformer = model.empty_transformer()
-    tensors = read_lora(path, model.family, transformer)
+    try:
+        tensors = read_lora(path, model.family, transformer)
+    except BadInput as error:
+        raise BadInput(f"init_lora: {error}") from None
     kept = _without_idle_layers(tensors, model.family, transformer)
     _check_rank(path, kept, params)
     _check_targets(path, kept, model.family, transformer, settings)

@@ -4,14 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from pathlib import Path
 from typing import TYPE_CHECKING
 
 import torch
 
 from ..config.settings import RunSettings
 from ..errors import BadInput
-from ..paths import path_kind
+from ..paths import typed_file
 from .adapter import lora_notes, read_lora
 from .scales import PREFIX
 
@@ -67,9 +66,7 @@ def open_sample_lora(model: EditModel, settings: RunSettings) -> SampleLora | No
     """
     if not settings.sample_lora:
         return None
-    path = Path(settings.sample_lora)
-    if path_kind(path) != "file":
-        raise BadInput(f"sample_lora: there is no file {path}.")
+    path = typed_file(settings.sample_lora, "sample_lora")
     try:
         tensors = read_lora(path, model.family, model.empty_transformer())
     except BadInput as error:

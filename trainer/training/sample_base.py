@@ -19,7 +19,7 @@ from ..memory.planner import inference_plan
 from ..models.edit_model import EditModel
 from ..models.model_files import NO_FILES, is_distilled
 from ..models.transformer import check_single_file
-from ..paths import path_kind
+from ..paths import path_kind, typed_path
 
 DISTILLED_STEPS, DISTILLED_GUIDANCE = 4, 1.0
 """Sampler steps and guidance of distilled models. Source: Flux2KleinPipeline's examples and ComfyUI's templates."""
@@ -74,8 +74,11 @@ def open_sample_base(
         raise BadInput("sample_base: cannot be combined with sample_lora; leave one of them empty.")
     if processes > 1:
         raise BadInput("sample_base: training in several processes draws on the trained base alone; leave it empty.")
-    source = Path(settings.sample_base)
-    other = _with_transformer(model, source)
+    try:
+        source = typed_path(settings.sample_base)
+        other = _with_transformer(model, source)
+    except BadInput as error:
+        raise BadInput(f"sample_base: {error}") from None
     if _shapes(other) != _shapes(model):
         raise BadInput(
             f"sample_base: {source} has other layers than {model.base_model}, so its LoRA does not fit. Name the model "
@@ -89,13 +92,10 @@ def _with_transformer(model: EditModel, source: Path) -> EditModel:
     """The model with the transformer of a file, or of a folder in diffusers' layout."""
     kind = path_kind(source)
     if kind == "file":
-        try:
-            check_single_file(model.family, source)
-        except BadInput as error:
-            raise BadInput(f"sample_base: {error}") from None
+        check_single_file(model.family, source)
         return replace(model, files=replace(model.files, transformer=source))
     if kind != "folder" or path_kind(source / "transformer" / "config.json") != "file":
-        raise BadInput(f"sample_base: {source} is neither a file nor a folder in diffusers' layout.")
+        raise BadInput(f"{source} is neither a file nor a folder in diffusers' layout.")
     return replace(model, folder=source, files=NO_FILES)
 
 
