@@ -137,3 +137,19 @@ def test_what_a_library_makes_of_a_signal_is_the_signal(number: int, raised: typ
             signal.raise_signal(number)
         except BaseException:
             raise RuntimeError("cannot release un-acquired lock") from None
+
+
+EARLY = """
+import runpy, sys
+class Interrupted:
+    def find_spec(self, name, *rest):
+        if name == "trainer.cli.main":
+            raise KeyboardInterrupt
+sys.meta_path.insert(0, Interrupted())
+runpy.run_module("trainer", run_name="__main__")
+"""
+
+
+def test_ctrl_c_in_the_first_moments_is_no_stack_trace() -> None:
+    done = subprocess.run([sys.executable, "-c", EARLY], capture_output=True, text=True, cwd=REPO)
+    assert (done.returncode, done.stderr) == (130, "")

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from pathlib import Path
 from random import Random
 
@@ -132,6 +134,27 @@ def test_changes_add_up_and_the_last_one_taken_back_leaves_no_file(tmp_path: Pat
         with pytest.raises(BadInput, match=why):
             change_edits(path, column="prompt", captions={0: text})
     assert not edits_file(path).exists()
+
+
+CHANGING = """
+import sys
+from pathlib import Path
+from trainer.data.row_edits import change_edits
+for row in range(10):
+    change_edits(Path(sys.argv[1]), leave_out=[10 * int(sys.argv[2]) + row])
+"""
+
+
+@pytest.mark.slow
+def test_several_programs_change_edits_at_a_time(tmp_path: Path):
+    parquet = write(tmp_path, {"prompt": ["x"] * 40}, "many.parquet")
+    changing = [
+        subprocess.Popen([sys.executable, "-c", CHANGING, str(parquet), str(part)], cwd=Path(__file__).parents[2])
+        for part in range(4)
+    ]
+    assert [process.wait(timeout=120) for process in changing] == [0] * 4
+    assert read_edits(parquet).left_out == tuple(range(40))
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["many.parquet", "many.parquet.edits.json"]
 
 
 def test_edits_never_apply_to_other_rows(tmp_path: Path):

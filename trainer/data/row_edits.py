@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import hashlib
 import json
+import os
+import tempfile
 import threading
 import time
 from collections.abc import Iterable, Iterator, Mapping
@@ -12,7 +15,9 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
-from ..errors import BadInput, DamagedFile
+from filelock import FileLock, Timeout
+
+from ..errors import BadInput, DamagedFile, RunFailed
 from ..files import MAX_JSON_BYTES, file_checksum, read_record, remove, write_record
 from .arrow_rows import is_arrow, read_index
 from .cell_checks import MAX_TEXT_BYTES
@@ -24,6 +29,9 @@ SUFFIX = ".edits.json"
 
 MAX_KNOWN_FILES = 64
 """Parquets whose checksum is kept in memory; a judgement."""
+
+LOCK_SECONDS = 60.0
+"""Seconds that another program may take to change edits; a judgement: it may read a parquet of many gigabytes."""
 
 _LOCK = threading.Lock()
 """Held while edits are read and written again, so that two changes at once are both kept."""
@@ -112,7 +120,7 @@ def change_edits(parquet: Path, **changes: Any) -> RowEdits:
 
     Raises BadInput for rows that it does not have, captions that are too long, and what `read_edits` refuses.
     """
-    with _LOCK:
+    with _locked(parquet):
         edits = read_edits(parquet).changed(**changes)
         rows, _ = _identity(parquet)
         every = [*edits.left_out, *(row for texts in edits.captions.values() for row in texts)]
@@ -125,12 +133,31 @@ def change_edits(parquet: Path, **changes: Any) -> RowEdits:
 
 
 @contextmanager
+def _locked(parquet: Path) -> Iterator[None]:
+    """Context in which no other thread or program on this machine changes a parquet's edits. The lock's file is in the
+    temporary folder, not among the data; where none can be made there, threads alone take turns."""
+    name = hashlib.sha256(os.fsencode(os.path.realpath(parquet))).hexdigest()[:16]
+    lock = FileLock(Path(tempfile.gettempdir()) / f"edit_trainer-{name}.lock", timeout=LOCK_SECONDS)
+    with _LOCK:
+        try:
+            lock.acquire()
+        except Timeout:
+            raise RunFailed(f"{edits_file(parquet)} is in use: another program changes it. Try again.") from None
+        except OSError:
+            pass
+        try:
+            yield
+        finally:
+            lock.release()
+
+
+@contextmanager
 def edits_kept(parquet: Path) -> Iterator[None]:
     """Context in which a parquet is replaced by one with the same rows in their places, and more: its edits stay.
 
     Edits that cannot be used are left as they are. Raises RunFailed where they cannot be written.
     """
-    with _LOCK:
+    with _locked(parquet):
         try:
             edits = read_edits(parquet)
         except BadInput:
@@ -142,7 +169,7 @@ def edits_kept(parquet: Path) -> Iterator[None]:
 
 def discard_edits(parquet: Path) -> None:
     """Delete a parquet's edits, whatever is in their file."""
-    with _LOCK:
+    with _locked(parquet):
         remove(edits_file(parquet))
 
 
