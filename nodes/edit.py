@@ -158,7 +158,7 @@ def _size_notes(model: Model, pictures: Sequence[Image.Image], edited: Image.Ima
     if edited.width * edited.height * MUCH_SMALLER > picture.width * picture.height:
         return []
     sizes = {"from_width": picture.width, "from_height": picture.height, "width": edited.width, "height": edited.height}
-    return [note("warning", "editSmaller", base_model=model.base_model, **sizes)]
+    return [note("warning", "editSmaller", field="width", base_model=model.base_model, **sizes)]
 
 
 def _chosen_lora(name: str, connected: dict[str, torch.Tensor] | None) -> Path | dict[str, torch.Tensor] | None:

@@ -73,7 +73,7 @@ def test_an_edit_says_that_it_is_smaller_than_its_image(server: Server) -> None:
         return next(data["output"]["edit_trainer_notes"] for data in executed if data["node"] == "edit")
 
     sizes = {"from_width": 1000, "from_height": 1000, "width": 64, "height": 64}
-    values = {"base_model": "tiny/flux-kontext"} | sizes
+    values = {"field": "width", "base_model": "tiny/flux-kontext"} | sizes
     assert notes(1000, 0) == [{"level": "warning", "code": "editSmaller", "values": values}]
     assert notes(1000, 64) == notes(64, 0) == []
 

@@ -4,8 +4,10 @@ type ComfyPoint = [x: number, y: number];
 
 interface ComfyWidget {
   name: string;
-  options?: { values?: unknown };
+  options?: { values?: unknown; advanced?: boolean };
   label?: string;
+  /** True if the classic canvas folds it. */
+  advanced?: boolean;
   value: unknown;
   serialize?: boolean;
   element?: HTMLElement;
@@ -39,6 +41,9 @@ interface ComfyNode {
   widgets?: ComfyWidget[];
   inputs: ComfySlot[];
   outputs: ComfySlot[];
+  /** True while its advanced widgets are unfolded. */
+  showAdvanced?: boolean;
+  isWidgetVisible(widget: ComfyWidget): boolean;
   isSubgraphNode?(): boolean;
   computeSize(): ArrayLike<number> & Iterable<number>;
   setSize(size: ComfyPoint): void;
@@ -153,6 +158,7 @@ interface Window {
     WIDGET_OUTLINE_COLOR: string;
     WIDGET_TEXT_COLOR: string;
     WIDGET_SECONDARY_TEXT_COLOR: string;
+    vueNodesMode?: boolean;
     createNode(type: string): ComfyNode | null;
     registered_node_types: Record<string, { nodeData?: { input?: ComfyInputSpecs } }>;
   };

@@ -1,7 +1,11 @@
 // @ts-check
 import { el } from "../lib/dom.js";
 
-/** @typedef {{level: "error" | "warning", text: string}} Line */
+/**
+ * A message, and what a button beneath it does.
+ *
+ * @typedef {{level: "error" | "warning", text: string, action?: {label: string, press: () => unknown}}} Line
+ */
 
 /** List of messages that stand in a node. */
 export class NoteList {
@@ -35,7 +39,7 @@ export class NoteList {
   /** @param {Line[]} lines */
   show(lines) {
     this.element.hidden = !lines.length;
-    this.element.replaceChildren(...lines.map(({ level, text }) => el("li", { "data-level": level }, text)));
+    this.element.replaceChildren(...lines.map(item));
     if (!this.element.offsetHeight) this.#resize(lines.length ? this.#measure() : 0);
   }
 
@@ -55,4 +59,11 @@ export class NoteList {
     copy.remove();
     return height;
   }
+}
+
+/** @param {Line} line */
+function item({ level, text, action }) {
+  if (!action) return el("li", { "data-level": level }, text);
+  const props = { class: "edit-trainer-button", type: "button", on: { click: action.press } };
+  return el("li", { "data-level": level }, text, el("button", props, action.label));
 }

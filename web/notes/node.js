@@ -2,6 +2,8 @@
 import { app } from "../../../scripts/app.js";
 import { callBefore, findNode, fitToWidgets } from "../graph/nodes.js";
 import { el, shieldFromGraph } from "../lib/dom.js";
+import { t } from "../lib/text.js";
+import { advancedInput, showInput } from "./folded.js";
 import { NoteList } from "./list.js";
 import { noteText } from "./text.js";
 
@@ -123,7 +125,12 @@ function draw(node, { list, embedded, inputs, run }) {
     const widget = node.widgets?.find(({ name }) => name === field);
     return widget?.label ?? field;
   };
-  const lines = [...inputs, ...run].map((note) => ({ level: note.level, text: noteText(note, labelOf) }));
+  const lines = [...inputs, ...run].map((note) => {
+    const text = noteText(note, labelOf);
+    const input = advancedInput(node, note, text);
+    const label = input && t("showInput", { field: labelOf(input.name) });
+    return { level: note.level, text, action: label ? { label, press: () => showInput(node, input) } : undefined };
+  });
   const texts = lines.map(({ text }) => text);
   if (!embedded) placeWidget(node, list, lines.length > 0);
   list.show(lines.filter(({ text }, index) => texts.indexOf(text) === index));
