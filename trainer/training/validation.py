@@ -98,6 +98,6 @@ class HeldOutCurve:
         kept = f" The checkpoint of step {best} is kept." if self.state.best and self.state.best.step == best else ""
         yield Notice(
             message=f"The held-out loss has not fallen since step {best}, where it was {self.losses[best]:.4f}; now it "
-            f"is {self.losses[last]:.4f}. From there on the run rather memorizes its examples than learns from them: "
-            f"stop it, or train with more examples, a lower rank or a lower learning rate.{kept}"
+            f"is {self.losses[last]:.4f}. From there on the model memorizes its examples rather than learning from "
+            f"them: stop the run, or train with more examples, a lower rank or a lower learning rate.{kept}"
         )

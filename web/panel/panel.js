@@ -23,6 +23,8 @@ export class RunPanel {
   state = new RunState();
   #frame = oncePerFrame(() => this.#draw());
   #drawn = { points: -1, validation: -1, checkpoints: -1, samples: -1, id: "" };
+  /** What the message says, so that it is announced once. */
+  #said = "";
   /** When the newest snapshot or message came, in milliseconds. */
   #updated = 0;
 
@@ -117,7 +119,7 @@ export class RunPanel {
         if (action === "sample") setTimeout(release, SAMPLE_PAUSE_MS);
       } catch (error) {
         release();
-        this.#say(error instanceof Error ? error.message : String(error), true);
+        this.#say([error instanceof Error ? error.message : String(error)], 1);
       }
     };
     const button = el(
@@ -137,7 +139,7 @@ export class RunPanel {
     this.cells.heldOut.cell.hidden = !run?.validation?.length;
     if (!run) {
       setText(this.phase, t("notStarted"));
-      this.#say(t("notStartedYet"), false);
+      this.#say([t("notStartedYet")]);
       this.chart.show([]);
       return;
     }
@@ -149,8 +151,9 @@ export class RunPanel {
     this.#drawNumbers(run);
     setText(this.plan, run.plan ?? "");
     this.plan.hidden = !run.plan;
-    const lines = [...endLines(run), ...resumeLines(run), ...riseLines(run), ...otherWarnings(run)];
-    this.#say(lines.join("\n"), run.state === "failed");
+    const end = endLines(run);
+    const lines = [...end, ...resumeLines(run), ...riseLines(run), ...otherWarnings(run)];
+    this.#say(lines, run.state === "failed" ? end.length : 0);
     this.#drawPictures(run);
   }
 
@@ -201,13 +204,17 @@ export class RunPanel {
   }
 
   /**
-   * @param {string} text
-   * @param {boolean} isError
+   * @param {string[]} lines
+   * @param {number} [errors] How many of the first lines are errors.
    */
-  #say(text, isError) {
-    setText(this.message, text);
-    this.message.hidden = !text;
-    this.message.classList.toggle("edit-trainer-bad", isError);
+  #say(lines, errors = 0) {
+    const key = JSON.stringify([lines, errors]);
+    if (key === this.#said) return;
+    this.#said = key;
+    const item = (/** @type {string} */ text, /** @type {number} */ index) =>
+      el("span", { class: index < errors ? "edit-trainer-bad" : "" }, text);
+    this.message.replaceChildren(...lines.map(item));
+    this.message.hidden = !lines.length;
   }
 }
 

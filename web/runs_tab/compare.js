@@ -17,7 +17,7 @@ import { differences, parameters } from "./parameters.js";
  */
 export function openRuns(runs) {
   const view = runs.length === 1 ? singleView(runs[0]) : comparison(runs);
-  const names = runs.map((run) => el("span", { class: runs.length > 1 ? "edit-trainer-key" : "" }, run.run));
+  const names = runs.map((run) => el("span", { class: runs.length > 1 ? "edit-trainer-key" : "", title: run.run }, run.run));
   const close = el(
     "button",
     { class: "edit-trainer-button", type: "button", on: { click: () => dialog.close() } },
