@@ -8,6 +8,7 @@ import { addRequestButton, dropParquet, paste } from "./graph/paste.js";
 import { addModelInfo, showLinkedModels, showModelInfo } from "./model/info.js";
 import { callBefore, fitToWidgets } from "./graph/nodes.js";
 import { followPalette } from "./graph/palette.js";
+import { showSuccessor } from "./graph/successor.js";
 import { el } from "./lib/dom.js";
 import { setLanguage } from "./lib/text.js";
 import { onExecuted, onExecuting, onExecutionError, showRunNotes } from "./notes/node.js";
@@ -16,6 +17,7 @@ import { addPanel, onMessage, showAllRuns } from "./panel/node.js";
 import { runsTab } from "./runs_tab/sidebar.js";
 
 const VERSION = "0.2.0";
+const PACK = "EditTrainer";
 const MESSAGE = "edit_trainer.run";
 const NOTES = "edit_trainer.notes";
 const ADD_GRAPH = "EditTrainer.AddGraph";
@@ -78,6 +80,7 @@ app.registerExtension({
   getCustomWidgets: () => ({ EDIT_TRAINER_CHOICE: choiceWidget }),
 
   nodeCreated(node) {
+    if (node.comfyClass?.startsWith(PACK)) showSuccessor(node);
     if (node.comfyClass === "EditTrainerTrain") addPanel(node);
     if (node.comfyClass === "EditTrainerLoadDataset") addInfo(node);
     if (node.comfyClass === "EditTrainerBaseModel") addModelInfo(node);
