@@ -11,6 +11,8 @@ from .helpers import PANEL, PageLog, choose_renderer, load, read_panel, scroll_t
 from .test_subgraph import ENTER
 
 RENDERERS = ["classic", "vue"]
+TRAIN = "6"
+"""Id of the Train node of `short_workflow`."""
 CHOSEN = "['EditTrainerBaseModel', 'EditTrainerLoadDataset'].includes(node.type)"
 PASTE = f"""() => {{
   const nodes = app.graph.nodes.filter((node) => {CHOSEN})
@@ -140,6 +142,9 @@ def test_a_reloaded_panel_shows_its_own_run(page: Page, server: Server, renderer
     page.evaluate("() => app.queuePrompt(0, 1)")
     shown = "() => document.querySelector('.edit-trainer-panel .edit-trainer-name')?.textContent"
     wait_until(lambda: page.evaluate(shown) == f"{name}-2" and read_panel(page)["state"] == "finished")
+    other = training(run_name=f"other-{renderer}")
+    other[TRAIN] = other.pop("train")  # so that the node's last run is none of this workflow's
+    assert server.run(other).status == "execution_success"
     page.reload()
     page.wait_for_selector(PANEL, state="attached")
     wait_until(lambda: read_panel(page)["state"] == "finished", 30)

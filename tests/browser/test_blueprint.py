@@ -11,7 +11,15 @@ from ..comfyui.server import PACK, Server
 from .helpers import PageLog, choose_renderer, wait_until
 
 (BLUEPRINT,) = (PACK / "subgraphs").glob("*.json")
-SHORT = {"steps": 4, "sample_every": 4, "sample_width": 64, "sample_height": 64}
+SHORT = {
+    "steps": 4,
+    "learning_rate": 0.001,
+    "lora_rank": 3,
+    "sample_every": 2,
+    "sample_width": 64,
+    "sample_height": 96,
+}
+"""Inputs of the node, all of them different, so that none is taken for another."""
 SET = """(values) => {
   const [node] = app.graph.nodes
   for (const [name, value] of Object.entries(values)) {

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import re
 from typing import Any
 
 import pytest
-from playwright.sync_api import Locator, Page, expect
+from playwright.sync_api import Locator, Page, Route, expect
 
 from ..comfyui.graphs import training
 from ..comfyui.server import Server
@@ -190,20 +191,41 @@ def test_a_run_is_pushed_when_its_user_has_said_where(page: Page, runs, hub: Hub
     assert "stranger/frames" not in hub.repos
 
 
+OBJECT_INFO = re.compile(r"/object_info$")
+ADD = "() => { app.canvas.graph.add(LiteGraph.createNode('EmptyLatentImage')) }"
+
+
+@pytest.mark.parametrize("renderer", ["classic", "vue"])
+def test_undo_removes_the_lora_alone(page: Page, server: Server, runs, renderer: str) -> None:
+    log = start(page, renderer)
+    page.get_by_role("button", name="Training runs").first.click()
+    before = types(page)
+    lora = row(page, runs[1]).get_by_role("button", name="LoRA")
+    lora.click()
+    wait_until(lambda: nodes(page, "LoraLoaderModelOnly"), 30)
+    check_undo(page, before)
+
+    held: list[Route] = []
+    page.route(OBJECT_INFO, lambda route: held.append(route))
+    lora.click()
+    wait_until(lambda: page.wait_for_timeout(100) or held, 30)
+    page.evaluate(ADD)  # while the menus are read
+    before = types(page)
+    page.unroute(OBJECT_INFO)  # which lets it through
+    wait_until(lambda: page.wait_for_timeout(100) or len(nodes(page, "LoraLoaderModelOnly")) == 2, 30)
+    check_undo(page, before)
+    assert not log.problems
+
+
 @pytest.mark.parametrize("renderer", ["classic", "vue"])
 def test_what_the_list_adds_is_undone_in_one_step_each(page: Page, server: Server, runs, renderer: str) -> None:
     log = start(page, renderer)
     page.get_by_role("button", name="Training runs").first.click()
     before = types(page)
-    row(page, runs[1]).get_by_role("button", name="LoRA").click()
-    wait_until(lambda: nodes(page, "LoraLoaderModelOnly"), 30)
-    check_undo(page, before)
-
-    before = types(page)
     row(page, runs[1]).get_by_role("button", name="Open").click()
     dialog = page.locator("dialog.edit-trainer-compare")
     dialog.get_by_role("button", name="Use LoRA").click()
-    wait_until(lambda: len(nodes(page, "LoraLoaderModelOnly")) == 2, 60)
+    wait_until(lambda: nodes(page, "LoraLoaderModelOnly"), 60)
     page.keyboard.press("Escape")
     expect(dialog).to_have_count(0)
     check_undo(page, before)
