@@ -1,6 +1,6 @@
 // @ts-check
 import { el, oncePerFrame, setText } from "../lib/dom.js";
-import { count, counted, editLines, t } from "../lib/text.js";
+import { count, counted, editLines, messageOf, t } from "../lib/text.js";
 import { CODES, RowOrder, rowsByCode, visiblePlaces, worstFirst } from "./row_order.js";
 import { RowStore } from "./row_store.js";
 import { RowView } from "./row_view.js";
@@ -262,7 +262,7 @@ class RowBrowser {
       this.status.classList.remove("edit-trainer-bad");
     } catch (error) {
       this.status.classList.add("edit-trainer-bad");
-      setText(this.status, error instanceof Error ? error.message : String(error));
+      setText(this.status, messageOf(error));
     }
   }
 

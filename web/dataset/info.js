@@ -1,21 +1,18 @@
 // @ts-check
 import { el, setText, shieldFromGraph } from "../lib/dom.js";
-import { fetchColumns, fetchDatasetNotes, fetchFirstRows, fetchParquets } from "../lib/server.js";
+import { fetchColumns, fetchDatasetNotes, fetchParquets } from "../lib/server.js";
 import { fetchEdits } from "../lib/rows.js";
-import { counted, editLines, t } from "../lib/text.js";
+import { counted, editLines, messageOf, t } from "../lib/text.js";
 import { undoable } from "../graph/build.js";
 import { callBefore, findWidget, fitToWidgets, isLinked, widgetText } from "../graph/nodes.js";
 import { embedNotes, setNotes } from "../notes/node.js";
 import { openRows } from "./browser.js";
 import { COLUMN_FIELDS, columnOptions, guessEmptyFields, missingFields } from "./columns.js";
-import { readDrop, uploadDrop } from "./drop.js";
+import { FirstRows } from "./first_rows.js";
+import { Uploads } from "./uploads.js";
 
-/**
- * @typedef {import("../lib/server.js").ParquetColumns} ParquetColumns
- * @typedef {import("./choice.js").ChoiceWidget} ChoiceWidget
- */
+/** @typedef {import("./choice.js").ChoiceWidget} ChoiceWidget */
 
-const MAX_ROWS = 3;
 const MIN_HEIGHT = 100;
 /** Gap between the parts, as in the style sheet. */
 const GAP = 6;
@@ -54,12 +51,8 @@ export async function refreshInfo(node) {
 
 /** Preview of one dataset node's parquet file. */
 class DatasetInfo {
-  /** @type {ParquetColumns & {resource: string} | null} */
+  /** @type {import("./first_rows.js").ShownFile | null} */
   #file = null;
-  /** Thumbnails of the first rows, by column. @type {Record<string, (string | null)[]>} */
-  #thumbnails = {};
-  /** Source of the thumbnails; they are read again when it changes. */
-  #thumbnailKey = "";
   /** @type {ReturnType<typeof setTimeout> | undefined} */
   #timer;
   /** Number of the last lookup: an older one's answer is dropped. */
@@ -76,33 +69,27 @@ class DatasetInfo {
   constructor(node) {
     this.node = node;
     this.line = el("p", { role: "status" });
-    this.rows = el("div", { class: "edit-trainer-first" });
-    const upload = () => {
-      const file = input.files?.[0];
-      if (file) this.#upload(/\.zip$/i.test(file.name) ? { zip: file } : { parquet: file });
-    };
-    const input = el("input", { type: "file", accept: ".parquet,.zip", hidden: true, on: { change: upload } });
-    const choose = el(
-      "button",
-      { class: "edit-trainer-button", type: "button", on: { click: () => input.click() } },
-      t("chooseFile"),
-    );
-    this.input = input;
+    this.rows = new FirstRows();
+    const uploads = new Uploads((resource) => this.#choose(resource), {
+      progress: (line) => setText(this.line, line),
+      fault: (text) => this.#say(text, true),
+      end: () => this.#draw(),
+    });
     this.look = el(
       "button",
       { class: "edit-trainer-button", type: "button", hidden: true, on: { click: () => this.#lookThrough() } },
       t("lookThrough"),
     );
     this.edits = el("p", { class: "edit-trainer-plan", hidden: true });
-    const head = el("header", {}, this.line, this.edits, this.look, choose, input);
+    const head = el("header", {}, this.line, this.edits, this.look, ...uploads.elements);
     this.notes = embedNotes(node);
-    const element = el("section", { class: "edit-trainer edit-trainer-info" }, this.notes.element, head, this.rows);
+    const element = el("section", { class: "edit-trainer edit-trainer-info" }, this.notes.element, head, this.rows.element);
     shieldFromGraph(element);
     const getMinHeight = () => MIN_HEIGHT + (this.notes.height && this.notes.height + GAP);
     const options = { serialize: false, hideOnZoom: false, margin: 6, getMinHeight };
     node.addDOMWidget("rows", "edit-trainer-info", element, options).serialize = false;
     this.#connectMenus();
-    this.#acceptDrops();
+    uploads.acceptDrops(node);
     this.#say(t("dropParquet"));
   }
 
@@ -209,39 +196,6 @@ class DatasetInfo {
     return menu;
   }
 
-  /** Accepts files that are dropped anywhere on the node, in both renderers. */
-  #acceptDrops() {
-    this.node.onDragOver = (event) => [...(event.dataTransfer?.items ?? [])].some((item) => item.kind === "file");
-    this.node.onDragDrop = (event) => {
-      const dropped = readDrop(event.dataTransfer);
-      if (dropped) this.#upload(dropped);
-      return Boolean(dropped);
-    };
-    const take = (/** @type {DragEvent} */ event) => {
-      if (!this.node.onDragOver?.(event)) return;
-      event.preventDefault();
-      event.stopPropagation();
-      if (event.type === "drop") this.node.onDragDrop?.(event);
-    };
-    // In the classic renderer elements lie above the canvas, which hears only of what is dropped on itself.
-    for (const { element } of this.node.widgets ?? []) {
-      element?.addEventListener("dragover", take);
-      element?.addEventListener("drop", take);
-    }
-  }
-
-  /** @param {import("./drop.js").Dropped} dropped */
-  async #upload(dropped) {
-    try {
-      const resource = await uploadDrop(dropped, (line) => setText(this.line, line));
-      if (resource) await this.#choose(resource);
-      else this.#draw();
-    } catch (error) {
-      this.#say(messageOf(error), true);
-    }
-    this.input.value = "";
-  }
-
   /**
    * Chooses a file that is new, with its columns, as one step of the page's undo history.
    *
@@ -264,7 +218,7 @@ class DatasetInfo {
   #say(text, isError = false) {
     this.line.classList.toggle("edit-trainer-bad", isError);
     setText(this.line, text);
-    this.rows.replaceChildren();
+    this.rows.clear();
   }
 
   #draw() {
@@ -284,45 +238,8 @@ class DatasetInfo {
     setText(this.line, t("rowsAndColumns", size));
     const more = [columns.control_image_column_2, columns.control_image_column_3].filter(Boolean);
     const images = [columns.control_image_column, ...more, columns.image_column];
-    const key = JSON.stringify([file.resource, widgetText(this.node, "images_root"), images]);
-    if (this.#thumbnailKey === key) this.#drawRows(file, columns.caption_column, images);
-    else this.#readThumbnails(file, key, images);
-  }
-
-  /**
-   * @param {ParquetColumns & {resource: string}} file
-   * @param {string} key
-   * @param {string[]} images
-   */
-  async #readThumbnails(file, key, images) {
-    this.#thumbnailKey = key;
-    this.#thumbnails = {};
-    const columns = images.filter((name) => name in file.columns);
-    const root = widgetText(this.node, "images_root");
-    const unseen = (await this.#notes).some(({ code }) => UNSEEN.includes(code ?? ""));
-    const thumbnails = unseen ? {} : await fetchFirstRows(file.resource, root, columns).catch(() => ({}));
-    if (this.#thumbnailKey !== key || this.#removed) return;
-    this.#thumbnails = thumbnails;
-    this.#drawRows(file, this.#columns().caption_column, images);
-  }
-
-  /**
-   * @param {ParquetColumns} file
-   * @param {string} caption
-   * @param {string[]} images
-   */
-  #drawRows(file, caption, images) {
-    const rows = Array.from({ length: Math.min(MAX_ROWS, file.rows) }, (_, row) => {
-      const pictures = images.map((name) =>
-        el("img", { alt: "", draggable: false, title: name, src: this.#thumbnails[name]?.[row] ?? undefined }),
-      );
-      const text = file.texts[caption]?.[row] ?? "";
-      return el("figure", {}, ...pictures, el("figcaption", { title: text }, text));
-    });
-    this.rows.style.setProperty("--et-pictures", String(images.length));
-    this.rows.replaceChildren(...rows);
+    const shown = { caption: columns.caption_column, images, imagesRoot: widgetText(this.node, "images_root") };
+    const isSeen = async () => (await this.#notes).every(({ code }) => !UNSEEN.includes(code ?? ""));
+    this.rows.show(file, shown, isSeen);
   }
 }
-
-/** @param {unknown} error */
-const messageOf = (error) => (error instanceof Error ? error.message : String(error));

@@ -1,6 +1,6 @@
 // @ts-check
 import { app } from "../../../scripts/app.js";
-import { t } from "../lib/text.js";
+import { messageOf, t } from "../lib/text.js";
 import { addParquet, addRequestText, completeRequestNode } from "./add.js";
 import { callBefore, findWidget, widgetText } from "./nodes.js";
 import { REQUEST_NODE, readRequest } from "./request.js";
@@ -97,7 +97,7 @@ async function attempt(summary, action) {
   try {
     await action();
   } catch (error) {
-    const detail = error instanceof Error ? error.message : String(error);
+    const detail = messageOf(error);
     app.extensionManager.toast.add({ severity: "error", summary, detail });
   }
 }

@@ -27,6 +27,13 @@ export function t(key, values = {}) {
 }
 
 /**
+ * Finds the text of what was thrown.
+ *
+ * @param {unknown} error
+ */
+export const messageOf = (error) => (error instanceof Error ? error.message : String(error));
+
+/**
  * Formats a duration as `1:02:03`, or as `4:05` below an hour.
  *
  * @param {number} seconds

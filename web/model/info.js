@@ -2,7 +2,7 @@
 import { callBefore, findWidget, fitToWidgets, isLinked, widgetText } from "../graph/nodes.js";
 import { el } from "../lib/dom.js";
 import { fetchModelInfo } from "../lib/server.js";
-import { t } from "../lib/text.js";
+import { messageOf, t } from "../lib/text.js";
 import { REQUEST_NODE, readRequest } from "../graph/request.js";
 
 const MIN_HEIGHT = 62;
@@ -88,7 +88,7 @@ export async function showModelInfo(node) {
     const lines = model ? await fetchModelInfo(model, widgetText(node, "transformer"), linked) : [t(chooser)];
     text = lines.join("\n");
   } catch (error) {
-    [text, failed] = [error instanceof Error ? error.message : String(error), true];
+    [text, failed] = [messageOf(error), true];
   }
   if (request !== info.request) return;
   info.element.textContent = text;

@@ -3,7 +3,7 @@ import { viewCenter } from "../graph/build.js";
 import { addLoader } from "../graph/weights.js";
 import { el, setText } from "../lib/dom.js";
 import { exportCheckpoint } from "../lib/server.js";
-import { count, t } from "../lib/text.js";
+import { count, messageOf, t } from "../lib/text.js";
 
 /** @typedef {import("../lib/server.js").ExportedWeights} ExportedWeights */
 
@@ -53,7 +53,7 @@ export class CheckpointRow {
       try {
         this.#say(await action(await exportCheckpoint(this.#run, Number(this.steps.value))));
       } catch (error) {
-        this.#say(error instanceof Error ? error.message : String(error), true);
+        this.#say(messageOf(error), true);
       } finally {
         button.disabled = false;
       }

@@ -1,6 +1,6 @@
 // @ts-check
 import { el, oncePerFrame, setText, shieldFromGraph } from "../lib/dom.js";
-import { count, duration, loss, memory, speed, t, timeOfDay } from "../lib/text.js";
+import { count, duration, loss, memory, messageOf, speed, t, timeOfDay } from "../lib/text.js";
 import { LossChart } from "./chart.js";
 import { CheckpointRow } from "./checkpoints.js";
 import { SampleGrid } from "./samples.js";
@@ -119,7 +119,7 @@ export class RunPanel {
         if (action === "sample") setTimeout(release, SAMPLE_PAUSE_MS);
       } catch (error) {
         release();
-        this.#say([error instanceof Error ? error.message : String(error)], 1);
+        this.#say([messageOf(error)], 1);
       }
     };
     const button = el(

@@ -5,7 +5,7 @@ import { freePosition, undoable, viewCenter } from "../graph/build.js";
 import { addLoader } from "../graph/weights.js";
 import { el } from "../lib/dom.js";
 import { deleteRun, fetchSavedRun, fetchSavedRuns, imageUrl } from "../lib/server.js";
-import { count, loss, t } from "../lib/text.js";
+import { count, loss, messageOf, t } from "../lib/text.js";
 import { showAllRuns } from "../panel/node.js";
 import { ask } from "./ask.js";
 import { openRuns } from "./compare.js";
@@ -157,7 +157,7 @@ function button(label, press) {
     try {
       await press();
     } catch (error) {
-      notify("error", "didNotWork", error instanceof Error ? error.message : String(error));
+      notify("error", "didNotWork", messageOf(error));
     }
   };
   return el("button", { class: "edit-trainer-button", type: "button", on: { click } }, t(label));
