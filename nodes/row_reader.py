@@ -7,7 +7,6 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
-from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -23,7 +22,12 @@ MAX_OPEN = 4
 MAX_CACHED_BYTES = 32 << 20
 """Small pictures kept in memory, in bytes; a judgement: some thousand."""
 IDLE_SECONDS = 15
-"""Time after which files are closed, so that others can replace them on Windows too; a judgement."""
+"""Time after which files are closed, so that others can replace them on Windows too, and images behind URLs are asked
+for again; a judgement."""
+MAX_SHOWN_BYTES = 64 << 20
+"""Largest image behind a URL that is shown; a judgement: above any that is trained on, and several are read at once."""
+SILENCE_SECONDS, DOWNLOAD_SECONDS = 5.0, 20.0
+"""Longest silence and time of a download; a judgement: a person waits for it."""
 
 
 class RowReader:
@@ -35,14 +39,8 @@ class RowReader:
         self._size = 0
         self._used = 0.0
         self._closer: threading.Thread | None = None
+        self._downloads: Downloads | None = None
         self._lock = threading.Lock()
-
-    @cached_property
-    def _downloads(self) -> Downloads:
-        """Downloads of nothing: images behind URLs are not shown."""
-        from ..trainer.data.downloads import Downloads
-
-        return Downloads(cache_folder() / "downloads")
 
     def cells(self, path: Path, state: str, columns: Sequence[str], row: int) -> list[str | bytes | None]:
         """Cells of a row of a dataset in this state. Raises BadInput."""
@@ -59,26 +57,43 @@ class RowReader:
 
     def picture(
         self, path: Path, state: str, columns: Sequence[str], row: int, column: str, root: Path, pixels: int
-    ) -> bytes:
-        """JPEG of a picture, at most `pixels` on a side. `columns` are read together, as rows are looked at.
+    ) -> bytes | str:
+        """JPEG of a picture, at most `pixels` on a side, or the URL that it is behind, for `download`.
 
-        Raises BadInput for one that cannot be shown, and one behind a URL, which is not downloaded.
+        `columns` are read together, as rows are looked at.
+
+        Raises BadInput for one that cannot be shown.
         """
         from ..trainer.data.image_refs import image_ref, read_bytes
-        from ..trainer.data.images import EncodedImage
 
         if column not in columns:
             raise BadInput(f'"{column}" is not among the columns that are shown.')
         reference = image_ref(self.cells(path, state, columns, row)[list(columns).index(column)])
         if reference.kind == "url":
-            raise BadInput("An image behind a URL is not shown.")
+            return str(reference.value)
         written = file_state(root / reference.value) if isinstance(reference.value, str) else ""
         if (known := self._known(key := (state, column, row, written, pixels))) is not None:
             return known
-        buffer = io.BytesIO()
-        EncodedImage(read_bytes(reference, root, self._downloads)).shrink(pixels).save(buffer, "JPEG", quality=90)
-        self._keep(key, buffer.getvalue())
-        return buffer.getvalue()
+        data = _shrink(read_bytes(reference, root, self._url_downloads()), pixels)
+        self._keep(key, data)
+        return data
+
+    def download(self, url: str, pixels: int) -> bytes:
+        """JPEG of the image behind a URL, at most `pixels` on a side. The cache on disk keeps the image.
+
+        Raises BadInput for one that cannot be shown, and RunFailed when it cannot be kept.
+        """
+        return _shrink(self._url_downloads().fetch(url, MAX_SHOWN_BYTES), pixels)
+
+    def _url_downloads(self) -> Downloads:
+        """Downloads of the images that a person looks at now, of which none is asked for twice."""
+        from ..trainer.data.downloads import Downloads
+
+        with self._lock:
+            if self._downloads is None:
+                folder = cache_folder() / "downloads"
+                self._downloads = Downloads(folder, timeout=SILENCE_SECONDS, deadline=DOWNLOAD_SECONDS)
+            return self._downloads
 
     def _blocks(self, path: Path, state: str, columns: tuple[str, ...]) -> RowBlocks:
         from ..trainer.data.parquet import column_faults
@@ -111,6 +126,7 @@ class RowReader:
                     for blocks in self._open.values():
                         blocks.close()
                     self._open.clear()
+                    self._downloads = None
                     self._closer = None
                     return
 
@@ -126,6 +142,15 @@ class RowReader:
             self._pictures[key] = data
             while self._size > MAX_CACHED_BYTES:
                 self._size -= len(self._pictures.popitem(last=False)[1])
+
+
+def _shrink(data: bytes, pixels: int) -> bytes:
+    """JPEG of an encoded image, at most `pixels` on a side. Raises BadImage."""
+    from ..trainer.data.images import EncodedImage
+
+    buffer = io.BytesIO()
+    EncodedImage(data).shrink(pixels).save(buffer, "JPEG", quality=90)
+    return buffer.getvalue()
 
 
 READER = RowReader()

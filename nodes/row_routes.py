@@ -22,8 +22,11 @@ MAX_BODY_BYTES = 4 * 2**20
 """Largest request for edits, in bytes; a judgement: some hundred thousand rows."""
 READS_AT_ONCE = 2
 """Pictures that are read at once; a judgement: more would keep a training from its cores."""
+DOWNLOADS_AT_ONCE = 4
+"""Pictures behind URLs that are downloaded at once; a judgement: each holds a thread of the server while it waits."""
 
 _reading = asyncio.Semaphore(READS_AT_ONCE)
+_downloading = asyncio.Semaphore(DOWNLOADS_AT_ONCE)
 
 
 async def rows(request: web.Request) -> web.Response:
@@ -39,14 +42,19 @@ async def row_picture(request: web.Request) -> web.Response:
     smallest, largest = PIXELS
     pixels = min(max(_number(request.query.get("px", "160"), "px"), smallest), largest)
     row, columns = _number(request.query.get("row", ""), "row"), request.query.getall("column", [])[:8]
-    async with _reading:
-        if request.transport is None or request.transport.is_closing():
-            return web.Response(status=499)  # Scrolled past: nobody waits for it.
-        try:
-            data = await asyncio.to_thread(_picture, request.query, columns, row, pixels)
-        except (BadInput, OSError) as error:
-            return web.json_response({"error": str(error)}, status=404)
-    return web.Response(body=data, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
+    try:
+        async with _reading:
+            _check_waiting(request)
+            found = await asyncio.to_thread(_picture, request.query, columns, row, pixels)
+        if isinstance(found, str):
+            async with _downloading:
+                _check_waiting(request)
+                found = await asyncio.to_thread(READER.download, found, pixels)
+    except _ScrolledPast:
+        return web.Response(status=499)
+    except (BadInput, OSError) as error:
+        return web.json_response({"error": str(error)}, status=404)
+    return web.Response(body=found, content_type="image/jpeg", headers={"Cache-Control": "private, max-age=60"})
 
 
 async def row_edits(request: web.Request) -> web.Response:
@@ -69,7 +77,16 @@ async def row_warnings(request: web.Request) -> web.Response:
     return web.json_response(await asyncio.to_thread(_warnings, request.query, start))
 
 
-def _picture(query: Any, columns: list[str], row: int, pixels: int) -> bytes:
+class _ScrolledPast(Exception):
+    """Nobody waits for the picture any more."""
+
+
+def _check_waiting(request: web.Request) -> None:
+    if request.transport is None or request.transport.is_closing():
+        raise _ScrolledPast
+
+
+def _picture(query: Any, columns: list[str], row: int, pixels: int) -> bytes | str:
     dataset = find_dataset(query.get("resource", ""))
     root = dataset.root(query.get("images_root", ""))
     return READER.picture(dataset.path, dataset.state, columns, row, query.get("of", ""), root, pixels)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import io
+import re
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -132,6 +133,20 @@ def test_edits_of_a_parquet_that_was_written_again(page: Page, server: Server, p
     dialog.get_by_role("button", name="Discard these edits").click()
     expect(row(dialog, "1").get_by_role("checkbox")).to_be_enabled()
     assert not edits_file(parquet).exists()
+
+
+@pytest.mark.parametrize("renderer", RENDERERS)
+def test_a_picture_that_cannot_be_shown_says_why(page: Page, server: Server, parquet: Path, renderer: str) -> None:
+    table = pq.read_table(parquet).slice(0, 2)
+    table = table.set_column(0, "control", pa.array(["http://127.0.0.1:1/a.png", "gone/b.png"]))
+    pq.write_table(table.select(["control", "target", "caption"]), parquet)
+    choose_renderer(page, renderer)
+    dialog = open_rows(page, "rows.parquet", "2")
+    for number, reason in (("0", "is in a private network"), ("1", "no such file")):
+        picture = row(dialog, number).locator("figure").first
+        expect(picture).to_have_attribute("data-label", re.compile(reason))
+        assert reason in (picture.get_attribute("title") or "")
+    screenshot(page, f"rows {renderer} not shown", "dialog")
 
 
 def write_many(folder: Path) -> None:

@@ -1,6 +1,6 @@
 // @ts-check
 import { el } from "../lib/dom.js";
-import { pictureUrl } from "../lib/rows.js";
+import { fetchPictureFault, pictureUrl } from "../lib/rows.js";
 import { count, t } from "../lib/text.js";
 
 /**
@@ -109,7 +109,11 @@ export class RowView {
  */
 function picture(name, src, ...over) {
   const image = el("img", { alt: name, title: name, draggable: false, decoding: "async", src });
-  image.addEventListener("error", () => figure.toggleAttribute("data-missing", true));
+  image.addEventListener("error", async () => {
+    figure.toggleAttribute("data-missing", true);
+    const fault = await fetchPictureFault(src).catch(() => "");
+    if (fault) figure.dataset.label = figure.title = fault;
+  });
   const figure = el("figure", { "data-label": t("noPicture") }, image, ...over);
   return figure;
 }

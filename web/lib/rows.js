@@ -87,6 +87,17 @@ export function fetchWarnings({ resource, imagesRoot, caption, controls, target 
 }
 
 /**
+ * Asks why a picture of a row cannot be shown; empty if there is no reason.
+ *
+ * @param {string} url
+ * @returns {Promise<string>}
+ */
+export async function fetchPictureFault(url) {
+  const response = await fetch(url);
+  return response.ok ? "" : ((await response.json()).error ?? "");
+}
+
+/**
  * URL of a small picture of a row.
  *
  * @param {RowSource} source
