@@ -13,6 +13,7 @@ from ..trainer.errors import BadInput
 from .dataset import dataset_outputs, open_shown
 from .folders import dataset_state, input_folder, is_folder_name
 from .host import readable_errors
+from .notes import note
 from .pil_images import to_pil
 from .schema import node_schema
 from .types import EditDataset
@@ -102,7 +103,9 @@ class AddExample(io.ComfyNode):
         _check_counts({"target_image": len(targets), "caption": len(captions)}, controls)
         rows = zip(zip(*controls.values(), strict=True), targets, captions, strict=True)
         added = add_examples(folder, [Example(*row) for row in rows])
-        return open_shown(cls.hidden.unique_id, added.parquet, added.columns)
+        code = "examplesAdded" if added.new else "nothingNew"
+        made = note("info", code, name=f"{folder.name}/{added.parquet.name}", n=added.rows, new=added.new)
+        return open_shown(cls.hidden.unique_id, added.parquet, added.columns, made=made)
 
 
 def _folder(name: str) -> Path:

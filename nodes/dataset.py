@@ -14,7 +14,7 @@ from ..trainer.config.settings import RunSettings
 from ..trainer.errors import BadInput, printable
 from .folders import cache_folder, dataset_state, find_parquet
 from .host import NodeDisplay, follow, readable_errors
-from .notes import OUTPUT, bad_rows_note, report_notes, send_notes
+from .notes import OUTPUT, Note, bad_rows_note, report_notes, send_notes
 from .pil_images import grid, shrink, to_tensor
 from .schema import node_schema
 from .types import EditDataset
@@ -122,8 +122,10 @@ def open_shown(
     images_root: str = "",
     bad_rows: Literal["stop", "skip"] = "stop",
     allow_no_control: bool = False,
+    made: Note | None = None,
 ) -> io.NodeOutput:
-    """Open and check a dataset, with progress and notes in a node; returns `dataset_outputs`."""
+    """Open and check a dataset, with progress and notes in a node; returns `dataset_outputs`. `made` is a note on what
+    the node has written."""
     from ..trainer.data.images import decode_image
 
     dataset = open_with_notes(node_id, path, columns, images_root, bad_rows, allow_no_control)
@@ -131,7 +133,7 @@ def open_shown(
         grid([[shrink(decode_image(dataset.fetch(image))) for image in (*row.controls, row.target)]])
         for row in islice(dataset, PREVIEW_ROWS)
     ]
-    notes = report_notes(dataset.report)
+    notes = report_notes(dataset.report) + ([made] if made else [])
     return io.NodeOutput(dataset, to_tensor(pairs), str(dataset.report), ui={OUTPUT: notes})
 
 

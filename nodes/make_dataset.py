@@ -12,6 +12,7 @@ from ..trainer.paths import path_kind, typed_path
 from .dataset import dataset_outputs, open_shown
 from .folders import file_state, input_folder, is_folder_name
 from .host import NodeDisplay, follow, readable_errors
+from .notes import note
 from .schema import node_schema
 
 ROLES = ("control_folder", "control_folder_2", "control_folder_3", "target_folder")
@@ -31,6 +32,7 @@ class MakeDataset(io.ComfyNode):
             "target/NAME.png with control/NAME.png, or NAME_end.png with NAME_start.png. A caption is in NAME.txt "
             "beside them. What has no partner is named, and nothing is written.",
             hidden=[io.Hidden.unique_id],
+            is_output_node=True,
             inputs=[
                 io.String.Input(
                     "folder",
@@ -96,7 +98,8 @@ class MakeDataset(io.ComfyNode):
         packing = pack(source, _parquet(name, source), options, replace="packed")
         packed = follow(packing, NodeDisplay(cls.hidden.unique_id).show)
         columns = Columns("caption", packed.controls, "target")
-        return open_shown(cls.hidden.unique_id, packed.path, columns)
+        made = note("info", "datasetMade", name=packed.path.name, n=packed.rows)
+        return open_shown(cls.hidden.unique_id, packed.path, columns, made=made)
 
 
 def _role_tooltip(role: str) -> str:

@@ -1,7 +1,7 @@
-"""Notes that stand in a node: what is wrong with its inputs and its results.
+"""Notes that stand in a node: what is wrong with its inputs and its results, and what it has written.
 
-A note is a dict for the page: `level`, "error" or "warning", and either `text` or a `code` with `values`, which the
-page puts into the person's language.
+A note is a dict for the page: `level`, "error", "warning" or "info", and either `text` or a `code` with `values`, which
+the page puts into the person's language.
 """
 
 from __future__ import annotations

@@ -2,7 +2,7 @@
 import { app } from "../../scripts/app.js";
 import { api } from "../../scripts/api.js";
 import { choiceWidget } from "./dataset/choice.js";
-import { addInfo, refreshInfo } from "./dataset/info.js";
+import { addInfo, refreshInfo, rereadInfos } from "./dataset/info.js";
 import { addEmptyGraph } from "./graph/add.js";
 import { addRequestButton, dropParquet, paste } from "./graph/paste.js";
 import { addModelInfo, showLinkedModels, showModelInfo } from "./model/info.js";
@@ -45,7 +45,9 @@ function showRequest(node) {
 api.addEventListener(MESSAGE, (event) => onMessage(event.detail));
 api.addEventListener(NOTES, ({ detail }) => showRunNotes(detail.node_id, detail.notes));
 api.addEventListener("executing", ({ detail }) => onExecuting(detail));
-api.addEventListener("executed", ({ detail }) => onExecuted(detail));
+api.addEventListener("executed", ({ detail }) => {
+  if (onExecuted(detail).some(({ level }) => level === "info")) rereadInfos();
+});
 api.addEventListener("execution_error", ({ detail }) => onExecutionError(detail));
 
 app.registerExtension({

@@ -18,7 +18,7 @@ import pytest
 
 from ..trainer.edits import number_of, png
 from .graphs import EXAMPLE, edited, node, training
-from .server import Server
+from .server import Result, Server
 from .test_page_routes import ask
 
 
@@ -143,6 +143,31 @@ def test_two_folders_train_a_lora_and_edit(server: Server) -> None:
     put(server, "packed", {"after/3.png": png(80, (64, 64))})
     report = server.run({name: prompt[name] for name in ("dataset", "report")})
     assert "packed.parquet: 4 rows" in report.text("report")
+
+
+def said(result: Result, name: str) -> list[tuple[str, int]]:
+    """Code and number of examples of each note in a node."""
+    return [(note["code"], note["values"]["n"]) for note in result.outputs[name]["edit_trainer_notes"]]
+
+
+def test_nodes_that_write_a_dataset_run_alone_and_say_how_many_examples_there_are(server: Server) -> None:
+    put(server, "alone", pictures(3))
+    folders = {"folder": "alone", "control_folder": "before", "target_folder": "after", "caption": "invert it"}
+    result = server.run({"made": made(**folders)})
+    assert result.status == "execution_success", result.details
+    assert said(result, "made") == [("datasetMade", 3)]
+    assert (server.base / "input" / "alone.parquet").is_file()
+
+    put(server, "", {"alone-1.png": png(1, (64, 64)), "alone-2.png": png(2, (64, 64))})
+    for picture, code, examples in (
+        ("alone-1.png", "examplesAdded", 1),
+        ("alone-1.png", "nothingNew", 1),
+        ("alone-2.png", "examplesAdded", 2),
+    ):
+        added = {"control_image": ["load", 0], "target_image": ["invert", 0], "caption": "invert it", "name": "grown"}
+        loaded = {"load": node("LoadImage", image=picture), "invert": node("ImageInvert", image=["load", 0])}
+        result = server.run(loaded | {"added": node("EditTrainerAddExample", **added)})
+        assert said(result, "added") == [(code, examples)]
 
 
 @pytest.mark.parametrize(

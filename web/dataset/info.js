@@ -49,6 +49,11 @@ export async function refreshInfo(node) {
   await infos.get(node)?.read(false);
 }
 
+/** Reads the files of all dataset nodes again, as another node has written one. */
+export function rereadInfos() {
+  for (const info of infos.values()) info.reread();
+}
+
 /** Preview of one dataset node's parquet file. */
 class DatasetInfo {
   /** @type {import("./first_rows.js").ShownFile | null} */
@@ -114,6 +119,12 @@ class DatasetInfo {
     if (!file) this.#say(resource ? t("noPreview") : t("dropParquet"));
     this.#draw();
     await this.#shown; // The node grows with them, which belongs to the step of the undo history that it was added in.
+  }
+
+  /** Reads the file and its pictures again. */
+  reread() {
+    this.rows.clear();
+    this.read(false);
   }
 
   /** Says how many rows are left out and captions edited. */

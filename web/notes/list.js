@@ -4,7 +4,7 @@ import { el } from "../lib/dom.js";
 /**
  * A message, and what a button beneath it does.
  *
- * @typedef {{level: "error" | "warning", text: string, action?: {label: string, press: () => unknown}}} Line
+ * @typedef {{level: "error" | "warning" | "info", text: string, action?: {label: string, press: () => unknown}}} Line
  */
 
 /** List of messages that stand in a node. */

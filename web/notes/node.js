@@ -67,8 +67,17 @@ export function showRunNotes(nodeId, notes) {
   if (node && notes) setNotes(node, "run", notes);
 }
 
-/** @param {{node: string, output?: Record<string, any>}} executed */
-export const onExecuted = ({ node, output }) => showRunNotes(node, output?.[OUTPUT]);
+/**
+ * Shows the notes of a node that was executed, and returns them; those of level "info" say what it has written.
+ *
+ * @param {{node: string, output?: Record<string, any>}} executed
+ * @returns {Note[]}
+ */
+export function onExecuted({ node, output }) {
+  const notes = output?.[OUTPUT];
+  showRunNotes(node, notes);
+  return notes ?? [];
+}
 
 /**
  * Shows why a node of the pack failed, unless the node says so already.

@@ -2,9 +2,9 @@
 import { count, t } from "../lib/text.js";
 
 /**
- * What is wrong with a node: a text, or one of the page's texts with its values.
+ * What is wrong with a node, or what it has done: a text, or one of the page's texts with its values.
  *
- * @typedef {{level: "error" | "warning", text?: string, code?: string, values?: Record<string, any>}} Note
+ * @typedef {{level: "error" | "warning" | "info", text?: string, code?: string, values?: Record<string, any>}} Note
  * @typedef {{row: number, column: string, file?: string, text?: string, code?: string, values?: Record<string, any>}} Fault
  */
 
