@@ -7,6 +7,7 @@ import threading
 import time
 from collections import OrderedDict
 from collections.abc import Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -71,7 +72,9 @@ class RowReader:
         reference = image_ref(self.cells(path, state, columns, row)[list(columns).index(column)])
         if reference.kind == "url":
             return str(reference.value)
-        written = file_state(root / reference.value) if isinstance(reference.value, str) else ""
+        written = ""
+        with suppress(OSError):  # read_bytes says what is wrong with the file.
+            written = file_state(root / reference.value) if isinstance(reference.value, str) else ""
         if (known := self._known(key := (state, column, row, written, pixels))) is not None:
             return known
         data = _shrink(read_bytes(reference, root, self._url_downloads()), pixels)

@@ -61,7 +61,7 @@ def test_what_cannot_be_shown_says_why(trusting: Server, images: ImageServer) ->
 
     urls = [images.url + "/gone.png", images.serve("/text.png", b"words"), images.page("/huge.png", promise_much)]
     write_rows(trusting, *urls)
-    for row, reason in enumerate(("the server answers 404", "not an image", "larger than 64 MB")):
+    for row, reason in enumerate(("the server answers 404", "not a PNG", "larger than 64 MB")):
         status, body = ask_picture(trusting, row)
         assert status == 404
         assert reason in json.loads(body)["error"]

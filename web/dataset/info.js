@@ -13,7 +13,8 @@ import { Uploads } from "./uploads.js";
 
 /** @typedef {import("./choice.js").ChoiceWidget} ChoiceWidget */
 
-const MIN_HEIGHT = 100;
+/** Least size of a node that is added, in pixels: names of columns beside the names of their inputs, and the rows. */
+const [MIN_WIDTH, MIN_HEIGHT] = [400, 100];
 /** Gap between the parts, as in the style sheet. */
 const GAP = 6;
 /** Notes on a folder of images that the server does not show. */
@@ -36,7 +37,7 @@ export function addInfo(node) {
     infos.delete(node);
     info.destroy();
   });
-  fitToWidgets(node);
+  fitToWidgets(node, MIN_WIDTH);
 }
 
 /**

@@ -25,22 +25,26 @@ export class NoteList {
     this.#onResize = onResize;
     this.element = el("ul", { class: "edit-trainer edit-trainer-notes", role: "status", hidden: true });
     new ResizeObserver(() => {
-      const height = this.element.offsetHeight;
-      if (this.element.hidden || height) this.#resize(height);
+      if (this.element.hidden || this.#isLaidOut()) this.#resize(this.element.offsetHeight);
     }).observe(this.element);
   }
 
   /** Height of the messages in the node's pixels; 0 without any. */
   get height() {
     if (this.element.hidden) return 0;
-    return this.element.offsetHeight || this.#height;
+    return this.#isLaidOut() ? this.element.offsetHeight : this.#height;
   }
 
   /** @param {Line[]} lines */
   show(lines) {
     this.element.hidden = !lines.length;
     this.element.replaceChildren(...lines.map(item));
-    if (!this.element.offsetHeight) this.#resize(lines.length ? this.#measure() : 0);
+    if (!this.#isLaidOut()) this.#resize(lines.length ? this.#measure() : 0);
+  }
+
+  /** False where the list is not drawn, or does not have its width yet, and would be as high as its letters. */
+  #isLaidOut() {
+    return this.element.offsetWidth > this.#width() / 2;
   }
 
   /** @param {number} height */
@@ -50,7 +54,7 @@ export class NoteList {
     if (growth) this.#onResize(growth);
   }
 
-  /** Height of the list where it is not drawn, as in a node off the screen: that of a copy out of sight. */
+  /** Height of the list where it is not laid out, as in a node off the screen: that of a copy out of sight. */
   #measure() {
     const copy = /** @type {HTMLElement} */ (this.element.cloneNode(true));
     Object.assign(copy.style, { position: "fixed", visibility: "hidden", width: `${this.#width()}px` });
