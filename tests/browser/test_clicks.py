@@ -42,9 +42,9 @@ def photos(server: Server) -> list[str]:
 
 def run(page: Page, server: Server, name: str) -> None:
     """Press Run, and look at the page when all is done."""
+    done = len(server.get("/history"))
     Hands(page).run()
-    page.wait_for_timeout(700)
-    wait_until(lambda: not any(server.get("/queue").values()), 120)
+    wait_until(lambda: len(server.get("/history")) > done and not any(server.get("/queue").values()), 120)
     page.wait_for_timeout(700)
     screenshot(page, name, "body")
 
@@ -131,7 +131,7 @@ def test_a_graph_appends_its_own_pairs_and_trains_and_edits(
     edit = hands.add_linked(train, "output", "model", "edit image", (1420, 300))
     hands.connect(loaded, "IMAGE", edit, "image")
     hands.type_text(edit, "prompt", "invert the colors")
-    hands.add_linked(edit, "output", "image", "preview image", (1420, 720))
+    hands.add_linked(edit, "output", "image", "preview image", (1420, 790))
     screenshot(page, f"clicks pairs {renderer} 3 wired", "body")
     run(page, server, f"clicks pairs {renderer} 4 edited")
     check_trained(page, server, f"pairs-{renderer}")
