@@ -117,6 +117,9 @@ def _set_timesteps(
     Returns timesteps `[steps]` and sigmas `[steps + 1]`, float32.
     """
     shift = family.shift(scheduler.config, tokens, steps)
+    if steps == 1:
+        # diffusers would stretch the only level, 1, by 0 / 0.
+        scheduler.register_to_config(shift_terminal=None)
     scheduler.set_timesteps(sigmas=np.linspace(1.0, 1 / steps, steps).tolist(), device=device, mu=shift)
     scheduler.set_begin_index(0)
     timesteps, sigmas = scheduler.timesteps, scheduler.sigmas

@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
+import gc
 import signal
 import subprocess
 import sys
 import threading
 import time
+import weakref
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
 
 import pytest
 
-from trainer.cli.stopping import StopSignals, stop_signals
+from trainer.cli.stopping import StopSignals, end_at_signals, stop_signals
 from trainer.encoding.encoder import Encoder
 from trainer.encoding.text import TextEmbeddings
 from trainer.events import Progress, RunControl, Step
@@ -137,6 +139,15 @@ def test_what_a_library_makes_of_a_signal_is_the_signal(number: int, raised: typ
             signal.raise_signal(number)
         except BaseException:
             raise RuntimeError("cannot release un-acquired lock") from None
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_signal_inside_a_finalizer_is_not_forgotten() -> None:
+    """Python drops what a finalizer raises."""
+    with pytest.raises(SystemExit) as ended, end_at_signals():
+        weakref.finalize(RunControl(), signal.raise_signal, signal.SIGTERM)
+        gc.collect()
+    assert ended.value.code == 143
 
 
 EARLY = """

@@ -46,7 +46,7 @@ def test_kills_lose_neither_the_average_nor_the_best_step(runs):
     assert "finished=True" in start(runs.folder / "whole", runs.parquet, 0, "averaged")
     killed, whole = runs.folder / "killed", runs.folder / "whole"
     files = sorted(path.name.removeprefix("whole") for path in whole.glob("*.safetensors"))
-    assert len(files) == 3, files
+    assert len(files) == 4, files
     for name in files:
         assert (killed / f"killed{name}").read_bytes() == (whole / f"whole{name}").read_bytes(), name
     assert RunFolder(killed).validation_losses() == RunFolder(whole).validation_losses()

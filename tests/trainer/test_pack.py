@@ -16,6 +16,7 @@ import unicodedata
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Mapping
+from functools import partial
 from pathlib import Path
 
 import pyarrow.parquet as pq
@@ -380,7 +381,11 @@ def test_a_signal_leaves_nothing_half_written(number: int, code: int, tmp_path: 
             os.link(source / role / "0.png", source / role / f"{n}.png")
     out = tmp_path / "out" / "edits.parquet"
     command = [sys.executable, "-m", "trainer", "pack", str(source), "--out", str(out), "--caption", "x"]
-    with subprocess.Popen(command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True) as process:
+    # A job in the background ignores Ctrl-C, and so would its children.
+    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    with subprocess.Popen(
+        command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True, preexec_fn=default
+    ) as process:
         end = time.monotonic() + 60
         while not list(out.parent.glob(".writing-*")) and time.monotonic() < end:
             time.sleep(0.002)

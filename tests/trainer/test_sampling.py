@@ -16,7 +16,7 @@ from trainer.inference import DenoiseInputs, DenoiseOptions, denoise, edit
 from trainer.lora.adapter import LoraAdapter
 from trainer.memory.model_parts import ModelComponents
 from trainer.memory.plan import Plan
-from trainer.models.edit_model import EditModel
+from trainer.models.edit_model import EditModel, open_model
 
 CPU, F32 = "cpu", torch.float32
 
@@ -45,6 +45,12 @@ def test_an_edit_is_reproducible_and_has_the_asked_size(model: EditModel):
     assert first.tobytes() == again.tobytes() != other.tobytes()
     assert [(event.done, event.total) for event in events if event.phase == "sampling"] == [(1, 2), (2, 2)]
     assert [event.done for event in events if event.phase == "loading"] == [0, 1, 2, 3]
+
+
+@pytest.mark.slow
+def test_an_edit_of_one_step_is_a_picture():
+    image = run(edit(open_model("tiny/qwen-image-edit"), control_image(), "make it red", steps=1))[1]
+    assert isinstance(image, Image.Image) and len(image.getcolors(1 << 16) or ()) > 1
 
 
 @pytest.mark.slow

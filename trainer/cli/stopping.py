@@ -126,6 +126,8 @@ def end_at_signals() -> Iterator[None]:
         signal.signal(number, handle)
     try:
         yield
+        if ended:  # A signal inside a finalizer is ignored.
+            raise ended[0]
     except Exception:  # A signal inside a library may come out of it as an error of its own.
         if ended:
             raise ended[0] from None

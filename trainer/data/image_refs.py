@@ -186,7 +186,12 @@ def read_bytes(ref: ImageRef, root: Path, downloads: Downloads) -> bytes:
         return _checked_size(ref.value, "")
     if ref.kind == "url":
         return _checked_size(downloads.fetch(ref.value, MAX_FILE_BYTES), f"{shorten(ref.value)}: ")
-    return _read_file(local_file(ref.value, root), shorten(ref.value))
+    return read_local(ref.value, root)
+
+
+def read_local(path: str, root: Path) -> bytes:
+    """Read the encoded bytes of an image at a relative path below `root`. Raises BadImage as `read_bytes` does."""
+    return _read_file(local_file(path, root), shorten(path))
 
 
 def _read_file(file: Path, shown: str) -> bytes:

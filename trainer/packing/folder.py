@@ -8,8 +8,7 @@ from abc import ABC, abstractmethod
 from pathlib import Path, PurePosixPath
 from typing import NoReturn
 
-from ..data.downloads import Downloads
-from ..data.image_refs import MAX_FILE_BYTES, ImageRef, read_bytes
+from ..data.image_refs import MAX_FILE_BYTES, read_local
 from ..errors import BadInput, shorten
 from ..paths import MAX_ENTRIES
 
@@ -77,7 +76,7 @@ class FolderSource(PictureSource):
     def read(self, name: str, limit: int = MAX_FILE_BYTES) -> bytes:
         """Read a file of at most `limit` bytes, following links only as datasets do."""
         try:
-            data = read_bytes(ImageRef("path", name), self.path, Downloads())
+            data = read_local(name, self.path)
         except BadInput as error:
             raise BadInput(str(error).removeprefix(f"{shorten(name)}: ")) from None
         if len(data) > limit:
