@@ -17,8 +17,16 @@ RENDERERS = ["classic", "vue"]
 PAIRS = 8
 
 
+FIRST_WITH_VUE = (1, 58)
+"""Earlier front ends draw slots of Vue nodes elsewhere than the graph has them, where the mouse looks for them, and
+1.35 draws nothing new in a node that was connected by hand (docs/limits.md)."""
+
+
 def empty_canvas(page: Page, renderer: str) -> PageLog:
     """An empty workflow in a renderer."""
+    version = page.evaluate("() => window.__COMFYUI_FRONTEND_VERSION__")
+    if renderer == "vue" and tuple(map(int, version.split(".")[:2])) < FIRST_WITH_VUE:
+        pytest.skip(f"the Vue nodes of front end {version} cannot be used by the mouse of these tests")
     page.set_default_timeout(20_000)
     choose_renderer(page, renderer)
     page.evaluate("() => app.graph.clear()")

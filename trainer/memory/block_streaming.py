@@ -63,7 +63,7 @@ class BlockStreamer:
         return min(2, len(self.blocks)) * max(block.bytes for block in self.blocks)
 
     def allocate_slots(self) -> None:
-        """Allocate the slots unless they are, and start filling them."""
+        """Allocate the slots, if that is not done yet, and start to fill them."""
         if not self._slots:
             size = max(block.bytes for block in self.blocks)
             self._slots = [_Slot(size, self.device, self.blocks) for _ in self.blocks[:2]]

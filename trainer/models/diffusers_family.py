@@ -93,6 +93,7 @@ class PipelineFamily(Family):
         return self.wrap_vae(load_pretrained(model, folder, "vae", dtype), device, fingerprint)
 
     def wrap_vae(self, vae: ModelMixin, device: torch.device | str, fingerprint: str) -> PipelineCodec:
+        """Make a codec of a loaded VAE, whose digest is `fingerprint`."""
         return PipelineCodec(vae, device, fingerprint)
 
     def text_pipeline(self, folder: Path | None, dtype: torch.dtype, **loaded: Any) -> DiffusionPipeline:
