@@ -209,8 +209,7 @@ def dataset_state(parquet: Path, columns: Columns, images_root: str = "") -> str
 
     Raises BadInput.
     """
-    from ..trainer.data.dataset import find_images_root
-    from ..trainer.data.dataset_files import dataset_files
+    from ..trainer.data.dataset_files import dataset_files, find_images_root
     from ..trainer.data.digests import pictures_state
     from ..trainer.data.row_edits import edits_file
 

@@ -7,15 +7,12 @@ import os
 import random
 import shutil
 import signal
-import stat
 import subprocess
 import sys
 import time
-import tracemalloc
 import unicodedata
-import zipfile
 from collections import Counter
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from functools import partial
 from pathlib import Path
 
@@ -24,63 +21,12 @@ import pytest
 from PIL import Image
 
 from trainer.cli.main import main
-from trainer.data.images import decode_image
 from trainer.errors import BadInput
 from trainer.events import drain
-from trainer.packing import captions, zips
 from trainer.packing.pack import PackOptions, pack
-from trainer.packing.zips import MAX_DIRECTORY_BYTES, ZipSource
 
-from .edits import number_of, png
-
-Files = dict[str, bytes]
-
-
-def jpeg(number: int) -> bytes:
-    stream = io.BytesIO()
-    decode_image(png(number)).save(stream, "JPEG", quality=100, subsampling=0)
-    return stream.getvalue()
-
-
-def in_folder(folder: Path, files: Mapping[str, bytes]) -> Path:
-    for name, data in files.items():
-        path = folder / "set" / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-    return folder / "set"
-
-
-def in_zip(folder: Path, files: Mapping[str, bytes]) -> Path:
-    with zipfile.ZipFile(folder / "set.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for name, data in files.items():
-            archive.writestr(name, data)
-    return folder / "set.zip"
-
-
-BOTH = pytest.mark.parametrize("put", [in_folder, in_zip])
-
-
-def packed(source: Path, **options: object) -> list[tuple[object, ...]]:
-    """Rows of the parquet: the number that each picture shows, and the caption."""
-    out = source.parent / "out" / "edits.parquet"
-    result = drain(pack(source, out, PackOptions(**options)))
-    rows = pq.read_table(out).to_pylist()
-    assert result.rows == len(rows)
-    return [tuple(number_of(cell) if isinstance(cell, bytes) else cell for cell in row.values()) for row in rows]
-
-
-def refused(source: Path, *words: str, **options: object) -> None:
-    """The message says all of these, and nothing is written."""
-    before = sorted(source.parent.rglob("*"))
-    with pytest.raises(BadInput) as error:
-        packed(source, **options)
-    for word in words:
-        assert word in str(error.value)
-    assert sorted(source.parent.rglob("*")) == before
-
-
-def pair(name: str, number: int, **more: bytes) -> Files:
-    return {f"control/{name}.png": png(number), f"target/{name}.png": png(number + 1000)}
+from .edits import png
+from .packed_sets import BOTH, Files, in_folder, in_zip, jpeg, packed, pair, refused
 
 
 @BOTH
@@ -120,64 +66,6 @@ def test_the_zips_of_hosted_trainers(put: Callable, tmp_path: Path) -> None:
         files |= {f"{name}_start.png": png(number), f"{name}_start2.png": png(10 + number)}
         files |= {f"{name}_end.png": png(number + 1000), f"{name}.txt": name.encode()}
     assert packed(put(tmp_path, files)) == [(0, 10, 1000, "one"), (1, 11, 1001, "two.five")]
-
-
-@BOTH
-@pytest.mark.parametrize(
-    ("name", "table"),
-    [
-        ("metadata.csv", 'file_name,text\nb.png,"two, too"\ntarget/a.png,one\n'),
-        ("metadata.jsonl", '{"file_name": "a", "caption": "one"}\n\n{"image": "b.jpg", "prompt": "two, too"}\n'),
-    ],
-)
-def test_captions_in_a_table(put: Callable, name: str, table: str, tmp_path: Path) -> None:
-    files = pair("a", 1) | pair("b", 2)
-    expected = [(1, 1001, "one"), (2, 1002, "two, too")]
-    assert packed(put(tmp_path, files | {name: table.encode()})) == expected
-    (tmp_path / f"my {name}").write_text(table)
-    (tmp_path / "other").mkdir()
-    assert packed(put(tmp_path / "other", files), captions=str(tmp_path / f"my {name}")) == expected
-
-
-@pytest.mark.parametrize("delimiter", [",", ";", "\t"])
-def test_tables_of_spreadsheets(delimiter: str, tmp_path: Path) -> None:
-    lines = [["File_Name ", "Caption"], ["a.png", '"one, two; three"'], ["", ""], ["b.png", "two"]]
-    table = "\ufeff" + "\r\n".join(delimiter.join(line) for line in lines)
-    files = pair("a", 1) | pair("b", 2) | {"captions.csv": table.encode()}
-    assert packed(in_zip(tmp_path, files)) == [(1, 1001, "one, two; three"), (2, 1002, "two")]
-
-
-def test_an_empty_caption_in_a_table_or_a_text_is_none(tmp_path: Path) -> None:
-    files = pair("a", 1) | pair("b", 2) | {"metadata.csv": b"file_name,caption\na, \n", "target/b.txt": b" \n"}
-    source = in_folder(tmp_path, files)
-    refused(source, "target/a.png: has no caption", "target/b.png: has no caption")
-    assert packed(source, caption="all") == [(1, 1001, "all"), (2, 1002, "all")]
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize(
-    ("table", "word"),
-    [
-        (b"file_name,caption\n" + b"q,x\n" * (3 * 2**20), 'line 2: there is no pair named "q"'),
-        (b"file_name,caption" + b",x" * 2**20 + b"\n" + b"a,x\n" * 2**17 + b"q,x\n", 'no pair named "q"'),
-    ],
-    ids=["many faults", "many columns"],
-)  # fmt: skip
-def test_a_large_table_takes_no_more_than_its_size(table: bytes, word: str, tmp_path: Path) -> None:
-    source = in_zip(tmp_path, pair("a", 1) | {"metadata.csv": table})
-    start = time.monotonic()
-    tracemalloc.start()
-    refused(source, word)
-    peak = tracemalloc.get_traced_memory()[1]
-    tracemalloc.stop()
-    assert peak < 200 * 2**20 and time.monotonic() - start < 20
-
-
-def test_captions_that_are_gigabytes_together_are_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(captions, "MAX_TEXTS_BYTES", 1000)
-    files = {name: data for n in range(9) for name, data in pair(f"{n}", n).items()}
-    texts = {f"target/{n}.txt": b"x" * 400 for n in range(9)}
-    refused(in_zip(tmp_path, files | texts), "target/2.txt: the captions are larger than", caption="rest")
 
 
 @pytest.mark.parametrize("last", ["gone", "cut off"])
@@ -393,84 +281,6 @@ def test_a_signal_leaves_nothing_half_written(number: int, code: int, tmp_path: 
         said = process.communicate(timeout=20)[1]
     assert process.returncode == code and "Traceback" not in said, said
     assert not list(out.parent.iterdir())
-
-
-def entry(name: str, data: bytes = b"", **fields: int) -> Callable[[zipfile.ZipFile], None]:
-    """Adds an entry with fields of its header set."""
-
-    def add(archive: zipfile.ZipFile) -> None:
-        info = zipfile.ZipInfo("placeholder")
-        info.filename = name
-        for field, value in fields.items():
-            setattr(info, field, value)
-        archive.writestr(info, data)
-
-    return add
-
-
-@pytest.mark.parametrize(
-    ("add", "fault"),
-    [
-        (entry("../target/a.png"), "leads out of it"),
-        (entry("target/../../a.png"), "leads out of it"),
-        (entry("/etc/passwd"), "leads out of it"),
-        (entry("C:/a.png"), "leads out of it"),
-        (entry("..\\..\\a.png"), "leads out of it"),
-        (entry("target/a.png", b"/x", external_attr=(stat.S_IFLNK | 0o777) << 16, create_system=3), "is a link"),
-        (entry("target/a.png", png(1), compress_type=zipfile.ZIP_LZMA), "compressed in a way that is not read"),
-    ],
-)  # fmt: skip
-def test_an_archive_that_leads_elsewhere_is_refused(
-    add: Callable[[zipfile.ZipFile], None], fault: str, tmp_path: Path
-) -> None:
-    with zipfile.ZipFile(tmp_path / "set.zip", "w") as archive:
-        add(archive)
-    refused(tmp_path / "set.zip", fault)
-
-
-def test_an_encrypted_archive_is_refused(tmp_path: Path) -> None:
-    path = in_zip(tmp_path, pair("a", 1))
-    data = bytearray(path.read_bytes())
-    for signature, offset in ((b"PK\x01\x02", 8), (b"PK\x03\x04", 6)):
-        at = data.find(signature)
-        while at >= 0:
-            data[at + offset] |= 1
-            at = data.find(signature, at + 1)
-    path.write_bytes(data)
-    refused(path, "is encrypted")
-
-
-def test_bombs_are_refused_before_anything_is_unpacked(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ZipSource, "read", lambda *_: pytest.fail("unpacked"))
-    monkeypatch.setattr(zips, "MIN_UNPACKED", 2**20)
-    with zipfile.ZipFile(tmp_path / "large.zip", "w", zipfile.ZIP_DEFLATED) as archive:
-        for number in range(3):
-            archive.writestr(f"target/{number}.png", bytes(2**20))
-    refused(tmp_path / "large.zip", "would unpack to")
-    path = in_zip(tmp_path, pair("a", 1))
-    data = path.read_bytes()
-    start, first = data.index(b"PK\x01\x02"), data.index(b"PK\x01\x02", data.index(b"PK\x01\x02") + 1)
-    record, end = data[start:first], bytearray(data[data.index(b"PK\x05\x06") :])
-    entries = b"".join(record.replace(b"control/a.png", f"control/{n:05}".encode()) for n in range(10_000))
-    end[12:16] = len(entries).to_bytes(4, "little")
-    (tmp_path / "overlap.zip").write_bytes(data[:start] + entries + bytes(end))
-    refused(tmp_path / "overlap.zip", "its files overlap")
-    end[12:16] = (MAX_DIRECTORY_BYTES + 1).to_bytes(4, "little")
-    (tmp_path / "directory.zip").write_bytes(data[:start] + bytes(MAX_DIRECTORY_BYTES + 1) + bytes(end))
-    refused(tmp_path / "directory.zip", "directory takes more than")
-
-
-def test_names_of_archives_made_on_other_systems(tmp_path: Path) -> None:
-    files = {"control\\e\u0301.png": png(1), "target/\u00e9.png": png(2), "target/\u00e9.txt": b"x"}
-    path = in_zip(tmp_path, files)
-    data = bytearray(path.read_bytes())
-    for signature, offset in ((b"PK\x01\x02", 9), (b"PK\x03\x04", 7)):  # without the flag for UTF-8
-        at = data.find(signature)
-        while at >= 0:
-            data[at + offset] &= ~8
-            at = data.find(signature, at + 1)
-    path.write_bytes(data)
-    assert packed(path) == [(1, 2, "x")]
 
 
 def test_a_folder_is_read_no_further_than_its_links_allow(tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ import pytest
 
 from trainer import paths
 from trainer.cli.runner import check_folder
-from trainer.data.dataset import find_images_root
+from trainer.data.dataset_files import find_images_root
 from trainer.data.downloads import Downloads
 from trainer.data.image_refs import fetch_control
 from trainer.data.load_request import load_request, resolve_resource

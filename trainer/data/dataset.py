@@ -14,9 +14,8 @@ import numpy as np
 from ..config.columns import Columns
 from ..errors import BadInput, RunFailed, shorten
 from ..events import Progress, drain
-from ..paths import path_kind, typed_path
 from .cells import Block, hash_cells
-from .dataset_files import data_folder
+from .dataset_files import data_folder, find_images_root
 from .digests import MISSING, FileDigests, file_states, named_files
 from .downloads import Downloads
 from .edited_blocks import EditedBlocks, edited_blocks
@@ -261,16 +260,6 @@ def check_columns(fields: Mapping[str, Any], path: Path) -> None:
     faults += column_faults(fields, path)
     if faults:
         raise BadInput(f"{path} cannot be used:\n" + "\n".join(f"  - {fault}" for fault in faults))
-
-
-def find_images_root(images_root: str, parquet: Path) -> Path:
-    """Folder that a parquet's relative image paths start from. Raises BadInput when there is none."""
-    if not images_root:
-        return data_folder(parquet)
-    for folder in (typed_path(images_root), data_folder(parquet) / images_root):
-        if path_kind(folder) == "folder":
-            return folder
-    raise BadInput(f'images_root: "{images_root}" is not a folder.')
 
 
 def _edit_row(block: Block, row: int, columns: Columns) -> EditRow:

@@ -12,7 +12,7 @@ from pathlib import Path, PurePosixPath
 
 from ..errors import BadInput, DamagedFile, shorten
 from ..files import read_json
-from ..paths import MAX_ENTRIES, path_kind
+from ..paths import MAX_ENTRIES, path_kind, typed_path
 
 MAX_FILES = 2000
 """Files of a dataset; a judgement: above all but a few datasets of the hub. Opening them takes some seconds."""
@@ -62,6 +62,16 @@ def data_folder(path: Path) -> Path:
     while not all(folder.is_relative_to(first) for folder in folders):
         first = first.parent
     return first
+
+
+def find_images_root(images_root: str, parquet: Path) -> Path:
+    """Folder that a parquet's relative image paths start from. Raises BadInput when there is none."""
+    if not images_root:
+        return data_folder(parquet)
+    for folder in (typed_path(images_root), data_folder(parquet) / images_root):
+        if path_kind(folder) == "folder":
+            return folder
+    raise BadInput(f'images_root: "{images_root}" is not a folder.')
 
 
 def is_pattern(path: Path) -> bool:
