@@ -269,8 +269,8 @@ def test_a_signal_leaves_nothing_half_written(number: int, code: int, tmp_path: 
             os.link(source / role / "0.png", source / role / f"{n}.png")
     out = tmp_path / "out" / "edits.parquet"
     command = [sys.executable, "-m", "trainer", "pack", str(source), "--out", str(out), "--caption", "x"]
-    # A job in the background ignores Ctrl-C, and so would its children.
-    default = partial(signal.signal, signal.SIGINT, signal.SIG_DFL)
+    # A job in the background ignores Ctrl-C, one under nohup the hang-up, and so would its children.
+    default = partial(signal.signal, number, signal.SIG_DFL)
     with subprocess.Popen(
         command, cwd=Path(__file__).parents[2], stderr=subprocess.PIPE, text=True, preexec_fn=default
     ) as process:
