@@ -12,7 +12,7 @@ from .source_tree import room_of, sources
 
 LADDER = (
     ("compiled", "errors", "events", "modules", "threads", "trainer"),
-    ("families", "packages"),
+    ("families",),
     ("config", "files", "paths"),
     ("data", "quantization", "tensors"),
     ("single_file", "device", "blocks", "packing"),

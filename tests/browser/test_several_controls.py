@@ -69,7 +69,7 @@ def test_samples_and_viewer_show_every_control(page: Page, server: Server, rende
     samples = server.output / "edit_trainer" / name / "samples"
     Image.new("RGB", (64, 48), "blue").save(samples / "control-00-2.png")
     shutil.copy(samples / "step-000000-00.png", samples / "control-00-3.png")
-    page.locator(".edit-trainer-runs-tab-button").click()
+    page.get_by_role("button", name="Training runs").first.click()
     run = page.locator(".edit-trainer-run").filter(has=page.locator("strong", has_text=name))
     run.get_by_role("button", name="Open").click()
     dialog = page.locator("dialog.edit-trainer-compare")

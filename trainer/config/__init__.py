@@ -6,6 +6,7 @@ samples         the sample prompts of a request
 settings        the run settings
 recorded        fields that enter run fingerprints and weights files
 cuda_allocator  settings of torch's CUDA allocator, in the environment
+packages        optional packages that some settings need
 validation      decoding of JSON and wording of faults
 
 Knows no torch, no parquet and no model.

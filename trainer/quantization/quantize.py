@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 from torch import nn
 
+from ..config.packages import require_package
 from ..config.settings import Precision
 from ..modules import blocks_of
-from ..packages import require_package
 from .formats import Quantization, QuantizedWeight, format_of
 
 

@@ -7,10 +7,10 @@ from typing import TYPE_CHECKING
 
 import numpy as np
 
+from ..config.packages import require_package
 from ..config.public import Parameter
 from ..errors import RunFailed, shorten
 from ..events import Sample
-from ..packages import require_package
 from ..training.run_folder import RunFolder
 
 if TYPE_CHECKING:

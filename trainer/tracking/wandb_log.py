@@ -7,11 +7,11 @@ from collections.abc import Mapping
 from secrets import token_hex
 from typing import TYPE_CHECKING, Any
 
+from ..config.packages import require_package
 from ..config.public import Parameter
 from ..errors import BadInput, RunFailed
 from ..events import Sample
 from ..files import write_text
-from ..packages import require_package
 from ..training.run_folder import RunFolder
 
 if TYPE_CHECKING:

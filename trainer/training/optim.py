@@ -8,8 +8,8 @@ from typing import Any
 
 import torch
 
+from ..config.packages import require_package
 from ..config.settings import RunSettings
-from ..packages import require_package
 from ..quantization.formats import BITSANDBYTES
 from .rng import example_generator
 

@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING
 
 import torch
 
+from ..config.packages import require_package
 from ..config.request import FineTuneRequest, RequestParams
 from ..config.settings import RunSettings, has_masks
 from ..distributed.processes import SingleProcess
@@ -26,7 +27,6 @@ from ..memory.model_parts import ModelComponents
 from ..memory.plan import Plan
 from ..memory.planner import joint_plan
 from ..models.captions import CaptionRules
-from ..packages import require_package
 from ..quantization.benchmark import compute_capability
 from ..quantization.formats import format_of
 from .checkpoint import last_step

@@ -6,7 +6,7 @@ import re
 from importlib import import_module
 from types import ModuleType
 
-from .errors import BadInput
+from ..errors import BadInput
 
 
 def require_package(requirement: str, feature: str) -> ModuleType:
