@@ -13,8 +13,8 @@ from comfy.ldm.models.autoencoder import AutoencoderKL, AutoencodingEngine
 from comfy.ldm.wan.vae import WanVAE
 from comfy.model_patcher import ModelPatcher
 from comfy.sd1_clip import SD1ClipModel, SDClipModel
-from comfy.text_encoders.flux import Flux2TEModel, FluxClipModel, FluxTokenizer, KleinTokenizer
-from comfy.text_encoders.llama import Qwen3_4B, Qwen25_7BVLI
+from comfy.text_encoders.flux import FluxClipModel, FluxTokenizer
+from comfy.text_encoders.llama import Qwen25_7BVLI
 from comfy.text_encoders.qwen_image import Qwen25_7BVLIModel, QwenImageTEModel, QwenImageTokenizer
 from comfy.text_encoders.qwen_vl import Qwen2VLVisionTransformer
 from comfy.text_encoders.t5 import T5
@@ -49,13 +49,6 @@ QWEN: dict[str, Any] = {
     "hidden_size": QWEN_WIDTH,
     "intermediate_size": 256,
     "num_hidden_layers": 2,
-    "num_attention_heads": 2,
-    "num_key_value_heads": 1,
-}
-QWEN3: dict[str, Any] = {
-    "hidden_size": 64,
-    "intermediate_size": 96,
-    "num_hidden_layers": 28,
     "num_attention_heads": 2,
     "num_key_value_heads": 1,
 }
@@ -132,36 +125,6 @@ class SmallQwenClip(QwenImageTEModel):
         return self.widen(out), pooled, extra
 
 
-class SmallQwen3(Qwen3_4B):
-    """Built without weights first, as at full width they would take gigabytes."""
-
-    def __init__(self, config_dict, dtype, device, operations) -> None:
-        super().__init__(config_dict, dtype, torch.device("meta"), operations)
-        self.to_empty(device=device)
-
-
-class SmallKleinModel(SDClipModel):
-    def __init__(self, device="cpu", dtype=None, model_options: dict | None = None) -> None:
-        super().__init__(
-            device=device,
-            layer=[9, 18, 27],
-            textmodel_json_config=dict(QWEN3),
-            dtype=dtype,
-            special_tokens={"pad": 151643},
-            layer_norm_hidden_state=False,
-            model_class=SmallQwen3,
-            enable_attention_masks=True,
-            return_attention_masks=True,
-            model_options=model_options or {},
-        )
-
-
-class SmallKleinClip(Flux2TEModel):
-    def __init__(self, device="cpu", dtype=None, model_options: dict | None = None) -> None:
-        options = {"device": device, "dtype": dtype, "model_options": model_options or {}}
-        super().__init__(name="qwen3_4b", clip_model=SmallKleinModel, **options)
-
-
 def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
     """Weights that keep signals about their size; norms start at one."""
     draw = torch.Generator().manual_seed(seed)
@@ -177,11 +140,15 @@ def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
 
 def reduced_clip(family: str, width: int, seed: int = 0) -> comfy.sd.CLIP:
     """A CLIP of ComfyUI's classes with ComfyUI's tokenizers; `width` of Qwen's conditioning."""
-    clip, tokenizer = {
-        "flux-kontext": (SmallFluxClip, FluxTokenizer),
-        "qwen-image-edit": (SmallQwenClip, QwenImageTokenizer),
-        "flux2-klein": (SmallKleinClip, KleinTokenizer),
-    }[family]
+    if family == "flux2-klein":
+        from .reduced_klein import KleinTokenizer, SmallKleinClip  # which ComfyUI before 0.33 cannot import
+
+        clip, tokenizer = SmallKleinClip, KleinTokenizer
+    else:
+        clip, tokenizer = {
+            "flux-kontext": (SmallFluxClip, FluxTokenizer),
+            "qwen-image-edit": (SmallQwenClip, QwenImageTokenizer),
+        }[family]
     params = {"width": width} if family == "qwen-image-edit" else {}
     target = SimpleNamespace(params=params, clip=clip, tokenizer=tokenizer)
     options = {"dtype": torch.float32, "load_device": CPU, "offload_device": CPU, "initial_device": CPU}
