@@ -11,9 +11,12 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Page, sync_playwright
 
-from ..comfyui.server import Server, find_comfyui
+from ..comfyui.conftest import comfyui
+from ..comfyui.server import Server
 from ..hub_server import HubServer, hub_server
 from .helpers import PackConsole
+
+__all__ = ["comfyui"]
 
 NAMES = ("chromium", "chromium-browser", "google-chrome", "chrome", "msedge")
 
@@ -26,11 +29,8 @@ def hub() -> Iterator[HubServer]:
 
 
 @pytest.fixture(scope="session")
-def server(tmp_path_factory: pytest.TempPathFactory, hub: HubServer) -> Iterator[Server]:
+def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory, hub: HubServer) -> Iterator[Server]:
     """A server with ComfyUI's example image in its input folder, as in every installation."""
-    comfyui = find_comfyui()
-    if comfyui is None:
-        pytest.skip("no ComfyUI found: set COMFYUI_PATH to its folder (and COMFYUI_PYTHON to its interpreter)")
     base = tmp_path_factory.mktemp("comfyui")
     settings = base / "user" / "default" / "comfy.settings.json"
     settings.parent.mkdir(parents=True)

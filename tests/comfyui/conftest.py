@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import re
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from .server import Server, find_comfyui
+from .server import Server, find_comfyui, version_of
 
 TEST_PACK = Path(__file__).parent / "oracles"
 
@@ -25,8 +24,7 @@ def comfyui() -> Path:
 @pytest.fixture(scope="session")
 def version(comfyui: Path) -> tuple[int, ...]:
     """ComfyUI's version."""
-    text = (comfyui / "comfyui_version.py").read_text(encoding="utf-8")
-    return tuple(map(int, re.search(r'"([\d.]+)"', text).group(1).split(".")))
+    return version_of(comfyui)
 
 
 @pytest.fixture(scope="session")

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import re
 import socket
 import subprocess
 import sys
@@ -31,6 +32,12 @@ def find_comfyui() -> Path | None:
         [Path(path)] if (path := os.environ.get("COMFYUI_PATH")) else [PACK.parents[1], Path.home() / "comfy/ComfyUI"]
     )
     return next((place for place in places if (place / "comfy" / "model_management.py").is_file()), None)
+
+
+def version_of(comfyui: Path) -> tuple[int, ...]:
+    """ComfyUI's version."""
+    text = (comfyui / "comfyui_version.py").read_text(encoding="utf-8")
+    return tuple(map(int, re.findall(r'"([\d.]+)"', text)[0].split(".")))
 
 
 def find_python(comfyui: Path) -> str:
