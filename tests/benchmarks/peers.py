@@ -4,7 +4,7 @@ Run from the repository's root: python tests/benchmarks/peers.py
 
 A Kontext of 1536 features and 12 blocks (random weights, the tiny model's VAE and text encoders) learns from pairs of
 512 x 512 pictures: 1024 + 1024 + 512 tokens. Compared are
-- a step with the same precision and the same checkpointing;
+- a step with the same precision (`--dtype`) and the same checkpointing;
 - a whole run: caching, steps, a sampling before and one after, ours as its plan has it, plain with the example's flags;
 - the bytes of parameters and of what one forward pass saves, in bf16 and checkpointed, ours under an int8 plan.
 
@@ -50,6 +50,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=1, help="How often both sides take turns.")
     parser.add_argument("--threads", type=int, default=2)
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="Of the base model, on both sides.")
     parser.add_argument("--only", choices=("step", "run", "bytes"), nargs="*", default=["step", "run", "bytes"])
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -101,7 +102,7 @@ def write_pairs(path: Path, count: int) -> None:
 def measured(side: str, options: argparse.Namespace) -> dict:
     """What a process of its own found."""
     command = [sys.executable, __file__, "--side", side, "--folder", str(options.folder)]
-    for name in ("pairs", "steps", "sample_steps", "rank", "threads"):
+    for name in ("pairs", "steps", "sample_steps", "rank", "threads", "dtype"):
         command += [f"--{name.replace('_', '-')}", str(getattr(options, name))]
     done = subprocess.run(command, capture_output=True, text=True)
     if done.returncode:
@@ -115,6 +116,7 @@ def measured(side: str, options: argparse.Namespace) -> dict:
 def plain_side(options: argparse.Namespace, checkpointing: bool, whole: bool) -> dict:
     """Plain training of few steps, or a whole run."""
     from tests.benchmarks.plain import run_plain
+    from trainer.tensors import DTYPES
 
     parquet, samples = ("pairs", options.sample_steps) if whole else ("few", 0)
     with tempfile.TemporaryDirectory() as out:
@@ -128,6 +130,7 @@ def plain_side(options: argparse.Namespace, checkpointing: bool, whole: bool) ->
             SIZE,
             options.steps,
             samples,
+            DTYPES[options.dtype],
         )
 
 
@@ -163,6 +166,7 @@ def our_side(options: argparse.Namespace, checkpointing: str, whole: bool) -> di
     settings = RunSettings(
         resolution=SIZE,
         control_resolution="target",
+        precision=options.dtype,
         gradient_checkpointing=checkpointing,
         sample_steps=options.sample_steps,
     )

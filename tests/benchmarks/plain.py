@@ -134,11 +134,12 @@ def run_plain(
     size: int,
     steps: int,
     sample_steps: int,
+    dtype: torch.dtype,
 ) -> dict[str, object]:
     """Seconds of every phase."""
     flags = FLAGS.format(rank=rank, checkpointing=" --gradient_checkpointing" if checkpointing else "")
     clock = Clock()
-    training = PlainTraining(folder, targets, rank, checkpointing, torch.float32)
+    training = PlainTraining(folder, targets, rank, checkpointing, dtype)
     clock.lap("load")
     training.cache(parquet, size)
     clock.lap("cache")
