@@ -1,5 +1,5 @@
 // @ts-check
-import { el, oncePerFrame, setText } from "../lib/dom.js";
+import { el, oncePerFrame, setText, showDialog } from "../lib/dom.js";
 import { count, counted, editLines, messageOf, t } from "../lib/text.js";
 import { CODES, RowOrder, rowsByCode, visiblePlaces, worstFirst } from "./row_order.js";
 import { RowStore } from "./row_store.js";
@@ -83,7 +83,6 @@ class RowBrowser {
       this.progress,
     );
     this.dialog.style.setProperty("--et-pictures", String(store.source.controls.length + 1));
-    this.dialog.addEventListener("keydown", (event) => event.stopPropagation());
     this.dialog.addEventListener("close", () => {
       this.#close();
       onClose();
@@ -92,8 +91,7 @@ class RowBrowser {
   }
 
   show() {
-    document.body.append(this.dialog);
-    this.dialog.showModal();
+    showDialog(this.dialog);
     addEventListener("keydown", this.#onKey, true);
     this.resizes.observe(this.list);
     this.#arrange();
@@ -267,14 +265,11 @@ class RowBrowser {
   }
 
   /**
-   * Keeps the page's shortcuts away, also where a click beside the rows has left the focus to the page: undo is that of
-   * the last edit of a row.
+   * Undoes the last edit of a row, in place of the graph's last change.
    *
    * @param {KeyboardEvent} event
    */
   #onKey = (event) => {
-    const inside = event.target instanceof Node && this.dialog.contains(event.target);
-    if (!inside) event.stopPropagation();
     const { key, ctrlKey, metaKey, target } = event;
     if (!/^[zy]$/i.test(key) || !(ctrlKey || metaKey) || target instanceof HTMLTextAreaElement) return;
     event.preventDefault();

@@ -69,3 +69,21 @@ export function shieldFromGraph(element) {
     element.addEventListener(event, (e) => e.stopPropagation());
   }
 }
+
+/**
+ * Adds a dialog to the page and opens it. Keys do not leave it, also while nothing in it has the focus: the page would
+ * take them for its own, and some pages keep Escape from closing the dialog.
+ *
+ * @param {HTMLDialogElement} dialog
+ */
+export function showDialog(dialog) {
+  /** @param {KeyboardEvent} event */
+  const keepFromPage = (event) => {
+    if (!(event.target instanceof Element && event.target.closest("dialog"))) event.stopPropagation();
+  };
+  addEventListener("keydown", keepFromPage, true);
+  dialog.addEventListener("keydown", (event) => event.stopPropagation());
+  dialog.addEventListener("close", () => removeEventListener("keydown", keepFromPage, true));
+  document.body.append(dialog);
+  dialog.showModal();
+}

@@ -1,5 +1,5 @@
 // @ts-check
-import { el } from "../lib/dom.js";
+import { el, showDialog } from "../lib/dom.js";
 import { imageUrl } from "../lib/server.js";
 import { t } from "../lib/text.js";
 
@@ -57,7 +57,6 @@ export function openViewer(run, row, step) {
   const moveHandle = () => stage.style.setProperty("--swipe", `${swipe.valueAsNumber / 10}%`);
   swipe.addEventListener("input", moveHandle);
   dialog.addEventListener("keydown", (event) => {
-    event.stopPropagation();
     const offset = { ArrowUp: 1, PageUp: 1, ArrowDown: -1, PageDown: -1 }[event.key];
     if (!offset) return;
     event.preventDefault();
@@ -68,8 +67,7 @@ export function openViewer(run, row, step) {
   show(index);
   compare(0);
   moveHandle();
-  document.body.append(dialog);
-  dialog.showModal();
+  showDialog(dialog);
   swipe.focus();
 }
 

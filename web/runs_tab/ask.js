@@ -1,5 +1,5 @@
 // @ts-check
-import { el } from "../lib/dom.js";
+import { el, showDialog } from "../lib/dom.js";
 import { t } from "../lib/text.js";
 
 /**
@@ -34,9 +34,7 @@ export function confirmForm(action, ...content) {
   const buttons = el("div", { class: "edit-trainer-buttons" }, cancel, answer);
   const form = el("form", { method: "dialog" }, ...content, buttons);
   const dialog = el("dialog", { class: "edit-trainer edit-trainer-ask", "aria-label": action }, form);
-  dialog.addEventListener("keydown", (event) => event.stopPropagation());
-  document.body.append(dialog);
-  dialog.showModal();
+  showDialog(dialog);
   return new Promise((resolve) => {
     dialog.addEventListener("close", () => {
       resolve(dialog.returnValue === "yes");

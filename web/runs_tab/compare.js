@@ -1,5 +1,5 @@
 // @ts-check
-import { el } from "../lib/dom.js";
+import { el, showDialog } from "../lib/dom.js";
 import { t } from "../lib/text.js";
 import { LossChart } from "../panel/chart.js";
 import { RunPanel } from "../panel/panel.js";
@@ -29,13 +29,11 @@ export function openRuns(runs) {
     el("header", {}, ...names, close),
     ...view.elements,
   );
-  dialog.addEventListener("keydown", (event) => event.stopPropagation());
   dialog.addEventListener("close", () => {
     view.destroy();
     dialog.remove();
   });
-  document.body.append(dialog);
-  dialog.showModal();
+  showDialog(dialog);
 }
 
 /** @param {SavedRun} run */
