@@ -63,13 +63,14 @@ def server(comfyui: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[
     server.close()
 
 
-def small_transformer(base_model: str) -> torch.nn.Module:
-    """One block of each kind: Kontext and klein at a width of 256, Qwen-Image at its full width, which ComfyUI
-    assumes."""
+def small_transformer(base_model: str, version: tuple[int, ...]) -> torch.nn.Module:
+    """One block of each kind: Kontext and klein at a width of 256, but Qwen-Image, and Kontext before ComfyUI 0.33, at
+    the full width that ComfyUI's version assumes."""
     if base_model == KLEIN:
         return Flux2Transformer2DModel(**KLEIN_SIZES)
     if base_model == FLUX:
-        return FluxTransformer2DModel(**FLUX_SIZES)
+        heads = {} if version >= (0, 33) else {"num_attention_heads": 24}
+        return FluxTransformer2DModel(**FLUX_SIZES | heads)
     with torch.device("meta"):
         transformer = QwenImageTransformer2DModel(num_layers=1, zero_cond_t=base_model == EDIT_2511)
     transformer = transformer.to_empty(device="cpu")
@@ -101,7 +102,8 @@ def shorten(prompt: Prompt, base_model: str) -> tuple[Prompt, dict[str, str]]:
 
 @pytest.mark.parametrize("base_model", WORKFLOWS)
 def test_a_full_size_workflow_runs_to_its_end(page: Page, server: Server, comfyui: Path, base_model: str) -> None:
-    if base_model == KLEIN and version_of(comfyui) < (0, 33):
+    version = version_of(comfyui)
+    if base_model == KLEIN and version < (0, 33):
         pytest.skip("ComfyUI before 0.33 does not know klein")
     workflow = json.loads((PACK / "example_workflows" / f"{WORKFLOWS[base_model]}.json").read_text(encoding="utf-8"))
     prompt, ids = shorten(page.evaluate(TO_PROMPT, workflow), base_model)
@@ -111,7 +113,7 @@ def test_a_full_size_workflow_runs_to_its_end(page: Page, server: Server, comfyu
     torch.manual_seed(0)
     file = models / "diffusion_models" / prompt[ids["UNETLoader"]]["inputs"]["unet_name"]
     marker = marker_tensors(open_model(base_model).family.variant.marker)
-    write(file, "bf16", stored(base_model, small_transformer(base_model)) | marker)
+    write(file, "bf16", stored(base_model, small_transformer(base_model, version)) | marker)
     if vae := prompt[ids["VAELoader"]]["inputs"].get("vae_name"):
         made = server.run({"vae": node("OracleVaeFile", family=FAMILIES[base_model], file=str(models / "vae" / vae))})
         assert made.status == "execution_success", made.details

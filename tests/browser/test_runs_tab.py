@@ -236,3 +236,23 @@ def test_what_the_list_adds_is_undone_in_one_step_each(page: Page, server: Serve
     wait_until(lambda: nodes(page, "EditTrainerPreviewSamples"), 30)
     check_undo(page, before)
     assert not log.problems
+
+
+@pytest.mark.parametrize("renderer", ["classic", "vue"])
+def test_keys_stay_in_a_dialog_that_has_not_the_focus(page: Page, server: Server, runs, renderer: str) -> None:
+    log = start(page, renderer)
+    before = types(page)
+    page.evaluate("() => app.canvas.graph.nodes.forEach((node) => app.canvas.select(node))")
+    page.get_by_role("button", name="Training runs").first.click()
+    row(page, runs[1]).get_by_role("button", name="Open").click()
+    dialog = page.locator("dialog.edit-trainer-compare")
+    expect(dialog).to_have_count(1)
+    page.evaluate("() => document.activeElement.blur()")
+    page.keyboard.press("Delete")
+    page.wait_for_timeout(500)
+    assert types(page) == before
+    page.keyboard.press("Escape")
+    expect(dialog).to_have_count(0)
+    page.keyboard.press("Delete")
+    wait_until(lambda: not types(page), 20)
+    assert not log.problems
