@@ -4,7 +4,7 @@ Run from the repository's root: python tests/benchmarks/peers.py
 
 A Kontext of 1536 features and 12 blocks (random weights, the tiny model's VAE and text encoders) learns from pairs of
 512 x 512 pictures: 1024 + 1024 + 512 tokens. Compared are
-- a step with the same precision (`--dtype`) and the same checkpointing;
+- a step with the same precision (`--dtype`) and the same checkpointing, and ours with selective checkpointing;
 - a whole run: caching, steps, a sampling before and one after, ours as its plan has it, plain with the example's flags;
 - the bytes of parameters and of what one forward pass saves, in bf16 and checkpointed, ours under an int8 plan.
 
@@ -50,7 +50,7 @@ def main() -> None:
     parser.add_argument("--rank", type=int, default=16)
     parser.add_argument("--rounds", type=int, default=1, help="How often both sides take turns.")
     parser.add_argument("--threads", type=int, default=2)
-    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="fp32", help="Of the base model, on both sides.")
+    parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16", help="Of the base model, on both sides.")
     parser.add_argument("--only", choices=("step", "run", "bytes"), nargs="*", default=["step", "run", "bytes"])
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
@@ -276,6 +276,7 @@ SIDES = {
     "plain-on": lambda options: plain_side(options, True, False),
     "plain-off": lambda options: plain_side(options, False, False),
     "ours-on": lambda options: our_side(options, "on", False),
+    "ours-selective": lambda options: our_side(options, "selective", False),
     "ours-off": lambda options: our_side(options, "off", False),
     "plain-run": lambda options: plain_side(options, True, True),
     "ours-run": lambda options: our_side(options, "auto", True),
@@ -290,19 +291,17 @@ SIDES = {
 
 def compare_steps(options: argparse.Namespace) -> None:
     """Steps at the same checkpointing, the sides taking turns."""
-    for mode in ("on", "off"):
-        ours, plain = [], []
+    for modes in (["plain-on", "ours-on", "ours-selective"], ["plain-off", "ours-off"]):
+        seconds: dict[str, list[float]] = {mode: [] for mode in modes}
         for _ in range(options.rounds):
-            for side, seconds in (("plain", plain), ("ours", ours)):
+            for mode in modes:
                 # The first step warms up.
-                found = measured(f"{side}-{mode}", options)["seconds"]["step"]
-                seconds += found[1:] or found
-        medians = statistics.median(ours), statistics.median(plain)
-        print(
-            f"step, checkpointing {mode}: ours {medians[0]:.2f} s, plain {medians[1]:.2f} s, "
-            f"ratio {medians[0] / medians[1]:.3f}   (ours {ours}, plain {plain})",
-            flush=True,
-        )
+                found = measured(mode, options)["seconds"]["step"]
+                seconds[mode] += found[1:] or found
+        plain = statistics.median(seconds[modes[0]])
+        for mode in modes:
+            ours = statistics.median(seconds[mode])
+            print(f"step, {mode}: {ours:.2f} s, ratio {ours / plain:.3f}   ({seconds[mode]})", flush=True)
 
 
 def compare_runs(options: argparse.Namespace) -> None:

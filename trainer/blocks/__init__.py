@@ -4,6 +4,7 @@ elementwise   norm + modulation, gate + residual: functions with their own backw
 activations   GELU and SwiGLU, as such functions
 rotation      norm + rotation of queries and keys, as such functions
 attention     attention whose output can be kept from a checkpointed forward pass for its recomputation
+cpu_attention attention in bf16 on the CPU, as matmuls of tiles
 flux          blocks of FLUX.1
 flux2         blocks of FLUX.2
 qwen_image    blocks of Qwen-Image

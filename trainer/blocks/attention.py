@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import threading
 from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from typing import Any
 
 import torch
 from diffusers.models.attention_dispatch import dispatch_attention_fn
 from torch.utils.checkpoint import CheckpointPolicy, create_selective_checkpoint_contexts
+
+from .cpu_attention import tiled_attention, uses_tiles
 
 ATTENTION = (
     "_scaled_dot_product_flash_attention",
@@ -21,7 +23,10 @@ ATTENTION = (
 """The fused kernels behind scaled_dot_product_attention, as torch names them."""
 
 
-SAVED_OPS = {getattr(torch.ops.aten, name).default for name in ATTENTION if hasattr(torch.ops.aten, name)}
+SAVED_OPS = {
+    torch.ops.edit_trainer.tiled_attention.default,
+    *(getattr(torch.ops.aten, name).default for name in ATTENTION if hasattr(torch.ops.aten, name)),
+}
 
 
 class _Running(threading.local):
@@ -40,10 +45,10 @@ def attend(
     [B, L, H * D] in the dtype of `query`. `mask` is a bool tensor [B, 1, 1, L], False where keys are padding, or None.
     """
     around = None if torch.compiler.is_compiling() else _running.around
-    if around is None:
-        output = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=backend)
-    else:
-        with around():
+    with nullcontext() if around is None else around():
+        if backend is None and uses_tiles(query):
+            output = tiled_attention(query, key, value, mask)
+        else:
             output = dispatch_attention_fn(query, key, value, attn_mask=mask, backend=backend)
     output = output.flatten(2, 3).to(query.dtype)
     return _DenseGradient.apply(output) if output.is_cuda else output
