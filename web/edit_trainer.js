@@ -11,7 +11,7 @@ import { followPalette } from "./graph/palette.js";
 import { showSuccessor } from "./graph/successor.js";
 import { el } from "./lib/dom.js";
 import { setLanguage } from "./lib/text.js";
-import { onExecuted, onExecuting, onExecutionError, showRunNotes } from "./notes/node.js";
+import { keepNotesWidget, onExecuted, onExecuting, onExecutionError, showRunNotes } from "./notes/node.js";
 import { showRequestFaults } from "./notes/request.js";
 import { addPanel, onMessage, showAllRuns } from "./panel/node.js";
 import { runsTab } from "./runs_tab/sidebar.js";
@@ -87,6 +87,7 @@ app.registerExtension({
     if (node.comfyClass === "EditTrainerLoadDataset") addInfo(node);
     if (node.comfyClass === "EditTrainerBaseModel") addModelInfo(node);
     if (node.comfyClass === "EditTrainerLoadRequest") addRequestButton(node, () => showRequest(node));
+    if (node.comfyClass?.startsWith(PACK)) keepNotesWidget(node);
     const refresh = REFRESH[node.comfyClass ?? ""];
     if (refresh) callBefore(node, "onConfigure", () => refresh(node));
   },

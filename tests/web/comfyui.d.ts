@@ -8,6 +8,8 @@ interface ComfyWidget {
   label?: string;
   /** True if the classic canvas folds it. */
   advanced?: boolean;
+  /** True if the classic canvas leaves it out. */
+  hidden?: boolean;
   value: unknown;
   serialize?: boolean;
   element?: HTMLElement;

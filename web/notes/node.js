@@ -26,6 +26,7 @@ const SETTLE_MS = 400;
  * @typedef {object} Notes
  * @property {NoteList} list
  * @property {boolean} embedded True if the node has a place for the list.
+ * @property {boolean} kept True if the widget of the list stays in the node when there are no notes.
  * @property {Note[]} inputs
  * @property {Note[]} run
  */
@@ -40,6 +41,21 @@ const allNotes = new Map();
  */
 export function embedNotes(node) {
   return notesOf(node, true).list;
+}
+
+/**
+ * Gives a node the widget for its notes before there are any, on pages whose Vue nodes draw no widget that is added
+ * after a value or link of the node has changed: those that do not yet bind a widget to its node's id.
+ *
+ * @param {ComfyNode} node
+ */
+export function keepNotesWidget(node) {
+  if (!node.widgets?.length || node.widgets.some((widget) => "setNodeId" in widget)) return;
+  const notes = notesOf(node, false);
+  if (notes.embedded) return;
+  placeWidget(node, notes.list, true);
+  notes.kept = true;
+  draw(node, notes);
 }
 
 /**
@@ -118,7 +134,7 @@ function notesOf(node, embedded) {
   if (!notes) {
     const width = () => node.size[0] - 2 * MARGIN - (embedded ? 2 * BOX_EDGE : 0);
     const list = new NoteList(width, (growth) => resize(node, growth));
-    notes = { list, embedded, inputs: [], run: [] };
+    notes = { list, embedded, kept: false, inputs: [], run: [] };
     allNotes.set(node, notes);
     callBefore(node, "onRemoved", () => allNotes.delete(node));
   }
@@ -129,7 +145,7 @@ function notesOf(node, embedded) {
  * @param {ComfyNode} node
  * @param {Notes} notes
  */
-function draw(node, { list, embedded, inputs, run }) {
+function draw(node, { list, embedded, kept, inputs, run }) {
   const labelOf = (/** @type {string} */ field) => {
     const widget = node.widgets?.find(({ name }) => name === field);
     return widget?.label ?? field;
@@ -141,7 +157,8 @@ function draw(node, { list, embedded, inputs, run }) {
     return { level: note.level, text, action: label ? { label, press: () => showInput(node, input) } : undefined };
   });
   const texts = lines.map(({ text }) => text);
-  if (!embedded) placeWidget(node, list, lines.length > 0);
+  if (kept) hideWidget(node, list, !lines.length);
+  else if (!embedded) placeWidget(node, list, lines.length > 0);
   list.show(lines.filter(({ text }, index) => texts.indexOf(text) === index));
 }
 
@@ -167,7 +184,7 @@ function resize(node, growth) {
  * @param {boolean} needed
  */
 function placeWidget(node, list, needed) {
-  const widget = node.widgets?.find(({ name, element }) => name === WIDGET && element?.contains(list.element));
+  const widget = widgetOf(node, list);
   if (needed === Boolean(widget)) return;
   if (widget) {
     node.removeWidget(widget);
@@ -178,4 +195,24 @@ function placeWidget(node, list, needed) {
   const getMinHeight = () => list.height + PADDING;
   const options = { serialize: false, hideOnZoom: false, margin: MARGIN, getMinHeight };
   node.addDOMWidget(WIDGET, "edit-trainer-notes", element, options).serialize = false;
+}
+
+/**
+ * @param {ComfyNode} node
+ * @param {NoteList} list
+ * @param {boolean} hidden
+ */
+function hideWidget(node, list, hidden) {
+  const widget = widgetOf(node, list);
+  if (!widget?.element) return;
+  widget.hidden = hidden;
+  widget.element.hidden = hidden;
+}
+
+/**
+ * @param {ComfyNode} node
+ * @param {NoteList} list
+ */
+function widgetOf(node, list) {
+  return node.widgets?.find(({ name, element }) => name === WIDGET && element?.contains(list.element));
 }
