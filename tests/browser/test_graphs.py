@@ -37,6 +37,11 @@ BOXES = """() => app.canvas.graph.nodes.map((node) => {
   return [node.type, left, top, width, height].map((value) => value / app.canvas.ds.scale || value)
 })"""
 """Type and box of each node as it is drawn: left, top, width and height, in graph units."""
+SHOW = """([scale, offset]) => {
+  Object.assign(app.canvas.ds, { scale, offset })
+  app.canvas.setDirty(true, true)
+}"""
+"""Shows a part of the graph, at a zoom of `scale`."""
 LINKS = """() => app.canvas.graph.nodes.map((node) => [
   node.type, ...(node.inputs ?? []).filter((_, slot) => node.isInputConnected(slot)).map((input) => input.name),
 ])"""
@@ -47,6 +52,7 @@ KNOWS_OF_UNDO = "() => 'captureCanvasState' in app.extensionManager.workflow.act
 LOADED = {"id": 1, "type": "VAEDecode", "pos": [-900, -1200]}
 BEFORE = ["EmptyLatentImage", "VAEDecode"]
 """Types of the nodes of `start`."""
+SAMPLES = [{"ctrl_img_url": "", "prompt": "one"}, {"ctrl_img_url": "", "prompt": "two"}]
 COLUMNS_ROUTE = re.compile(r"/edit_trainer/columns\b")
 PUBLISHED = {
     "resource": "main/your-dataset.parquet",
@@ -125,8 +131,12 @@ def check_undo(page: Page, before: list[str]) -> None:
 
 
 def check_layout(page: Page) -> None:
-    """Fail where two nodes overlap."""
+    """Fail where two nodes overlap, with all of them in view: the classic canvas measures a node as it draws it."""
+    view = page.evaluate("() => [app.canvas.ds.scale, [...app.canvas.ds.offset]]")
+    page.evaluate(SHOW, [0.2, [1500, 1500]])
+    page.wait_for_timeout(500)
     boxes = page.evaluate(BOXES)
+    page.evaluate(SHOW, view)
     for index, (kind, x, y, width, height) in enumerate(boxes):
         for other, left, top, breadth, depth in boxes[index + 1 :]:
             apart = x + width <= left or left + breadth <= x or y + height <= top or top + depth <= y
@@ -187,13 +197,25 @@ def test_a_parquet_dropped_on_the_canvas_becomes_a_graph_and_undo_removes_it(
 @pytest.mark.parametrize("renderer", RENDERERS)
 def test_a_pasted_request_is_undone_in_one_step(page: Page, server: Server, renderer: str) -> None:
     log = start(page, renderer)
-    samples = [{"ctrl_img_url": "", "prompt": "one"}, {"ctrl_img_url": "", "prompt": "two"}]
-    page.evaluate(PASTE, json.dumps(make_request(samples=samples)))
+    page.evaluate(PASTE, json.dumps(make_request(samples=SAMPLES)))
     wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 30)
     check_undo(page, BEFORE)
     check_layout(page)
     assert "Note" not in types(page), "a request without gaps has no note"
     assert not log.problems
+
+
+def test_a_graph_is_laid_out_in_a_page_that_was_switched_from_vue_nodes(page: Page, server: Server) -> None:
+    choose_renderer(page, "vue")
+    page.wait_for_load_state("networkidle")  # the setting is stored
+    page.reload()
+    page.wait_for_selector("[data-node-id]")
+    page.wait_for_timeout(1000)  # in which sizes are measured
+    start(page, "classic")
+    page.evaluate(PASTE, json.dumps(make_request(samples=SAMPLES)))
+    wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 30)
+    wait_until_laid_out(page)
+    check_layout(page)
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
