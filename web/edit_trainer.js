@@ -9,7 +9,7 @@ import { addModelInfo, showLinkedModels, showModelInfo } from "./model/info.js";
 import { callBefore, fitToWidgets } from "./graph/nodes.js";
 import { followPalette } from "./graph/palette.js";
 import { showSuccessor } from "./graph/successor.js";
-import { el } from "./lib/dom.js";
+import { addStyles } from "./lib/dom.js";
 import { setLanguage } from "./lib/text.js";
 import { keepNotesWidget, onExecuted, onExecuting, onExecutionError, showRunNotes } from "./notes/node.js";
 import { showRequestFaults } from "./notes/request.js";
@@ -66,9 +66,10 @@ app.registerExtension({
   menuCommands: [{ path: ["Extensions", "Edit Trainer"], commands: [ADD_GRAPH] }],
 
   async init() {
-    document.head.append(el("link", { rel: "stylesheet", href: new URL("./style.css", import.meta.url).href }));
+    const styled = addStyles(new URL("./style.css", import.meta.url).href);
     const response = await api.fetchApi("/i18n").catch(() => null);
     setLanguage(response?.ok ? await response.json() : {}, app.extensionManager.setting.get("Comfy.Locale"));
+    await styled;
   },
 
   async setup() {

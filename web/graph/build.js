@@ -158,6 +158,5 @@ function arrange(columns, pos) {
   }
   // Older pages do not see a change of `pos` in Vue nodes, and the newest have another name for it. In the classic
   // renderer they would give nodes the sizes of those that Vue nodes drew under the same ids.
-  const { applyNodePositions, repositionNodesVueMode } = app.canvas;
-  if (window.LiteGraph.vueNodesMode && !applyNodePositions) repositionNodesVueMode?.call(app.canvas, places);
+  if (window.LiteGraph.vueNodesMode && !app.canvas.applyNodePositions) app.canvas.repositionNodesVueMode?.(places);
 }

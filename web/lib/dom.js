@@ -32,6 +32,19 @@ export function el(tag, props = {}, ...children) {
 }
 
 /**
+ * Adds a style sheet to the page. Ends when it is there: Vue nodes that are drawn without it keep their size.
+ *
+ * @param {string} href
+ * @returns {Promise<void>}
+ */
+export function addStyles(href) {
+  return new Promise((resolve) => {
+    const end = () => resolve();
+    document.head.append(el("link", { rel: "stylesheet", href, on: /** @type {Listeners} */ ({ load: end, error: end }) }));
+  });
+}
+
+/**
  * Sets an element's text, unless it has it already.
  *
  * @param {Element} element
