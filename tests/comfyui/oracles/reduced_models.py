@@ -8,6 +8,7 @@ from types import SimpleNamespace
 from typing import Any
 
 import comfy.sd
+import comfy.text_encoders.flux
 import torch
 from comfy.ldm.models.autoencoder import AutoencoderKL, AutoencodingEngine
 from comfy.ldm.wan.vae import WanVAE
@@ -22,7 +23,9 @@ from comfy_api.latest import io
 from safetensors.torch import save_file
 
 CPU = torch.device("cpu")
-FAMILIES = ["flux-kontext", "qwen-image-edit", "flux2-klein"]
+KNOWS_KLEIN = hasattr(comfy.text_encoders.flux, "KleinTokenizer")
+"""True from ComfyUI 0.33 on."""
+FAMILIES = ["flux-kontext", "qwen-image-edit", *(["flux2-klein"] if KNOWS_KLEIN else [])]
 CLIP_L: dict[str, Any] = {
     "hidden_size": 32,
     "intermediate_size": 64,
@@ -141,7 +144,7 @@ def randomize(module: torch.nn.Module, seed: int) -> torch.nn.Module:
 def reduced_clip(family: str, width: int, seed: int = 0) -> comfy.sd.CLIP:
     """A CLIP of ComfyUI's classes with ComfyUI's tokenizers; `width` of Qwen's conditioning."""
     if family == "flux2-klein":
-        from .reduced_klein import KleinTokenizer, SmallKleinClip  # which ComfyUI before 0.33 cannot import
+        from .reduced_klein import KleinTokenizer, SmallKleinClip  # only where KNOWS_KLEIN
 
         clip, tokenizer = SmallKleinClip, KleinTokenizer
     else:
