@@ -158,9 +158,12 @@ def values(page: Page, kind: str) -> dict[str, Any]:
 
 
 @pytest.mark.parametrize("renderer", RENDERERS)
-def test_the_command_adds_a_training_graph(page: Page, server: Server, renderer: str) -> None:
+def test_the_menu_adds_a_training_graph(page: Page, server: Server, renderer: str) -> None:
     log = start(page, renderer)
-    page.evaluate("() => app.extensionManager.command.execute('EditTrainer.AddGraph')")
+    page.locator(".comfy-menu-button-wrapper, [data-testid=comfy-menu-button]").first.click()
+    for entry in ("Extensions", "Edit Trainer"):
+        page.get_by_role("menuitem", name=entry).first.hover()
+    page.get_by_role("menuitem", name="Add training graph").last.click()
     wait_until(lambda: "EditTrainerPreviewSamples" in types(page), 30)
     wait_until_laid_out(page)
     check_layout(page)
