@@ -10,8 +10,10 @@ from .helpers import PageLog, choose_renderer, load, screenshot, scroll_to, shor
 from .test_notes import CHOOSE, COLUMNS, write_datasets
 
 VALUES = """() => Object.fromEntries(app.graph.nodes.map((node) => [
-  node.type, (node.widgets ?? []).map(({ name, value }) => [name, value]),
+  node.type,
+  (node.widgets ?? []).filter(({ serialize }) => serialize !== false).map(({ name, value }) => [name, value]),
 ]))"""
+"""Names and values of the widgets that a workflow saves, by the node's type."""
 BUTTON = "advanced-inputs-button"
 ROOT = """() => {
   const node = app.graph.nodes.find((node) => node.type === 'EditTrainerLoadDataset')
