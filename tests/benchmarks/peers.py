@@ -6,7 +6,9 @@ A Kontext of 1536 features and 12 blocks (random weights, the tiny model's VAE a
 512 x 512 pictures: 1024 + 1024 + 512 tokens. Compared are
 - a step with the same precision (`--dtype`) and the same checkpointing, and ours with selective checkpointing;
 - a whole run: caching, steps, a sampling before and one after, ours as its plan has it, plain with the example's flags;
-- the bytes of parameters and of what one forward pass saves, in bf16 and checkpointed, ours under an int8 plan.
+- the bytes of parameters and of what one forward pass saves (`peers_bytes.py`).
+
+First it prints the share of the plain step that is matmuls and attention, which nothing else can save.
 
 `--steps` are run and timed; a run of `--of-steps` is put together from the medians where that is more.
 """
@@ -20,12 +22,13 @@ import statistics
 import subprocess
 import sys
 import tempfile
-from collections.abc import Callable
 from pathlib import Path
 
 sys.path.insert(0, str(Path(__file__).parents[2]))
 
 import torch
+
+from tests.benchmarks.peers_bytes import our_bytes, plain_bytes
 
 SIZE = 512
 CONFIG = {
@@ -51,7 +54,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=1, help="How often both sides take turns.")
     parser.add_argument("--threads", type=int, default=2)
     parser.add_argument("--dtype", choices=("fp32", "bf16"), default="bf16", help="Of the base model, on both sides.")
-    parser.add_argument("--only", choices=("step", "run", "bytes"), nargs="*", default=["step", "run", "bytes"])
+    parser.add_argument("--only", choices=COMPARISONS, nargs="*", default=list(COMPARISONS))
     parser.add_argument("--side", help=argparse.SUPPRESS)
     parser.add_argument("--folder", type=Path, help=argparse.SUPPRESS)
     options = parser.parse_args()
@@ -134,6 +137,17 @@ def plain_side(options: argparse.Namespace, checkpointing: bool, whole: bool) ->
         )
 
 
+def plain_share(options: argparse.Namespace, checkpointing: bool) -> dict:
+    """Share of a plain step that is matmuls and attention."""
+    from tests.benchmarks.plain import PlainTraining, matmul_share
+    from trainer.tensors import DTYPES
+
+    targets, dtype = lora_targets(options.folder), DTYPES[options.dtype]
+    training = PlainTraining(options.folder / "model", targets, options.rank, checkpointing, dtype)
+    training.cache(options.folder / "few.parquet", SIZE)
+    return {"share": matmul_share(training)}
+
+
 def our_side(options: argparse.Namespace, checkpointing: str, whole: bool) -> dict:
     """The same through `train()`."""
     from tests.benchmarks.plain import Clock
@@ -206,72 +220,6 @@ def lora_targets(folder: Path) -> str:
     return model.family.lora_targets("attention+mlp", model.empty_transformer())
 
 
-def plain_bytes(options: argparse.Namespace) -> dict:
-    """Bytes of plain bf16 training with checkpointing."""
-    from tests.benchmarks.plain import PlainTraining
-
-    targets = lora_targets(options.folder)
-    training = PlainTraining(options.folder / "model", targets, options.rank, True, torch.bfloat16)
-    training.cache(options.folder / "few.parquet", SIZE)
-    return kept_bytes(training.transformer, lambda: training.loss(0))
-
-
-def our_bytes(options: argparse.Namespace, **settings: str) -> dict:
-    """Bytes under a plan of int8 in bf16, on what is the device in the plan's eyes."""
-    from dataclasses import replace
-
-    from tests.benchmarks.synthetic import random_batches
-    from trainer.config.request import TrainingParams
-    from trainer.config.settings import RunSettings
-    from trainer.device import assumed_gpu
-    from trainer.memory.activation_bytes import step_shape
-    from trainer.memory.model_parts import ModelComponents
-    from trainer.memory.planner import make_plan
-    from trainer.models.edit_model import open_model
-    from trainer.training.trainable import build_trainable
-
-    model = open_model(BASE, options.folder / "model")
-    params = TrainingParams(caption_column="c", control_image_column="b", image_column="a", lora_rank=options.rank)
-    how = RunSettings(
-        resolution=SIZE, control_resolution="target", precision="int8", gradient_checkpointing="on", **settings
-    )
-    plan = replace(make_plan(model, params, how, assumed_gpu(80)), quantize_activations=False)
-    components = ModelComponents(model, torch.device("cpu"), plan)
-    build_trainable(components, params, how)
-    shape = step_shape(model.family, params, how, plan)
-    batch = next(random_batches(model.family, model.transformer_config(), shape))
-
-    def forward() -> torch.Tensor:
-        with torch.autocast("cpu", torch.bfloat16):
-            text = batch.texts[0].text
-            return model.family.predict(components.transformer(), batch.clean, batch.controls, text, batch.sigmas, 1.0)
-
-    found = kept_bytes(components.transformer(), forward)
-    away = sum(found["parameters"].values()) - components.placement().device_bytes
-    return {"flags": plan.line(), "parameters": sum(found["parameters"].values()) - away, "saved": found["saved"]}
-
-
-def kept_bytes(transformer: torch.nn.Module, forward: Callable[[], torch.Tensor]) -> dict:
-    """Of parameters and buffers by name, and of what a forward pass saves beside them."""
-    tensors = dict([*transformer.named_parameters(), *transformer.named_buffers()])
-    own = {tensor.untyped_storage().data_ptr() for tensor in tensors.values()}
-    saved: dict[int, int] = {}
-
-    def pack(tensor: torch.Tensor) -> torch.Tensor:
-        storage = tensor.untyped_storage()
-        if storage.data_ptr() not in own:
-            saved[storage.data_ptr()] = storage.nbytes()
-        return tensor
-
-    with torch.autograd.graph.saved_tensors_hooks(pack, lambda tensor: tensor):
-        kept = forward()
-    del kept
-    return {
-        "parameters": {name: tensor.numel() * tensor.element_size() for name, tensor in tensors.items()},
-        "saved": sum(saved.values()),
-    }
-
-
 SIDES = {
     "plain-on": lambda options: plain_side(options, True, False),
     "plain-off": lambda options: plain_side(options, False, False),
@@ -280,13 +228,26 @@ SIDES = {
     "ours-off": lambda options: our_side(options, "off", False),
     "plain-run": lambda options: plain_side(options, True, True),
     "ours-run": lambda options: our_side(options, "auto", True),
-    "plain-bytes": plain_bytes,
-    "ours-bytes": our_bytes,
-    "ours-bytes-modulation": lambda options: our_bytes(options, offload="modulation"),
+    "share-on": lambda options: plain_share(options, True),
+    "share-off": lambda options: plain_share(options, False),
+    "plain-bytes": lambda options: plain_bytes(
+        options.folder / "model", options.folder / "few.parquet", lora_targets(options.folder), options.rank, SIZE
+    ),
+    "ours-bytes": lambda options: our_bytes(BASE, options.folder / "model", options.rank, SIZE),
+    "ours-bytes-modulation": lambda options: our_bytes(
+        BASE, options.folder / "model", options.rank, SIZE, offload="modulation"
+    ),
 }
 
 
 # the comparisons
+
+
+def show_share(options: argparse.Namespace) -> None:
+    """Matmuls and attention in a plain step, checkpointed and not."""
+    for mode in ("on", "off"):
+        share = measured(f"share-{mode}", options)["share"]
+        print(f"matmul and attention of a plain step, checkpointing {mode}: {share:.3f}", flush=True)
 
 
 def compare_steps(options: argparse.Namespace) -> None:
@@ -337,7 +298,7 @@ def compare_bytes(options: argparse.Namespace) -> None:
         )
 
 
-COMPARISONS = {"step": compare_steps, "run": compare_runs, "bytes": compare_bytes}
+COMPARISONS = {"share": show_share, "step": compare_steps, "run": compare_runs, "bytes": compare_bytes}
 
 if __name__ == "__main__":
     main()

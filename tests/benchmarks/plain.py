@@ -22,6 +22,8 @@ SCHEDULE = 1000
 FLAGS = "--cache_latents --rank {rank} --train_batch_size 1 --guidance_scale 1 --optimizer adamw{checkpointing}"
 """The example script's flags that this does the work of; captions are encoded once, as it does without being asked."""
 
+MATMULS = ("aten::mm", "aten::addmm", "aten::bmm", "aten::baddbmm", "aten::_scaled_dot_product")
+
 
 class PlainTraining:
     """One training, in the steps in which it is timed."""
@@ -122,6 +124,17 @@ class PlainTraining:
         FluxKontextPipeline.save_lora_weights(
             folder, transformer_lora_layers=get_peft_model_state_dict(self.transformer)
         )
+
+
+def matmul_share(training: PlainTraining) -> float:
+    """Share of a step after a warm-up that torch's profiler finds in matmuls and attention."""
+    from torch.profiler import ProfilerActivity, profile
+
+    training.step(0)
+    with profile(activities=[ProfilerActivity.CPU]) as profiler:
+        training.step(1)
+    times = {event.key: event.self_cpu_time_total for event in profiler.key_averages()}
+    return sum(time for name, time in times.items() if name.startswith(MATMULS)) / sum(times.values())
 
 
 def run_plain(
