@@ -17,6 +17,7 @@ from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode, _get_current_dispatch_mode
 
 from trainer import compiled
+from trainer.blocks import cpu_attention
 from trainer.blocks.elementwise import per_token
 from trainer.blocks.install import use_blocks
 from trainer.compiled import assume_compiler
@@ -167,26 +168,36 @@ def test_blocks_that_another_diffusers_computes_otherwise_stay_as_they_are():
 
 
 class Attentions(TorchDispatchMode):
-    """Notes the shapes of the queries that each attention kernel gets."""
+    """Notes the attention kernels that run, and the shapes of their queries."""
 
     def __init__(self) -> None:
         super().__init__()
+        self.kernels: list[str] = []
         self.queries: list[tuple[int, ...]] = []
 
     def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "scaled_dot_product" in str(function) and "backward" not in str(function):
+        if "attention" in str(function) and "backward" not in str(function):
+            self.kernels.append(str(function))
             self.queries.append(tuple(args[0].shape))
         return function(*args, **(kwargs or {}))
 
 
-@pytest.mark.parametrize("own", [True, False], ids=["own forward pass", "diffusers' forward pass"])
-def test_selective_checkpointing_keeps_attention_and_changes_no_gradient(case: Case, own: bool):
-    found = []
+@pytest.mark.parametrize(
+    ("own", "tiles"),
+    [(True, False), (False, False), (True, True)],
+    ids=["own forward pass", "diffusers' forward pass", "own forward pass, attention in tiles"],
+)
+def test_selective_checkpointing_keeps_attention_and_changes_no_gradient(
+    case: Case, own: bool, tiles: bool, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(cpu_attention, "MULTIPLIES_BF16", True)
+    dtype, found = torch.bfloat16 if tiles else torch.float32, []
     for run in (None, partial(run_checkpointed, selective=False), partial(run_checkpointed, selective=True)):
-        block = block_of(case, own)  # not in the context: the first of a kind is compared with diffusers'
+        block = block_of(case, own).to(dtype)  # not in the context: the first of a kind is compared with diffusers'
         with Attentions() as attentions:
-            found.append((attentions, results(block, inputs_of(case), run)))
-    shape = (case.batch, HEADS, IMAGE + TEXT, HEAD)
+            found.append((attentions, results(block, inputs_of(case, dtype), run)))
+    tokens = IMAGE + TEXT
+    shape = (case.batch, *((tokens, HEADS) if tiles else (HEADS, tokens)), HEAD)
     assert [attentions.queries for attentions, _ in found] == [[shape], [shape] * 2, [shape]]
     for _, ours in found[1:]:
         assert all(map(torch.equal, ours, found[0][1]))

@@ -2,18 +2,15 @@
 
 from __future__ import annotations
 
-from functools import partial
-from typing import Any
-
 import pytest
 import torch
 from torch.nn.functional import cosine_similarity, scaled_dot_product_attention
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from trainer.blocks import cpu_attention
 from trainer.blocks.attention import attend
 from trainer.blocks.cpu_attention import multiplies_bf16, tiled_attention
-from trainer.memory.checkpointing import run_checkpointed
+
+from .test_blocks import Attentions
 
 SHAPE = (2, 50, 3, 16)
 
@@ -63,23 +60,10 @@ def test_padded_keys_have_no_gradient():
     assert of_key[0].any(dim=-1).all()
 
 
-class Kernels(TorchDispatchMode):
-    """Notes the attention kernels that run."""
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.names: list[str] = []
-
-    def __torch_dispatch__(self, function: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        if "attention" in str(function) and "backward" not in str(function):
-            self.names.append(str(function))
-        return function(*args, **(kwargs or {}))
-
-
 def kernels_of(inputs: list[torch.Tensor], backend: str | None = None) -> list[str]:
-    with Kernels() as kernels:
+    with Attentions() as attentions:
         attend(*inputs, None, backend)
-    return kernels.names
+    return attentions.kernels
 
 
 def test_bf16_alone_runs_in_tiles_and_only_on_a_fitting_processor(monkeypatch: pytest.MonkeyPatch):
@@ -109,26 +93,3 @@ def test_a_processor_fits_by_its_units(monkeypatch: pytest.MonkeyPatch, capabili
 def test_an_older_torch_does_not_say(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delattr(torch.cpu, "get_capabilities", raising=False)
     assert not multiplies_bf16()
-
-
-class Block(torch.nn.Module):
-    """Attention of tokens [B, L, H, D] with themselves."""
-
-    calls_attend = True
-
-    def forward(self, tokens: torch.Tensor) -> torch.Tensor:
-        """Return [B, L, H * D]."""
-        return attend(tokens * 2, tokens, tokens, None, None)
-
-
-def test_selective_checkpointing_keeps_the_output():
-    found = []
-    for run in (None, partial(run_checkpointed, selective=False), partial(run_checkpointed, selective=True)):
-        tokens = random_inputs()[0]
-        with Kernels() as kernels:
-            output = run(Block(), tokens) if run else Block()(tokens)
-            results = with_gradients(output, [tokens])
-        found.append((len(kernels.names), results))
-    assert [count for count, _ in found] == [1, 2, 1]
-    for _, results in found[1:]:
-        assert all(map(torch.equal, results, found[0][1]))

@@ -45,7 +45,7 @@ def attend(
     [B, L, H * D] in the dtype of `query`. `mask` is a bool tensor [B, 1, 1, L], False where keys are padding, or None.
     """
     around = None if torch.compiler.is_compiling() else _running.around
-    with nullcontext() if around is None else around():
+    with (around or nullcontext)():
         if backend is None and uses_tiles(query):
             output = tiled_attention(query, key, value, mask)
         else:

@@ -39,8 +39,8 @@ export function el(tag, props = {}, ...children) {
  */
 export function addStyles(href) {
   return new Promise((resolve) => {
-    const end = () => resolve();
-    document.head.append(el("link", { rel: "stylesheet", href, on: /** @type {Listeners} */ ({ load: end, error: end }) }));
+    const on = { load: () => resolve(), error: () => resolve() };
+    document.head.append(el("link", { rel: "stylesheet", href, on }));
   });
 }
 
